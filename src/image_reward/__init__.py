@@ -1,0 +1,72 @@
+"""Learn what people prefer in images made from text, and put that to work: score, rank and compare images for a prompt.
+
+Names load on first use, so that ``import image_reward`` itself is immediate and needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from image_reward.checkpoints import ScorerConfig
+    from image_reward.errors import (
+        CheckpointError,
+        DownloadError,
+        ImageReadError,
+        ImageRewardError,
+        LongPromptWarning,
+        PromptError,
+        RewardError,
+        UnknownModelError,
+    )
+    from image_reward.scorers import ImageRewardScorer, Scorer, load
+    from image_reward.types import Preference, Ranking
+
+_HOMES = {
+    "image_reward.checkpoints": ["ScorerConfig"],
+    "image_reward.errors": [
+        "CheckpointError",
+        "DownloadError",
+        "ImageReadError",
+        "ImageRewardError",
+        "LongPromptWarning",
+        "PromptError",
+        "RewardError",
+        "UnknownModelError",
+    ],
+    "image_reward.scorers": ["ImageRewardScorer", "Scorer", "load"],
+    "image_reward.types": ["Preference", "Ranking"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 - static checkers see the imports above
+    "CheckpointError",
+    "DownloadError",
+    "ImageReadError",
+    "ImageRewardError",
+    "ImageRewardScorer",
+    "LongPromptWarning",
+    "Preference",
+    "PromptError",
+    "Ranking",
+    "RewardError",
+    "Scorer",
+    "ScorerConfig",
+    "UnknownModelError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("image-reward")
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

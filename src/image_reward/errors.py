@@ -1,0 +1,38 @@
+"""What can go wrong, by kind, so that callers can catch the kind they can mend.
+
+Every message names the offending thing and the remedy. A file that is not there is always a plain ``FileNotFoundError``.
+"""
+
+from __future__ import annotations
+
+
+class ImageRewardError(Exception):
+    """Base of every error this package raises on purpose, except ``FileNotFoundError`` and plain ``ValueError``."""
+
+
+class ImageReadError(ImageRewardError, ValueError):
+    """An image exists but cannot be read as a picture: truncated, not an image, too large, NaN pixels, a wrong shape."""
+
+
+class PromptError(ImageRewardError, ValueError):
+    """A prompt is not text, or is longer than the model reads while ``long_prompts="error"``."""
+
+
+class CheckpointError(ImageRewardError, ValueError):
+    """A checkpoint is damaged or does not fit the network: a tensor is missing, extra, misshapen or not finite."""
+
+
+class DownloadError(ImageRewardError, OSError):
+    """A checkpoint is not on this machine and could not be fetched; the message says how to place it by hand."""
+
+
+class UnknownModelError(ImageRewardError, ValueError):
+    """A name that is neither registered, nor a file, nor a folder, nor a hub id."""
+
+
+class RewardError(ImageRewardError, ArithmeticError):
+    """The network gave NaN or infinity. No score is returned rather than a wrong one."""
+
+
+class LongPromptWarning(UserWarning):
+    """A prompt had more tokens than the model reads, and its end was cut off."""

@@ -1,0 +1,355 @@
+"""BLIP as ImageReward uses it: a ViT reads the image, a BERT reads the prompt while attending to the image, a head gives the reward.
+
+Architecture: BLIP (Li et al. 2022, arXiv 2201.12086) and ImageReward (Xu et al. 2023, arXiv 2304.05977). Module names are those of the
+released checkpoint, so that its state dict loads without renaming. Letters in shape comments: I images, P prompts per image,
+N = I * P pairs, T image tokens (class token first), L prompt tokens, W width, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from image_reward.models.heads import LinearHead
+
+KeysValues = tuple[Tensor, Tensor]  # each [I, H, T, D]
+
+
+@dataclass(frozen=True)
+class BlipConfig:
+    """Sizes of the network; the defaults are the released model's (ViT-L/16 and BERT-base)."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    vision_width: int = 1024
+    vision_layers: int = 24
+    vision_heads: int = 16
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_hidden: int = 3072
+    vocab_size: int = 30524
+    max_positions: int = 512
+    projection_width: int = 256
+    head_widths: tuple[int, ...] = (1024, 128, 64, 16)
+
+    def __post_init__(self) -> None:
+        for whole, part in [
+            ("image_size", "patch_size"),
+            ("vision_width", "vision_heads"),
+            ("text_width", "text_heads"),
+        ]:
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part} ({getattr(self, part)})")
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, L, W] -> [B, H, L, D]"""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, L, D] -> [B, L, W]"""
+    return x.transpose(1, 2).flatten(2)
+
+
+# --- the image tower ---------------------------------------------------------------------------------------------------------------
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.vision_width, config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.proj(pixels).flatten(2).transpose(1, 2)  # [I, T - 1, W]
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.num_heads = config.vision_heads
+        self.qkv = nn.Linear(config.vision_width, 3 * config.vision_width)
+        self.proj = nn.Linear(config.vision_width, config.vision_width)
+
+    def forward(self, x: Tensor, original_order: bool = False) -> Tensor:
+        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        if original_order:
+            logits = (query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
+            return self.proj(merge_heads(logits.softmax(dim=-1) @ value))
+        return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.vision_width, 4 * config.vision_width)
+        self.fc2 = nn.Linear(4 * config.vision_width, config.vision_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.vision_width, eps=1e-6)
+        self.attn = VisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.vision_width, eps=1e-6)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, original_order: bool = False) -> Tensor:
+        x = x + self.attn(self.norm1(x), original_order)
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Normalised pixels [I, 3, S, S] -> image tokens [I, T, W]; token 0 is the class token."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        num_patches = (config.image_size // config.patch_size) ** 2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.vision_width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, config.vision_width))
+        self.patch_embed = PatchEmbedding(config)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vision_layers))
+        self.norm = nn.LayerNorm(config.vision_width, eps=1e-6)
+        self.gradient_checkpointing = False
+        self.original_order = False
+        """Compute as the original does, operation by operation and one image at a time, so that float32 rounds as it did there."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.original_order:
+            return torch.cat([self._encode(image[None]) for image in pixels])
+        return self._encode(pixels)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        x = self.patch_embed(pixels)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed  # [I, T, W]
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, self.original_order, use_reentrant=False)
+            else:
+                x = block(x, self.original_order)
+        return self.norm(x)
+
+
+# --- the text tower ----------------------------------------------------------------------------------------------------------------
+
+
+class TextEmbeddings(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.text_width)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.text_width)
+        self.LayerNorm = nn.LayerNorm(config.text_width, eps=1e-12)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]])  # [N, L, W]
+
+
+class Projections(nn.Module):
+    """Query, key and value of an attention; keys and values may read tokens of another width."""
+
+    def __init__(self, config: BlipConfig, memory_width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.text_width, config.text_width)
+        self.key = nn.Linear(memory_width, config.text_width)
+        self.value = nn.Linear(memory_width, config.text_width)
+
+
+class AddAndNorm(nn.Module):
+    """BERT's post-norm residual: norm(residual + dense(x))."""
+
+    def __init__(self, config: BlipConfig, width_in: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, config.text_width)
+        self.LayerNorm = nn.LayerNorm(config.text_width, eps=1e-12)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(residual + self.dense(x))
+
+
+class TextAttention(nn.Module):
+    """One class for both attentions: to the prompt itself and across to the image."""
+
+    def __init__(self, config: BlipConfig, memory_width: int) -> None:
+        super().__init__()
+        self.num_heads = config.text_heads
+        self.self = Projections(config, memory_width)
+        self.output = AddAndNorm(config, config.text_width)
+
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        return split_heads(self.self.key(memory), self.num_heads), split_heads(self.self.value(memory), self.num_heads)
+
+    def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        """x [N, L, W] attends to keys and values [M, H, S, D], where N is a multiple of M: consecutive rows of x share a row of them."""
+        key, value = keys_values
+        query = split_heads(self.self.query(x).reshape(len(key), -1, x.shape[-1]), self.num_heads)  # [M, H, N/M * L, D]
+        context = merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+        return self.output(context.reshape(x.shape), x)
+
+
+class TextIntermediate(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.text_width, config.text_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class TextLayer(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.attention = TextAttention(config, config.text_width)
+        self.crossattention = TextAttention(config, config.vision_width)
+        self.intermediate = TextIntermediate(config)
+        self.output = AddAndNorm(config, config.text_hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        image: KeysValues | None,
+        image_mask: Tensor | None = None,
+        first_token_only: bool = False,
+    ) -> Tensor:
+        keys_values = self.attention.keys_values(x)
+        if first_token_only:
+            x = x[:, :1]
+        x = self.attention(x, keys_values, mask)
+        if image is not None:
+            x = self.crossattention(x, image, image_mask)
+        return self.output(self.intermediate(x), x)
+
+
+class TextLayers(nn.Module):
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
+
+
+class TextOutput(NamedTuple):
+    """What ``TextTransformer.__call__`` gives: ``last_hidden_state`` [N, L, W]."""
+
+    last_hidden_state: Tensor
+
+
+class TextTransformer(nn.Module):
+    """A bidirectional BERT whose every layer also attends to an image."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = TextLayers(config)
+        self.gradient_checkpointing = False
+
+    def read_image(self, image_tokens: Tensor) -> list[KeysValues]:
+        """Cross-attention keys and values of every layer, made once however many prompts will meet the image."""
+        layers: list[TextLayer] = list(self.encoder.layer)  # type: ignore[arg-type]
+        return [layer.crossattention.keys_values(image_tokens) for layer in layers]
+
+    def encode(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        images: list[KeysValues] | None = None,
+        image_mask: Tensor | None = None,
+        first_token_only: bool = False,
+    ) -> Tensor:
+        """Token ids [N, L] and their mask [N, L] (1 for a token, 0 for padding) -> [N, L, W], or [N, 1, W] for the first token only.
+
+        With ``images``, keys and values for I images, N is a multiple of I, and row ``n`` reads image ``n // (N / I)``.
+        """
+        attend = None if mask is None else mask.bool()[:, None, None, :]
+        see = None if image_mask is None else image_mask.bool()[:, None, None, :]
+        x = self.embeddings(ids)
+        last = len(self.encoder.layer) - 1
+        for i, layer in enumerate(self.encoder.layer):
+            arguments = (x, attend, images[i] if images else None, see, first_token_only and i == last)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+        return x
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+        mode: str = "multimodal",
+    ) -> TextOutput:
+        """BERT's calling convention, for programs that reach into the model. ``mode="text"`` leaves the image out.
+
+        One image [1, T, W] may meet any number of prompts; otherwise there is one image per prompt.
+        """
+        if mode not in ("multimodal", "text"):
+            raise ValueError(f"mode must be 'multimodal' or 'text', not {mode!r}")
+        if mode == "multimodal" and encoder_hidden_states is None:
+            raise ValueError("encoder_hidden_states is missing: give the image tokens, or mode='text' to read the prompt alone")
+        images = None
+        if mode == "multimodal" and encoder_hidden_states is not None:
+            if len(input_ids) % len(encoder_hidden_states):
+                raise ValueError(f"{len(input_ids)} prompts cannot be shared out among {len(encoder_hidden_states)} images")
+            images = self.read_image(encoder_hidden_states)
+        else:
+            encoder_attention_mask = None
+        return TextOutput(self.encode(input_ids, attention_mask, images, encoder_attention_mask))
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------------------------
+
+
+class Blip(nn.Module):
+    """Both towers and the projections of BLIP's contrastive score."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.visual_encoder = VisionTransformer(config)
+        self.text_encoder = TextTransformer(config)
+        self.vision_proj = nn.Linear(config.vision_width, config.projection_width)
+        self.text_proj = nn.Linear(config.text_width, config.projection_width)
+
+    def contrastive_features(self, image_tokens: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """L2-normalised image [I, projection] and prompt [N, projection] features; their dot product is BLIP's contrastive score."""
+        image = F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
+        text = self.text_encoder.encode(ids, mask, first_token_only=True)[:, 0]
+        return image, F.normalize(self.text_proj(text).float(), dim=-1)
+
+
+class ImageRewardNetwork(nn.Module):
+    """Pixels and token ids -> raw rewards, before the mean and standard deviation of the published scale are applied."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blip = Blip(config)
+        self.mlp = LinearHead(config.text_width, config.head_widths)
+
+    def encode_images(self, pixels: Tensor) -> list[KeysValues]:
+        """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
+        return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
+
+    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; prompts of one image are consecutive."""
+        first = self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0]
+        return self.mlp(first)[:, 0]
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
+        return self.read(self.encode_images(pixels), ids, mask)
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute activations in the backward pass: about a third more time for a fraction of the memory."""
+        self.blip.visual_encoder.gradient_checkpointing = enabled
+        self.blip.text_encoder.gradient_checkpointing = enabled

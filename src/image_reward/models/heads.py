@@ -1,0 +1,49 @@
+"""From a feature vector to one number."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearHead(nn.Module):
+    """Linear layers with dropout after the first three and no activation in between: [B, width] -> [B, 1], float32.
+
+    Without an activation the layers are one affine map, so outside training they are multiplied out, last layer first: that costs as much
+    as one row through the layers, and every row after it is a single dot product. The head computes in float32 whatever the
+    dtype of the features, because a reward is compared with others at a precision that half types do not have.
+    """
+
+    dropouts = (0.2, 0.2, 0.1)
+
+    def __init__(self, width: int, hidden_widths: tuple[int, ...] = (1024, 128, 64, 16)) -> None:
+        super().__init__()
+        widths = (width, *hidden_widths, 1)
+        layers: list[nn.Module] = []
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            layers.append(nn.Linear(fan_in, fan_out))
+            if i < len(self.dropouts) and i < len(hidden_widths):
+                layers.append(nn.Dropout(self.dropouts[i]))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            x = features.float()
+            for layer in self.layers:
+                x = F.linear(x, layer.weight.float(), layer.bias.float()) if isinstance(layer, nn.Linear) else layer(x)
+            return x
+        weight, bias = self.affine()
+        return F.linear(features.float(), weight, bias)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The single affine map that the layers amount to without dropout: weight [1, width] and bias [1]."""
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        weight = linears[-1].weight.float()
+        bias = linears[-1].bias.float()
+        for layer in reversed(linears[:-1]):
+            bias = bias + weight @ layer.bias.float()
+            weight = weight @ layer.weight.float()
+        return weight, bias

@@ -1,0 +1,248 @@
+"""What every scorer has in common: how prompts and images become a batch, and how rewards become what was asked."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from image_reward.checkpoints import TieConfig
+from image_reward.errors import RewardError
+from image_reward.images import ImageLike, ImageTransform, unique_images
+from image_reward.prompts import PromptTokenizer, check_prompts
+from image_reward.types import Preference, Ranking
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Features = TypeVar("Features")
+
+# Prompt tokens read at once, over all images: bounds the memory that a matrix of many prompts takes.
+_MAX_TOKENS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts and images as CPU tensors, ready for a scorer. Row ``n`` is prompt ``n`` with image ``image_index[n]``."""
+
+    pixels: Tensor
+    """[I, 3, S, S], uint8: each distinct image once"""
+    ids: Tensor
+    """[N, L], int64: token ids"""
+    mask: Tensor
+    """[N, L], bool: False for padding"""
+    image_index: Tensor
+    """[N], int64"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "ids", "mask", "image_index")})
+
+
+@dataclass
+class Preparation:
+    """Prompts and images -> ``Batch``: pure CPU work without the network, small and picklable for loader processes."""
+
+    transform: ImageTransform
+    tokenizer: PromptTokenizer
+
+    def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Batch:
+        """``prompts`` and ``images`` are aligned lists of one length. The same path, bytes or object is opened once.
+
+        Raises ``ValueError`` for unequal lengths, ``PromptError``, ``FileNotFoundError`` or ``ImageReadError``.
+        """
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
+        unique, index = unique_images(images)
+        tokens = self.tokenizer(prompts)
+        return Batch(self.pixels(unique), tokens.ids, tokens.mask, torch.tensor(index, dtype=torch.int64))
+
+    def pixels(self, images: Sequence[ImageLike]) -> Tensor:
+        """Images -> [I, 3, S, S], uint8."""
+        if not images:
+            return torch.empty(0, 3, self.transform.size, self.transform.size, dtype=torch.uint8)
+        return torch.stack([self.transform.crop(image) for image in images])
+
+
+class Scorer(nn.Module, ABC, Generic[Features]):
+    """A prompt and an image -> a reward: higher is better.
+
+    A kind of scorer says how images are encoded (``encode_images``) and how prompts read them (``read``); all else is here.
+    """
+
+    name: str
+    prepare: Preparation
+    tie: TieConfig | None = None
+    scale: float = 1.0
+    """Units in which the loss was trained per unit of reward: ``compare`` multiplies reward differences by it."""
+    batch_size: int = 8
+    """How many images pass through the network at once. Rewards do not depend on it."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Features:
+        """uint8 in [0, 255] or floats in [0, 1], [I, 3, S, S] -> what prompts read of the images."""
+
+    @abstractmethod
+    def read(self, images: Features, ids: Tensor, mask: Tensor) -> Tensor:
+        """Encoded images (I of them), token ids and mask [I, P, L] -> rewards [I, P], float32.
+
+        [1, P, L] are the same prompts for every image.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # --- tensors in, tensors out ---
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Rewards [N] of a batch, float32, differentiable. Each image is encoded once, however many rows it is in."""
+        batch = batch.to(self.device)
+        rewards = torch.empty(len(batch), device=self.device)
+        if not len(batch):
+            return rewards
+        counts = torch.bincount(batch.image_index, minlength=len(batch.pixels))
+        rows_by_image = torch.argsort(batch.image_index, stable=True)
+        first_row = counts.cumsum(0) - counts
+        for count in counts.unique().tolist():  # images that meet equally many prompts go through together
+            images = (counts == count).nonzero()[:, 0]
+            if not count:
+                continue
+            rows = rows_by_image[first_row[images, None] + torch.arange(count, device=self.device)]  # [I, count]
+            found = self._read_in_parts(self.encode_images(batch.pixels[images]), batch.ids[rows], batch.mask[rows])
+            rewards = rewards.index_put((rows,), found)
+        return rewards
+
+    def rewards(self, prompts: str | Sequence[str], pixels: Tensor) -> Tensor:
+        """Rewards [B] of images as float tensors [B, 3, H, W] in [0, 1], with gradients to the pixels.
+
+        One prompt serves all images; a list is aligned with them. See ``ImageTransform.crop_tensor`` for how this relates to files.
+        """
+        prompts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != len(pixels):
+            raise ValueError(f"{len(prompts)} prompts and {len(pixels)} images: aligned lists must have the same length")
+        if not prompts:
+            return torch.empty(0, device=self.device)
+        tokens = self.prepare.tokenizer(prompts)
+        images = self.encode_images(self.prepare.transform.crop_tensor(pixels.to(self.device)))
+        return self.read(images, tokens.ids[:, None].to(self.device), tokens.mask[:, None].to(self.device))[:, 0]
+
+    def _read_in_parts(self, images: Features, ids: Tensor, mask: Tensor) -> Tensor:
+        num_images = max(len(ids), self.batch_size)
+        step = max(1, _MAX_TOKENS_AT_ONCE // (num_images * ids.shape[-1]))
+        parts = [self.read(images, ids[:, i : i + step], mask[:, i : i + step]) for i in range(0, ids.shape[1], step)]
+        return torch.cat(parts, dim=1)
+
+    # --- what people ask ---
+
+    @overload
+    def score(self, prompt: str, image: ImageLike) -> float: ...
+    @overload
+    def score(self, prompt: str, image: list[Any] | tuple[Any, ...]) -> list[float]: ...
+    @overload
+    def score(self, prompt: list[str] | tuple[str, ...], image: list[Any] | tuple[Any, ...]) -> list[float]: ...
+
+    def score(self, prompt: Any, image: Any) -> float | list[float]:
+        """How much people would like an image made for a prompt; higher is better.
+
+        ``score(prompt, image)`` gives a float. ``score(prompt, [image, ...])`` gives a list, of length one for one image and empty for
+        none. ``score([prompt, ...], [image, ...])`` takes aligned pairs. Rewards do not depend on what else is in the list.
+
+        Raises what ``open_image`` and the tokenizer raise, and ``RewardError`` rather than return NaN.
+        """
+        if not isinstance(image, list | tuple):
+            if isinstance(prompt, list | tuple):
+                raise ValueError("a list of prompts needs a list of images; use matrix() for all prompts against all images")
+            return self._score_pairs([prompt], [image])[0]
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(image)
+        if len(prompts) != len(image):
+            raise ValueError(
+                f"{len(prompts)} prompts and {len(image)} images: aligned lists must have the same length; "
+                "use matrix() for all prompts against all images"
+            )
+        return self._score_pairs(prompts, list(image))
+
+    def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> NDArray[Any]:
+        """Rewards of every prompt with every image, [len(prompts), len(images)], float32. Each image is encoded once."""
+        if isinstance(prompts, str) or isinstance(images, str | bytes):
+            raise ValueError("matrix() takes a list of prompts and a list of images")
+        check_prompts(prompts)
+        rewards = torch.empty(len(prompts), len(images))
+        if not rewards.numel():
+            return rewards.numpy()
+        tokens = self.prepare.tokenizer(prompts)
+        ids, mask = tokens.ids[None].to(self.device), tokens.mask[None].to(self.device)
+        unique, index = unique_images(images)
+        columns = []
+        with torch.inference_mode():
+            for start in range(0, len(unique), self.batch_size):
+                pixels = self.prepare.pixels(unique[start : start + self.batch_size]).to(self.device)
+                columns.append(self._read_in_parts(self.encode_images(pixels), ids, mask).T.cpu())
+        rewards = torch.cat(columns, dim=1)[:, index]
+        _check_finite(rewards)
+        return rewards.numpy()
+
+    def rank(self, prompt: str, images: Sequence[ImageLike]) -> Ranking:
+        """The images of one prompt in order of reward. Raises ``ValueError`` for no images: there is nothing to rank."""
+        if not isinstance(images, list | tuple) or not images:
+            raise ValueError("rank() takes a list of at least one image")
+        return Ranking.from_rewards(self._score_pairs([prompt] * len(images), list(images)))
+
+    def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Preference:
+        """How likely people are to prefer ``a`` to ``b`` for a prompt, by the model the rewards were learned with.
+
+        Bradley-Terry: P(a better) = sigmoid(r_a - r_b) in the raw units of the head. With a fitted tie parameter, Davidson (1970), with
+        p = exp(r): P(a) = p_a / (p_a + p_b + nu sqrt(p_a p_b)); or Rao & Kupper (1967): P(a) = p_a / (p_a + theta p_b).
+        """
+        rewards = self._score_pairs([prompt, prompt], [a, b])
+        difference = self.scale * (rewards[0] - rewards[1])
+        a_better, b_better = _win_probability(difference, self.tie), _win_probability(-difference, self.tie)
+        tie = max(0.0, 1.0 - a_better - b_better) if self.tie else 0.0
+        return Preference(a_better, tie, b_better, (rewards[0], rewards[1]))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write this scorer in the package's own format, where it has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no format of this package")
+
+    def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
+        check_prompts(prompts)
+        rewards = torch.empty(len(prompts))
+        rows_of: dict[int, list[int]] = {}
+        for row, image in enumerate(unique_images(images)[1]):
+            rows_of.setdefault(image, []).append(row)
+        groups = list(rows_of.values())
+        with torch.inference_mode():
+            for start in range(0, len(groups), self.batch_size):
+                rows = [row for group in groups[start : start + self.batch_size] for row in group]
+                rewards[rows] = self(self.prepare([prompts[r] for r in rows], [images[r] for r in rows])).cpu()
+        _check_finite(rewards)
+        return rewards.tolist()
+
+
+def _win_probability(difference: float, tie: TieConfig | None) -> float:
+    """P(first better) for a difference of raw rewards d; all forms divided through so that exp never overflows."""
+    if tie is None:
+        return _sigmoid(difference)
+    if tie.model == "davidson":
+        half = math.exp(-abs(difference) / 2)  # (p_a + p_b + nu sqrt(p_a p_b)) / max(p) = 1 + half^2 + nu half
+        return (1.0 if difference >= 0 else half * half) / (1 + half * half + tie.parameter * half)
+    return _sigmoid(difference - math.log(tie.parameter))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _check_finite(rewards: Tensor) -> None:
+    if not bool(rewards.isfinite().all()):
+        raise RewardError(
+            "the network gave a reward that is not a finite number; float16 overflows on some weights: use dtype float32 or bfloat16"
+        )

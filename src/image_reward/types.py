@@ -1,0 +1,73 @@
+"""Plain records that pass between the parts. They hold data, know no model and load no heavy library."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images of one prompt in the order a scorer prefers them; both lists follow the order the images were given in.
+
+    >>> Ranking.from_rewards([0.1, 1.5, -2.0])
+    Ranking(ranking=[2, 1, 3], rewards=[0.1, 1.5, -2.0])
+    """
+
+    ranking: list[int]
+    """The rank of each image: a permutation of 1..n, 1 for the best. Equal rewards are ranked in the order given."""
+    rewards: list[float]
+    """The reward of each image."""
+
+    @classmethod
+    def from_rewards(cls, rewards: list[float]) -> Ranking:
+        order = sorted(range(len(rewards)), key=lambda i: -rewards[i])  # stable: equal rewards keep their order
+        ranking = [0] * len(rewards)
+        for rank, index in enumerate(order, start=1):
+            ranking[index] = rank
+        return cls(ranking=ranking, rewards=list(rewards))
+
+    @property
+    def order(self) -> list[int]:
+        """Indices of the images from best to worst.
+
+        >>> Ranking.from_rewards([0.1, 1.5, -2.0]).order
+        [1, 0, 2]
+        """
+        return sorted(range(len(self.ranking)), key=self.ranking.__getitem__)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What people said of the images made for one prompt."""
+
+    prompt: str
+    images: tuple[Any, ...]
+    """Two or more images: anything ``open_image`` takes, or a function of no arguments that returns it (opened when needed)."""
+    ranks: tuple[int, ...]
+    """The rank of each image, 1 for the best; equal ranks are ties."""
+    id: str = ""
+    source: str = ""
+    """The data set it comes from."""
+    shares: tuple[float, ...] | None = None
+    """For data with soft labels: the share of the votes each image got; they sum to one."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How likely people are to prefer one of two images for a prompt. The three probabilities sum to one."""
+
+    a_better: float
+    """Probability in [0, 1] that people put the first image above the second."""
+    tie: float
+    """Probability in [0, 1] that people see no difference; 0 when the model carries no fitted tie parameter."""
+    b_better: float
+    """Probability in [0, 1] that people put the second image above the first."""
+    rewards: tuple[float, float]
+    """The rewards of the two images."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

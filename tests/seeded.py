@@ -1,0 +1,96 @@
+"""Weights, images and prompts that are the same on every machine: what the reference values in tests/data were computed on.
+
+The streams are NumPy's legacy generator, which is frozen, and integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from image_reward.checkpoints import ScorerConfig, TransformConfig
+from image_reward.models.blip import BlipConfig, ImageRewardNetwork
+
+TINY = ScorerConfig(
+    network=BlipConfig(
+        image_size=64,
+        patch_size=16,
+        vision_width=64,
+        vision_layers=3,
+        vision_heads=4,
+        text_width=48,
+        text_layers=2,
+        text_heads=4,
+        text_hidden=96,
+        projection_width=32,
+    ),
+    image=TransformConfig(size=64),
+)
+
+PROMPTS = [
+    "a painting of an ocean with clouds and birds, day time, low depth field effect",
+    "cat",
+    "",
+    "A PHOTO of a Café in Zürich, 8K!!! ultra-detailed",
+    "portrait of a beautiful thick muscular fitness model wearing boxing gloves, blonde hair and ponytail, elegant, art by "
+    "stanley artgerm lau, wlop, rossdraws, james jean, andrei riabovitchev, marc simonetti and sakimichan, trending on artstation",
+    "一只猫坐在窗台上",
+    "\U0001f600 emoji   and\ttabs\nand newlines",
+    "anthropomorphic crow werecreature, photograph captured in a forest",
+]
+LONG_PROMPT = PROMPTS[4]
+
+IMAGES = [
+    ("gradient", 512, 512, 1),
+    ("checker", 512, 512, 2),
+    ("rings", 640, 427, 3),
+    ("noise", 300, 301, 4),
+    ("gradient", 225, 1024, 5),
+    ("rings", 224, 224, 6),
+    ("checker", 97, 61, 7),
+    ("noise", 1024, 768, 8),
+]
+
+
+def weights(config: ScorerConfig, seed: int) -> dict[str, Tensor]:
+    """A state dict in the released checkpoint's names, with activations of order one through every layer."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in ImageRewardNetwork(config.network).state_dict().items()}
+    return {name: torch.from_numpy(_weight(name, shape, seed)) for name, shape in shapes.items()}
+
+
+def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    values = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape).astype(np.float32)
+    if "norm" in name.lower() and name.endswith("weight"):
+        return 1 + 0.1 * values
+    if name.endswith("bias"):
+        return 0.05 * values
+    if "embeddings" in name or name.endswith(("cls_token", "pos_embed")):
+        return 0.5 * values
+    peaked = any(part in name for part in (".query.", ".key.", ".qkv."))  # peaked attention, so that the text matters
+    return values * np.float32((2.5 if peaked else 1.0) / np.sqrt(np.prod(shape[1:])))
+
+
+def image(kind: str, width: int, height: int, seed: int) -> Image.Image:
+    if kind == "noise":
+        planes = list(np.random.RandomState(seed).randint(0, 256, size=(3, height, width)))
+    else:
+        y, x = np.mgrid[:height, :width].astype(np.int64)
+        if kind == "gradient":
+            planes = [x * 255 // max(width - 1, 1) + seed * 31, y * 255 // max(height - 1, 1) + seed * 17, (x + y) * 3 + seed * 7]
+        elif kind == "checker":
+            cell = 5 + seed % 11
+            on = (x // cell + y // cell) % 2 * 200
+            planes = [on + 20, 235 - on, on // 2 + seed * 13]
+        else:
+            squared = (x - width // 2) ** 2 + (y - height // 2) ** 2
+            planes = [squared // (7 + seed), squared // (11 + seed), squared // (13 + seed)]
+    return Image.fromarray(np.stack([plane % 256 for plane in planes], axis=-1).astype(np.uint8))
+
+
+def images() -> list[Image.Image]:
+    return [image(*arguments) for arguments in IMAGES]
