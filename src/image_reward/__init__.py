@@ -41,7 +41,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - static checkers see the imports above
+__all__ = [
     "CheckpointError",
     "DownloadError",
     "ImageReadError",

@@ -267,7 +267,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -294,7 +294,7 @@ class HubFile:
 
 
 def find_local(file: HubFile, cache_dir: Path | None = None) -> Path | None:
-    """Where this machine already holds a file: the folder given, the hub cache, or the original package's cache. Size decides, not content."""
+    """Where this machine already holds a file: the folder given, the hub cache, or the original package's cache. Only size is checked."""
     from huggingface_hub import try_to_load_from_cache
 
     places = [cache_dir / file.name] if cache_dir else []
@@ -387,9 +387,10 @@ def _download(file: HubFile) -> Path:
     from huggingface_hub.utils import build_hf_headers
 
     blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs"
+    place = Path(file.original_cache).expanduser() / file.name if file.original_cache else blobs.parent
     by_hand = (
-        f"To place it by hand: fetch {file.url} ({file.size:,} bytes) on another machine and put it at "
-        f"{Path(file.original_cache).expanduser() / file.name if file.original_cache else blobs.parent}, or give its path instead of the name"
+        f"To place it by hand: fetch {file.url} ({file.size:,} bytes) on another machine and put it at {place}, "
+        "or give its path instead of the name"
     )
     if huggingface_hub.is_offline_mode():
         raise DownloadError(f"{file.name} of {file.repo} is not on this machine and offline mode is on. {by_hand}.")
@@ -422,7 +423,7 @@ def _download(file: HubFile) -> Path:
                 if (found := _sha256(partial)) != file.sha256:
                     partial.unlink()
                     raise CheckpointError(f"what {file.url} sent has sha256 {found} instead of {file.sha256}; it was deleted, try again")
-                os.replace(partial, blob)
+                partial.replace(blob)
         return Path(hf_hub_download(file.repo, file.name))
     except (CheckpointError, DownloadError):
         raise

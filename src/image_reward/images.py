@@ -139,7 +139,7 @@ def _readable(name: str) -> Iterator[None]:
 @contextmanager
 def _truncated_files_allowed(allowed: bool) -> Iterator[None]:
     """Pillow knows only a global for this; threads that agree with it, nearly always all of them, need not wait for each other."""
-    if ImageFile.LOAD_TRUNCATED_IMAGES == allowed:
+    if allowed == ImageFile.LOAD_TRUNCATED_IMAGES:
         yield
         return
     with _pillow_globals:
@@ -202,7 +202,7 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 
 
 def _from_tensor(tensor: Tensor, name: str) -> Image.Image:
-    if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4) or tensor.ndim not in (2, 3):
+    if (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)) or tensor.ndim not in (2, 3):
         raise ImageReadError(
             f"{name}: a tensor image is [H, W], [1, H, W], [3, H, W] or [4, H, W]; permute it, or give one image at a time"
         )
