@@ -286,7 +286,7 @@ def _resized(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def _centre(side: int, size: int) -> int:
-    return int(round((side - size) / 2))  # half to even, as torchvision does
+    return round((side - size) / 2)  # half to even, as torchvision does
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:

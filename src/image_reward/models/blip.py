@@ -286,7 +286,7 @@ class TextTransformer(nn.Module):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        return_dict: bool = True,
+        return_dict: bool = True,  # noqa: ARG002 - part of the convention
         mode: str = "multimodal",
     ) -> TextOutput:
         """BERT's calling convention, for programs that reach into the model. ``mode="text"`` leaves the image out.
@@ -341,7 +341,7 @@ class ImageRewardNetwork(nn.Module):
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
 
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; prompts of one image are consecutive."""
+        """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
         first = self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0]
         return self.mlp(first)[:, 0]
 
