@@ -83,6 +83,8 @@ class Scorer(nn.Module, ABC, Generic[Features]):
     tie: TieConfig | None = None
     scale: float = 1.0
     """Units in which the loss was trained per unit of reward: ``compare`` multiplies reward differences by it."""
+    reference: str | None = None
+    """The published reward distribution that rewards may be compared with, where there is one."""
     batch_size: int = 8
     """How many images pass through the network at once. Rewards do not depend on it."""
 

@@ -33,6 +33,7 @@ class ImageRewardScorer(Scorer[list[KeysValues]]):
         self.name = name
         self.tie = config.reward.tie
         self.scale = config.reward.std
+        self.reference = config.reward.reference
         transform = ImageTransform(config.image.size, config.image.mean, config.image.std, options or ImageOptions())
         self.prepare = Preparation(transform, PromptTokenizer(config.max_tokens, long_prompts))
 

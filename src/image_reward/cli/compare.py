@@ -1,0 +1,31 @@
+"""`image-reward compare PROMPT A B`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from image_reward.cli.options import ModelOptions, OutputOptions, Prompt, print_json
+
+
+@dataclass
+class Compare(ModelOptions, OutputOptions):
+    """Say how likely people are to prefer one image to another."""
+
+    prompt: Prompt
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A", help="An image.")]
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B", help="Another image.")]
+
+    def run(self) -> int:
+        scorer = self.load()
+        preference = scorer.compare(self.prompt, self.a, self.b)
+        if self.json:
+            print_json({"model": scorer.name, "prompt": self.prompt, "a": self.a, "b": self.b} | preference.as_dict())
+            return 0
+
+        from image_reward.reports.tables import preference_table, show
+
+        show(preference_table(preference, self.a, self.b, title=self.prompt, caption=scorer.name))
+        return 0

@@ -1,0 +1,153 @@
+"""`image-reward models list|path|download|verify|convert|info`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from image_reward.cli.options import OutputOptions, UsageError, print_json
+
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id.")]
+
+
+@dataclass
+class List(OutputOptions):
+    """List the models that have a name, and whether they are on this machine."""
+
+    def run(self) -> int:
+        from image_reward.checkpoints import find_local
+        from image_reward.scorers import MODELS
+
+        rows = [
+            {
+                "name": name,
+                "description": spec.description,
+                "licence": spec.licence,
+                "bytes": spec.file.size,
+                "path": str(path) if (path := find_local(spec.file)) else None,
+            }
+            for name, spec in MODELS.items()
+        ]
+        if self.json:
+            print_json(rows)
+            return 0
+
+        from image_reward.reports.tables import models_table, show
+
+        show(models_table(rows))
+        return 0
+
+
+@dataclass
+class Where:
+    """Print where a model's file is on this machine; exit code 1 if it is not."""
+
+    model: Model
+
+    def run(self) -> int:
+        from image_reward.checkpoints import find_local
+        from image_reward.scorers import MODELS
+
+        if self.model not in MODELS:
+            raise UsageError(f"{self.model} is not a registered name; those are: {', '.join(MODELS)}")
+        path = find_local(MODELS[self.model].file)
+        if path is None:
+            print(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`", file=sys.stderr)
+            return 1
+        print(path)
+        return 0
+
+
+@dataclass
+class Download:
+    """Fetch and verify a model, going on from what an earlier attempt left, and print its path."""
+
+    model: Model
+
+    def run(self) -> int:
+        from image_reward.scorers.registry import locate
+
+        print(locate(self.model)[0])
+        return 0
+
+
+@dataclass
+class Verify:
+    """Check a model's file and load it strictly: names, shapes, finite values, and size and sha256 where they are published."""
+
+    model: Model
+    config: Path | None = None
+    """The config.json of weights that carry none and are not of the released sizes."""
+
+    def run(self) -> int:
+        from image_reward.scorers import load
+
+        scorer = load(self.model, "cpu", config=self.config)
+        print(f"{self.model} is whole: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
+        return 0
+
+
+@dataclass
+class Convert:
+    """Write a model in this package's format: safetensors and a JSON config that carries all a score depends on."""
+
+    model: Model
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="Where to write it.")]
+    config: Path | None = None
+    """The config.json of weights that carry none and are not of the released sizes."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = "float32"
+    """What the towers' weights are stored in."""
+
+    def run(self) -> int:
+        from image_reward.scorers import load
+
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UsageError(f"{self.folder} already exists and is not an empty folder")
+        load(self.model, "cpu", self.dtype, config=self.config).save_pretrained(self.folder)
+        print(self.folder)
+        return 0
+
+
+@dataclass
+class Info(OutputOptions):
+    """Show what a model is: its sizes, transform, token limit and reward scale."""
+
+    model: Model
+    config: Path | None = None
+    """The config.json of weights that carry none and are not of the released sizes."""
+
+    def run(self) -> int:
+        from image_reward.scorers import ImageRewardScorer, load
+
+        scorer = load(self.model, "cpu", config=self.config)
+        assert isinstance(scorer, ImageRewardScorer)
+        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())} | asdict(scorer.config)
+        if self.json:
+            print_json(facts)
+            return 0
+
+        from image_reward.reports.tables import facts_table, show
+
+        show(facts_table(facts))
+        return 0
+
+
+@dataclass
+class Models:
+    """List, fetch, verify, convert and describe models."""
+
+    command: Union[
+        Annotated[List, tyro.conf.subcommand("list")],
+        Annotated[Where, tyro.conf.subcommand("path")],
+        Annotated[Download, tyro.conf.subcommand("download")],
+        Annotated[Verify, tyro.conf.subcommand("verify")],
+        Annotated[Convert, tyro.conf.subcommand("convert")],
+        Annotated[Info, tyro.conf.subcommand("info")],
+    ]
+
+    def run(self) -> int:
+        return self.command.run()

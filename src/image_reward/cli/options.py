@@ -1,0 +1,121 @@
+"""What commands have in common: the options of a model, finding images, answers for programs, and errors that are not tracebacks."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from image_reward.scorers import Scorer
+
+IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class UsageError(Exception):
+    """The command line makes no sense; exit code 2."""
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    model: str = "ImageReward-v1.0"
+    """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, …; by default CUDA where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the towers compute in; the head is always float32."""
+    config: Path | None = None
+    """The config.json of weights that carry none and are not of the released sizes."""
+    batch_size: int | None = None
+    """Images that pass through the network at once. By default 8 on a CPU, 64 elsewhere."""
+    exact: bool = False
+    """Compute in the original's order of operations, one image at a time, so that rounding is the same."""
+    long_prompts: Literal["truncate", "error"] = "truncate"
+    """What to do with a prompt longer than the model reads."""
+    orient: bool = False
+    """Turn images as their EXIF orientation says. The original does not."""
+    allow_truncated: bool = False
+    """Accept image files whose end is missing."""
+    max_pixels: int = 178_956_970
+    """Refuse images with more pixels than this."""
+
+    def load(self) -> Scorer[Any]:
+        from image_reward.scorers import load
+
+        return load(
+            self.model,
+            self.device,
+            self.dtype,
+            config=self.config,
+            orient=self.orient,
+            allow_truncated=self.allow_truncated,
+            max_pixels=self.max_pixels,
+            long_prompts=self.long_prompts,
+            batch_size=self.batch_size,
+            exact=self.exact,
+        )
+
+
+@dataclass(kw_only=True)
+class OutputOptions:
+    json: bool = False
+    """Print JSON for programs instead of a table."""
+
+
+Images = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="IMAGE...",
+        help="Image files, folders, or globs; - reads paths from standard input, one a line.",
+        help_behavior_hint="(at least one)",
+    ),
+]
+Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help="What the images were made for.")]
+
+
+def find_images(given: Iterable[str]) -> list[str]:
+    """Files as they are, folders as the images in them (sorted, not their subfolders), globs as what they match, - as standard input.
+
+    A file that does not exist stays in the list, so that whoever opens it says so.
+    """
+    found: list[str] = []
+    for item in given:
+        if item == "-":
+            found += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
+        elif Path(item).is_dir():
+            inside = sorted(str(path) for path in Path(item).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise UsageError(f"the folder {item} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            found += inside
+        elif glob.has_magic(item) and not Path(item).exists():
+            matches = sorted(glob.glob(item, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+            if not matches:
+                raise UsageError(f"nothing matches {item}")
+            found += find_images(match for match in matches if Path(match).is_file())
+        else:
+            found.append(item)
+    if not found:
+        raise UsageError("no images were given")
+    return found
+
+
+def print_json(value: object) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def show_warnings_plainly() -> None:
+    """A warning is one line on standard error, without the source code around it, and each text is said once."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show

@@ -1,0 +1,56 @@
+"""`image-reward rank PROMPT IMAGE...`"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_reward.cli.options import Images, ModelOptions, OutputOptions, Prompt, UsageError, find_images, print_json
+
+if TYPE_CHECKING:
+    from image_reward.reports.tables import RewardRow
+
+
+@dataclass
+class Rank(ModelOptions, OutputOptions):
+    """Order the images of a prompt, best first."""
+
+    prompt: Prompt
+    images: Images
+    top: int | None = None
+    """Show, and copy, only the best so many."""
+    copy_to: Path | None = None
+    """Copy the images shown into this folder, their rank in front of their name."""
+
+    def run(self) -> int:
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"--top must be at least 1, not {self.top}")
+        images = find_images(self.images)
+        scorer = self.load()
+        ranking = scorer.rank(self.prompt, images)
+
+        from image_reward.reports.tables import RewardRow, reward_table, show
+
+        rows = [RewardRow.of(scorer, images[i], ranking.rewards[i], rank=ranking.ranking[i]) for i in ranking.order][: self.top]
+        if self.copy_to:
+            _copy(rows, self.copy_to)
+        if self.json:
+            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]})
+        else:
+            show(reward_table(rows, title=self.prompt, caption=f"{scorer.name}, {len(images)} images"))
+        return 0
+
+
+def _copy(rows: list[RewardRow], folder: Path) -> None:
+    """Copy images as RANK_NAME. Nothing is overwritten by something else, and nothing is copied if anything would be."""
+    width = len(str(len(rows)))
+    copies = [(Path(row.image), folder / f"{row.rank:0{width}d}_{Path(row.image).name}") for row in rows]
+    for source, target in copies:
+        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+            raise FileExistsError(f"{target} already exists and differs from {source}; copy to an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, target in copies:
+        shutil.copy2(source, target)

@@ -1,0 +1,121 @@
+"""Tables for a terminal, in one visual language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from image_reward.scorers import Scorer
+from image_reward.scorers.distribution import Distribution, published_distribution
+from image_reward.types import Preference
+
+_WIDE = 200  # columns where there is no terminal to fit into, so that paths stay whole in files and pipes
+
+
+@dataclass(frozen=True)
+class RewardRow:
+    """One image with its reward, and where that falls among the published images."""
+
+    image: str
+    reward: float
+    rank: int | None
+    distribution: Distribution | None
+
+    @classmethod
+    def of(cls, scorer: Scorer[Any], image: str, reward: float, rank: int | None = None) -> RewardRow:
+        return cls(image, reward, rank, published_distribution(scorer.reference))
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {} if self.rank is None else {"rank": self.rank}
+        found |= {"image": self.image, "reward": self.reward}
+        return found | ({"percentile": round(self.distribution.percentile(self.reward), 2)} if self.distribution else {})
+
+
+def show(table: Table) -> None:
+    """Print a table to standard output, as wide as the terminal, or wide enough for any path where there is none."""
+    console = Console()
+    Console(width=console.width if console.is_terminal else _WIDE).print(table)
+
+
+def _table(title: str, caption: str = "") -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        caption=Text(caption) if caption else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_style="",
+    )
+
+
+def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:
+    distribution = next((row.distribution for row in rows if row.distribution), None)
+    if distribution:
+        caption += f"; the last column compares with {distribution.num_images:,} published images, most rewards lie in [-2, 2]"
+    table = _table(title, caption)
+    ranked = any(row.rank is not None for row in rows)
+    if ranked:
+        table.add_column("rank", justify="right")
+    table.add_column("image", overflow="fold")
+    table.add_column("reward", justify="right", no_wrap=True)
+    if distribution:
+        table.add_column("among published images", no_wrap=True)
+    for row in rows:
+        cells = [str(row.rank)] if ranked else []
+        cells += [row.image, f"{row.reward:+.4f}"]
+        if row.distribution:
+            cells.append(row.distribution.in_words(row.reward))
+        table.add_row(*map(Text, cells), style="bold" if row.rank == 1 and len(rows) > 1 else "")
+    return table
+
+
+def preference_table(preference: Preference, a: str, b: str, title: str, caption: str) -> Table:
+    table = _table(title, caption)
+    table.add_column("image", overflow="fold")
+    table.add_column("reward", justify="right")
+    table.add_column("people prefer it", justify="right")
+    table.add_row(Text(a), f"{preference.rewards[0]:+.4f}", _percent(preference.a_better))
+    if preference.tie:
+        table.add_row("(no difference)", "", _percent(preference.tie))
+    table.add_row(Text(b), f"{preference.rewards[1]:+.4f}", _percent(preference.b_better))
+    return table
+
+
+def _percent(probability: float) -> str:
+    if 0 < probability < 0.001 or 0.999 < probability < 1:
+        return "< 0.1 %" if probability < 0.5 else "> 99.9 %"
+    return f"{100 * probability:.1f} %"
+
+
+def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("Models")
+    for column in ("name", "what the score means", "licence"):
+        table.add_column(column, overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("on this machine", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["description"], row["licence"], f"{row['bytes'] / 1e9:.2f} GB", Text(row["path"] or "no"))
+    return table
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    table = _table(str(facts.get("name", "")))
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for key, value in _flat(facts):
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else Text(str(value)))
+    return table
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in facts.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return pairs
