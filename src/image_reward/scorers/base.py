@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from image_reward.checkpoints import TieConfig
 from image_reward.errors import RewardError
 from image_reward.images import ImageLike, ImageTransform, unique_images
+from image_reward.metrics import win_probability
 from image_reward.prompts import PromptTokenizer, check_prompts
 from image_reward.types import Preference, Ranking
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 Features = TypeVar("Features")
 
@@ -201,14 +202,19 @@ class Scorer(nn.Module, ABC, Generic[Features]):
     def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Preference:
         """How likely people are to prefer ``a`` to ``b`` for a prompt, by the model the rewards were learned with.
 
-        Bradley-Terry: P(a better) = sigmoid(r_a - r_b) in the raw units of the head. With a fitted tie parameter, Davidson (1970), with
-        p = exp(r): P(a) = p_a / (p_a + p_b + nu sqrt(p_a p_b)); or Rao & Kupper (1967): P(a) = p_a / (p_a + theta p_b).
+        Bradley-Terry in the raw units of the head, or with a fitted tie parameter Davidson's or Rao and Kupper's model: the formulas are
+        those of ``metrics.win_probability``.
         """
         rewards = self._score_pairs([prompt, prompt], [a, b])
-        difference = self.scale * (rewards[0] - rewards[1])
-        a_better, b_better = _win_probability(difference, self.tie), _win_probability(-difference, self.tie)
+        difference = rewards[0] - rewards[1]
+        a_better, b_better = self.win_probability([difference, -difference]).tolist()
         tie = max(0.0, 1.0 - a_better - b_better) if self.tie else 0.0
         return Preference(a_better, tie, b_better, (rewards[0], rewards[1]))
+
+    def win_probability(self, differences: ArrayLike) -> NDArray[Any]:
+        """Differences of rewards a - b [N] -> the probabilities that people put a above b [N]."""
+        raw = self.scale * np.asarray(differences, dtype=np.float64)
+        return win_probability(raw, self.tie.model, self.tie.parameter) if self.tie else win_probability(raw)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write this scorer in the package's own format, where it has one."""
@@ -227,20 +233,6 @@ class Scorer(nn.Module, ABC, Generic[Features]):
                 rewards[rows] = self(self.prepare([prompts[r] for r in rows], [images[r] for r in rows])).cpu()
         _check_finite(rewards)
         return rewards.tolist()
-
-
-def _win_probability(difference: float, tie: TieConfig | None) -> float:
-    """P(first better) for a difference of raw rewards d; all forms divided through so that exp never overflows."""
-    if tie is None:
-        return _sigmoid(difference)
-    if tie.model == "davidson":
-        half = math.exp(-abs(difference) / 2)  # (p_a + p_b + nu sqrt(p_a p_b)) / max(p) = 1 + half^2 + nu half
-        return (1.0 if difference >= 0 else half * half) / (1 + half * half + tie.parameter * half)
-    return _sigmoid(difference - math.log(tie.parameter))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def _check_finite(rewards: Tensor) -> None:

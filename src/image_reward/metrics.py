@@ -1,0 +1,447 @@
+"""Arithmetic on ranks and rewards: how well a scorer's rewards agree with what people said. Knows no model.
+
+``rewards`` [n] are floats, higher is better; ``ranks`` [n] are what people said of the same images, integers from 1, 1 is best, equal
+ranks are ties. NaN or infinite rewards are an error everywhere, because no comparison with them means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+PredictedTies = Literal["wrong", "half", "excluded"]
+HumanTies = Literal["excluded", "half"]
+
+_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
+
+
+# --- pairs -------------------------------------------------------------------------------------------------------------------------
+
+
+class PairCounts(NamedTuple):
+    """The n(n-1)/2 pairs of the images of one prompt, by what people and the scorer made of them."""
+
+    correct: int
+    """Ordered by people, and by the scorer the same way."""
+    wrong: int
+    """Ordered by people, and by the scorer the other way."""
+    predicted_ties: int
+    """Ordered by people, of equal reward."""
+    human_ties: int
+    """Of equal rank, whatever the scorer says."""
+
+    @property
+    def untied(self) -> int:
+        return self.correct + self.wrong + self.predicted_ties
+
+
+def num_pairs(ranks: ArrayLike) -> tuple[int, int]:
+    """How many pairs of images people put in an order, and how many they tied.
+
+    >>> num_pairs([1, 2, 2, 3])
+    (5, 1)
+    """
+    ranks = _checked_ranks(ranks)
+    tied = sum(int(n) * (int(n) - 1) // 2 for n in np.unique(ranks, return_counts=True)[1])
+    return len(ranks) * (len(ranks) - 1) // 2 - tied, tied
+
+
+def count_pairs(rewards: ArrayLike, ranks: ArrayLike) -> PairCounts:
+    """What became of each pair of one prompt's images. Rewards are compared exactly.
+
+    >>> count_pairs([0.9, 0.1, 0.1, 0.5], [1, 2, 3, 3])
+    PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1)
+    """
+    rewards, ranks = _checked(rewards, ranks)
+    first, second = np.triu_indices(len(ranks), k=1)
+    human = np.sign(ranks[second] - ranks[first])  # 1 where the first is better
+    predicted = np.sign(rewards[first] - rewards[second])
+    ordered = human != 0
+    return PairCounts(
+        correct=int((ordered & (predicted == human)).sum()),
+        wrong=int((predicted == -human)[ordered].sum()),
+        predicted_ties=int((ordered & (predicted == 0)).sum()),
+        human_ties=int((~ordered).sum()),
+    )
+
+
+def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong", human_ties: HumanTies = "excluded") -> tuple[float, int]:
+    """The share of the pairs that the scorer orders as people do, and the number of pairs it is a share of.
+
+    Preference accuracy of Xu et al. (2023, section 3.2 of arXiv 2304.05977). Pairs that people tied do not count, or count half a correct
+    one each. Pairs of equal reward are wrong, half correct, or left out. Without pairs the share is NaN.
+
+    Counts summed over prompts give the pooled accuracy (micro: every pair weighs the same); the mean of the accuracies of the prompts is
+    the accuracy per prompt (macro: every prompt weighs the same).
+
+    >>> pairwise_accuracy(PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1))
+    (0.6, 5)
+    >>> pairwise_accuracy(PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1), predicted_ties="excluded")
+    (0.75, 4)
+    """
+    if predicted_ties not in get_args(PredictedTies):
+        raise ValueError(f"predicted_ties must be one of {', '.join(get_args(PredictedTies))}, not {predicted_ties!r}")
+    if human_ties not in get_args(HumanTies):
+        raise ValueError(f"human_ties must be one of {', '.join(get_args(HumanTies))}, not {human_ties!r}")
+    correct = float(counts.correct)
+    pairs = counts.correct + counts.wrong
+    if predicted_ties != "excluded":
+        pairs += counts.predicted_ties
+        correct += counts.predicted_ties / 2 if predicted_ties == "half" else 0
+    if human_ties == "half":
+        pairs += counts.human_ties
+        correct += counts.human_ties / 2
+    return (correct / pairs if pairs else float("nan")), pairs
+
+
+def pooled_pairwise_accuracy(
+    counts: list[PairCounts], predicted_ties: PredictedTies = "wrong", human_ties: HumanTies = "excluded"
+) -> float:
+    """Accuracy over the pairs of all prompts together (micro), as the evaluation script of ImageReward computes it.
+
+    >>> pooled_pairwise_accuracy([PairCounts(9, 1, 0, 0), PairCounts(0, 1, 0, 0)])  # 9 of 11
+    0.8181818181818182
+    """
+    return pairwise_accuracy(PairCounts(*(sum(column) for column in zip(*counts, strict=True))), predicted_ties, human_ties)[0]
+
+
+def mean_pairwise_accuracy(counts: list[PairCounts], predicted_ties: PredictedTies = "wrong", human_ties: HumanTies = "excluded") -> float:
+    """The mean of the prompts' accuracies (macro), as HPSv2 computes it (Wu et al. 2023, arXiv 2306.09341).
+
+    Prompts without pairs are left out.
+
+    >>> mean_pairwise_accuracy([PairCounts(9, 1, 0, 0), PairCounts(0, 1, 0, 0)])  # of 9 / 10 and 0 / 1
+    0.45
+    """
+    accuracies = np.array([pairwise_accuracy(c, predicted_ties, human_ties)[0] for c in counts])
+    return float(weighted_mean(accuracies))
+
+
+# --- the best and the worst --------------------------------------------------------------------------------------------------------
+
+
+def recall_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
+    """1 if the image people put first is among the scorer's top k, else 0 (recall@k of Xu et al. 2023, table 3).
+
+    Where people put several images first, one of them is enough. An image of the same reward as k others is not among the top k: a
+    scorer gains nothing by not deciding. NaN where people tied all images: none is first. ``k`` above the number of images is an error.
+
+    >>> recall_at_k([0.2, 0.9, 0.1], [1, 2, 3], k=1), recall_at_k([0.2, 0.9, 0.1], [1, 2, 3], k=2)
+    (0.0, 1.0)
+    """
+    rewards, ranks = _checked(rewards, ranks)
+    if not 1 <= k <= len(ranks):
+        raise ValueError(f"k must be between 1 and the number of images, {len(ranks)}, not {k}")
+    first = ranks == ranks.min()
+    if first.all():
+        return float("nan")
+    return float((rewards[~first] >= rewards[first].max()).sum() < k)
+
+
+def filter_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
+    """1 if the image people put last is among the scorer's bottom k, else 0 (filter@k of Xu et al. 2023). Ties as for ``recall_at_k``.
+
+    >>> filter_at_k([0.2, 0.9, 0.1], [1, 2, 3], k=1)
+    1.0
+    """
+    rewards, ranks = _checked(rewards, ranks)
+    return recall_at_k(-rewards, ranks.max() + 1 - ranks, k)
+
+
+# --- rank correlation --------------------------------------------------------------------------------------------------------------
+
+
+def kendall_tau_b(rewards: ArrayLike, ranks: ArrayLike) -> float:
+    """Kendall's tau-b between rewards and human ranks, in [-1, 1]; 1 where both have one order and the same ties.
+
+    (concordant - discordant) / sqrt((pairs - ties in rewards)(pairs - ties in ranks)) (Kendall 1945). NaN where either ties everything.
+
+    >>> kendall_tau_b([0.9, 0.5, 0.1], [1, 2, 3])
+    1.0
+    """
+    rewards, ranks = _checked(rewards, ranks)
+    first, second = np.triu_indices(len(ranks), k=1)
+    human = np.sign(ranks[second] - ranks[first]).astype(np.float64)
+    predicted = np.sign(rewards[first] - rewards[second])
+    scale = np.sqrt(np.abs(human).sum() * np.abs(predicted).sum())
+    return float((human * predicted).sum() / scale) if scale else float("nan")
+
+
+def spearman(rewards: ArrayLike, ranks: ArrayLike) -> float:
+    """Spearman's rho between rewards and human ranks, in [-1, 1]: Pearson's correlation of the ranks, tied values sharing their mean rank.
+
+    NaN where either ties everything.
+
+    >>> round(spearman([0.9, 0.1, 0.5], [1, 2, 3]), 9)
+    0.5
+    """
+    rewards, ranks = _checked(rewards, ranks)
+    a, b = _mean_ranks(rewards), _mean_ranks(-ranks)
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else float("nan")
+
+
+def _mean_ranks(values: NDArray[Any]) -> Floats:
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    last: Floats = np.cumsum(sizes).astype(np.float64)
+    return (last - (sizes - 1) / 2)[group]
+
+
+# --- probabilities -----------------------------------------------------------------------------------------------------------------
+
+
+def win_probability(differences: ArrayLike, tie_model: str | None = None, parameter: float = 0.0) -> Floats:
+    """P(the first is better) for differences d = r_a - r_b of rewards in the units they were learned in.
+
+    Bradley & Terry (1952): sigmoid(d). With p = exp(r), Davidson (1970): p_a / (p_a + p_b + parameter sqrt(p_a p_b)); Rao & Kupper (1967):
+    p_a / (p_a + parameter p_b). P(the second is better) is the same of -d, and P(tie) what remains.
+
+    >>> win_probability([0.0, 2.0]).round(3).tolist()
+    [0.5, 0.881]
+    >>> float(win_probability(0.0, "davidson", parameter=1.0).round(3))
+    0.333
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if tie_model is None:
+        return _sigmoid(d)
+    if tie_model == "rao-kupper":
+        return _sigmoid(d - np.log(parameter))
+    if tie_model != "davidson":
+        raise ValueError(f"tie_model must be davidson or rao-kupper, not {tie_model!r}")
+    half = np.exp(-np.abs(d) / 2)  # divided through by the larger of p_a and p_b, so that nothing overflows
+    probability: Floats = np.where(d >= 0, 1.0, half * half) / (1 + half * half + parameter * half)
+    return probability
+
+
+def _sigmoid(x: Floats) -> Floats:
+    tail = np.exp(-np.abs(x))
+    probability: Floats = np.where(x >= 0, 1.0, tail) / (1 + tail)
+    return probability
+
+
+def log_loss(probabilities: ArrayLike, outcomes: ArrayLike) -> Floats:
+    """-(y log p + (1 - y) log(1 - p)) of each prediction [N]; the mean of it is the log loss (cross-entropy, in nats).
+
+    Outcomes are in [0, 1]: 1 where the predicted event happened, shares for soft labels. As in scikit-learn, probabilities are kept the
+    machine's epsilon away from 0 and 1, so that one prediction that was sure and wrong costs 36 and not infinity.
+
+    >>> log_loss([0.5, 0.9], [1, 1]).round(4).tolist()
+    [0.6931, 0.1054]
+    """
+    p, y = _checked_probabilities(probabilities, outcomes)
+    epsilon = np.finfo(np.float64).eps
+    p = np.clip(p, epsilon, 1 - epsilon)
+    loss: Floats = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    return loss
+
+
+class CalibrationBin(NamedTuple):
+    """The predictions whose probability falls into one interval."""
+
+    low: float
+    high: float
+    num: int
+    probability: float
+    """The mean predicted probability; NaN in an empty bin."""
+    frequency: float
+    """How often the predicted event happened; NaN in an empty bin."""
+
+
+def calibration(
+    probabilities: ArrayLike, outcomes: ArrayLike, num_bins: int = 10, low: float = 0.0, high: float = 1.0
+) -> list[CalibrationBin]:
+    """Predictions in bins of equal width over [low, high]: what was predicted, and what happened. A value on an edge is in the lower bin.
+
+    >>> [tuple(b) for b in calibration([0.1, 0.2, 0.9], [0, 1, 1], num_bins=2)]
+    [(0.0, 0.5, 2, 0.15000000000000002, 0.5), (0.5, 1.0, 1, 0.9, 1.0)]
+    """
+    p, y = _checked_probabilities(probabilities, outcomes)
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, not {num_bins}")
+    if p.size and (p.min() < low or p.max() > high):
+        raise ValueError(f"probabilities go from {p.min():.4g} to {p.max():.4g}, outside of the bins' range [{low}, {high}]")
+    edges = np.linspace(low, high, num_bins + 1)
+    index = np.searchsorted(edges[1:-1], p)
+    num = np.bincount(index, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        probability = np.bincount(index, p, num_bins) / num
+        frequency = np.bincount(index, y, num_bins) / num
+    rows = zip(edges[:-1], edges[1:], num, probability, frequency, strict=True)
+    return [CalibrationBin(float(a), float(b), int(n), float(mean), float(share)) for a, b, n, mean, share in rows]
+
+
+def expected_calibration_error(bins: list[CalibrationBin]) -> float:
+    """The mean distance between predicted probability and observed frequency, weighted by bin size, in [0, 1] (Guo et al. 2017).
+
+    >>> round(expected_calibration_error(calibration([0.1, 0.2, 0.9], [0, 1, 1], num_bins=2)), 6)
+    0.266667
+    """
+    total = sum(b.num for b in bins)
+    return sum(b.num * abs(b.frequency - b.probability) for b in bins if b.num) / total if total else float("nan")
+
+
+# --- over prompts ------------------------------------------------------------------------------------------------------------------
+
+
+def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> Floats:
+    """The mean over prompts [P, ...] -> [...]. A prompt whose value is NaN (the metric is not defined there) is left out.
+
+    >>> float(weighted_mean([1.0, 0.0, float("nan")], [3, 1, 5]))
+    0.75
+    """
+    totals, weight = _totals(values, weights)
+    return _ratio(totals.sum(axis=0), weight.sum(axis=0))
+
+
+def bootstrap(
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Floats:
+    """Weighted means of prompts drawn with replacement (Efron 1979): [P] -> [R], [P, M] -> [R, M] with the same draws for all M.
+
+    ``groups`` [P] names what is drawn together, such as several rankings of one prompt. NaN values are left out; a resample in which the
+    metric is nowhere defined is NaN. The same seed gives the same draws.
+
+    >>> bootstrap([0.0, 1.0], num_resamples=4).shape
+    (4,)
+    """
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, not {num_resamples}")
+    totals, weight = _totals(values, weights)
+    if not len(totals):
+        raise ValueError("there is no prompt to resample")
+    if groups is not None:
+        _, index = np.unique(np.asarray(groups), return_inverse=True)
+        if len(index) != len(totals):
+            raise ValueError(f"{len(index)} groups for {len(totals)} values: one each is needed")
+        totals, weight = _sum_by(index, totals), _sum_by(index, weight)
+    flat = np.concatenate([totals.reshape(len(totals), -1), weight.reshape(len(weight), -1)], axis=1)
+    sums = np.concatenate([draws @ flat for draws in _draws(len(flat), num_resamples, seed)])
+    half = flat.shape[1] // 2
+    return _ratio(sums[:, :half], sums[:, half:]).reshape(num_resamples, *totals.shape[1:])
+
+
+def interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of bootstrap samples [R]; NaN samples are left out.
+
+    >>> interval([1.0, 2.0, 3.0, 4.0, 5.0], confidence=0.5)
+    (2.0, 4.0)
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    found = np.asarray(samples, dtype=np.float64)
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return float("nan"), float("nan")
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one scorer is than another on the same prompts."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    """Two-sided: how often a difference of this size would arise if both were alike; at least 1 / (resamples + 1)."""
+
+
+def paired_bootstrap(
+    values_a: ArrayLike,
+    values_b: ArrayLike,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """The difference a - b of two scorers' weighted means over the same prompts [P], each resample drawing the same prompts for both.
+
+    >>> paired_bootstrap([1.0, 0.75], [0.5, 0.25], num_resamples=1000).value
+    0.5
+    """
+    both = np.stack([np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)], axis=1)
+    both[np.isnan(both).any(axis=1)] = np.nan  # a prompt counts for both or for neither
+    weight = None if weights is None else np.repeat(np.asarray(weights, dtype=np.float64)[:, None], 2, axis=1)
+    a, b = weighted_mean(both, weight)
+    samples = bootstrap(both, weight, groups, num_resamples, seed)
+    differences = samples[:, 0] - samples[:, 1]
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
+        raise ValueError("no prompt has a value for both scorers")
+    least = min((differences <= 0).sum(), (differences >= 0).sum())
+    p_value = min(1.0, 2 * (float(least) + 1) / (len(differences) + 1))
+    return Difference(float(a - b), *interval(differences, confidence), p_value)
+
+
+def _totals(values: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
+    """weight * value and weight, with the weight of undefined values 0."""
+    value = np.asarray(values, dtype=np.float64)
+    weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
+    if value.shape != weight.shape:
+        raise ValueError(f"values of shape {value.shape} and weights of shape {weight.shape}: they must be alike")
+    defined = ~np.isnan(value)
+    return np.where(defined, value, 0.0) * weight, weight * defined
+
+
+def _ratio(totals: Floats, weight: Floats) -> Floats:
+    return np.divide(totals, weight, out=np.full_like(totals, np.nan, dtype=np.float64), where=weight != 0)
+
+
+def _sum_by(index: NDArray[np.intp], values: Floats) -> Floats:
+    sums = np.zeros((int(index.max()) + 1, *values.shape[1:]))
+    np.add.at(sums, index, values)
+    return sums
+
+
+def _draws(num: int, num_resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each of ``num`` things is drawn, [r, num] for parts of the resamples."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWS_AT_ONCE // num)
+    for start in range(0, num_resamples, step):
+        rows = min(step, num_resamples - start)
+        drawn = generator.integers(num, size=(rows, num)) + np.arange(rows)[:, None] * num
+        yield np.bincount(drawn.ravel(), minlength=rows * num).reshape(rows, num).astype(np.float64)
+
+
+# --- what is checked ---------------------------------------------------------------------------------------------------------------
+
+
+def _checked_ranks(ranks: ArrayLike) -> NDArray[np.int64]:
+    given = np.asarray(ranks)
+    if given.ndim != 1 or len(given) < 2:
+        raise ValueError(f"ranks are a list of at least two numbers, one for each image, not of shape {given.shape}")
+    whole = given.astype(np.float64)
+    if not (np.isfinite(whole).all() and (whole == np.round(whole)).all() and whole.min() >= 1):
+        raise ValueError(f"ranks are integers from 1, 1 for the best, not {given.tolist()}")
+    return whole.astype(np.int64)
+
+
+def _checked(rewards: ArrayLike, ranks: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
+    found, human = np.asarray(rewards, dtype=np.float64), _checked_ranks(ranks)
+    if found.shape != human.shape:
+        raise ValueError(f"rewards of shape {found.shape} and ranks of shape {human.shape}: there must be one of each for every image")
+    if not np.isfinite(found).all():
+        raise ValueError(f"reward {int(np.flatnonzero(~np.isfinite(found))[0])} is {found[~np.isfinite(found)][0]}; rewards must be finite")
+    return found, human
+
+
+def _checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, Floats]:
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    if p.ndim != 1 or p.shape != y.shape:
+        raise ValueError(f"probabilities of shape {p.shape} and outcomes of shape {y.shape}: they must be lists of one length")
+    for name, values in (("probabilities", p), ("outcomes", y)):
+        if not ((values >= 0) & (values <= 1)).all():  # False for NaN too
+            raise ValueError(f"{name} must be in [0, 1], without NaN")
+    return p, y

@@ -1,0 +1,300 @@
+"""Each metric against an independent computation: scipy, scikit-learn, or counting by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from image_reward import metrics
+from image_reward.metrics import PairCounts
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def examples(random: np.random.Generator, num: int = 200) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rewards and ranks of 2 to 9 images, both with ties."""
+    found = []
+    for n in random.integers(2, 10, size=num):
+        rewards = random.normal(size=n).round(int(random.integers(0, 3)))
+        found.append((rewards, random.integers(1, 6, size=n)))
+    return found
+
+
+# --- pairs ---
+
+
+def test_counts_are_those_of_a_loop_over_the_pairs(random: np.random.Generator) -> None:
+    for rewards, ranks in examples(random):
+        correct = wrong = predicted_ties = human_ties = 0
+        for i, j in itertools.combinations(range(len(ranks)), 2):
+            if ranks[i] == ranks[j]:
+                human_ties += 1
+                continue
+            better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
+            correct += rewards[better] > rewards[worse]
+            wrong += rewards[better] < rewards[worse]
+            predicted_ties += rewards[better] == rewards[worse]
+        counts = metrics.count_pairs(rewards, ranks)
+        assert counts == PairCounts(correct, wrong, predicted_ties, human_ties)
+        assert metrics.num_pairs(ranks) == (counts.untied, counts.human_ties)
+
+
+@pytest.mark.parametrize(
+    ("predicted_ties", "human_ties", "expected", "pairs"),
+    [
+        ("wrong", "excluded", 6 / 10, 10),
+        ("half", "excluded", 7 / 10, 10),
+        ("excluded", "excluded", 6 / 8, 8),
+        ("wrong", "half", 8 / 14, 14),
+        ("half", "half", 9 / 14, 14),
+        ("excluded", "half", 8 / 12, 12),
+    ],
+)
+def test_accuracy_treats_ties_as_it_is_told(predicted_ties: str, human_ties: str, expected: float, pairs: int) -> None:
+    counts = PairCounts(correct=6, wrong=2, predicted_ties=2, human_ties=4)
+    assert metrics.pairwise_accuracy(counts, predicted_ties, human_ties) == (pytest.approx(expected), pairs)
+
+
+def test_pooled_accuracy_weighs_pairs_and_mean_accuracy_weighs_prompts(random: np.random.Generator) -> None:
+    counts = [metrics.count_pairs(rewards, ranks) for rewards, ranks in examples(random)]
+    assert any(c.untied == 0 for c in counts)  # some prompts have no pair at all
+    pairs = [c for c in counts if c.untied]
+    assert metrics.pooled_pairwise_accuracy(counts) == pytest.approx(sum(c.correct for c in pairs) / sum(c.untied for c in pairs))
+    assert metrics.mean_pairwise_accuracy(counts) == pytest.approx(sum(c.correct / c.untied for c in pairs) / len(pairs))
+
+
+def test_accuracy_without_pairs_is_nan_and_unknown_treatments_are_named() -> None:
+    assert math.isnan(metrics.pairwise_accuracy(PairCounts(0, 0, 0, 3))[0])
+    with pytest.raises(ValueError, match="predicted_ties must be one of wrong, half, excluded, not 'ignored'"):
+        metrics.pairwise_accuracy(PairCounts(1, 1, 1, 1), "ignored")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="human_ties must be one of excluded, half, not 'wrong'"):
+        metrics.pairwise_accuracy(PairCounts(1, 1, 1, 1), "wrong", "wrong")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "metric", [metrics.count_pairs, metrics.kendall_tau_b, metrics.spearman, lambda r, h: metrics.recall_at_k(r, h, 1)]
+)
+def test_what_cannot_be_compared_is_an_error(metric) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="reward 1 is nan; rewards must be finite"):
+        metric([0.0, math.nan], [1, 2])
+    with pytest.raises(ValueError, match="rewards must be finite"):
+        metric([math.inf, 0.0], [1, 2])
+    with pytest.raises(ValueError, match=r"rewards of shape \(3,\) and ranks of shape \(2,\)"):
+        metric([0.0, 1.0, 2.0], [1, 2])
+    with pytest.raises(ValueError, match="at least two"):
+        metric([0.0], [1])
+    for ranks in ([0, 1], [1.5, 2], [1, math.nan]):
+        with pytest.raises(ValueError, match="integers from 1"):
+            metric([0.0, 1.0], ranks)
+
+
+# --- the best and the worst ---
+
+
+def test_recall_and_filter_are_those_of_sorting_where_nothing_is_tied(random: np.random.Generator) -> None:
+    for n in range(2, 9):
+        for _ in range(20):
+            rewards, ranks = random.normal(size=n), random.permutation(n) + 1
+            best_first = np.argsort(-rewards)
+            for k in range(1, n + 1):
+                assert metrics.recall_at_k(rewards, ranks, k) == (ranks.argmin() in best_first[:k])
+                assert metrics.filter_at_k(rewards, ranks, k) == (ranks.argmax() in best_first[-k:])
+
+
+def test_random_rewards_recall_the_best_of_8_as_often_as_chance_says(random: np.random.Generator) -> None:
+    ranks = np.arange(1, 9)
+    for k, chance in ((1, 0.125), (2, 0.25), (4, 0.5)):
+        assert np.mean([metrics.recall_at_k(random.normal(size=8), ranks, k) for _ in range(4000)]) == pytest.approx(chance, abs=0.03)
+
+
+def test_ties_in_recall_and_filter() -> None:
+    assert metrics.recall_at_k([0.0, 0.0, 0.0], [1, 2, 3], k=2) == 0  # not deciding gains nothing
+    assert metrics.filter_at_k([0.0, 0.0, 0.0], [1, 2, 3], k=2) == 0
+    assert metrics.recall_at_k([0.0, 0.0, 0.0], [1, 2, 3], k=3) == 1
+    assert metrics.recall_at_k([0.1, 0.9, 0.5], [1, 1, 2], k=1) == 1  # one of the two that people put first
+    assert metrics.recall_at_k([0.9, 0.9, 0.5], [1, 1, 2], k=1) == 1  # either of them is right
+    assert metrics.filter_at_k([0.9, 0.1, 0.5], [1, 4, 4], k=1) == 1
+    assert math.isnan(metrics.recall_at_k([0.9, 0.1], [2, 2], k=1))
+    assert math.isnan(metrics.filter_at_k([0.9, 0.1], [2, 2], k=1))
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_k_beyond_the_images_is_an_error(k: int) -> None:
+    for metric in (metrics.recall_at_k, metrics.filter_at_k):
+        with pytest.raises(ValueError, match=f"between 1 and the number of images, 3, not {k}"):
+            metric([0.1, 0.2, 0.3], [1, 2, 3], k)
+
+
+# --- rank correlation ---
+
+
+def test_rank_correlations_are_scipys(random: np.random.Generator) -> None:
+    defined = 0
+    for rewards, ranks in examples(random):
+        if len(set(rewards)) == 1 or len(set(ranks)) == 1:
+            assert math.isnan(metrics.kendall_tau_b(rewards, ranks))
+            assert math.isnan(metrics.spearman(rewards, ranks))
+            continue
+        defined += 1
+        assert metrics.kendall_tau_b(rewards, ranks) == pytest.approx(stats.kendalltau(rewards, -ranks).statistic)
+        assert metrics.spearman(rewards, ranks) == pytest.approx(stats.spearmanr(rewards, -ranks).statistic)
+    assert defined > 100
+
+
+# --- probabilities ---
+
+
+def test_win_probabilities_are_the_published_formulas(random: np.random.Generator) -> None:
+    a, b = random.normal(size=(2, 50))
+    p_a, p_b = np.exp(a), np.exp(b)
+    np.testing.assert_allclose(metrics.win_probability(a - b), p_a / (p_a + p_b))
+    np.testing.assert_allclose(metrics.win_probability(a - b, "davidson", 0.7), p_a / (p_a + p_b + 0.7 * np.sqrt(p_a * p_b)))
+    np.testing.assert_allclose(metrics.win_probability(a - b, "rao-kupper", 1.4), p_a / (p_a + 1.4 * p_b))
+    with pytest.raises(ValueError, match="davidson or rao-kupper, not 'elo'"):
+        metrics.win_probability([0.0], "elo")
+
+
+@pytest.mark.parametrize(("tie_model", "parameter"), [(None, 0.0), ("davidson", 0.5), ("rao-kupper", 1.5)])
+def test_win_probabilities_of_huge_differences_are_sure(tie_model: str | None, parameter: float) -> None:
+    np.testing.assert_array_equal(metrics.win_probability([2000.0, -2000.0], tie_model, parameter), [1.0, 0.0])
+
+
+def test_log_loss_is_scikit_learns(random: np.random.Generator) -> None:
+    p, y = random.random(500), random.integers(0, 2, 500)
+    p[:2], y[:2] = (0.0, 1.0), (1, 0)  # sure and wrong
+    assert metrics.log_loss(p, y).mean() == pytest.approx(sklearn_log_loss(y, p))
+    soft = metrics.log_loss([0.7], [0.25])
+    assert soft[0] == pytest.approx(-0.25 * math.log(0.7) - 0.75 * math.log(0.3))
+
+
+def test_calibration_is_scikit_learns(random: np.random.Generator) -> None:
+    p, y = random.random(500), random.integers(0, 2, 500)
+    bins = metrics.calibration(p, y, num_bins=7)
+    frequency, probability = calibration_curve(y, p, n_bins=7)
+    np.testing.assert_allclose([b.frequency for b in bins], frequency)
+    np.testing.assert_allclose([b.probability for b in bins], probability)
+    assert sum(b.num for b in bins) == 500
+
+
+def test_expected_calibration_error_by_hand() -> None:
+    bins = metrics.calibration([0.55, 0.58, 0.95], [1, 0, 1], num_bins=5, low=0.5)
+    assert [b.num for b in bins] == [2, 0, 0, 0, 1]
+    assert math.isnan(bins[1].frequency)
+    assert metrics.expected_calibration_error(bins) == pytest.approx((2 * abs(0.5 - 0.565) + abs(1 - 0.95)) / 3)
+    always_right = metrics.calibration(np.full(10, 1.0), np.ones(10))
+    assert metrics.expected_calibration_error(always_right) == 0
+
+
+def test_probabilities_outside_their_range_are_errors() -> None:
+    for bad in ([1.1], [-0.1], [math.nan]):
+        with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\]"):
+            metrics.log_loss(bad, [1])
+    with pytest.raises(ValueError, match="outcomes must be in"):
+        metrics.log_loss([0.5], [2])
+    with pytest.raises(ValueError, match="one length"):
+        metrics.log_loss([0.5, 0.5], [1])
+    with pytest.raises(ValueError, match="outside of the bins' range"):
+        metrics.calibration([0.4], [1], low=0.5)
+
+
+# --- over prompts ---
+
+
+def test_weighted_mean_leaves_undefined_prompts_out() -> None:
+    assert metrics.weighted_mean([1.0, math.nan, 0.0], [1, 100, 3]) == 0.25
+    np.testing.assert_array_equal(metrics.weighted_mean([[1.0, math.nan], [0.0, math.nan]]), [0.5, math.nan])
+
+
+def test_bootstrap_of_a_mean_has_the_error_that_theory_says(random: np.random.Generator) -> None:
+    values = random.normal(size=400)
+    samples = metrics.bootstrap(values, num_resamples=4000)
+    assert samples.mean() == pytest.approx(values.mean(), abs=0.005)
+    assert samples.std() == pytest.approx(values.std() / math.sqrt(400), rel=0.05)
+
+
+def test_bootstrap_interval_is_scipys(random: np.random.Generator) -> None:
+    values, weights = random.random(60), random.integers(1, 9, 60).astype(float)
+    ours = metrics.interval(metrics.bootstrap(values, weights, num_resamples=10_000))
+    theirs = stats.bootstrap(
+        (values, weights),
+        lambda v, w: np.sum(v * w) / np.sum(w),
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=4000,
+        rng=1,
+    ).confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_bootstrap_draws_groups_together(random: np.random.Generator) -> None:
+    """Copies of a prompt bring no information: as many as they are, the interval is that of one."""
+    values = random.random(50)
+    once = metrics.bootstrap(values, num_resamples=500)
+    copied = metrics.bootstrap(np.tile(values, 4), groups=np.tile(np.arange(50), 4), num_resamples=500)
+    np.testing.assert_allclose(copied, once)
+    assert metrics.bootstrap(np.tile(values, 4), num_resamples=500).std() < 0.7 * once.std()
+
+
+def test_bootstrap_columns_share_their_draws_and_seeds_repeat(random: np.random.Generator) -> None:
+    values = random.random((40, 2))
+    samples = metrics.bootstrap(values, num_resamples=100, seed=3)
+    np.testing.assert_allclose(samples[:, 1], metrics.bootstrap(values[:, 1], num_resamples=100, seed=3))
+    assert not np.allclose(samples, metrics.bootstrap(values, num_resamples=100, seed=4))
+
+
+def test_bootstrap_in_parts_is_bootstrap_in_one(monkeypatch: pytest.MonkeyPatch, random: np.random.Generator) -> None:
+    values = random.random(10)
+    whole = metrics.bootstrap(values, num_resamples=23)
+    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 50)
+    np.testing.assert_array_equal(metrics.bootstrap(values, num_resamples=23), whole)
+
+
+def test_paired_bootstrap_sees_a_difference_that_separate_intervals_hide(random: np.random.Generator) -> None:
+    difficulty = random.random(200)
+    better, worse = difficulty + 0.02, difficulty + random.normal(scale=0.01, size=200)
+    found = metrics.paired_bootstrap(better, worse, num_resamples=2000)
+    assert found.value == pytest.approx((better - worse).mean())
+    assert 0.015 < found.low < found.value < found.high < 0.025
+    assert found.p_value == pytest.approx(2 / 2001)
+    low, high = metrics.interval(metrics.bootstrap(worse, num_resamples=2000))
+    assert low < better.mean() < high
+
+
+def test_paired_bootstrap_of_equals_finds_nothing(random: np.random.Generator) -> None:
+    values = random.random(50)
+    same = metrics.paired_bootstrap(values, values, num_resamples=100)
+    assert (same.value, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
+    shuffled = metrics.paired_bootstrap(values, random.permutation(values), num_resamples=1000)
+    assert shuffled.low < 0 < shuffled.high
+    assert shuffled.p_value > 0.3
+
+
+def test_paired_bootstrap_uses_the_prompts_that_both_have() -> None:
+    found = metrics.paired_bootstrap([1.0, math.nan, 0.5], [0.0, 0.0, math.nan], num_resamples=50)
+    assert found.value == 1.0
+
+
+def test_bootstrap_errors() -> None:
+    with pytest.raises(ValueError, match="no prompt"):
+        metrics.bootstrap([])
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        metrics.bootstrap([1.0], num_resamples=0)
+    with pytest.raises(ValueError, match="2 groups for 1 values"):
+        metrics.bootstrap([1.0], groups=[1, 2])
+    with pytest.raises(ValueError, match="must be alike"):
+        metrics.bootstrap([1.0], weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match="between 0 and 1, not 95"):
+        metrics.interval([0.5], confidence=95)
+    with pytest.raises(ValueError, match="no prompt has a value for both"):
+        metrics.paired_bootstrap([1.0, math.nan], [math.nan, 1.0], num_resamples=10)
+    assert all(math.isnan(x) for x in metrics.interval([math.nan]))
