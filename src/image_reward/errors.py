@@ -36,3 +36,7 @@ class RewardError(ImageRewardError, ArithmeticError):
 
 class LongPromptWarning(UserWarning):
     """A prompt had more tokens than the model reads, and its end was cut off."""
+
+
+class ComparisonError(ImageRewardError, ValueError):
+    """A file of human rankings is of no known form, or a row of it makes no sense; the message names the row."""

@@ -19,13 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     import tyro
 
-    from image_reward.cli import compare, models, rank, score
+    from image_reward.cli import compare, data, evaluate, models, rank, score
     from image_reward.cli.options import UsageError, show_warnings_plainly
 
     commands = Union[
         Annotated[rank.Rank, tyro.conf.subcommand("rank")],
         Annotated[score.Score, tyro.conf.subcommand("score")],
         Annotated[compare.Compare, tyro.conf.subcommand("compare")],
+        Annotated[data.Data, tyro.conf.subcommand("data")],
+        Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")],
         Annotated[models.Models, tyro.conf.subcommand("models")],
     ]
     command = tyro.cli(

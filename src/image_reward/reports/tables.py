@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from image_reward.comparisons import Audit
+from image_reward.comparisons.audit import FileSummary
 from image_reward.scorers import Scorer
 from image_reward.scorers.distribution import Distribution, published_distribution
 from image_reward.types import Preference
@@ -119,3 +121,55 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in facts.items():
         pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return pairs
+
+
+def audit_tables(audit: Audit) -> list[Table]:
+    """What the files hold, and what was found in them."""
+    files = _table("Comparisons")
+    files.add_column("")
+    for summary in audit.files:
+        files.add_column(Text(summary.path), overflow="fold")
+    for what, cell in _FILE_FACTS.items():
+        files.add_row(what, *(Text(cell(summary)) for summary in audit.files))
+    errors = sum(finding.level == "error" for finding in audit.findings)
+    verdict = f"{errors} kinds of errors: training on this would be unsound" if errors else "sound"
+    opened = "" if audit.images_opened else "; images were not opened"
+    findings = _table("Findings" if audit.findings else "Nothing was found", caption=verdict + opened)
+    if audit.findings:
+        for column in ("", "what", "how often", "the first"):
+            findings.add_column(column, overflow="fold", justify="right" if column == "how often" else "left")
+    for finding in audit.findings:
+        style = "bold red" if finding.level == "error" else "yellow"
+        findings.add_row(Text(finding.level, style=style), finding.message, f"{finding.num:,}", Text(finding.examples[0]))
+    return [files, findings]
+
+
+_FILE_FACTS: dict[str, Callable[[FileSummary], str]] = {
+    "data set": lambda f: f.source or "-",
+    "prompts": lambda f: f"{f.num_prompts:,} ({f.num_distinct_prompts:,} distinct)",
+    "images": lambda f: f"{f.num_images:,} ({f.num_distinct_images:,} distinct)",
+    "images per prompt": lambda f: ", ".join(f"{images}: {prompts:,}" for images, prompts in f.images_per_prompt.items()) or "-",
+    "untied pairs": lambda f: f"{f.num_untied_pairs:,}",
+    "tied pairs": lambda f: f"{f.num_tied_pairs:,} ({100 * f.tie_rate:.1f} %)",
+    "prompts longer than the model reads": lambda f: f"{f.num_long_prompts:,} (the longest has {f.longest_prompt} tokens)",
+}
+
+
+def evaluation_table(found: Mapping[str, Any]) -> Table:
+    """The metrics of an evaluation, given as its ``as_dict()``."""
+    table = _table(
+        f"{found['name']} against people",
+        f"{found['num_prompts']:,} prompts ({found['num_distinct_prompts']:,} distinct), {found['num_images']:,} images, "
+        f"{found['num_untied_pairs']:,} untied and {found['num_tied_pairs']:,} tied pairs, "
+        f"{found['num_predicted_ties']:,} pairs of equal reward.\n"
+        f"In accuracies, {found['treatment_of_ties']}.\n"
+        f"Intervals: bootstrap of prompts, {found['num_resamples']:,} resamples, seed {found['seed']}.",
+    )
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right")
+    table.add_column(f"{100 * found['confidence']:g} % interval", justify="center")
+    table.add_column("prompts", justify="right")
+    for name, estimate in found["metrics"].items():
+        value, low, high = (None if estimate[key] is None else f"{estimate[key]:.4f}" for key in ("value", "low", "high"))
+        table.add_row(name.replace("_", " "), value or "-", f"{low} to {high}" if low else "-", f"{estimate['num_prompts']:,}")
+    return table

@@ -1,0 +1,95 @@
+"""`image-reward data check|split`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Union
+
+import tyro
+
+from image_reward.cli.options import OutputOptions, UsageError, print_json
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Check(OutputOptions):
+    """Look for what would mislead training; exit code 1 if there is any. Several files are taken to be splits of one data set.
+
+    Reads ImageRewardDB, HPDv2, Pick-a-Pic, and JSONL, CSV or Parquet files of your own.
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help="Files of comparisons.")]
+    images: Path | None = None
+    """The folder that image paths are relative to; by default the file's own."""
+    fast: bool = False
+    """Only look whether images are there; do not open them, nor look for copies."""
+    max_tokens: int = 35
+    """How many tokens of a prompt the model reads, counting [CLS] and [SEP]."""
+
+    def run(self) -> int:
+        if not self.paths:
+            raise UsageError("no file of comparisons was given")
+
+        from image_reward.cli.progress import progress
+        from image_reward.comparisons import audit
+
+        with progress("images") as on_image:
+            found = audit(self.paths, self.images, fast=self.fast, max_tokens=self.max_tokens, on_image=on_image)
+        if self.json:
+            print_json(found.as_dict())
+        else:
+            from image_reward.reports.tables import audit_tables, show
+
+            for table in audit_tables(found):
+                show(table)
+        return 0 if found.sound else 1
+
+
+@dataclass
+class Split:
+    """Divide comparisons into files, of which no two share a prompt: train.jsonl, validation.jsonl and test.jsonl.
+
+    The same data and seed give the same files.
+    """
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH", help="A file of comparisons.")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help="The folder to write the files to.")]
+    fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
+    """What part of the comparisons is for training, for validation and, if there is a third number, for testing."""
+    seed: int = 0
+    """Another seed gives other splits."""
+    images: Path | None = None
+    """The folder that image paths are relative to; by default the file's own."""
+
+    def run(self) -> int:
+        if len(self.fractions) not in (2, 3):
+            raise UsageError(f"--fractions takes two or three numbers, not {len(self.fractions)}")
+        targets = [self.out / f"{name}.jsonl" for name in _SPLITS[: len(self.fractions)]]
+        if there := [str(target) for target in targets if target.exists()]:
+            raise UsageError(f"{there[0]} already exists; give another folder")
+
+        from image_reward.comparisons import read, split, write
+
+        parts = split(read(self.path, self.images), self.fractions, self.seed)
+        self.out.mkdir(parents=True, exist_ok=True)
+        for part, target in zip(parts, targets, strict=True):
+            write(part, target)
+            print(f"{len(part):,} comparisons", file=sys.stderr)
+            print(target)
+        return 0
+
+
+@dataclass
+class Data:
+    """Check and split files of human rankings."""
+
+    command: Union[
+        Annotated[Check, tyro.conf.subcommand("check")],
+        Annotated[Split, tyro.conf.subcommand("split")],
+    ]
+
+    def run(self) -> int:
+        return self.command.run()
