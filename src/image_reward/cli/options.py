@@ -6,7 +6,8 @@ import glob
 import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -112,10 +113,13 @@ def print_json(value: object) -> None:
     sys.stdout.write("\n")
 
 
-def show_warnings_plainly() -> None:
-    """A warning is one line on standard error, without the source code around it, and each text is said once."""
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """A warning is one line on standard error, without the source code around it."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
-    warnings.showwarning = show
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
