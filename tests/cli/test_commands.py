@@ -70,6 +70,19 @@ def test_score_keeps_the_order_given(capsys: pytest.CaptureFixture[str], model_f
     assert "+0.6747" in capsys.readouterr().out
 
 
+def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path, tmp_path: Path) -> None:
+    for command in ("rank", "score"):
+        page = tmp_path / f"{command}.html"
+        assert main([command, "cat", str(image_folder), "--model", model_folder, "--gallery", str(page)]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == f"gallery: {page}\n"
+        assert page.read_text(encoding="utf-8").index("c.png") < page.read_text(encoding="utf-8").index("b.png")
+        assert ".png" in captured.out
+    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", "/proc/nowhere/page.html"]) == 1
+    captured = capsys.readouterr()
+    assert "c.png" in captured.out  # the ranking is not lost
+
+
 def test_compare(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path) -> None:
     a, b = paths(image_folder, "a", "c")
     found = run_json(capsys, "compare", "cat", a, b, "--model", model_folder)

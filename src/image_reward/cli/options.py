@@ -6,7 +6,7 @@ import glob
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from image_reward.reports.tables import RewardRow
     from image_reward.scorers import Scorer
 
 IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -68,6 +69,20 @@ class ModelOptions:
 class OutputOptions:
     json: bool = False
     """Print JSON for programs instead of a table."""
+
+
+@dataclass(kw_only=True)
+class GalleryOptions:
+    gallery: Path | None = None
+    """Also write the images in order of reward as one self-contained HTML page."""
+
+    def write_gallery(self, rows: Sequence[RewardRow], prompt: str, scorer: Scorer[Any]) -> None:
+        """Write the page if it was asked for, and say on standard error where it is."""
+        if self.gallery:
+            from image_reward.reports.gallery import write_gallery
+
+            write_gallery(self.gallery, rows, prompt, scorer.name)
+            print(f"gallery: {self.gallery.resolve()}", file=sys.stderr)
 
 
 Images = Annotated[
