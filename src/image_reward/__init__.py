@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from image_reward.checkpoints import ScorerConfig
     from image_reward.errors import (
         CheckpointError,
+        ComparisonError,
         DownloadError,
         ImageReadError,
         ImageRewardError,
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
         UnknownModelError,
     )
     from image_reward.scorers import ImageRewardScorer, Scorer, load
-    from image_reward.types import Preference, Ranking
+    from image_reward.types import Comparison, Preference, Ranking
 
 _HOMES = {
     "image_reward.checkpoints": ["ScorerConfig"],
     "image_reward.errors": [
         "CheckpointError",
+        "ComparisonError",
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",
@@ -37,12 +39,14 @@ _HOMES = {
         "UnknownModelError",
     ],
     "image_reward.scorers": ["ImageRewardScorer", "Scorer", "load"],
-    "image_reward.types": ["Preference", "Ranking"],
+    "image_reward.types": ["Comparison", "Preference", "Ranking"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CheckpointError",
+    "Comparison",
+    "ComparisonError",
     "DownloadError",
     "ImageReadError",
     "ImageRewardError",

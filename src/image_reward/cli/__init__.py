@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tyro
 
     from image_reward.cli import compare, data, evaluate, models, rank, score
-    from image_reward.cli.options import UsageError, show_warnings_plainly
+    from image_reward.cli.options import UsageError, warnings_in_one_line
 
     commands = Union[
         Annotated[rank.Rank, tyro.conf.subcommand("rank")],
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Score, rank and compare images for a prompt by what people would prefer.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    show_warnings_plainly()
     try:
-        return command.run()
+        with warnings_in_one_line():
+            return command.run()
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

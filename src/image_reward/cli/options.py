@@ -6,7 +6,8 @@ import glob
 import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from image_reward.reports.tables import RewardRow
     from image_reward.scorers import Scorer
 
 IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -69,6 +71,20 @@ class OutputOptions:
     """Print JSON for programs instead of a table."""
 
 
+@dataclass(kw_only=True)
+class GalleryOptions:
+    gallery: Path | None = None
+    """Also write the images in order of reward as one self-contained HTML page."""
+
+    def write_gallery(self, rows: Sequence[RewardRow], prompt: str, scorer: Scorer[Any]) -> None:
+        """Write the page if it was asked for, and say on standard error where it is."""
+        if self.gallery:
+            from image_reward.reports.gallery import write_gallery
+
+            write_gallery(self.gallery, rows, prompt, scorer.name)
+            print(f"gallery: {self.gallery.resolve()}", file=sys.stderr)
+
+
 Images = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
@@ -112,10 +128,13 @@ def print_json(value: object) -> None:
     sys.stdout.write("\n")
 
 
-def show_warnings_plainly() -> None:
-    """A warning is one line on standard error, without the source code around it, and each text is said once."""
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """A warning is one line on standard error, without the source code around it."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
-    warnings.showwarning = show
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

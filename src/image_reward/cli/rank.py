@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from image_reward.cli.options import Images, ModelOptions, OutputOptions, Prompt, UsageError, find_images, print_json
+from image_reward.cli.options import GalleryOptions, Images, ModelOptions, OutputOptions, Prompt, UsageError, find_images, print_json
 
 if TYPE_CHECKING:
     from image_reward.reports.tables import RewardRow
 
 
 @dataclass
-class Rank(ModelOptions, OutputOptions):
+class Rank(ModelOptions, OutputOptions, GalleryOptions):
     """Order the images of a prompt, best first."""
 
     prompt: Prompt
@@ -35,12 +35,13 @@ class Rank(ModelOptions, OutputOptions):
         from image_reward.reports.tables import RewardRow, reward_table, show
 
         rows = [RewardRow.of(scorer, images[i], ranking.rewards[i], rank=ranking.ranking[i]) for i in ranking.order][: self.top]
-        if self.copy_to:
-            _copy(rows, self.copy_to)
         if self.json:
             print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]})
         else:
             show(reward_table(rows, title=self.prompt, caption=f"{scorer.name}, {len(images)} images"))
+        if self.copy_to:
+            _copy(rows, self.copy_to)
+        self.write_gallery(rows, self.prompt, scorer)
         return 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from image_reward.cli.options import Images, ModelOptions, OutputOptions, Prompt, find_images, print_json
+from image_reward.cli.options import GalleryOptions, Images, ModelOptions, OutputOptions, Prompt, find_images, print_json
 
 
 @dataclass
-class Score(ModelOptions, OutputOptions):
+class Score(ModelOptions, OutputOptions, GalleryOptions):
     """Print the reward of each image, in the order given."""
 
     prompt: Prompt
@@ -26,4 +26,5 @@ class Score(ModelOptions, OutputOptions):
             print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]})
         else:
             show(reward_table(rows, title=self.prompt, caption=scorer.name))
+        self.write_gallery(rows, self.prompt, scorer)
         return 0

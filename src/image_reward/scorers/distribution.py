@@ -39,9 +39,9 @@ class Distribution:
         'better than 75 %'
         """
         if reward < self.quantiles[0]:
-            return "below all of them"
+            return "better than none"
         if reward > self.quantiles[-1]:
-            return "above all of them"
+            return "better than all"
         return f"better than {self.percentile(reward):.0f} %"
 
 

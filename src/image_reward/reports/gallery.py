@@ -1,0 +1,61 @@
+"""A page of images in order of reward: one self-contained HTML file, for phone and desktop, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image, ImageOps
+
+from image_reward import __version__
+from image_reward.checkpoints import written_whole
+from image_reward.images import ImageLike, ImageOptions, open_image
+from image_reward.reports.tables import RewardRow
+
+_LONGEST_SIDE = 640  # px: sharp on a phone, and a hundred images stay below ten megabytes
+_ENLARGED_BELOW = 160  # px: smaller images are shown with their pixels, not blurred
+
+
+@dataclass(frozen=True)
+class _Card:
+    name: str
+    reward: float
+    picture: str
+    small: bool
+    percentile: float | None
+    words: str
+
+
+def write_gallery(path: Path, rows: Sequence[RewardRow], prompt: str, model: str, notes: Sequence[str] = ()) -> None:
+    """Write the gallery of one prompt's images, best first. ``notes`` are sentences shown under the title."""
+    ordered = sorted(rows, key=lambda row: -row.reward)
+    template = Environment(loader=PackageLoader("image_reward.reports"), autoescape=True, undefined=StrictUndefined).get_template
+    page = template("gallery.html").render(
+        title=prompt or "(empty prompt)", rows=[_card(row) for row in ordered], model=model, notes=notes, version=__version__
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _card(row: RewardRow) -> _Card:
+    image = _thumbnail(row.image)
+    percentile = row.distribution.percentile(row.reward) if row.distribution else None
+    words = row.distribution.in_words(row.reward) if row.distribution else ""
+    return _Card(Path(row.image).name, row.reward, _data_url(image), max(image.size) < _ENLARGED_BELOW, percentile, words)
+
+
+def _thumbnail(source: ImageLike) -> Image.Image:
+    image = ImageOps.exif_transpose(open_image(source, ImageOptions(allow_truncated=True, max_pixels=None)))
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return image.convert("RGBA" if image.mode in ("RGBA", "LA") else "RGB")
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=86)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import seeded
+from image_reward import ImageReadError, LongPromptWarning, PromptError, Ranking, RewardError
+from image_reward.checkpoints import CheckpointError, TieConfig
+from image_reward.scorers import ImageRewardScorer
+
+pytestmark = pytest.mark.filterwarnings("ignore::image_reward.LongPromptWarning")
+SHORT = [prompt for prompt in seeded.PROMPTS if prompt != seeded.LONG_PROMPT]
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_rewards_and_rankings_equal_the_originals(seed: int, reference: dict[str, Any]) -> None:
+    scorer = ImageRewardScorer.from_tensors(seeded.weights(seeded.TINY, seed), seeded.TINY, "seeded weights")
+    rewards = scorer.matrix(seeded.PROMPTS, seeded.images())
+    np.testing.assert_allclose(rewards, reference[str(seed)]["rewards"], rtol=0, atol=1e-5)
+    assert [Ranking.from_rewards(row.tolist()).ranking for row in rewards] == reference[str(seed)]["rankings"]
+    assert scorer.rank(seeded.PROMPTS[3], seeded.images()).ranking == reference[str(seed)]["rankings"][3]
+
+
+def test_what_goes_in_decides_what_comes_out(scorer: ImageRewardScorer, image_folder: Path) -> None:
+    a, b = str(image_folder / "a.png"), image_folder / "b.png"
+    one = scorer.score("cat", a)
+    assert isinstance(one, float)
+    assert scorer.score("cat", [a]) == [pytest.approx(one, abs=1e-5)]
+    assert scorer.score("cat", (a, b)) == [pytest.approx(one, abs=1e-5), pytest.approx(scorer.score("cat", b), abs=1e-5)]
+    assert scorer.score(["cat", "dog"], [a, b])[1] == pytest.approx(scorer.score("dog", b), abs=1e-5)
+    assert scorer.score("cat", []) == []
+    assert scorer.score([], []) == []
+    assert scorer.matrix([], [a]).shape == (0, 1)
+    assert scorer.matrix(["cat"], []).shape == (1, 0)
+    matrix = scorer.matrix(["cat", "dog", "sea"], [a, b])
+    assert matrix.shape == (3, 2)
+    assert matrix.dtype == np.float32
+    assert scorer.rewards([], torch.empty(0, 3, 8, 8)).shape == (0,)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=20), batch_size=st.integers(1, 9))
+def test_any_batch_gives_what_one_at_a_time_gives(
+    scorer: ImageRewardScorer, pairs: list[tuple[int, int]], batch_size: int, reference: dict[str, Any]
+) -> None:
+    images = SEEDED_IMAGES
+    scorer.batch_size = batch_size
+    found = scorer.score([seeded.PROMPTS[p] for p, _ in pairs], [images[i] for _, i in pairs])
+    np.testing.assert_allclose(found, [reference["7"]["rewards"][p][i] for p, i in pairs], rtol=0, atol=1e-5)
+
+
+SEEDED_IMAGES = seeded.images()
+
+
+def test_each_image_passes_through_the_network_once(scorer: ImageRewardScorer) -> None:
+    seen: list[int] = []
+    scorer.network.blip.visual_encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    a, b, c = SEEDED_IMAGES[:3]
+    scorer.batch_size = 2
+    scorer.score(["x", "y", "z", "x", "y", "z"], [a, b, a, c, a, b])
+    assert sum(seen) == 3
+    seen.clear()
+    scorer.matrix(SHORT, [a, b, a])
+    assert sum(seen) == 2
+
+
+def test_a_matrix_of_many_prompts_is_read_in_parts(scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = scorer.matrix(SHORT, SEEDED_IMAGES)
+    monkeypatch.setattr("image_reward.scorers.base._MAX_TOKENS_AT_ONCE", 300)
+    np.testing.assert_allclose(scorer.matrix(SHORT, SEEDED_IMAGES), whole, rtol=0, atol=1e-5)
+
+
+def test_rewards_have_gradients_and_agree_with_files(scorer: ImageRewardScorer) -> None:
+    image = SEEDED_IMAGES[5]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255).requires_grad_()
+    rewards = scorer.rewards("cat", pixels)
+    rewards.sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.shape == pixels.shape
+    assert pixels.grad.abs().sum() > 0
+    assert rewards.item() == pytest.approx(scorer.score("cat", image), abs=0.2)  # within 2/255 a pixel, on weights that amplify
+    size = seeded.TINY.image.size
+    exact = torch.rand(2, 3, size, size).mul(255).round().div(255)  # needs no resizing: both ways see the same pixels
+    expected = scorer.score(["cat", "dog"], [exact[0], exact[1]])
+    assert scorer.rewards(["cat", "dog"], exact).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rewards_refuse_what_they_cannot_read(scorer: ImageRewardScorer) -> None:
+    with pytest.raises(ValueError, match="2 prompts and 1 images"):
+        scorer.rewards(["a", "b"], torch.rand(1, 3, 8, 8))
+    with pytest.raises(ImageReadError, match=r"\[B, 3, H, W\]"):
+        scorer.rewards("a", torch.rand(1, 8, 8, 3))
+    with pytest.raises(ImageReadError, match="NaN"):
+        scorer.rewards("a", torch.full((1, 3, 8, 8), math.nan))
+    with pytest.raises(ImageReadError, match="must be in"):
+        scorer.rewards("a", torch.full((1, 3, 8, 8), 255.0))
+
+
+def test_preparation_is_small_and_travels(scorer: ImageRewardScorer, image_folder: Path) -> None:
+    parcel = pickle.dumps(scorer.prepare)
+    assert len(parcel) < 2000
+    batch = pickle.loads(parcel)(["cat", "dog", "sea"], [image_folder / "a.png", image_folder / "b.png", str(image_folder / "a.png")])
+    assert batch.pixels.shape == (2, 3, 64, 64)
+    assert batch.pixels.dtype == torch.uint8
+    assert batch.image_index.tolist() == [0, 1, 0]
+    with torch.inference_mode():
+        rewards = scorer(batch)
+    assert rewards.tolist() == pytest.approx(
+        [scorer.score(p, image_folder / f"{i}.png") for p, i in [("cat", "a"), ("dog", "b"), ("sea", "a")]], abs=1e-5
+    )
+    with pytest.raises(ValueError, match="1 prompts and 2 images"):
+        scorer.prepare(["cat"], SEEDED_IMAGES[:2])
+
+
+def test_forward_is_differentiable(scorer: ImageRewardScorer) -> None:
+    batch = scorer.prepare(["cat", "dog", "cat"], [SEEDED_IMAGES[0], SEEDED_IMAGES[0], SEEDED_IMAGES[1]])
+    scorer(batch).sum().backward()
+    assert scorer.network.blip.visual_encoder.cls_token.grad is not None
+    empty = scorer(scorer.prepare([], []))
+    assert empty.shape == (0,)
+
+
+def test_a_missing_image_never_gets_anothers_score(scorer: ImageRewardScorer, image_folder: Path) -> None:
+    images = [image_folder / "a.png", image_folder / "missing.png", image_folder / "b.png"]
+    for ask in (lambda: scorer.score("cat", images), lambda: scorer.rank("cat", images), lambda: scorer.matrix(["cat"], images)):
+        with pytest.raises(FileNotFoundError, match=r"no such image: .*missing\.png"):
+            ask()
+
+
+def test_wrong_calls_say_what_is_right(scorer: ImageRewardScorer) -> None:
+    a = SEEDED_IMAGES[0]
+    with pytest.raises(ValueError, match="2 prompts and 1 images: aligned lists must have the same length; use matrix"):
+        scorer.score(["a", "b"], [a])
+    with pytest.raises(ValueError, match="a list of prompts needs a list of images"):
+        scorer.score(["a", "b"], a)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="matrix\\(\\) takes a list of prompts"):
+        scorer.matrix("cat", [a])
+    with pytest.raises(ValueError, match="at least one image"):
+        scorer.rank("cat", [])
+    for wrong in (None, 3, b"cat"):
+        with pytest.raises(PromptError, match="a prompt is a string, not"):
+            scorer.score(wrong, a)  # type: ignore[call-overload]
+
+
+def test_a_reward_that_is_not_a_number_is_an_error(scorer: ImageRewardScorer) -> None:
+    with torch.no_grad():
+        scorer.network.mlp.layers[0].bias[0] = math.nan
+    for ask in (lambda: scorer.score("cat", SEEDED_IMAGES[0]), lambda: scorer.matrix(["cat"], SEEDED_IMAGES[:1])):
+        with pytest.raises(RewardError, match="not a finite number"):
+            ask()
+
+
+def test_a_long_prompt_is_cut_with_a_warning_or_refused(scorer: ImageRewardScorer, reference: dict[str, Any]) -> None:
+    with pytest.warns(LongPromptWarning, match="the last 26 of 61 tokens"):
+        reward = scorer.score(seeded.LONG_PROMPT, SEEDED_IMAGES[0])
+    assert reward == pytest.approx(reference["7"]["rewards"][4][0], abs=1e-5)
+    scorer.prepare.tokenizer = replace(scorer.prepare.tokenizer, long_prompts="error")
+    with pytest.raises(PromptError, match="shorten it"):
+        scorer.score(seeded.LONG_PROMPT, SEEDED_IMAGES[0])
+
+
+def test_compare_is_bradley_terry_in_raw_units(scorer: ImageRewardScorer) -> None:
+    a, b = SEEDED_IMAGES[:2]
+    preference = scorer.compare("cat", a, b)
+    rewards = scorer.score("cat", [a, b])
+    raw = (rewards[0] - rewards[1]) * 1.0333394966054072
+    assert preference.a_better == pytest.approx(1 / (1 + math.exp(-raw)), abs=1e-6)
+    assert preference.tie == 0
+    assert preference.a_better + preference.b_better == pytest.approx(1)
+    assert preference.rewards == pytest.approx(tuple(rewards), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tie", "win"),
+    [
+        (TieConfig("davidson", 0.7), lambda p, q: p / (p + q + 0.7 * math.sqrt(p * q))),
+        (TieConfig("rao-kupper", 1.6), lambda p, q: p / (p + 1.6 * q)),
+    ],
+)
+def test_compare_with_a_fitted_tie_parameter(scorer: ImageRewardScorer, tie: TieConfig, win: Any) -> None:
+    scorer.tie = tie
+    a, b = SEEDED_IMAGES[:2]
+    preference = scorer.compare("cat", a, b)
+    p, q = (math.exp(scorer.scale * reward) for reward in preference.rewards)
+    assert preference.a_better == pytest.approx(win(p, q), abs=1e-9)
+    assert preference.b_better == pytest.approx(win(q, p), abs=1e-9)
+    assert preference.a_better + preference.tie + preference.b_better == pytest.approx(1)
+    assert preference.tie > 0.1
+
+
+def test_compare_survives_rewards_that_are_far_apart(scorer: ImageRewardScorer) -> None:
+    scorer.scale = 1e6
+    for tie in (None, TieConfig("davidson", 0.5), TieConfig("rao-kupper", 1.5)):
+        scorer.tie = tie
+        preference = scorer.compare("cat", SEEDED_IMAGES[0], SEEDED_IMAGES[1])
+        assert sorted([preference.a_better, preference.b_better]) == pytest.approx([0, 1])
+
+
+def test_impossible_tie_parameters_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="at least 1"):
+        TieConfig("rao-kupper", 0.5)
+    with pytest.raises(CheckpointError, match="unknown tie model 'thurstone'"):
+        TieConfig("thurstone", 1.0)
