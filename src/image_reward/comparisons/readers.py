@@ -23,6 +23,7 @@ import csv
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -35,6 +36,8 @@ from image_reward.types import Comparison
 
 PathLike = Union[str, os.PathLike[str]]
 Row = Mapping[str, Any]
+
+_one_reader = threading.Lock()  # threads that miss the same row group read it once, not once each
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
 
@@ -50,7 +53,9 @@ class ParquetImage:
     column: str
 
     def __call__(self) -> bytes:
-        found = _parquet_column(self.path, self.row_group, self.column)[self.row].as_py()
+        with _one_reader:
+            column = _parquet_column(self.path, self.row_group, self.column)
+        found = column[self.row].as_py()
         if not isinstance(found, bytes):
             raise ComparisonError(f"{self} holds no bytes but {type(found).__name__}")
         return found
