@@ -132,12 +132,13 @@ def audit_tables(audit: Audit) -> list[Table]:
     for what, cell in _FILE_FACTS.items():
         files.add_row(what, *(Text(cell(summary)) for summary in audit.files))
     errors = sum(finding.level == "error" for finding in audit.findings)
-    verdict = f"{errors} kinds of errors: training on this would be unsound" if errors else "sound"
+    verdict = f"{errors} kind{'s' if errors > 1 else ''} of error: training on this would be unsound" if errors else "sound"
     opened = "" if audit.images_opened else "; images were not opened"
-    findings = _table("Findings" if audit.findings else "Nothing was found", caption=verdict + opened)
-    if audit.findings:
-        for column in ("", "what", "how often", "the first"):
-            findings.add_column(column, overflow="fold", justify="right" if column == "how often" else "left")
+    findings = _table("Findings", caption=verdict + opened)
+    for column in ("", "what", "how often", "the first"):
+        findings.add_column(column, overflow="fold", justify="right" if column == "how often" else "left")
+    if not audit.findings:
+        findings.add_row("", "nothing is wrong", "", "")
     for finding in audit.findings:
         style = "bold red" if finding.level == "error" else "yellow"
         findings.add_row(Text(finding.level, style=style), finding.message, f"{finding.num:,}", Text(finding.examples[0]))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from image_reward.cli import main
+
+TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
+
+
+@pytest.fixture
+def data(tmp_path: Path, image_folder: Path) -> Path:
+    """A file of comparisons beside its images."""
+    for image in image_folder.glob("*.png"):
+        shutil.copy(image, tmp_path)
+    return Path(shutil.copy(TINY, tmp_path / "mine.json"))
+
+
+def test_check_of_sound_data(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    assert main(["data", "check", str(data)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "prompts 3 (2 distinct)",
+        "images 8 (3 distinct)",
+        "untied pairs 6",
+        "tied pairs 1 (14.3 %)",
+        "nothing is wrong",
+        "sound",
+    ):
+        assert words in out
+
+
+def test_check_of_unsound_data(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    (data.parent / "c.png").unlink()
+    assert main(["data", "check", str(data), "--fast"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "error images that are not there 1" in out
+    assert "1 kind of error: training on this would be unsound; images were not opened" in out
+    assert main(["data", "check", str(data), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["sound"] is False
+    assert [finding["kind"] for finding in report["findings"]] == ["missing image"]
+
+
+def test_check_takes_files_of_one_data_set_and_a_folder_of_images(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "other.json"
+    other.parent.mkdir()
+    shutil.copy(data, other)
+    assert main(["data", "check", str(data), str(other), "--images", str(tmp_path)]) == 1
+    assert "prompts in more than one split" in capsys.readouterr().out
+
+
+def test_split_writes_files_that_share_no_prompt(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "splits"
+    assert main(["data", "split", str(data), str(out), "--fractions", "0.5", "0.5"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.split() == [str(out / "train.jsonl"), str(out / "validation.jsonl")]
+    sizes = {path.name: len(path.read_text().splitlines()) for path in out.iterdir()}
+    assert sorted(sizes.values()) == [1, 2]
+    assert main(["data", "check", *printed.out.split()]) == 0  # the images are found from there, and no prompt is in both
+    assert main(["data", "split", str(data), str(out), "--fractions", "0.5", "0.5"]) == 2
+    assert "train.jsonl already exists" in capsys.readouterr().err
+
+
+def test_errors(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    for arguments, code, words in [
+        (["check"], 2, "no file of comparisons was given"),
+        (["check", "none.json"], 1, "no such file of comparisons: none.json"),
+        (["split", str(data), str(tmp_path / "x"), "--fractions", "1.0"], 2, "two or three numbers, not 1"),
+        (["split", str(data), str(tmp_path / "x"), "--fractions", "0.5", "0.2"], 1, "sum to 1, not 0.5, 0.2"),
+        (["split", str(data), str(tmp_path / "x")], 1, "would be empty"),
+    ]:
+        assert main(["data", *arguments]) == code
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
