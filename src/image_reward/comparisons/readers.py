@@ -25,7 +25,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -120,7 +120,7 @@ def records(path: PathLike, images: PathLike | None = None) -> Iterator[Record]:
             yield Record(record.where, problem=f"the id {name!r} is used twice; it was seen at {seen[name]}")
             continue
         seen[name] = record.where
-        yield Record(record.where, _replace_id(record.comparison, name), warning=record.warning, ratings=record.ratings)
+        yield replace(record, comparison=replace(record.comparison, id=name))
 
 
 def write(comparisons: Iterable[Comparison], path: PathLike) -> None:
@@ -148,10 +148,6 @@ def _reference(image: object, folder: Path, name: str) -> object:
     if isinstance(image, str | os.PathLike):
         return Path(os.path.relpath(image, folder)).as_posix()
     raise ComparisonError(f"comparison {name!r} holds a {type(image).__name__} in memory; only images in files can be written")
-
-
-def _replace_id(comparison: Comparison, name: str) -> Comparison:
-    return Comparison(comparison.prompt, comparison.images, comparison.ranks, name, comparison.source, comparison.shares)
 
 
 # --- containers: a file -> rows ------------------------------------------------------------------------------------------------------
@@ -379,7 +375,7 @@ def _read_by_image(id_key: str, image_key: str, source: str, places: Iterable[_P
         pictures = [place.values.get(image_key) for place in group]
         ranks = [place.values.get("rank") for place in group]
         record = _checked(where, first.get("prompt"), pictures, ranks, name, source, base)
-        yield Record(record.where, record.comparison, record.problem, warning, ratings)
+        yield replace(record, warning=warning, ratings=ratings)
 
 
 def _text(value: object) -> str:
