@@ -477,8 +477,14 @@ def _download(file: HubFile, by_hand: str) -> Path:
     except Exception as error:  # httpx and hub errors share no base class
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(blobs, file, str(error.strerror)) from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {reason.rstrip('.')}. {by_hand}") from error
+        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {_reason(error)}. {by_hand}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an HTTP or hub error says, in one line without its advice."""
+    text = " ".join(str(error).split()).split(" For more information")[0].rstrip(".") or type(error).__name__
+    wants_token = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+    return text + (" (if it asks for a token: `hf auth login`, or set HF_TOKEN)" if wants_token else "")
 
 
 def _check_free_space(folder: Path, needed: int, file: HubFile) -> None:
