@@ -5,18 +5,20 @@ Nothing here guesses: a tensor that is missing, extra, misshapen or not finite i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import torch
@@ -31,6 +33,7 @@ Config = TypeVar("Config")
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
+_WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 METADATA_KEY = "image_reward_config"  # the config also travels inside the safetensors header, so that the file alone is enough
 
 
@@ -77,6 +80,10 @@ class TransformConfig:
     mean: tuple[float, float, float] = ImageTransform.mean
     std: tuple[float, float, float] = ImageTransform.std
 
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise CheckpointError(f"the pixels' mean and std must be finite and std positive, not {self.mean} and {self.std}")
+
 
 @dataclass(frozen=True)
 class ScorerConfig:
@@ -88,11 +95,17 @@ class ScorerConfig:
     max_tokens: int = 35
     reward: RewardConfig = field(default_factory=RewardConfig)
 
+    def __post_init__(self) -> None:
+        if self.image.size != self.network.image_size:
+            raise CheckpointError(f"images are made {self.image.size} px large, but the network reads {self.network.image_size} px")
+        if not 3 <= self.max_tokens <= self.network.max_positions:
+            raise CheckpointError(f"max_tokens must be from 3 to the network's {self.network.max_positions}, not {self.max_tokens}")
+
     def to_json(self) -> str:
         return json.dumps({"format": "image-reward", "version": 1} | asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> ScorerConfig:
+    def from_json(cls, text: str | bytes, source: str) -> ScorerConfig:
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -106,29 +119,41 @@ class ScorerConfig:
 
 
 def fill(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """A dataclass from plain values, strictly: an unknown or missing key, or a value of another type, is an error that names it."""
+    """A dataclass from plain values, strictly: an unknown or missing key, or a value of another type, is an error that names it.
+
+    Every whole number of a config is a size, and must be at least 1.
+    """
     types = get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(known)):
         raise CheckpointError(f"{source}: unknown key {unknown[0]!r} for {cls.__name__}; known are {', '.join(known)}")
     if missing := [name for name in known if name not in values]:
         raise CheckpointError(f"{source}: {cls.__name__} lacks {missing[0]!r}")
-    filled = {}
-    for name, value in values.items():
-        kind = types[name]
-        options = [k for k in getattr(kind, "__args__", ()) if is_dataclass(k)] or ([kind] if is_dataclass(kind) else [])
-        if options and isinstance(value, dict):
-            value = fill(options[0], value, source)  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(value)
-        expected = {int: int, float: (int, float), str: str}.get(kind)
-        if expected and (not isinstance(value, expected) or isinstance(value, bool)):  # type: ignore[arg-type]
-            raise CheckpointError(f"{source}: {name} of {cls.__name__} must be of type {kind.__name__}, not {value!r}")
-        filled[name] = value
+    checked = {name: _checked(types[name], values[name], f"{source}: {name} of {cls.__name__}", source) for name in known}
     try:
-        return cls(**filled)
-    except (TypeError, ValueError, ArithmeticError) as error:
+        return cls(**checked)
+    except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from None
+
+
+def _checked(kind: Any, value: Any, name: str, source: str) -> Any:
+    """A value of the annotated type ``kind``: a dataclass, a tuple, ``X | None``, or a plain type."""
+    kinds = get_args(kind)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return fill(cast(type, kind), value, source)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        if len(kinds) == len(value):
+            return tuple(_checked(k, v, name, source) for k, v in zip(kinds, value, strict=True))
+    elif type(None) in kinds:
+        return None if value is None else _checked(kinds[0], value, name, source)
+    elif type(value) is kind or (kind is float and type(value) is int):
+        if kind is not int or value >= 1:
+            return kind(value)
+        raise CheckpointError(f"{name} must be at least 1, not {value}")
+    shown = "an object" if is_dataclass(kind) else f"a list of {len(kinds)} numbers" if kinds and ... not in kinds else ""
+    shown = shown or ("a list of whole numbers" if kinds else f"of type {kind.__name__}")
+    raise CheckpointError(f"{name} must be {shown}, not {value!r:.60}")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------------------------
@@ -137,48 +162,51 @@ def fill(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ScorerConfig | None]:
     """The tensors of a ``.pt`` / ``.pth`` / ``.safetensors`` file or of a folder of ours, memory-mapped, and the config if it carries one.
 
-    ``module.`` prefixes of distributed training are stripped and ``position_ids`` buffers dropped; nothing else is changed.
+    ``module.`` prefixes of distributed training are stripped and ``position_ids`` buffers dropped; nothing else is changed. Do not write
+    into a file that is in use: replace it, as ``save_checkpoint`` does.
+
+    Raises ``FileNotFoundError`` or ``CheckpointError``.
     """
     if path.is_dir():
         weights, config_file = path / WEIGHTS_NAME, path / CONFIG_NAME
         if missing := [file.name for file in (weights, config_file) if not file.is_file()]:
             raise CheckpointError(f"{path} is not a model folder: it lacks {' and '.join(missing)}")
-        tensors, _ = _read_safetensors(weights)
-        return _plain_names(tensors), ScorerConfig.from_json(config_file.read_text(encoding="utf-8"), str(config_file))
+        tensors, _ = _read_tensors(weights)
+        return tensors, ScorerConfig.from_json(config_file.read_bytes(), str(config_file))
     if not path.exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    start = _first_bytes(path)
+    tensors, text = _read_tensors(path)
+    return tensors, ScorerConfig.from_json(text, str(path)) if text else None
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file, and the text of the config in its header, if it has one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; change its permissions or copy it elsewhere") from None
     if not start:
         raise CheckpointError(f"{path} is empty (0 bytes); download it again")
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is an HTML or XML page, not a checkpoint: a server's error page was saved; download it again")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-    if _looks_like_safetensors(start):
-        tensors, metadata = _read_safetensors(path)
-        text = metadata.get(METADATA_KEY)
-        return _plain_names(tensors), ScorerConfig.from_json(text, str(path)) if text else None
-    return _plain_names(_read_pickle(path)), None
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        tensors, text = _read_safetensors(path)
+    elif start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of the format before PyTorch 1.6
+        tensors, text = _read_pickle(path), None
+    else:
+        raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file: it begins with {start[:16]!r}; download it again")
+    return _plain_names(tensors), text
 
 
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _looks_like_safetensors(start: bytes) -> bool:
-    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(METADATA_KEY)  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}; download or save it again") from None
 
@@ -187,23 +215,27 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if refused := re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path} is a pickle that holds more than tensors, and loading it could run code; it was not loaded. "
+                f"{path} is a pickle that holds {refused[1]}, not just tensors, and loading it could run code; it was not loaded. "
                 "Save its state dict alone, or convert it to safetensors where you trust it"
             ) from None
-        first_line = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: {first_line}; download or save it again") from None
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: {reason:.120}; download or save it again") from None
     for key in ("state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
-    if not isinstance(value, dict) or not value or not all(isinstance(v, Tensor) for v in value.values()):
-        raise CheckpointError(f"{path} holds no state dict (a mapping from names to tensors), but {_outline(value)}")
+    if not isinstance(value, dict) or not value or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
+        raise CheckpointError(
+            f"{path} holds no state dict (a mapping from names to tensors), but {_outline(value)}; save the network's state_dict() alone"
+        )
     return value
 
 
 def _outline(value: object) -> str:
     if isinstance(value, dict):
+        if not value:
+            return "an empty mapping"
         return f"a mapping with the keys {', '.join(map(repr, list(value)[:5]))}{', …' if len(value) > 5 else ''}"
     return f"a {type(value).__name__}"
 
@@ -219,6 +251,7 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str
 
     Names and shapes must match exactly and every value must be finite.
     """
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}  # a file may hold parameters
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in expected]
@@ -231,42 +264,48 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:5])}{more}{hint}")
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: {name} holds {tensor.dtype}, not floating-point weights")
+        if tensor.dtype not in _WEIGHT_DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+            what = "no values" if tensor.is_meta else f"{tensor.dtype} in {tensor.layout} layout"
+            raise CheckpointError(f"{source}: {name} holds {what}; weights are dense float32, float16, bfloat16 or float64: convert them")
         # One pass at memory speed: a NaN or infinity survives a sum. Only a sum that overflowed needs the second look.
         if not math.isfinite(tensor.sum(dtype=torch.float32)) and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{source}: {name} holds NaN or infinite weights; the file is damaged or training diverged")
-    network.load_state_dict(dict(tensors), strict=True, assign=True)
+    network.load_state_dict(tensors, strict=True, assign=True)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: ScorerConfig, card: str) -> None:
-    """Write a model folder: weights and config as safetensors, the config as JSON to read, and a model card. Each file appears whole."""
+    """Write a model folder: weights and config as safetensors, the config as JSON to read, and a model card.
+
+    The files of a checkpoint that is there are replaced when all the new ones are written: if that fails (``OSError``), it is unchanged.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     text = config.to_json()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(folder / WEIGHTS_NAME) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt", METADATA_KEY: text})
-    for name, content in ((CONFIG_NAME, text), (CARD_NAME, card)):
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    with ExitStack() as stack:
+        file, readable, readme = (stack.enter_context(written_whole(folder / name)) for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
+        try:
+            save_file(weights, file, metadata={"format": "pt", METADATA_KEY: text})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{folder / WEIGHTS_NAME} could not be written: {error}; a checkpoint that was there is unchanged") from error
+        readable.write_text(text, encoding="utf-8")
+        readme.write_text(card, encoding="utf-8")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -293,8 +332,8 @@ class HubFile:
         return hf_hub_url(self.repo, self.name)
 
 
-def find_local(file: HubFile, cache_dir: Path | None = None) -> Path | None:
-    """Where this machine already holds a file: the folder given, the hub cache, or the original package's cache. Only size is checked."""
+def _places(file: HubFile, cache_dir: Path | None) -> list[Path]:
+    """Where this machine may hold a file: the folder given, the hub cache, the original package's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     places = [cache_dir / file.name] if cache_dir else []
@@ -303,7 +342,12 @@ def find_local(file: HubFile, cache_dir: Path | None = None) -> Path | None:
         places.append(Path(cached))
     if file.original_cache:
         places.append(Path(file.original_cache).expanduser() / file.name)
-    return next((place for place in places if place.is_file() and place.stat().st_size == file.size), None)
+    return [place for place in places if place.is_file()]
+
+
+def find_local(file: HubFile, cache_dir: Path | None = None) -> Path | None:
+    """Where this machine already holds a file: the folder given, the hub cache, or the original package's cache. Only size is checked."""
+    return next((place for place in _places(file, cache_dir) if place.stat().st_size == file.size), None)
 
 
 def fetch(file: HubFile, cache_dir: Path | None = None) -> Path:
@@ -314,7 +358,7 @@ def fetch(file: HubFile, cache_dir: Path | None = None) -> Path:
 
     Raises ``DownloadError`` when there is neither the file nor a way to get it, ``CheckpointError`` when its content is wrong.
     """
-    path = find_local(file, cache_dir) or _download(file)
+    path = find_local(file, cache_dir) or _download(file, _by_hand(file, cache_dir))
     verify(path, file)
     return path
 
@@ -322,25 +366,21 @@ def fetch(file: HubFile, cache_dir: Path | None = None) -> Path:
 def verify(path: Path, file: HubFile) -> None:
     """Check size and sha256 against what the file must be; a file that passed is remembered until it changes."""
     size = path.stat().st_size
-    if size != file.size:
-        raise CheckpointError(f"{path} has {size:,} bytes instead of {file.size:,}; delete it and download it again")
-    if _remembered(path) == file.sha256:
-        return
-    found = _sha256(path)
+    found = _remembered(path) if size == file.size else None
+    if found is None and size == file.size:
+        found = _sha256(path)
+        _remember(path, found)
     if found != file.sha256:
-        raise CheckpointError(f"{path} has sha256 {found} instead of {file.sha256}; delete it and download it again")
-    _remember(path, found)
+        what = f"sha256 {found} instead of {file.sha256}" if found else f"{size:,} bytes instead of {file.size:,}"
+        # The hub cache holds links; deleting one would leave the bad file behind it.
+        raise CheckpointError(f"{path} is not {file.name} of {file.repo}: it has {what}; delete {path.resolve()} and download it again")
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_in_blocks(file)
-
-
-def _sha256_in_blocks(file: Any) -> str:  # Python 3.10 has no file_digest
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -353,28 +393,34 @@ def _fingerprint(path: Path) -> str:
     return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
 
 
-def _remembered(path: Path) -> str | None:
+def _known() -> dict[str, str]:
     try:
         known = json.loads(_verified_list().read_text(encoding="utf-8"))
-        return str(known[_fingerprint(path)])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remembered(path: Path) -> str | None:
+    return _known().get(_fingerprint(path))
 
 
 def _remember(path: Path, sha256: str) -> None:
     try:
-        known = json.loads(_verified_list().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    try:
         _verified_list().parent.mkdir(parents=True, exist_ok=True)
         with written_whole(_verified_list()) as temporary:
-            temporary.write_text(json.dumps(known | {_fingerprint(path): sha256}, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(_known() | {_fingerprint(path): sha256}, indent=1), encoding="utf-8")
     except OSError:
         pass  # a read-only home costs a few seconds at the next load, nothing else
 
 
-def _download(file: HubFile) -> Path:
+def _by_hand(file: HubFile, cache_dir: Path | None) -> str:
+    place = f"put it at {Path(file.original_cache).expanduser() / file.name}, or give" if file.original_cache else "give"
+    wrong = "".join(f" ({path} has {path.stat().st_size:,} bytes.)" for path in _places(file, cache_dir))
+    return f"By hand: fetch {file.url} ({file.size:,} bytes) on another machine and {place} its path instead of the name.{wrong}"
+
+
+def _download(file: HubFile, by_hand: str) -> Path:
     """Download into the hub cache, keeping what has arrived when the connection breaks.
 
     huggingface_hub 2 deletes a partial file when a download fails, so this keeps its own beside the blob: complete, it becomes the blob
@@ -386,32 +432,32 @@ def _download(file: HubFile) -> Path:
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import build_hf_headers
 
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs"
-    place = Path(file.original_cache).expanduser() / file.name if file.original_cache else blobs.parent
-    by_hand = (
-        f"To place it by hand: fetch {file.url} ({file.size:,} bytes) on another machine and put it at {place}, "
-        "or give its path instead of the name"
-    )
     if huggingface_hub.is_offline_mode():
-        raise DownloadError(f"{file.name} of {file.repo} is not on this machine and offline mode is on. {by_hand}.")
+        raise DownloadError(f"{file.name} of {file.repo} is not on this machine and offline mode (HF_HUB_OFFLINE) is on. {by_hand}")
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs"
+    partial = blobs / f"{file.sha256}.partial"
     try:
         metadata = get_hf_file_metadata(file.url)
         if metadata.size is not None and metadata.size != file.size:
             raise CheckpointError(
-                f"{file.url} offers {metadata.size:,} bytes instead of {file.size:,}; the server is not the hub or is out of date"
+                f"{file.url} offers {metadata.size:,} bytes instead of {file.size:,}; the server is not the hub or is out of date: "
+                "check HF_ENDPOINT"
             )
+        if metadata.etag is None or metadata.commit_hash is None:
+            raise DownloadError(f"{file.url} was not answered by a model hub: check HF_ENDPOINT. {by_hand}")
         headers = build_hf_headers()
-        if urlsplit(metadata.location).netloc != urlsplit(file.url).netloc:
+        if urlsplit(metadata.location)[:2] != urlsplit(file.url)[:2]:
             headers.pop("authorization", None)  # the hub's token is not for the host it redirects to
         blobs.mkdir(parents=True, exist_ok=True)
-        blob = blobs / str(metadata.etag)
-        partial = blobs / f"{metadata.etag}.partial"
+        blob = blobs / metadata.etag
         with FileLock(f"{partial}.lock"):
-            if not blob.exists():
-                have = min(partial.stat().st_size, file.size) if partial.exists() else 0
+            if not blob.is_file() or blob.stat().st_size != file.size:
+                have = partial.stat().st_size if partial.exists() else 0
+                if have > file.size:
+                    partial.unlink()
+                    have = 0
                 _check_free_space(blobs, file.size - have, file)
                 with partial.open("ab") as stream:
-                    stream.truncate(have)
                     http_get(
                         metadata.location,
                         stream,
@@ -424,15 +470,21 @@ def _download(file: HubFile) -> Path:
                     partial.unlink()
                     raise CheckpointError(f"what {file.url} sent has sha256 {found} instead of {file.sha256}; it was deleted, try again")
                 partial.replace(blob)
+                _remember(blob, found)
         return Path(hf_hub_download(file.repo, file.name))
     except (CheckpointError, DownloadError):
         raise
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise _disk_full(blobs, file, str(error.strerror)) from None
-        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {error}. {by_hand}.") from error
     except Exception as error:  # httpx and hub errors share no base class
-        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {error}. {by_hand}.") from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(blobs, file, str(error.strerror)) from None
+        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {_reason(error)}. {by_hand}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an HTTP or hub error says, in one line without its advice."""
+    text = " ".join(str(error).split()).split(" For more information")[0].rstrip(".") or type(error).__name__
+    wants_token = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+    return text + (" (if it asks for a token: `hf auth login`, or set HF_TOKEN)" if wants_token else "")
 
 
 def _check_free_space(folder: Path, needed: int, file: HubFile) -> None:

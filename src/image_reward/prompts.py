@@ -72,6 +72,8 @@ class PromptTokenizer:
     def __post_init__(self) -> None:
         if self.long_prompts not in get_args(LongPrompts):
             raise ValueError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
+        if self.max_tokens < 3:
+            raise ValueError(f"max_tokens counts [CLS] and [SEP] and must be at least 3, not {self.max_tokens}")
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         check_prompts(prompts)
@@ -99,11 +101,20 @@ class PromptTokenizer:
         )
         if self.long_prompts == "error":
             raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
-        others = f" (and the ends of {len(cut) - 1} other prompts)" if len(cut) > 1 else ""
+        others = f" ({len(cut)} prompts are cut)" if len(cut) > 1 else ""
         warnings.warn(message + others, LongPromptWarning, stacklevel=2)
 
 
 def check_prompts(prompts: Iterable[object]) -> None:
+    """Raise ``PromptError`` unless this is a list of texts. A single string is refused: its characters would pass for prompts."""
+    if isinstance(prompts, str | bytes):
+        raise PromptError(f"prompts are a list of strings; write [{prompts!r:.60}] for one")
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt is a string, not {type(prompt).__name__}: {prompt!r:.60}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise PromptError(
+                f"the prompt {prompt!r:.60} holds half of a surrogate pair, which is no character; decode its source anew"
+            ) from None

@@ -1,0 +1,490 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import resource
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import seeded
+from image_reward import checkpoints
+from image_reward.checkpoints import (
+    HubFile,
+    RewardConfig,
+    ScorerConfig,
+    TieConfig,
+    TransformConfig,
+    load_strictly,
+    read_checkpoint,
+    verify,
+    written_whole,
+)
+from image_reward.errors import CheckpointError, UnknownModelError
+from image_reward.models.blip import BlipConfig, ImageRewardNetwork
+from image_reward.scorers import ImageRewardScorer, load, registry
+
+IMAGE = seeded.image("rings", 96, 64, 3)
+NAME = "blip.visual_encoder.pos_embed"
+FILES = ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Tensor]:
+    return seeded.weights(seeded.TINY, 7)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Tensor]) -> Path:
+    """The tiny network as a folder of this package's own format."""
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    ImageRewardScorer.from_tensors(tensors, seeded.TINY, "seeded weights", name="tiny").save_pretrained(folder)
+    return folder
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal weights to the last bit. Rewards may differ in theirs: kernels add up in another order where memory is aligned otherwise."""
+    weights, others = one.network.state_dict(), other.network.state_dict()
+    assert list(weights) == list(others)
+    assert all(torch.equal(weights[name].to(others[name].dtype), others[name]) for name in weights)
+    assert one.config == other.config
+    reward, another = (scorer.score("cat", IMAGE) for scorer in (one, other))
+    assert reward == pytest.approx(another, abs=1e-5)
+
+
+# --- what loads ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_saving_and_loading_changes_nothing(saved: Path, scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    assert sorted(file.name for file in saved.iterdir()) == FILES
+    assert_same(load(saved), scorer)
+    assert load(saved).name == "tiny"
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((saved / "model.safetensors").read_bytes())
+    assert_same(load(alone), scorer)
+    load(alone).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == alone.read_bytes()
+    assert (tmp_path / "again/config.json").read_text() == (saved / "config.json").read_text()
+
+
+def test_a_config_survives_with_every_value(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    reward = RewardConfig(mean=0.25, std=2.0, tie=TieConfig("davidson", 0.7), reference=None)
+    config = replace(seeded.TINY, max_tokens=20, reward=reward, image=TransformConfig(size=64, mean=(0.5, 0.5, 0.5)))
+    ImageRewardScorer.from_tensors(tensors, config, "seeded weights").save_pretrained(tmp_path)
+    assert load(tmp_path).config == config
+
+
+def test_half_precision_is_saved_as_it_is(saved: Path, tmp_path: Path) -> None:
+    half = load(saved, dtype="bfloat16")
+    half.save_pretrained(tmp_path)
+    assert read_checkpoint(tmp_path)[0][NAME].dtype == torch.bfloat16
+    assert_same(load(tmp_path, dtype="bfloat16"), half)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: {f"module.{name}": tensor for name, tensor in t.items()},
+        lambda t: t | {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]},
+        lambda t: {"state_dict": t, "epoch": 3},
+        lambda t: {"model": t},
+        lambda t: {"state_dict": {"model": t}},
+        lambda t: {name: torch.nn.Parameter(tensor) for name, tensor in t.items()},
+        lambda t: {name: tensor.double() for name, tensor in t.items()},
+        lambda t: {name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor for name, tensor in t.items()},
+    ],
+    ids=["released", "module.", "position_ids", "state_dict", "model", "both", "parameters", "float64", "strided"],
+)
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+def test_layouts_of_pt_files(
+    wrap: Callable[[dict[str, Tensor]], Any], new_format: bool, tensors: dict[str, Tensor], scorer: ImageRewardScorer, tmp_path: Path
+) -> None:
+    torch.save(wrap(tensors), tmp_path / "tiny.pt", _use_new_zipfile_serialization=new_format)
+    loaded = load(tmp_path / "tiny.pt", config=seeded.TINY)
+    assert_same(loaded, scorer)
+    loaded.save_pretrained(tmp_path / "again")
+    assert_same(load(tmp_path / "again"), loaded)
+
+
+def test_tensors_that_share_one_storage(tensors: dict[str, Tensor], scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    torch.save({name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}, tmp_path / "flat.pt")
+    load(tmp_path / "flat.pt", config=seeded.TINY).save_pretrained(tmp_path)
+    assert_same(load(tmp_path), scorer)
+
+
+def test_a_config_beside_a_pt_file(tensors: dict[str, Tensor], saved: Path, scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "tiny.pt")
+    assert_same(load(tmp_path / "tiny.pt", config=saved / "config.json"), scorer)
+    with pytest.raises(CheckpointError, match=r"does not fit the network: .*It carries no config, .* give its config if it is of another"):
+        load(tmp_path / "tiny.pt")
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_weights_stay_in_the_file(kind: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """Memory-mapped, not copied: processes on one machine share them. What is written to them does not reach the file."""
+    path = tmp_path / f"tiny.{kind}"
+    torch.save(tensors, path) if kind == "pt" else save_file(tensors, path)
+    read, _ = read_checkpoint(path)
+    with torch.device("meta"):
+        network = ImageRewardNetwork(seeded.TINY.network)
+    load_strictly(network, read, "tiny")
+    assert {name: tensor.data_ptr() for name, tensor in network.state_dict().items()} == {n: t.data_ptr() for n, t in read.items()}
+    first, last = (read[name].untyped_storage().data_ptr() for name in (next(iter(read)), list(read)[-1]))
+    assert abs(first - last) < 2 * path.stat().st_size  # neighbours in one mapping
+    before = path.read_bytes()
+    with torch.no_grad():
+        network.blip.vision_proj.weight.zero_()
+    assert path.read_bytes() == before
+
+
+# --- what does not -------------------------------------------------------------------------------------------------------------------
+
+
+class RunsCode:
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False)], ids=["zip", "legacy"])
+def test_code_in_a_pickle_is_not_run(save: Callable[[Any, Path], None], tmp_path: Path) -> None:
+    save({"a": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pt")
+    with pytest.raises(
+        CheckpointError, match=r"evil\.pt is a pickle that holds posix\.mkdir, not just tensors, .* it was not loaded\. Save"
+    ):
+        load(tmp_path / "evil.pt")
+    for protocol in (0, 2):
+        (tmp_path / "raw.pt").write_bytes(pickle.dumps(RunsCode(tmp_path / "proof"), protocol=protocol))
+        with pytest.raises(CheckpointError):
+            load(tmp_path / "raw.pt")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_whole_objects_are_refused(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model": tensors, "args": Namespace(lr=1)}, tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=r"holds argparse\.Namespace, not just tensors"):
+        load(tmp_path / "run.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(CheckpointError, match=r"holds torch\.nn\.modules\.linear\.Linear, not just tensors"):
+        load(tmp_path / "module.pt")
+
+
+def a_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("cat.txt", "cat")
+    return file.getvalue()
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pt", b"", r"a\.pt is empty \(0 bytes\); download it again"),
+        ("a.safetensors", b"", r"a\.safetensors is empty"),
+        ("a.pt", b"\n <!DOCTYPE html><html>404", "is an HTML or XML page, not a checkpoint: .* download it again"),
+        ("a.pt", LFS_POINTER, "is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"),
+        ("a.safetensors", LFS_POINTER, "is a Git LFS pointer"),
+        ("a.pt", b"hello, world\n" * 9, "is neither a PyTorch nor a safetensors file: it begins with b'hello, world.*; download it again"),
+        ("a.pt", bytes(range(128, 256)), r"is not a whole PyTorch checkpoint: .*; download or save it again"),
+        ("a.pt", a_zip(), "is not a whole PyTorch checkpoint: .*cat.txt; download or save it again"),
+        ("a.safetensors", b"hello, world\n" * 9, "is not a whole safetensors file: .*header too large"),
+        (
+            "a.pt",
+            {"epoch": 3, "lr": 0.1},
+            "holds no state dict .* but a mapping with the keys 'epoch', 'lr'; save the network's state_dict",
+        ),
+        ("a.pt", {"state_dict": {}}, "holds no state dict .* but an empty mapping"),
+        ("a.pt", {1: torch.zeros(2)}, "holds no state dict .* but a mapping with the keys 1;"),
+        ("a.pt", torch.zeros(2), "holds no state dict .* but a Tensor"),
+    ],
+)
+def test_files_that_are_no_checkpoint(name: str, content: Any, message: str, tmp_path: Path) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.0001, 0.5, 0.99999])
+def test_truncated_files(kind: str, share: float, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / ("tiny.safetensors" if kind == "safetensors" else "tiny.pt")
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(
+        CheckpointError, match=r"tiny\.\w+ is not a whole (PyTorch checkpoint|safetensors file): .*; download or save it again"
+    ):
+        load(path)
+
+
+def changed(name: str, tensor: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda tensors: {n: t for n, t in (tensors | {name: tensor}).items() if t is not None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(NAME, None), f"does not fit the network: {NAME} is missing$"),
+        (changed("mlp.extra", torch.zeros(1)), r"does not fit the network: mlp\.extra is unexpected$"),
+        (changed(NAME, torch.zeros(1, 9, 64)), rf"{NAME} has shape \(1, 9, 64\) and should have \(1, 17, 64\)$"),
+        (changed(NAME, torch.zeros(1, 17, 64, dtype=torch.int64)), f"{NAME} holds torch.int64 in torch.strided layout; weights are dense"),
+        (changed(NAME, torch.zeros(1, 17, 64, dtype=torch.float8_e4m3fn)), f"{NAME} holds torch.float8_e4m3fn"),
+        (changed(NAME, torch.zeros(1, 17, 64).to_sparse()), f"{NAME} holds torch.float32 in torch.sparse_coo layout"),
+        (changed(NAME, torch.zeros(1, 17, 64, device="meta")), f"{NAME} holds no values"),
+        (changed(NAME, torch.full((1, 17, 64), float("nan"))), f"{NAME} holds NaN or infinite weights"),
+        (changed(NAME, torch.tensor([float("inf"), -float("inf")] * 544).view(1, 17, 64)), f"{NAME} holds NaN or infinite weights"),
+        (changed(NAME, torch.full((1, 17, 64), float("-inf")).half()), f"{NAME} holds NaN or infinite weights"),
+        (lambda t: {"x." + n: v for n, v in t.items()}, r"is missing; .* is missing, and 219 more"),
+    ],
+)
+def test_tensors_that_do_not_fit(change: Any, message: str, tensors: dict[str, Tensor]) -> None:
+    with torch.device("meta"):
+        network = ImageRewardNetwork(seeded.TINY.network)
+    with pytest.raises(CheckpointError, match=rf"^tiny\.pt:? .*{message}"):
+        load_strictly(network, change(dict(tensors)), "tiny.pt")
+
+
+def test_large_weights_are_no_error(tensors: dict[str, Tensor]) -> None:
+    """Their sum overflows, they do not."""
+    with torch.device("meta"):
+        network = ImageRewardNetwork(seeded.TINY.network)
+    load_strictly(network, tensors | {NAME: torch.full((1, 17, 64), 3e38)}, "tiny")
+    assert network.state_dict()[NAME].max() == 3e38
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_folders_that_lack_a_file(missing: str, saved: Path, tmp_path: Path) -> None:
+    for name in FILES:
+        if name != missing:
+            (tmp_path / name).write_bytes((saved / name).read_bytes())
+    with pytest.raises(CheckpointError, match=f"is not a model folder: it lacks {missing}"):
+        load(tmp_path)
+    (tmp_path / missing).write_bytes(LFS_POINTER)
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer" if missing == "model.safetensors" else r"config\.json is not JSON"):
+        load(tmp_path)
+
+
+def test_a_name_that_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError, match=r"no model, file or folder is called 'imagereward1.0'\. Did you mean ImageReward-v1.0\?"):
+        load("imagereward1.0")
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*gone\.pt"):
+        load(tmp_path / "gone.pt")
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*gone"):
+        read_checkpoint(tmp_path / "gone")
+
+
+# --- configs -------------------------------------------------------------------------------------------------------------------------
+
+
+def edited(*path: str, value: Any) -> str:
+    config = json.loads(seeded.TINY.to_json())
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(config)
+
+
+def without(*path: str) -> str:
+    config = json.loads(seeded.TINY.to_json())
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    return json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "x.json is not JSON: "),
+        (b"\xff\xfe\x00", "x.json is not JSON: "),
+        ("[]", 'x.json is not a config of this package \\("format": "image-reward" is missing\\)'),
+        ('{"architectures": ["CLIPModel"]}', "is not a config of this package"),
+        (edited("version", value=2), "x.json has format version 2; this release of image-reward reads version 1"),
+        (edited("colour", value=2), "x.json: unknown key 'colour' for ScorerConfig; known are architecture, network"),
+        (edited("network", "depth", value=2), "unknown key 'depth' for BlipConfig; known are image_size"),
+        (without("reward", "std"), "x.json: RewardConfig lacks 'std'"),
+        (without("network"), "ScorerConfig lacks 'network'"),
+        (edited("max_tokens", value="35"), "x.json: max_tokens of ScorerConfig must be of type int, not '35'"),
+        (edited("max_tokens", value=35.0), "max_tokens of ScorerConfig must be of type int, not 35.0"),
+        (edited("max_tokens", value=True), "max_tokens of ScorerConfig must be of type int, not True"),
+        (edited("max_tokens", value=513), "x.json: max_tokens must be from 3 to the network's 512, not 513"),
+        (edited("max_tokens", value=2), "max_tokens must be from 3"),
+        (edited("architecture", value=None), "architecture of ScorerConfig must be of type str, not None"),
+        (edited("network", value=5), "network of ScorerConfig must be an object, not 5"),
+        (edited("network", "patch_size", value=0), "patch_size of BlipConfig must be at least 1, not 0"),
+        (edited("network", "patch_size", value=7), r"image_size \(64\) must be a multiple of patch_size \(7\)"),
+        (edited("network", "head_widths", value=[16, "8"]), "head_widths of BlipConfig must be of type int, not '8'"),
+        (edited("network", "head_widths", value=16), "head_widths of BlipConfig must be a list of whole numbers, not 16"),
+        (edited("network", "image_size", value=32), "images are made 64 px large, but the network reads 32 px"),
+        (edited("image", "mean", value=[0.5, 0.5]), r"mean of TransformConfig must be a list of 3 numbers, not \[0.5, 0.5\]"),
+        (edited("image", "std", value=[0.5, 0.5, 0]), "the pixels' mean and std must be finite and std positive"),
+        (edited("reward", "std", value=0), "the reward's mean and std must be finite and std positive"),
+        (edited("reward", "mean", value=float("nan")), "the reward's mean and std must be finite"),
+        (edited("reward", "reference", value=7), "reference of RewardConfig must be of type str, not 7"),
+        (edited("reward", "tie", value="davidson"), "tie of RewardConfig must be an object, not 'davidson'"),
+        (
+            edited("reward", "tie", value={"model": "coin", "parameter": 1}),
+            "unknown tie model 'coin'; known are 'davidson' and 'rao-kupper'",
+        ),
+        (edited("reward", "tie", value={"model": "rao-kupper", "parameter": 0.5}), "parameter of rao-kupper must be at least 1.0, not 0.5"),
+    ],
+)
+def test_configs_that_are_refused(text: str | bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        ScorerConfig.from_json(text, "x.json")
+
+
+def test_configs_that_are_read() -> None:
+    assert ScorerConfig.from_json(seeded.TINY.to_json(), "x.json") == seeded.TINY
+    assert ScorerConfig.from_json(ScorerConfig().to_json().encode(), "x.json") == ScorerConfig()
+    assert ScorerConfig.from_json(edited("reward", "mean", value=0), "x.json").reward.mean == 0.0
+    assert ScorerConfig().network == BlipConfig()
+
+
+def test_a_wrong_config_in_a_header_is_named(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors, path, metadata={checkpoints.METADATA_KEY: edited("version", value=9)})
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors has format version 9"):
+        load(path)
+
+
+# --- saving that fails ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 64 KiB, which is how a full disk looks to who writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_the_old_checkpoint(scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+    with pytest.raises(OSError, match=r"model\.safetensors could not be written: .*; a checkpoint that was there is unchanged"):
+        scorer.save_pretrained(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(FILES, "old")
+
+
+def test_weights_and_config_are_replaced_together(scorer: ImageRewardScorer, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New weights beside an old config would be a wrong score, silently."""
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+    monkeypatch.setattr(scorer, "model_card", lambda: "\ud800")  # cannot be encoded: the last file fails
+    with pytest.raises(UnicodeEncodeError):
+        scorer.save_pretrained(saved)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written(scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        scorer.save_pretrained(tmp_path / "file")
+    with pytest.raises(OSError, match="file"):
+        scorer.save_pretrained(tmp_path / "file" / "folder")
+
+
+def test_saving_over_the_weights_in_use(scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    scorer.save_pretrained(tmp_path)
+    loaded = load(tmp_path)  # memory-mapped from the file that is replaced
+    loaded.save_pretrained(tmp_path)
+    assert_same(loaded, load(tmp_path))
+    assert_same(loaded, scorer)
+
+
+def test_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    plain = tmp_path / "plain.txt"
+    plain.touch()
+    assert path.read_text() == "one"
+    assert path.stat().st_mode == plain.stat().st_mode
+    with pytest.raises(UnicodeEncodeError), written_whole(path) as temporary:
+        temporary.write_text("two \ud800")
+    assert path.read_text() == "one"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "plain.txt"]
+
+
+# --- files that must be what they are said to be --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered(tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``tiny-v1`` in the table of names, its file in the original package's cache."""
+    path = tmp_path / "cache" / "tiny.pt"
+    path.parent.mkdir()
+    torch.save(tensors, path)
+    file = HubFile("owner/tiny", "tiny.pt", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.parent))
+    spec = registry.ModelSpec("a tiny network", "Apache-2.0", file, seeded.TINY)
+    monkeypatch.setitem(registry.MODELS, "tiny-v1", spec)
+    return path
+
+
+def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScorer) -> None:
+    assert_same(load("tiny-v1"), scorer)
+    content = bytearray(registered.read_bytes())
+    content[-3000] ^= 1
+    registered.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"tiny\.pt is not tiny\.pt of owner/tiny: it has sha256 \w{64} instead of \w{64}; delete /.*"
+    ):
+        load("tiny-v1")
+    registered.write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match="it has 3 bytes instead of"):
+        verify(registered, registry.MODELS["tiny-v1"].file)
+
+
+def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    sha256 = checkpoints._sha256
+    monkeypatch.setattr(checkpoints, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    file = registry.MODELS["tiny-v1"].file
+    for _ in range(3):
+        verify(registered, file)
+    assert hashed == [registered]
+    os.utime(registered, (1, 1))
+    verify(registered, file)
+    assert hashed == [registered] * 2
+    (checkpoints._verified_list()).write_text("[1, 2")  # damaged, or from another program
+    verify(registered, file)
+    assert hashed == [registered] * 3
+    checkpoints._verified_list().write_text("[]")
+    verify(registered, file)
+    verify(registered, file)
+    assert hashed == [registered] * 4
+
+
+def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    verify(registered, registry.MODELS["tiny-v1"].file)

@@ -1,0 +1,292 @@
+"""Downloads with the real huggingface_hub library, from a hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants, file_download
+
+import hub as hubs
+import seeded
+from image_reward import checkpoints
+from image_reward.checkpoints import HubFile, fetch, find_local
+from image_reward.errors import CheckpointError, DownloadError
+from image_reward.scorers import ImageRewardScorer, load, registry
+
+IMAGE = seeded.image("rings", 96, 64, 3)
+CONTENT = np.random.RandomState(0).bytes(300_000)
+PATH = "owner/tiny/tiny.pt"
+FILE = HubFile("owner/tiny", "tiny.pt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))  # it waits a second before it tries again
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hubs.Hub]:  # noqa: ARG001 - an empty cache
+    with hubs.serve(**{PATH: CONTENT}) as hub:
+        point_at(hub.url, monkeypatch)
+        yield hub
+
+
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def partial_of(cache: Path) -> Path:
+    return cache / "models--owner--tiny" / "blobs" / f"{FILE.sha256}.partial"
+
+
+def test_download_then_find(hub: hubs.Hub, cache: Path) -> None:
+    assert find_local(FILE) is None
+    path = fetch(FILE)
+    assert path.read_bytes() == CONTENT
+    assert cache in path.parents
+    assert not partial_of(cache).exists()
+    assert len(hub.asked("GET")) == 1
+    num_requests = len(hub.requests)
+    assert fetch(FILE) == find_local(FILE) == path
+    assert len(hub.requests) == num_requests  # without the network
+
+
+def test_a_cut_download_goes_on_where_it_stopped(hub: hubs.Hub, cache: Path) -> None:
+    hub.cut_after = 123_456
+    with pytest.raises(DownloadError, match=r"tiny\.pt could not be downloaded from http://.*/owner/tiny/resolve/main/tiny\.pt: .*503"):
+        fetch(FILE)
+    arrived = partial_of(cache).stat().st_size
+    assert partial_of(cache).read_bytes() == CONTENT[:arrived]
+    assert 100_000 < arrived <= 123_456
+    hub.status = 200
+    num_before = len(hub.asked("GET"))
+    assert fetch(FILE).read_bytes() == CONTENT
+    assert [headers.get("range") for headers in hub.asked("GET")[num_before:]] == [f"bytes={arrived}-"]
+
+
+def test_a_server_that_ignores_ranges(hub: hubs.Hub, cache: Path) -> None:
+    hub.ranges = False
+    partial_of(cache).parent.mkdir(parents=True)
+    partial_of(cache).write_bytes(CONTENT[:50_000])
+    assert fetch(FILE).read_bytes() == CONTENT
+    assert [headers.get("range") for headers in hub.asked("GET")] == ["bytes=50000-"]
+
+
+@pytest.mark.parametrize("left", [CONTENT, CONTENT + b"more"], ids=["complete", "too long"])
+def test_odd_partial_files(left: bytes, hub: hubs.Hub, cache: Path) -> None:
+    partial_of(cache).parent.mkdir(parents=True)
+    partial_of(cache).write_bytes(left)
+    assert fetch(FILE).read_bytes() == CONTENT
+    assert len(hub.asked("GET")) == (0 if left == CONTENT else 1)
+
+
+def test_wrong_content_is_deleted(hub: hubs.Hub, cache: Path) -> None:
+    hub.files[PATH] = CONTENT[::-1]
+    with pytest.raises(
+        CheckpointError, match=rf"what http://.*/tiny\.pt sent has sha256 \w{{64}} instead of {FILE.sha256}; it was deleted, try"
+    ):
+        fetch(FILE)
+    assert not partial_of(cache).exists()
+    assert find_local(FILE) is None
+    hub.files[PATH] = CONTENT
+    assert fetch(FILE).read_bytes() == CONTENT
+
+
+def test_another_size_is_refused_before_the_download(hub: hubs.Hub) -> None:
+    hub.claimed_size = 7
+    with pytest.raises(
+        CheckpointError, match=r"offers 7 bytes instead of 300,000; the server is not the hub or is out of date: check HF_END"
+    ):
+        fetch(FILE)
+    assert not hub.asked("GET")
+
+
+def test_a_server_that_is_no_hub_is_refused_before_the_download(hub: hubs.Hub) -> None:
+    hub.commit = None
+    with pytest.raises(DownloadError, match=r"was not answered by a model hub: check HF_ENDPOINT\. By hand: fetch http://"):
+        fetch(FILE)
+    assert not hub.asked("GET")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "404 Not Found"),
+        (401, r"401 Unauthorized.* \(if it asks for a token: `hf auth login`, or set HF_TOKEN\)"),
+        (403, r"403 Forbidden.* \(if it asks for a token: `hf auth login`, or set HF_TOKEN\)"),
+        (500, "500 Internal Server Error"),
+    ],
+)
+def test_refusals(status: int, message: str, hub: hubs.Hub) -> None:
+    hub.status = status
+    by_hand = r"\. By hand: fetch http://\S+/tiny\.pt \(300,000 bytes\) on another machine and give its path instead of the name\.$"
+    with pytest.raises(DownloadError, match=rf"tiny\.pt could not be downloaded from http://\S+: .*{message}.*{by_hand}"):
+        fetch(FILE)
+
+
+def test_a_file_that_is_not_there(hub: hubs.Hub) -> None:
+    del hub.files[PATH]
+    with pytest.raises(DownloadError, match=r"Entry Not Found for url"):
+        fetch(FILE)
+
+
+@pytest.mark.usefixtures("cache")
+def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://127.0.0.1:9", monkeypatch)  # nothing listens there
+    with pytest.raises(
+        DownloadError, match=r"tiny\.pt could not be downloaded from http://127\.0\.0\.1:9/.*: .*refused.*\. By hand: fetch"
+    ):
+        fetch(FILE)
+
+
+def test_offline_mode(hub: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        DownloadError, match=r"tiny\.pt of owner/tiny is not on this machine and offline mode \(HF_HUB_OFFLINE\) is on\. By hand"
+    ):
+        fetch(FILE)
+    placed = HubFile(FILE.repo, FILE.name, FILE.size, FILE.sha256, str(tmp_path / "original"))
+    with pytest.raises(DownloadError, match=r"and put it at /.*/original/tiny\.pt, or give its path"):
+        fetch(placed)
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original/tiny.pt").write_bytes(CONTENT[:9])
+    with pytest.raises(DownloadError, match=r"\(/.*/original/tiny\.pt has 9 bytes\.\)$"):
+        fetch(placed)
+    (tmp_path / "original/tiny.pt").write_bytes(CONTENT)  # as told
+    assert fetch(placed) == tmp_path / "original/tiny.pt"
+    assert not hub.requests
+
+
+def test_places_are_searched_in_order(hub: hubs.Hub, tmp_path: Path) -> None:
+    original, given = tmp_path / "original", tmp_path / "given"
+    placed = HubFile(FILE.repo, FILE.name, FILE.size, FILE.sha256, str(original))
+    for folder in (original, given):
+        folder.mkdir()
+        (folder / "tiny.pt").write_bytes(CONTENT)
+    assert fetch(placed) == original / "tiny.pt"  # the original package's: no second download of gigabytes
+    assert fetch(placed, given) == given / "tiny.pt"
+    assert not hub.requests
+    (given / "tiny.pt").write_bytes(CONTENT[::-1])
+    with pytest.raises(CheckpointError, match=r"given/tiny\.pt is not tiny\.pt of owner/tiny: it has sha256"):
+        fetch(placed, given)
+
+
+def test_the_remedy_for_a_bad_file_in_the_cache_works(hub: hubs.Hub) -> None:
+    """What is in the snapshot is a link: deleting it would leave the bad blob to be linked again."""
+    path = fetch(FILE)
+    path.resolve().write_bytes(CONTENT[::-1])
+    with pytest.raises(CheckpointError, match=r"; delete .*/blobs/.* and download it again") as raised:
+        fetch(FILE)
+    Path(str(raised.value).split("; delete ")[1].split(" and ")[0]).unlink()
+    assert fetch(FILE).read_bytes() == CONTENT
+    path.resolve().write_bytes(CONTENT[:9])  # a wrong size is replaced at once
+    assert fetch(FILE).read_bytes() == CONTENT
+    assert len(hub.asked("GET")) == 3
+
+
+def test_a_full_disk_keeps_what_arrived(hub: hubs.Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial_of(cache).parent.mkdir(parents=True)
+    partial_of(cache).symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match=r"the disk is too full for tiny\.pt at /.*/blobs: No space left.*set HF_HUB_CACHE .* is kept"):
+        fetch(FILE)
+    assert partial_of(cache).is_symlink()
+    partial_of(cache).unlink()
+    partial_of(cache).write_bytes(CONTENT[:100_000])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=199_999))
+    num_before = len(hub.asked("GET"))
+    with pytest.raises(DownloadError, match="199,999 bytes are free and 200,000 are needed"):
+        fetch(FILE)
+    assert len(hub.asked("GET")) == num_before
+    assert partial_of(cache).stat().st_size == 100_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000))
+    assert fetch(FILE).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("redirected", [False, True])
+def test_the_token_stays_with_the_hub(redirected: bool, hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with hubs.serve(**{PATH: CONTENT}) as other:
+        hub.elsewhere = other.url if redirected else ""
+        assert fetch(FILE).read_bytes() == CONTENT
+        sender = other if redirected else hub
+        assert [headers.get("authorization") for headers in sender.asked("GET")] == [None if redirected else "Bearer hf_secret"]
+        assert not any("authorization" in headers for _, _, headers in other.requests)
+    assert hub.asked("HEAD")[0]["authorization"] == "Bearer hf_secret"
+
+
+@pytest.mark.usefixtures("cache")
+def test_threads_download_once(hub: hubs.Hub) -> None:
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(fetch(FILE))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert len(hub.asked("GET")) == 1
+
+
+def test_two_processes_and_a_mirror(hub: hubs.Hub, tmp_path: Path) -> None:
+    program = f"from image_reward.checkpoints import HubFile, fetch; print(fetch({FILE!r}))"
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-c", program]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    paths = {Path(out.strip()) for out, _ in outputs}
+    assert len(paths) == 1
+    assert paths.pop().read_bytes() == CONTENT
+    assert len(hub.asked("GET")) == 1
+
+
+# --- what load() makes of it ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_registered_name(hub: hubs.Hub, scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    torch.save(seeded.weights(seeded.TINY, 7), file)
+    hub.files["owner/tiny/v1.pt"] = content = file.getvalue()
+    spec = HubFile("owner/tiny", "v1.pt", len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", spec, seeded.TINY))
+    loaded = load("tiny-v1")
+    assert loaded.name == "tiny-v1"
+    assert loaded.score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)
+
+
+def test_a_hub_id(hub: hubs.Hub, scorer: ImageRewardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer.save_pretrained(tmp_path / "tiny")
+    for name in (checkpoints.CONFIG_NAME, checkpoints.WEIGHTS_NAME):
+        hub.files[f"owner/ours/{name}"] = (tmp_path / "tiny" / name).read_bytes()
+    loaded = load("owner/ours")
+    assert (loaded.name, loaded.config) == ("owner/ours", seeded.TINY)
+    assert loaded.score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load("owner/ours").config == seeded.TINY
+    with pytest.raises(DownloadError, match=r"owner/gone is neither a file here nor a model that could be downloaded: "):
+        load("owner/gone")

@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+import seeded
+from image_reward import images
+from image_reward.errors import ImageReadError
+from image_reward.images import ImageOptions, ImageTransform, open_image, unique_images
+from image_reward.scorers import ImageRewardScorer
+
+DATA = Path(__file__).parent / "data"
+LENIENT = ImageOptions(allow_truncated=True)
+RINGS = seeded.image("rings", 96, 64, 3)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG whose header promises ``width`` x ``height`` grey pixels and whose data is a few bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 40)) + chunk(b"IEND", b"")
+
+
+def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+def resized_in_own_mode(image: Image.Image, size: int) -> np.ndarray:
+    """What the original does, written anew: resize, cut out the centre, convert to RGB."""
+    width, height = image.size
+    scale = size / min(width, height)
+    new = (size, int(scale * height + 1e-9)) if width <= height else (int(scale * width + 1e-9), size)
+    image = image.resize(new, Image.Resampling.BICUBIC)
+    left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
+
+
+def cropped(source: Any, size: int = 32, options: ImageOptions | None = None) -> np.ndarray:
+    return ImageTransform(size, options=options or ImageOptions()).crop(source).permute(1, 2, 0).numpy()
+
+
+# --- values --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "file"), [(64, "scores_tiny.json"), (224, "pixels_224.json")])
+def test_transform_gives_the_originals_pixels(size: int, file: str) -> None:
+    recorded = json.loads((DATA / file).read_text())
+    recorded = recorded["pixels"] if isinstance(recorded, dict) else recorded
+    assert len(recorded) == len(seeded.IMAGES)
+    for image, expected in zip(seeded.images(), recorded, strict=True):
+        pixels = ImageTransform(size)(image)
+        assert pixels.dtype == torch.float32
+        assert list(pixels.shape) == expected["shape"]
+        assert pixels.double().sum().item() == pytest.approx(expected["sum"], rel=1e-4)
+        assert pixels.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
+        assert pixels[:, 0, :3].flatten().tolist() == pytest.approx(expected["first_row"], abs=1e-6)
+        assert pixels[:, size // 2, size // 2].tolist() == pytest.approx(expected["centre"], abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_modes_are_resized_before_they_become_rgb(mode: str) -> None:
+    channels = noise(61, 47, len(Image.new(mode, (1, 1)).getbands()), seed=1)
+    image = Image.merge(mode, [Image.fromarray(channels[..., i]) for i in range(channels.shape[-1])])
+    np.testing.assert_array_equal(cropped(image), resized_in_own_mode(image, 32))
+
+
+@pytest.mark.parametrize("size", [(100, 300), (100, 200), (100, 201), (300, 100), (50, 300), (120, 119), (64, 64)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_passes_are_pillows(size: tuple[int, int], mode: str) -> None:
+    """Hard edges overshoot, and clipping that between the passes shows their order, which is Pillow 13's, whatever Pillow is installed."""
+    image = Image.fromarray(noise(*size, channels=len(mode)) // 128 * 255)
+    if int(PIL.__version__.split(".")[0]) < 13 and size[1] > 2 * size[0]:
+        pytest.skip("this Pillow resizes tall images in another order")
+    np.testing.assert_array_equal(cropped(image, 64), resized_in_own_mode(image, 64))
+
+
+def test_alpha_is_premultiplied_and_then_dropped() -> None:
+    """The colour under fully transparent pixels does not leak into their neighbours."""
+    pixels = np.zeros((64, 64, 4), dtype=np.uint8)
+    pixels[:, :32] = (200, 100, 50, 255)
+    pixels[:, 32:] = (255, 255, 255, 0)
+    found = cropped(Image.fromarray(pixels), 16)
+    np.testing.assert_allclose(found[:, :7].astype(int), np.broadcast_to([200, 100, 50], (16, 7, 3)), atol=3)
+    np.testing.assert_array_equal(found, resized_in_own_mode(Image.fromarray(pixels), 16))
+
+
+def test_other_modes_get_their_colours_before_resizing() -> None:
+    palette = RINGS.quantize(16)
+    np.testing.assert_array_equal(cropped(palette), cropped(palette.convert("RGB")))
+    np.testing.assert_array_equal(cropped(encoded(palette, "PNG")), cropped(palette.convert("RGB")))
+    transparent = Image.open(io.BytesIO(encoded(palette, "PNG", transparency=3)))
+    np.testing.assert_array_equal(cropped(transparent), cropped(transparent.convert("RGBA")))
+    assert not np.array_equal(cropped(transparent), cropped(palette))
+    bits = RINGS.convert("1")
+    np.testing.assert_array_equal(cropped(bits), cropped(bits.convert("L")))
+    assert len(np.unique(cropped(bits))) > 2  # resampled, not picked
+    for premultiplied, plain in [("RGBa", "RGBA"), ("La", "LA")]:
+        image = RINGS.convert(plain)
+        image.putalpha(128)
+        np.testing.assert_array_equal(cropped(image.convert(premultiplied)), cropped(image.convert(premultiplied).convert(plain)))
+
+
+def test_16_bits_keep_their_upper_8() -> None:
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    expected = cropped((grey >> 8).astype(np.uint8))
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(cropped(encoded(Image.fromarray(grey), kind)), expected)
+    np.testing.assert_array_equal(cropped(Image.fromarray(grey.astype(np.int32))), expected)
+    with pytest.raises(ImageReadError, match="integers from 0 to 70000, not 16-bit greys; save it with 8 bits a channel"):
+        open_image(Image.fromarray(np.array([[0, 1], [2, 70000]], dtype=np.int32)))
+    with pytest.raises(ImageReadError, match="holds floats of unknown range; pass a numpy array scaled to"):
+        open_image(Image.fromarray(np.zeros((4, 4), dtype=np.float32)))
+
+
+def test_16_bit_rgb_png() -> None:
+    rgb = noise(8, 6, seed=2).astype(np.uint16) * 257
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0))
+    file += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    np.testing.assert_array_equal(np.asarray(open_image(file)), rgb >> 8)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animations_give_their_first_frame(kind: str, tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
+    path = tmp_path / "moving"
+    path.write_bytes(encoded(first, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {})))
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(cropped(source), np.broadcast_to([255, 0, 0], (32, 32, 3)))
+
+
+def test_exif_orientation_only_when_asked() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the top row is on the right
+    photo = encoded(RINGS, "PNG", exif=exif)
+    turn = RINGS.transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(cropped(photo), cropped(RINGS))
+    np.testing.assert_array_equal(cropped(photo, options=ImageOptions(orient=True)), cropped(turn))
+    assert not np.array_equal(cropped(turn), cropped(RINGS))
+    np.testing.assert_array_equal(cropped(RINGS, options=ImageOptions(orient=True)), cropped(RINGS))
+
+
+# --- sources -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_source_gives_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "rings.png"
+    RINGS.save(path)
+    array = np.asarray(RINGS)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    sources: list[Any] = [
+        path,
+        str(path),
+        path.read_bytes(),
+        RINGS,
+        Image.open(path),
+        array,
+        array[:, ::-1][:, ::-1],
+        array / 255,
+        (array / 255).astype(np.float32),
+        tensor,
+        (tensor / 255).requires_grad_(),
+        tensor.double() / 255,
+        lambda: path,
+        lambda: RINGS,
+    ]
+    for source in sources:
+        np.testing.assert_array_equal(cropped(source), cropped(RINGS), err_msg=repr(source))
+    half = torch.tensor([0, 51, 102, 255]).view(1, 2, 2) / 255
+    assert np.asarray(open_image(half.half())).flatten().tolist() == [0, 51, 102, 255]
+    assert np.asarray(open_image((half + 0.0005).bfloat16().clamp(max=1.0009))).shape == (2, 2)
+
+
+def test_greys_and_alpha_as_arrays_and_tensors() -> None:
+    grey, alpha = noise(40, 36, 1), noise(40, 36, 4)
+    expected = cropped(Image.fromarray(grey[..., 0]))
+    for source in (grey, grey[..., 0], torch.from_numpy(grey[..., 0]), torch.from_numpy(grey[None, ..., 0])):
+        np.testing.assert_array_equal(cropped(source), expected)
+    expected = cropped(Image.fromarray(alpha))
+    for source in (alpha, torch.from_numpy(alpha).permute(2, 0, 1)):
+        np.testing.assert_array_equal(cropped(source), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"<ndarray uint8 \(3, 8, 8\)>: a numpy image is .* transpose it, or give one image at a time"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "a numpy image is"),
+        (np.zeros(8, np.uint8), "a numpy image is"),
+        (np.zeros((8, 8, 3), np.int64), r"<ndarray int64 \(8, 8, 3\)>: values must be uint8, or floats in \[0, 1\]"),
+        (np.zeros((8, 8), bool), "values must be uint8"),
+        (np.zeros((8, 8), complex), "values must be uint8"),
+        (np.zeros((8, 8), object), "values must be uint8"),
+        (np.full((8, 8), np.nan), "holds NaN or infinite values"),
+        (np.array([[0.5, np.nan], [0, 0]]), "holds NaN or infinite values"),
+        (np.array([[0.5, np.inf], [0, 0]]), "holds NaN or infinite values"),
+        (np.full((8, 8), 1e300), r"holds values from 1e\+300 to 1e\+300; floats must be in \[0, 1\]"),
+        (np.array([[0.0, 255.0], [3, 4]]), r"holds values from 0 to 255; floats must be in \[0, 1\] \(divide by 255"),
+        (np.array([[-1.0, 1.0], [0, 0]]), "holds values from -1 to 1"),
+        (np.zeros((0, 8, 3), np.uint8), r"<ndarray uint8 \(0, 8, 3\)> has no pixels"),
+        (np.zeros((8, 0)), "has no pixels"),
+        (torch.zeros(8, 8, 3), r"<Tensor torch.float32 \(8, 8, 3\)>: a tensor image is .* permute it, or give one image at a time"),
+        (torch.zeros(1, 3, 8, 8), "a tensor image is"),
+        (torch.zeros(()), "a tensor image is"),
+        (torch.zeros(3, 8, 8, dtype=torch.int32), "values must be uint8"),
+        (torch.zeros(3, 0, 8), "has no pixels"),
+        (torch.full((3, 8, 8), float("nan")), "holds NaN or infinite values"),
+        (torch.full((3, 8, 8), 2.0, dtype=torch.bfloat16), "holds values from 2 to 2"),
+        (Image.new("RGB", (0, 5)), "is 0 x 5 pixels; the shorter side must have at least 2"),
+        (Image.new("RGB", (1, 1)), r"<PIL image RGB 1x1> is 1 x 1 pixels; .* at least 2 \(lower min_side to score it anyway\)"),
+        (Image.new("RGB", (1, 20000)), "is 1 x 20000 pixels"),
+        (b"", "<0 bytes> is empty; save or download it again"),
+        (b"hello, world", "<12 bytes> is not an image that Pillow can read"),
+        (None, "an image is a path, bytes, a PIL image, a numpy array or a torch tensor, not NoneType"),
+        (bytearray(b"abc"), "not bytearray"),
+        (lambda: 7, "not int"),
+        (encoded(RINGS, "ICO"), "is an icon, which holds several images; save it as PNG"),
+        (encoded(RINGS, "EPS"), "is a PostScript program, which only an interpreter can draw; save it as PNG"),
+    ],
+)
+def test_what_is_no_image_is_named(source: Any, message: str) -> None:
+    with pytest.raises(ImageReadError, match=message):
+        ImageTransform(32).crop(source)
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such image: .*missing\.png"):
+        open_image(tmp_path / "missing.png")
+    with pytest.raises(FileNotFoundError, match="no such image: a painting, a painting"):
+        open_image("a painting, " * 400)  # prompt and image swapped: longer than a path may be
+    with pytest.raises(FileNotFoundError, match="no such image"):
+        open_image("nul\0byte.png")
+    with pytest.raises(ImageReadError, match="is a folder; give the image files in it"):
+        open_image(tmp_path)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ImageReadError, match=r"empty\.png is empty; save or download it again"):
+        open_image(tmp_path / "empty.png")
+    (tmp_path / "text.png").write_text("<html>404</html>")
+    with pytest.raises(ImageReadError, match=r"text\.png is not an image that Pillow can read \(its content decides, not its name\)"):
+        open_image(tmp_path / "text.png")
+
+
+def test_a_missing_path_in_a_list_is_an_error(scorer: ImageRewardScorer, image_folder: Path) -> None:
+    """The original gives it the score of the image before it."""
+    paths = [image_folder / "a.png", image_folder / "gone.png", image_folder / "b.png"]
+    for ask in (lambda: scorer.score("cat", paths), lambda: scorer.rank("cat", paths), lambda: scorer.matrix(["cat"], paths)):
+        with pytest.raises(FileNotFoundError, match=r"no such image: .*gone\.png"):
+            ask()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])
+@pytest.mark.parametrize("share", [0.6, 0.97])
+def test_truncated_files_are_refused_unless_allowed(kind: str, share: float, tmp_path: Path) -> None:
+    whole = encoded(RINGS, kind)
+    path = tmp_path / f"cut.{kind.lower()}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ImageReadError, match=rf"cut\.{kind.lower()} is damaged: .*; pass allow_truncated=True to accept it as it is"):
+        open_image(path)
+    assert open_image(path, LENIENT).size == RINGS.size
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_some_formats_need_the_whole_file(kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {kind}")
+    whole = encoded(RINGS, kind)
+    for options in (ImageOptions(), LENIENT):
+        with pytest.raises(ImageReadError, match="damaged"):
+            open_image(whole[: int(len(whole) * 0.6)], options)
+    assert open_image(whole).size == RINGS.size
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_decompression_bombs(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_claiming(60000, 60000))
+    with pytest.raises(ImageReadError, match=r"bomb\.png has 60000 x 60000 = 3,600,000,000 pixels.*178,956,970; raise max_pixels if you"):
+        open_image(path)
+    with pytest.raises(ImageReadError, match="has 96 x 64 = 6,144 pixels, more than the limit of 6,143"):
+        open_image(RINGS, ImageOptions(max_pixels=6143))
+    assert open_image(RINGS, ImageOptions(max_pixels=6144)).size == (96, 64)
+
+
+def test_max_pixels_stands_in_for_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for max_pixels in (None, 10_000):
+        assert open_image(encoded(RINGS, "PNG"), ImageOptions(max_pixels=max_pixels)).size == (96, 64)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize(("size", "min_side"), [((2, 20_000), 2), ((20_000, 2), 2), ((1, 20_000), 1), ((1, 1), 1)])
+def test_strips_and_specks(size: tuple[int, int], min_side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    resized: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def recorded(image: Image.Image, new: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        resized.append(new)
+        return resize(image, new, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    pixels = noise(*size)
+    found = cropped(pixels, 224, ImageOptions(min_side=min_side))
+    assert found.shape == (224, 224, 3)
+    assert found.std() > 1 or size == (1, 1)
+    assert max(max(new) for new in resized) <= 20_000  # whole, the strip would become 2,240,000 px long
+
+
+@given(st.integers(2, 20), st.integers(60, 700), st.booleans(), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_strips_equal_resizing_all_and_cropping(short: int, long: int, upright: bool, seed: int) -> None:
+    image = Image.fromarray(noise(*((short, long) if upright else (long, short)), seed=seed))
+    whole = images._resize_and_crop(image, 32)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(images, "_LONGEST_RESIZED_WHOLE", 0)
+        part = images._resize_and_crop(image, 32)
+    # Pillow's boxes are single precision, which can turn one rounding over; the second pass can make that two levels.
+    difference = np.abs(np.asarray(whole).astype(int) - np.asarray(part))
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < 0.001
+
+
+@given(st.integers(2, 600), st.integers(2, 600), st.sampled_from([16, 64, 224]))
+@settings(max_examples=60, deadline=None)
+def test_any_size_becomes_a_square(width: int, height: int, size: int) -> None:
+    found = ImageTransform(size).crop(noise(width, height))
+    assert found.shape == (3, size, size)
+    assert found.dtype == torch.uint8
+
+
+# --- damaged files and threads -------------------------------------------------------------------------------------------------------
+
+WHOLE = [encoded(RINGS, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA")]
+
+
+@given(st.one_of(st.binary(max_size=200), st.tuples(st.sampled_from(WHOLE), st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4))))))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_only_ever_an_image_read_error(source: bytes | tuple[bytes, list[tuple[float, bytes]]]) -> None:
+    if not isinstance(source, bytes):
+        source, edits = source
+        for place, new in edits:
+            at = int(place**4 * len(source))  # mostly in the header, where it hurts
+            source = source[:at] + new + source[at + len(new) :]
+    with warnings.catch_warnings(), contextlib.suppress(ImageReadError):
+        warnings.simplefilter("ignore")  # Pillow's, about what it found
+        open_image(source, ImageOptions(max_pixels=100_000, allow_truncated=len(source) % 2 == 0))
+
+
+def test_threads_do_not_see_each_others_options() -> None:
+    """Pillow's switch for truncated files is global: a lenient thread must not make a strict one accept half an image."""
+    cut = encoded(seeded.image("noise", 300, 301, 4), "PNG")[:-2000]
+    wrong: list[str] = []
+
+    def work(options: ImageOptions) -> None:
+        for _ in range(40):
+            try:
+                open_image(cut, options)
+                accepted = True
+            except ImageReadError:
+                accepted = False
+            if accepted != options.allow_truncated:
+                wrong.append(f"allow_truncated={options.allow_truncated}, accepted: {accepted}")
+
+    threads = [threading.Thread(target=work, args=(ImageOptions(allow_truncated=i % 2 == 0),)) for i in range(6)]
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert before == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+
+
+def test_lenient_threads_wait_for_strict_ones() -> None:
+    order: list[str] = []
+    strict_is_in, strict_may_go = threading.Event(), threading.Event()
+
+    def strict() -> None:
+        with images._pillow_globals(False):
+            strict_is_in.set()
+            strict_may_go.wait()
+            order.append(f"strict {ImageFile.LOAD_TRUNCATED_IMAGES}")
+
+    def lenient() -> None:
+        with images._pillow_globals(True):
+            order.append(f"lenient {ImageFile.LOAD_TRUNCATED_IMAGES}")
+
+    first, second = threading.Thread(target=strict), threading.Thread(target=lenient)
+    first.start()
+    strict_is_in.wait()
+    with images._pillow_globals(False):
+        order.append("another strict one does not wait")
+    second.start()
+    second.join(timeout=0.05)
+    strict_may_go.set()
+    first.join()
+    second.join()
+    assert order == ["another strict one does not wait", "strict False", "lenient True"]
+
+
+# --- tensors with gradients ----------------------------------------------------------------------------------------------------------
+
+
+def assert_near_the_pillow_path(pixels: np.ndarray, size: int) -> None:
+    transform = ImageTransform(size, options=ImageOptions(min_side=1))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    found = transform.crop_tensor(tensor)[0] * 255
+    assert (found - transform.crop(pixels).float()).abs().max().item() <= 2.0
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_crop_tensor_is_near_the_pillow_path(size: int) -> None:
+    for image in seeded.images():
+        assert_near_the_pillow_path(np.array(image), size)
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.booleans(), st.integers(0, 99), st.sampled_from([16, 64]))
+@settings(max_examples=60, deadline=None)
+def test_crop_tensor_is_near_the_pillow_path_on_noise(width: int, height: int, hard: bool, seed: int, size: int) -> None:
+    pixels = noise(width, height, seed=seed)
+    assume(max(width, height) / min(width, height) * size <= 8192)  # longer strips are refused
+    assert_near_the_pillow_path((pixels > 127).astype(np.uint8) * 255 if hard else pixels, size)
+
+
+def test_crop_tensor_has_the_gradient_of_its_values() -> None:
+    transform = ImageTransform(8)
+    generator = torch.Generator().manual_seed(0)
+    pixels = (torch.rand(2, 3, 13, 21, generator=generator) * 0.4 + 0.3).requires_grad_()  # away from the clipping
+    weights = torch.randn(2, 3, 8, 8, generator=generator)
+    (gradient,) = torch.autograd.grad((transform.crop_tensor(pixels) * weights).sum(), pixels)
+    direction = torch.randn(pixels.shape, generator=generator)
+    step = 0.01
+    up, down = ((transform.crop_tensor(pixels.detach() + sign * step * direction) * weights).sum() for sign in (1, -1))
+    assert (gradient * direction).sum().item() == pytest.approx(((up - down) / (2 * step)).item(), rel=1e-3)
+    assert gradient[:, :, :, 10].abs().max() > 0
+    assert gradient[:, :, :, 0].abs().max() == 0  # cropped away
+    edge = torch.ones(1, 3, 8, 8, requires_grad=True)
+    assert torch.autograd.grad(transform.crop_tensor(edge).sum(), edge)[0].unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(3, 8, 8), r"pixels must be floats of shape \[B, 3, H, W\], not torch.float32 \(3, 8, 8\)"),
+        (torch.zeros(1, 4, 8, 8), "pixels must be floats of shape"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "pixels must be floats of shape .* not torch.uint8"),
+        (torch.zeros(1, 3, 0, 8), "hold no image"),
+        (torch.full((1, 3, 8, 8), float("nan")), "pixels holds NaN"),
+        (torch.full((1, 3, 8, 8), -1.0), "pixels holds values from -1 to -1"),
+        (torch.zeros(1, 3, 1, 5000), r"\(1, 3, 1, 5000\) are too long a strip to resize with gradients; crop it first"),
+    ],
+)
+def test_crop_tensor_refuses(pixels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ImageReadError, match=message):
+        ImageTransform(32).crop_tensor(pixels)
+
+
+def test_crop_tensor_of_nothing() -> None:
+    assert ImageTransform(32).crop_tensor(torch.zeros(0, 3, 50, 40)).shape == (0, 3, 32, 32)
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_unique_images() -> None:
+    array = np.zeros((2, 2), np.uint8)
+    make: Callable[[], Any] = lambda: "a.png"  # noqa: E731
+    given_images = ["a.png", Path("a.png"), b"x", bytes([120]), array, array, array.copy(), make, make, "b.png"]
+    unique, index = unique_images(given_images)
+    assert index == [0, 0, 1, 1, 2, 2, 3, 4, 4, 5]
+    assert len(unique) == 6
+    assert unique_images([]) == ([], [])
+
+
+def test_transform_pickles_small() -> None:
+    transform = ImageTransform(64, options=LENIENT)
+    assert len(pickle.dumps(transform)) < 600
+    assert pickle.loads(pickle.dumps(transform)) == transform
