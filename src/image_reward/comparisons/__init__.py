@@ -1,0 +1,1 @@
+"""Human rankings, and a drawn world that stands in for them where no human data may be had."""
