@@ -1,4 +1,4 @@
-"""Human rankings of images: readers of published forms, an auditor, splits that share no prompt."""
+"""Human rankings of images: readers of published forms, an auditor, splits that share no prompt; and a drawn world (``shapes``)."""
 
 from image_reward.comparisons.audit import Audit, Finding, audit
 from image_reward.comparisons.readers import ParquetImage, Record, read, records, write

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_reward.comparisons import shapes
+from image_reward.comparisons.shapes import Candidate, Scene, Thing, comparisons, draw, pair_kind
+from image_reward.types import Comparison
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Comparison]:
+    return comparisons(400, seed=3)
+
+
+def candidates(items: list[Comparison]) -> list[Candidate]:
+    return [candidate for item in items for candidate in item.images]
+
+
+def plain(*things: Thing, defect: str | None = None, severity: int = 0, seed: int = 5, **scene: object) -> Candidate:
+    """A candidate made by hand, on a green background."""
+    return Candidate(Scene(things, **({"relation": None, "background": "green"} | scene)), (), defect, severity, (seed,))  # type: ignore[arg-type]
+
+
+def nearest_colours(pixels: np.ndarray) -> np.ndarray:
+    """The index in COLOURS of the colour nearest to each pixel, [H, W]."""
+    colours = np.array(list(shapes.COLOURS.values()))
+    return ((pixels[:, :, None].astype(int) - colours) ** 2).sum(-1).argmin(-1)
+
+
+def where(candidate: Candidate, colour: str) -> np.ndarray:
+    """[H, W], bool: which pixels have a colour."""
+    return nearest_colours(draw(candidate)) == list(shapes.COLOURS).index(colour)
+
+
+def touches_the_frame(mask: np.ndarray) -> bool:
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+# --- the same everywhere -------------------------------------------------------------------------------------------------------------
+
+
+PINNED: dict[int, dict[str, str]] = {
+    64: {
+        "noise": "49e7c4bf04551407",
+        "none": "f1b6c2d816acc2e2",
+        "warp": "2a7f09dbb37f1012",
+        "blur": "733080c1a4eb3ea2",
+        "cut-off": "895e563ee2edf3dd",
+        "occlusion": "126921fab778c5f6",
+        "jpeg": "f89c46efed922635",
+    },
+    50: {
+        "noise": "67f01302ca3c1506",
+        "none": "c968d6fc43b7ff95",
+        "warp": "0ce246345c624da6",
+        "blur": "7e95fa17778a2303",
+        "cut-off": "18d555d4da93a34a",
+        "occlusion": "10c6240eb05cc023",
+        "jpeg": "107dc485cf4378b0",
+    },
+}
+
+
+@pytest.mark.parametrize("size", [64, 50])
+def test_the_same_bytes_on_every_machine(size: int) -> None:
+    found = {}
+    for candidate in candidates(comparisons(12, seed=11, size=size)):
+        found.setdefault(candidate.defect or "none", hashlib.sha256(draw(candidate).tobytes()).hexdigest()[:16])
+    assert found == PINNED[size]
+
+
+def test_the_same_comparisons_on_every_machine() -> None:
+    text = json.dumps([[item.id, item.prompt, item.ranks, [c.alignment_errors for c in item.images]] for item in comparisons(50, seed=11)])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "8c3b810bb0ec5290"
+
+
+def test_more_of_a_seed_begin_with_the_same() -> None:
+    assert comparisons(8, seed=5)[:3] == comparisons(3, seed=5)
+    assert comparisons(3, seed=5) != comparisons(3, seed=6)
+
+
+def test_candidates_pickle_and_draw_the_same() -> None:
+    for candidate in comparisons(1, seed=2)[0].images:
+        again = pickle.loads(pickle.dumps(candidate))
+        assert again == candidate
+        image = again()
+        assert image.mode == "RGB"
+        assert image.size == (64, 64)
+        assert np.array_equal(np.asarray(image), draw(candidate))
+
+
+def test_no_two_images_are_alike(many: list[Comparison]) -> None:
+    images = candidates(many[:40])
+    assert len({draw(candidate).tobytes() for candidate in images}) == len(images)
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_read_as_stated() -> None:
+    wish = shapes.Wish((Thing("circle", "red", "large"), Thing("square", "blue", "small")), relation="above", background="orange")
+    assert wish.prompt == "a large red circle above a small blue square on an orange background"
+    assert shapes.Wish((Thing("cross", "orange"),), count=3).prompt == "three orange crosses"
+    assert shapes.Wish((Thing("ring", "orange"),)).prompt == "an orange ring"
+
+
+def test_splits_never_share_a_prompt(many: list[Comparison]) -> None:
+    train = {item.prompt for item in many}
+    test = {item.prompt for item in comparisons(200, seed=3, split="test")} | {
+        item.prompt for item in comparisons(50, seed=9, split="test")
+    }
+    assert len(test) > 100
+    assert not train & test
+    assert {shapes.split_of(prompt) for prompt in train} == {"train"}
+    assert {shapes.split_of(prompt) for prompt in test} == {"test"}
+
+
+def test_the_stated_share_of_prompts_is_held_out() -> None:
+    draws = shapes._Draws("share")
+    splits = Counter(shapes.split_of(shapes._wish(draws).prompt) for _ in range(4000))
+    assert abs(splits["test"] / 4000 - shapes.TEST_FRACTION) < 0.02
+
+
+# --- the rule ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_follow_the_rule(many: list[Comparison]) -> None:
+    for item in many:
+        assert 4 <= len(item.images) <= 9
+        assert sorted(set(item.ranks)) == list(range(1, max(item.ranks) + 1))
+        assert max(item.ranks) <= 5
+        assert max(Counter(item.ranks).values()) <= 2
+        for (a, rank_a), (b, rank_b) in combinations(zip(item.images, item.ranks, strict=True), 2):
+            points = [sum(shapes.ALIGNMENT_POINTS[error] for error in c.alignment_errors) + c.severity for c in (a, b)]
+            assert (rank_a < rank_b) == (min(points[0], 4) < min(points[1], 4))
+
+
+def test_every_error_and_defect_occurs_alone_and_together(many: list[Comparison]) -> None:
+    seen = {error for c in candidates(many) if len(c.alignment_errors) == 1 for error in c.alignment_errors}
+    assert seen == set(shapes.ALIGNMENT_POINTS)
+    assert {(c.defect, c.severity) for c in candidates(many)} == {(d, s) for d in shapes.DEFECTS for s in (1, 2)} | {(None, 0)}
+    kinds = Counter(
+        pair_kind(a, b) for item in many for (a, i), (b, j) in combinations(zip(item.images, item.ranks, strict=True), 2) if i != j
+    )
+    assert set(kinds) == {"alignment", "fidelity", "both"}  # images that differ in neither always tie
+    assert min(kinds.values()) > 0.1 * sum(kinds.values())
+
+
+def test_annotator_noise_changes_neighbours_only_and_keeps_the_constraints(many: list[Comparison]) -> None:
+    noisy = comparisons(400, seed=3, noise=0.3)
+    changed = 0
+    for clean, item in zip(many, noisy, strict=True):
+        assert item.images == clean.images
+        assert Counter(item.ranks) == Counter(clean.ranks)
+        changed += item.ranks != clean.ranks
+    assert 200 < changed < 390
+    assert [item.ranks for item in comparisons(400, seed=3, noise=0.0)] == [item.ranks for item in many]
+
+
+# --- scenes and pictures -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_faultless_scene_is_what_the_prompt_says(many: list[Comparison]) -> None:
+    for item in many:
+        for candidate in item.images:
+            scene = candidate.scene
+            things = [Thing(t.shape, t.colour, t.size if t.size and t.size in item.prompt else None) for t in scene.things]
+            if not candidate.alignment_errors:
+                assert scene.extra is None
+                assert all(f"{thing.colour} {thing.shape}" in item.prompt for thing in things)
+                assert scene.relation is None or f" {scene.relation} " in item.prompt
+                assert "background" not in item.prompt or f"{scene.background} background" in item.prompt
+                number = 3 if "three" in item.prompt else 2 if "two" in item.prompt or scene.relation else 1
+                assert len(things) == number
+
+
+def test_errors_contradict_the_prompt(many: list[Comparison]) -> None:
+    for item in many:
+        for candidate in item.images:
+            scene, errors = candidate.scene, candidate.alignment_errors
+            named = [f"{thing.colour} {thing.shape}" in item.prompt for thing in scene.things]
+            if {"shape", "colour", "swap"} & set(errors):
+                # two objects of one shape make a swap of colours name the same pairs again
+                assert not all(named) or len({thing.shape for thing in scene.things}) == 1
+            if "relation" in errors:
+                assert f" {scene.relation} " not in item.prompt
+            if "background" in errors:
+                assert f"{scene.background} background" not in item.prompt
+            if "extra" in errors:
+                assert scene.extra
+                assert scene.extra.colour not in {*(thing.colour for thing in scene.things), scene.background}
+            relation = any(f" {relation} " in item.prompt for relation in shapes.RELATIONS)
+            wanted = 3 if "three" in item.prompt else 2 if "two" in item.prompt or relation else 1
+            if "missing" in errors:
+                assert len(scene.things) == wanted - 1
+            if "count" in errors:
+                assert abs(len(scene.things) - wanted) == 1
+
+
+@pytest.mark.parametrize("relation", shapes.RELATIONS)
+def test_relations_are_drawn(relation: str) -> None:
+    dx, dy = shapes.RELATIONS[relation]
+    for seed in range(12):
+        pair = plain(Thing("circle", "red", "small"), Thing("square", "blue", "large"), relation=relation, seed=seed)
+        (red_y, red_x), (blue_y, blue_x) = (np.argwhere(where(pair, colour)).mean(axis=0) for colour in ("red", "blue"))
+        along, across = ((red_x - blue_x) * dx, red_y - blue_y) if dx else ((red_y - blue_y) * dy, red_x - blue_x)
+        assert along > 15
+        assert along > 2 * abs(across)
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+def test_objects_have_their_size_and_lie_whole_inside(shape: str) -> None:
+    area = {}
+    for size in shapes.SIZES:
+        for seed in range(6):
+            red = where(plain(Thing(shape, "red", size), seed=seed), "red")
+            area.setdefault(size, []).append(red.sum())
+            assert not touches_the_frame(red)
+    assert min(area["large"]) > 2 * max(area["small"])
+
+
+def test_shapes_cover_what_geometry_says() -> None:
+    r = 800
+    areas = {
+        "circle": np.pi * r * r * 0.92,
+        "ring": np.pi * r * r * 0.70,
+        "square": (2 * 0.82 * r) ** 2,
+        "cross": 4 * 0.62 * r * r - (0.62 * r) ** 2,
+        "triangle": 3 * 3**0.5 * (570 / 1024 * r) ** 2,
+        # ten triangles with a corner in the middle, at a tip and at an inner corner; the lines pass the middle at 340 / 1024 r
+        "star": 5 * (340 / 1024 * r) ** 2 / np.cos(2 * np.pi / 5) / np.cos(np.pi / 5) * np.sin(np.pi / 5),
+    }
+    for shape, area in areas.items():
+        for turn in shapes._TURNS:
+            covered = shapes._coverage(Thing(shape, "red"), 2048, 2048, r, 64, turn)
+            assert covered
+            assert covered[2].max() <= 16
+            assert covered[2].sum() / 16 * 64**2 == pytest.approx(area, rel=0.03), shape
+
+
+def test_sizes_show_the_same_scene() -> None:
+    small = plain(Thing("star", "red", "large"), Thing("ring", "blue", "large"), relation="above")
+    large = replace(small, size=256)
+    shrunk = np.asarray(Image.fromarray(draw(large)).reduce(4)).astype(int)
+    assert abs(shrunk - draw(small).astype(int)).mean() < 4
+
+
+def test_a_crowded_frame_still_holds_its_objects() -> None:
+    for seed in range(20):
+        crowd = plain(*[Thing("circle", "red", "large")] * 4, extra=Thing("star", "blue", "small"), seed=seed)
+        assert len(shapes._layout(crowd, shapes._Draws(crowd.seed))) == 5
+
+
+def test_defects_do_what_their_names_say() -> None:
+    thing = Thing("square", "red", "large")
+    clean = draw(plain(thing)).astype(int)
+
+    def edges(pixels: np.ndarray) -> float:
+        return float(abs(np.diff(pixels, axis=1)).sum())
+
+    spoiled = {(d, s): draw(plain(thing, defect=d, severity=s)).astype(int) for d in shapes.DEFECTS for s in (1, 2)}
+    assert edges(spoiled["blur", 2]) < edges(spoiled["blur", 1]) < edges(clean)
+    assert edges(spoiled["noise", 2]) > edges(spoiled["noise", 1]) > 2 * edges(clean)
+    for defect in ("noise", "jpeg", "warp", "blur"):
+        mild, heavy = (abs(spoiled[defect, s] - clean).mean() for s in (1, 2))
+        assert heavy > mild > 0.5, defect
+    grey = abs(spoiled["occlusion", 2] - spoiled["occlusion", 2].mean(axis=2, keepdims=True)).max(axis=2) < 6
+    assert grey.sum() > 60
+    for severity, left in ((1, 0.75), (2, 0.5)):
+        red = where(plain(thing, defect="cut-off", severity=severity), "red")
+        assert touches_the_frame(red)
+        assert red.sum() < left * where(plain(thing), "red").sum()
+
+
+def test_block_transform_leaves_flat_blocks_and_quantises_the_rest() -> None:
+    flat = np.full((16, 16, 3), 100, dtype=np.int64)
+    assert abs(shapes._block_transform(flat, 1) - 100).max() <= 3
+    ramp = np.broadcast_to(np.arange(16, dtype=np.int64)[:, None, None] * 10, (16, 16, 3))
+    fine, coarse = (abs(shapes._block_transform(ramp, c) - ramp).mean() for c in (1, 8))
+    assert fine < 4 < coarse
+
+
+# --- misuse and files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"size": 8}, "at least 16, not 8"), ({"noise": 1.5}, r"in \[0, 1\], not 1.5"), ({"split": "dev"}, "'train' or 'test', not 'dev'")],
+)
+def test_impossible_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        comparisons(1, 0, **options)  # type: ignore[arg-type]
+
+
+def test_write_makes_a_data_set(tmp_path: Path) -> None:
+    items = comparisons(3, seed=4, split="test")
+    path = shapes.write(tmp_path / "set", items)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["id"], row["prompt"], tuple(row["ranks"])) for row in rows] == [(item.id, item.prompt, item.ranks) for item in items]
+    for row, item in zip(rows, items, strict=True):
+        assert len(row["images"]) == len(item.images)
+        for name, candidate in zip(row["images"], item.images, strict=True):
+            with Image.open(path.parent / name) as image:
+                assert np.array_equal(np.asarray(image), draw(candidate))
