@@ -36,3 +36,7 @@ class RewardError(ImageRewardError, ArithmeticError):
 
 class LongPromptWarning(UserWarning):
     """A prompt had more tokens than the model reads, and its end was cut off."""
+
+
+class TrainingError(ImageRewardError, RuntimeError):
+    """Training cannot go on: the loss is not a number, the rewards have become constant, or the state cannot be saved."""
