@@ -206,14 +206,12 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
         accelerator.log({f"{kind}/{name}": value for name, value in values.items() if value is not None}, step=step)
 
     def save() -> None:
-        weights, moments = (
-            get_model_state_dict(learner, options=_LEARNING),
-            get_optimizer_state_dict(learner, optimizer.optimizer, options=_LEARNING),
-        )
+        weights = get_model_state_dict(learner, options=_LEARNING)
+        moments = get_optimizer_state_dict(learner, optimizer.optimizer, options=_LEARNING)
         averaged = None
         if average:
-            with average.in_place():
-                averaged = get_model_state_dict(learner, options=_LEARNING)
+            with average.in_place():  # on a CPU the dictionary holds the weights themselves, which are about to change back
+                averaged = {name: tensor.clone() for name, tensor in get_model_state_dict(learner, options=_LEARNING).items()}
         if accelerator.is_main_process:
             folder.save_state(
                 {"step": step, "stale": stale, "constant": constant, "unreadable": unreadable, "stopped": stopped, "best": best}
@@ -337,8 +335,8 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
         folder.save_model(weights, final, shown_scorer.model_card() + training_card(config, asdict(result)))
         folder.draw_curves()
         folder.save_result(asdict(result))
-    accelerator.end_training()
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return result
 
 
