@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 

@@ -7,6 +7,7 @@ loss is a mean over the terms of the whole step.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -211,7 +212,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
         averaged = None
         if average:
             with average.in_place():  # on a CPU the dictionary holds the weights themselves, which are about to change back
-                averaged = {name: tensor.clone() for name, tensor in get_model_state_dict(learner, options=_LEARNING).items()}
+                averaged = copy.deepcopy(get_model_state_dict(learner, options=_LEARNING))
         if accelerator.is_main_process:
             folder.save_state(
                 {"step": step, "stale": stale, "constant": constant, "unreadable": unreadable, "stopped": stopped, "best": best}
