@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import squares
 import torch
 
-import squares
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.training import RewardTraining, train
