@@ -20,7 +20,7 @@ GREY = np.full((16, 16, 3), 90, dtype=np.uint8)
 
 
 def steps_of(comparisons: list[Comparison], loss: str = "pairwise", **options: object) -> Steps:
-    return Steps(comparisons, [list(range(len(comparisons)))], PREPARE, loss, micro_images=64, **options)  # type: ignore[arg-type]
+    return Steps(comparisons, PREPARE, loss, micro_images=64, **options)  # type: ignore[arg-type]
 
 
 # --- which comparisons ---
@@ -162,7 +162,7 @@ def test_images_are_opened_once_when_they_fit_in_memory() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_loader_processes_give_what_none_gives() -> None:
     comparisons = squares.comparisons(6)
-    steps = Steps(comparisons, [[0, 3], [1], [2, 4, 5]], PREPARE, "pairwise", micro_images=8, cache_mib=1)
+    steps = Steps(comparisons, PREPARE, "pairwise", micro_images=8, cache_mib=1).over([[0, 3], [1], [2, 4, 5]])
     for alone, together in zip(steps.loader(0, start=1), steps.loader(1, start=1), strict=True):
         for a, b in zip(alone, together, strict=True):
             assert torch.equal(a.batch.pixels, b.batch.pixels)

@@ -226,7 +226,7 @@ def lonely(comparison: Comparison) -> Comparison:
 
 
 def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = squares.config(tmp_path / "run", max_steps=6, save_every=2, epochs=9, validation_share=0.0)
+    config = squares.config(tmp_path / "run", max_steps=6, save_every=2, evaluate_every=6, epochs=9, validation_share=0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = RunFolder.save_state
 

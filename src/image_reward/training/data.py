@@ -5,6 +5,7 @@ Which comparisons make up a step follows from the seed alone, whatever the numbe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import random
@@ -194,7 +195,6 @@ class Steps(Dataset[list[Micro]]):
     def __init__(
         self,
         comparisons: Sequence[Comparison],
-        steps: Sequence[Sequence[int]],
         prepare: Preparation,
         loss: Loss,
         micro_images: int,
@@ -203,10 +203,14 @@ class Steps(Dataset[list[Micro]]):
         cache_mib: int = 0,
         features: Features | None = None,
     ) -> None:
-        """``process`` is this process's number and how many there are. ``features`` are used in place of pixels."""
-        self.comparisons, self.steps, self.prepare, self.loss = comparisons, steps, prepare, loss
+        """The comparisons once, in order; ``over`` gives other steps of them.
+
+        ``process`` is this process's number and how many there are. ``features`` are used in place of pixels.
+        """
+        self.comparisons, self.prepare, self.loss = comparisons, prepare, loss
         self.micro_images, self.process, self.skip_unreadable, self.features = micro_images, process, skip_unreadable, features
         self.sizes = [len(c.images) for c in comparisons]
+        self.steps: Sequence[Sequence[int]] = pack(self.sizes, range(len(comparisons)), micro_images * process[1])
         self.first_image = [0]
         for size in self.sizes:
             self.first_image.append(self.first_image[-1] + size)
@@ -216,6 +220,12 @@ class Steps(Dataset[list[Micro]]):
         # In shared memory, so that what one loader process has decoded serves all.
         self.crops = torch.empty(shape if fits else (0,), dtype=torch.uint8).share_memory_()
         self.cropped = torch.zeros(shape[0] if fits else 0, dtype=torch.bool).share_memory_()
+
+    def over(self, steps: Sequence[Sequence[int]]) -> Steps:
+        """Other steps of the same comparisons, which share what is in memory."""
+        other = copy.copy(self)
+        other.steps = steps
+        return other
 
     def __len__(self) -> int:
         return len(self.steps)

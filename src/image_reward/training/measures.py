@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +17,12 @@ class Measures:
 
     names = ("loss", "terms", "correct", "untied", "squares", "freedom", "images", "rewards", "rewards_squared", "unreadable")
 
-    def __init__(self, values: Sequence[float] | None = None) -> None:
-        self.sums = dict(zip(self.names, values or [0.0] * len(self.names), strict=True))
+    def __init__(self, values: Tensor | None = None) -> None:
+        self.values = torch.zeros(len(self.names), dtype=torch.float64) if values is None else values
+
+    @property
+    def sums(self) -> dict[str, float]:
+        return dict(zip(self.names, self.values.tolist(), strict=True))
 
     @classmethod
     def of(cls, rewards: Tensor, loss: Tensor, micro: Micro) -> Measures:
@@ -40,16 +43,15 @@ class Measures:
             rewards[kept].square().sum(),
             torch.tensor(float(micro.num_unreadable)),
         ]
-        return cls(torch.stack([value.double().to(rewards.device) for value in values]).tolist())
+        return cls(torch.stack([value.double().to(rewards.device) for value in values]))
 
     def __add__(self, other: Measures) -> Measures:
-        return Measures([self.sums[name] + other.sums[name] for name in self.names])
+        return Measures(self.values.to(other.values.device) + other.values)
 
     def over_processes(self, accelerator: Accelerator) -> Measures:
         if accelerator.num_processes == 1:
             return self
-        sums = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=accelerator.device)
-        return Measures(accelerator.reduce(sums, "sum").tolist())
+        return Measures(accelerator.reduce(self.values.to(accelerator.device), "sum"))
 
     @property
     def loss(self) -> float | None:

@@ -141,23 +141,20 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     # --- the steps ---
     process = (accelerator.process_index, accelerator.num_processes)
 
-    def steps_of(chosen: Sequence[Comparison], steps: Sequence[Sequence[int]], features: Features | None = None) -> Steps:
+    def once(chosen: Sequence[Comparison], features: Features | None) -> Steps:
         skip, cache = config.skip_unreadable, config.cache_mib
-        return Steps(chosen, steps, scorer.prepare, config.loss, config.micro_images, process, skip, cache, features)
-
-    def once(chosen: Sequence[Comparison], features: Features | None = None) -> Steps:
-        sizes = [len(c.images) for c in chosen]
-        return steps_of(chosen, pack(sizes, range(len(chosen)), config.micro_images * process[1]), features)
+        return Steps(chosen, scorer.prepare, config.loss, config.micro_images, process, skip, cache, features)
 
     features: list[Features | None] = [None, None]
     if config.cache_features:
         if depth == 0:
             raise ValueError(f"cache_features has nothing to keep: freeze = {config.freeze} freezes no block of the image tower")
-        features = [_features(folder, accelerator, scorer, depth, once(chosen), config) if chosen else None for chosen in (learnt, checked)]
+        features = [_features(folder, accelerator, scorer, depth, chosen, config) if chosen else None for chosen in (learnt, checked)]
         scorer = FeatureScorer(scorer.network, scorer.config)
         scorer.depth = depth
-    sizes = [len(c.images) for c in learnt]
-    steps = steps_of(learnt, plan(sizes, config.epochs, config.max_steps, config.batch_images, config.seed), features[0])
+    learnt_once = once(learnt, features[0])
+    sizes = learnt_once.sizes
+    steps = learnt_once.over(plan(sizes, config.epochs, config.max_steps, config.batch_images, config.seed))
     validation_steps = once(checked, features[1]) if checked else None
     total = len(steps)
     evaluate_every = config.evaluate_every or len(pack(sizes, range(len(sizes)), config.batch_images))
@@ -182,7 +179,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     if state := folder.load_state():
         if state["data"] != given:
             raise ValueError(f"{config.output} holds a run on other data; give another output, or the same data to go on with that run")
-        if state["frozen_sum"] != frozen_sum:
+        if not math.isclose(state["frozen_sum"], frozen_sum, rel_tol=1e-9):  # a sum's last digits depend on how many threads add
             raise ValueError(f"{config.start} is not what the run in {config.output} started from: its weights have changed")
         _restore(learner, optimizer, average, accelerator, state)
         step, stale, constant, unreadable, stopped = (state[k] for k in ("step", "stale", "constant", "unreadable", "stopped"))
@@ -229,7 +226,9 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
             if validation_steps:
                 log("validation", {"loss": found.loss, "accuracy": found.accuracy, "deviation": found.deviation})
                 accuracy = "" if found.accuracy is None else f"  accuracy {found.accuracy:.4f}"
-                progress.say(f"step {step}  validation: loss {found.loss:.4f}{accuracy}  (best so far: {best.get('accuracy') or 0:.4f})")
+                progress.say(
+                    f"step {step}  validation: loss {found.loss or 0:.4f}{accuracy}  (best so far: {best.get('accuracy') or 0:.4f})"
+                )
             # Among equals in accuracy the lower loss is better; without accuracy the loss alone decides.
             key = [found.accuracy or 0.0, -found.loss if found.loss is not None else 0.0]
             if not best or not validation_steps or key > [best["accuracy"] or 0.0, -best["loss"]]:
@@ -265,8 +264,10 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
                 accelerator.backward(loss * (process[1] / num_terms))  # DDP and FSDP take the mean over processes
             measures += Measures.of(rewards, loss, micro)
         measures = measures.over_processes(accelerator)
+        sums = measures.sums
         norm = float(_whole(accelerator.clip_grad_norm_(learning, config.clip or math.inf)))
-        if not math.isfinite(measures.sums["loss"]) or not (math.isfinite(norm) or config.precision == "fp16"):
+        if not math.isfinite(sums["loss"]) or not (math.isfinite(norm) or config.precision == "fp16"):
+            optimizer.zero_grad()
             save()  # of before this step: its weights are good
             inside = ", ".join(name_of(learnt[i]) for i in steps.steps[step])
             raise TrainingError(
@@ -281,27 +282,25 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
             average.update(step)
 
         window += measures
-        unreadable += int(measures.sums["unreadable"])
-        constant = constant + 1 if (measures.deviation or 0.0) < CONSTANT and measures.sums["images"] else 0
+        unreadable += int(sums["unreadable"])
+        deviation = measures.deviation
+        constant = constant + 1 if deviation is not None and deviation < CONSTANT else 0
         if constant == CONSTANT_STEPS:
             save()
-            raise _collapsed(step, measures.deviation or 0.0, f"{CONSTANT_STEPS} steps in a row")
+            raise _collapsed(step, deviation or 0.0, f"{CONSTANT_STEPS} steps in a row")
         due = step % config.log_every == 0 or step == total
         shown = window if due else measures
         accuracy = "" if shown.accuracy is None else f"accuracy {shown.accuracy:.3f}  "
-        images = int(measures.sums["images"])
-        progress.step(step, images, f"loss {shown.loss or 0:.4f}  {accuracy}lr {config.lr * rate:.2e}", due)
+        progress.step(step, int(sums["images"]), f"loss {shown.loss or 0:.4f}  {accuracy}lr {config.lr * rate:.2e}", due)
         if due:
-            log(
-                "train",
-                {"loss": window.loss, "accuracy": window.accuracy, "deviation": window.deviation, "lr": config.lr * rate, "norm": norm},
-            )
+            found = {"loss": window.loss, "accuracy": window.accuracy, "deviation": window.deviation}
+            log("train", found | {"lr": config.lr * rate, "norm": norm})
             window = Measures()
         if step % evaluate_every == 0 or step == total:
             evaluate()
             learner.train()
             stopped = bool(config.patience) and stale >= config.patience
-        if step % config.save_every == 0 or step == total or stopped:
+        if step % config.save_every == 0 or step in (total, best["step"]) or stopped:
             save()
         if stopped:
             progress.say(f"stopped after {stale} evaluations without a better one")
@@ -314,7 +313,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     weights, kept = read_checkpoint(folder.path / MODEL)
     assert kept is not None
     set_model_state_dict(learner, {f"scorer.network.{name}": tensor for name, tensor in weights.items()}, options=_WHOLE)
-    over_all = measure_all(learner, once(learnt, features[0]), accelerator, config.workers)
+    over_all = measure_all(learner, learnt_once, accelerator, config.workers)
     mean, std = over_all.mean_and_std()
     result = TrainingResult(
         model=str(folder.path / MODEL),
@@ -428,16 +427,17 @@ def _restore(learner: Learner, optimizer: Any, average: MovingAverage | None, ac
 
 
 def _features(
-    folder: RunFolder, accelerator: Accelerator, scorer: ImageRewardScorer, depth: int, steps: Steps, config: RewardTraining
+    folder: RunFolder,
+    accelerator: Accelerator,
+    scorer: ImageRewardScorer,
+    depth: int,
+    comparisons: Sequence[Comparison],
+    config: RewardTraining,
 ) -> Features:
-    name = feature_files.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(steps.comparisons))
-    path = folder.path / name
+    path = folder.path / feature_files.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(comparisons))
     if accelerator.is_main_process and not path.exists():
-        alone = Steps(
-            steps.comparisons, pack(steps.sizes, range(len(steps.sizes)), config.micro_images), steps.prepare, config.loss,
-            config.micro_images, skip_unreadable=config.skip_unreadable,
-        )  # fmt: skip
-        crops = ((micro.batch.pixels, micro.judged) for work in alone.loader(config.workers) for micro in work)
+        steps = Steps(comparisons, scorer.prepare, config.loss, config.micro_images, skip_unreadable=config.skip_unreadable)
+        crops = ((micro.batch.pixels, micro.judged) for work in steps.loader(config.workers) for micro in work)
         with accelerator.autocast():
             feature_files.compute(path, scorer, depth, crops, sum(steps.sizes))
     accelerator.wait_for_everyone()
