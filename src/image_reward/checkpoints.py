@@ -498,3 +498,20 @@ def _disk_full(folder: Path, file: HubFile, detail: str) -> DownloadError:
         f"the disk is too full for {file.name} at {folder}: {detail}. Free space there or set HF_HUB_CACHE to a folder on "
         "another disk; what has arrived is kept and the next attempt goes on from it."
     )
+
+
+# --- BLIP's pretraining checkpoints --------------------------------------------------------------------------------------------------
+
+
+def blip_pretraining_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The towers and projections in a BLIP pretraining checkpoint (``model_large.pth``) under our names; None if it is none.
+
+    What pretraining alone needs is left out by name (Salesforce BLIP, ``models/blip_pretrain.py``): the momentum copies (``*_m``), the
+    decoder, the matching head, the queues and the temperature. Whatever else is there stays, for ``load_strictly`` to judge.
+    """
+    parts = {name.split(".")[0] for name in tensors}
+    if not {"visual_encoder", "text_encoder", "vision_proj", "text_proj"} <= parts or "mlp" in parts:
+        return None
+    left_out = {"text_decoder", "itm_head", "image_queue", "text_queue", "queue_ptr", "ptr_queue", "temp"}
+    left_out |= {part for part in parts if part.endswith("_m")}
+    return {f"blip.{name}": tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}

@@ -40,3 +40,7 @@ class LongPromptWarning(UserWarning):
 
 class ComparisonError(ImageRewardError, ValueError):
     """A file of human rankings is of no known form, or a row of it makes no sense; the message names the row."""
+
+
+class TrainingError(ImageRewardError, RuntimeError):
+    """Training cannot go on: the loss is not a number, the rewards have become constant, or the state cannot be saved."""

@@ -130,14 +130,25 @@ class VisionTransformer(nn.Module):
         return self._encode(pixels)
 
     def _encode(self, pixels: Tensor) -> Tensor:
+        return self.finish(self.begin(pixels, 0), 0)
+
+    def begin(self, pixels: Tensor, depth: int) -> Tensor:
+        """Normalised pixels [I, 3, S, S] -> what leaves the first ``depth`` blocks, [I, T, W]."""
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed  # [I, T, W]
-        for block in self.blocks:
+        return self._through(x, 0, depth)
+
+    def finish(self, x: Tensor, depth: int) -> Tensor:
+        """What left the first ``depth`` blocks -> image tokens, both [I, T, W]."""
+        return self.norm(self._through(x, depth, len(self.blocks)))
+
+    def _through(self, x: Tensor, start: int, end: int) -> Tensor:
+        for block in list(self.blocks)[start:end]:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, self.original_order, use_reentrant=False)
             else:
                 x = block(x, self.original_order)
-        return self.norm(x)
+        return x
 
 
 # --- the text tower ----------------------------------------------------------------------------------------------------------------

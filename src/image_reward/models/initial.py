@@ -1,0 +1,66 @@
+"""Weights to start from: a whole network from scratch, or a fresh head on towers that have learnt already."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from image_reward.models.blip import BlipConfig, ImageRewardNetwork
+from image_reward.models.heads import LinearHead
+
+
+def new_network(config: BlipConfig, seed: int) -> ImageRewardNetwork:
+    """A network with random weights, float32 on the CPU: the same weights for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    network = ImageRewardNetwork(config)
+    for module in network.blip.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            _normal(module.weight, math.sqrt(2 / (module.weight[0].numel() + len(module.weight))), generator)  # Glorot & Bengio 2010
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _normal(module.weight, 0.02, generator)  # BERT's; a norm follows, so only the ratio of words to positions matters
+    vision = network.blip.visual_encoder
+    for block in vision.blocks:  # what is added to the residual stream shrinks with depth (Radford et al. 2019, GPT-2)
+        for layer in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+            layer.weight.data.mul_((2 * len(vision.blocks)) ** -0.5)  # type: ignore[union-attr, operator]
+    _normal(vision.cls_token, 0.02, generator)
+    with torch.no_grad():
+        side = config.image_size // config.patch_size
+        vision.pos_embed[0, 1:] = grid_positions(side, config.vision_width)
+    new_head(network.mlp, generator)
+    return network
+
+
+def new_head(head: LinearHead, generator: torch.Generator) -> None:
+    """Let the head keep the variance of its features, so that rewards differ, and gradients flow, from the first step.
+
+    The original draws all five layers with std 1 / 769 whatever their width. The product is a map of order 1e-9: a constant reward, a loss
+    of log 2, and gradients too small to leave it.
+    """
+    for layer in head.layers:
+        if isinstance(layer, nn.Linear):
+            _normal(layer.weight, layer.in_features**-0.5, generator)
+            nn.init.zeros_(layer.bias)
+
+
+def grid_positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of the two coordinates of a grid of patches, [side * side, width], rows first (Chen et al. 2021, MoCo v3).
+
+    A network trained on little data finds "above" and "left of" in these at once, and in random positions hardly ever.
+    """
+    num_frequencies = width // 4
+    frequencies = 10_000.0 ** (-torch.arange(num_frequencies) / num_frequencies)
+    angles = torch.arange(side)[:, None] * frequencies  # [side, F]
+    wave = torch.cat([angles.sin(), angles.cos()], dim=1)
+    y = wave[:, None].expand(side, side, -1)
+    x = wave[None].expand(side, side, -1)
+    positions = torch.zeros(side * side, width)  # a width that is no multiple of four leaves a few columns empty
+    positions[:, : 4 * num_frequencies] = torch.cat([y, x], dim=2).flatten(0, 1)
+    return positions
+
+
+def _normal(tensor: Tensor, std: float, generator: torch.Generator) -> None:
+    nn.init.normal_(tensor, std=std, generator=generator)

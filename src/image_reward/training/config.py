@@ -1,0 +1,216 @@
+"""The one dataclass that says all of a training run; flags and a TOML file both fill it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from image_reward.models.blip import BlipConfig
+from image_reward.training.losses import Loss
+
+Record = TypeVar("Record")
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class RewardTraining:
+    """How a reward model is learnt from comparisons. The defaults fine-tune the released model as the paper trained it."""
+
+    data: tuple[str, ...] = ()
+    """What to learn from: files, folders, or "shapes:PROMPTS" for drawn ones."""
+    validation: tuple[str, ...] = ()
+    """What to choose the best checkpoint by; when empty, a share of the prompts of the data is set aside."""
+    validation_share: float = 0.05
+    """The share of prompts to set aside when there is no validation data."""
+    output: str = "runs/reward"
+    """The run's folder. The same command again goes on where a killed run stopped."""
+
+    start: str = "ImageReward-v1.0"
+    """A model's name, file or folder; a BLIP pretraining checkpoint such as model_large.pth; or "scratch"."""
+    network: BlipConfig = field(default_factory=BlipConfig)
+    """Sizes of the network, for a start that does not carry them."""
+    max_tokens: int = 35
+    """How many tokens of a prompt are read, counting the first and last; for a start that does not carry it."""
+    new_head: bool = False
+    """Draw the head anew. A BLIP checkpoint has none, so there it is always new."""
+    freeze: float = 0.7
+    """The share of each tower's layers, from the bottom, that keep their weights; with any, the embeddings do too."""
+    lora_rank: int = 0
+    """Learn updates of this rank to the attention weights instead of the towers' weights; 0 is off."""
+    lora_alpha: float = 16.0
+    """Updates are scaled by this over the rank."""
+
+    loss: Loss = "pairwise"
+    """pairwise (ties skipped), davidson or rao-kupper (ties modelled), soft (shares of votes), plackett-luce (whole rankings)."""
+    epochs: int = 10
+    """Times through the data."""
+    max_steps: int | None = None
+    """Stop after this many steps, if that comes first."""
+    batch_images: int = 64
+    """Images in a step, over all processes. Prompts are packed by it and never split."""
+    micro_images: int = 16
+    """Images that one process sends through the network at once; the step's gradient is accumulated."""
+    lr: float = 1e-5
+    """The highest learning rate."""
+    tie_lr: float = 0.01
+    """The highest learning rate of the tie parameter, a single number that has far to go."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    clip: float = 1.0
+    """The highest norm of the gradient; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights that is evaluated and kept in their place; 0 is off, 0.999 is usual."""
+    dropout: bool = True
+    """The head's dropout (0.2, 0.2, 0.1)."""
+    seed: int = 0
+    """Fixes the order of the data, new weights and dropout."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the towers compute in. Weights are kept, and the head computes, in float32."""
+    gradient_checkpointing: bool = False
+    """A third more time for a fraction of the memory."""
+    cache_features: bool = False
+    """Compute the frozen part of the image tower once per image and keep its output in the run's folder."""
+    cache_mib: int = 1024
+    """Keep decoded images in memory if all fit in this many MiB."""
+    shard: bool = False
+    """Share out weights among the processes (FSDP), for networks that do not fit on one device."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+    workers: int = 2
+    """Processes that open images; 0 opens them in the training process."""
+    skip_unreadable: bool = False
+    """Leave out missing and damaged images and count them, rather than stop."""
+
+    evaluate_every: int | None = None
+    """Steps between evaluations; by default one epoch."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one; 0 never does."""
+    save_every: int = 500
+    """Steps between saved states. A killed run loses no more than these."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where else the log goes."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib", "seed"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("max_steps", "evaluate_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, below in (("freeze", False), ("validation_share", True), ("ema", True)):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (below and value == 1):
+                raise ValueError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+        if self.start == SCRATCH and (self.freeze or self.lora_rank):
+            raise ValueError("a network that starts from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
+        if self.lora_rank and self.shard:
+            raise ValueError("lora_rank and shard do not go together: low-rank updates need little memory as they are")
+        if self.cache_features and not self.freeze and not self.lora_rank:
+            raise ValueError("cache_features keeps the output of frozen layers, and freeze is 0")
+        if self.cache_features and self.lora_rank:
+            raise ValueError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
+
+    # These may change between the parts of one run without changing its result.
+    free = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
+
+    def difference(self, other: RewardTraining) -> list[str]:
+        """What differs, apart from what has no effect on the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
+        return [
+            f"{f.name}: {getattr(self, f.name)!r} there, {getattr(other, f.name)!r} here"
+            for f in fields(self)
+            if f.name not in self.free and getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+    def to_toml(self) -> str:
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        network = values.pop("network")
+        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+        return "\n".join([*lines, "", "[network]", *(f"{name} = {_toml(value)}" for name, value in network.items())]) + "\n"
+
+
+def read_toml(path: Path, defaults: RewardTraining | None = None) -> RewardTraining:
+    """A recipe: the defaults with what the file says. Raises ``ValueError`` that names the key and what it may have meant."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    return _filled(defaults or RewardTraining(), values, str(path))
+
+
+def _filled(record: Record, values: Mapping[str, Any], source: str) -> Record:
+    types = get_type_hints(type(record))
+    known = [f.name for f in fields(record)]  # type: ignore[arg-type]
+    changed = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"{source}: unknown key {name!r}; {hint}")
+        kind = types[name]
+        if is_dataclass(kind) and isinstance(value, Mapping):
+            changed[name] = _filled(getattr(record, name), value, f"{source} [{name}]")
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, kind):
+            raise ValueError(f"{source}: {name} must be {_say(kind)}, not {value!r}")
+        changed[name] = float(value) if kind is float else value  # type: ignore[arg-type]
+    try:
+        return replace(record, **changed)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_fits(v, arguments[0]) for v in value)
+        return len(value) == len(arguments) and all(_fits(v, k) for v, k in zip(value, arguments, strict=True))
+    if arguments:  # `int | None`
+        return any(_fits(value, k) for k in arguments)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _say(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

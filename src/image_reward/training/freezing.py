@@ -1,0 +1,76 @@
+"""Which weights learn: all, those above a frozen share of the layers, or low-rank updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import parametrize
+
+from image_reward.models.blip import ImageRewardNetwork
+
+
+def freeze(network: ImageRewardNetwork, ratio: float) -> int:
+    """Freeze the share of both towers' layers nearest the input, rounded down, as published (0.7: 16 of 24 and 8 of 12).
+
+    With any of a tower's layers go its embeddings, with all of them its final norm. The two projections are always frozen: the reward
+    does not pass through them. Returns how many blocks of the image tower are frozen. A frozen prefix costs no gradient: autograd records
+    nothing until a weight that learns takes part.
+    """
+    blip = network.blip
+    for projection in (blip.vision_proj, blip.text_proj):
+        projection.requires_grad_(False)
+    vision, text = blip.visual_encoder, blip.text_encoder
+    for tower, layers in ((vision, vision.blocks), (text, text.encoder.layer)):
+        num_frozen = int(len(layers) * ratio)
+        if num_frozen == len(layers):
+            tower.requires_grad_(False)
+        elif num_frozen:
+            for name, parameter in tower.named_parameters():
+                if name.startswith(("cls_token", "pos_embed", "patch_embed", "embeddings")):
+                    parameter.requires_grad_(False)
+            for layer in list(layers)[:num_frozen]:
+                layer.requires_grad_(False)
+    return int(len(vision.blocks) * ratio)
+
+
+class LowRank(nn.Module):
+    """weight + scale * up @ down (Hu et al. 2021, arXiv 2106.09685); ``up`` starts at zero, so nothing changes before the first step."""
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.down = nn.Parameter(torch.randn(rank, weight.shape[1], generator=generator) * weight.shape[1] ** -0.5)
+        self.up = nn.Parameter(torch.zeros(len(weight), rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.up @ self.down)
+
+
+def add_low_rank(network: ImageRewardNetwork, rank: int, alpha: float, seed: int) -> None:
+    """Freeze both towers and give every linear layer of their attentions a low-rank update. The head learns as a whole."""
+    generator = torch.Generator().manual_seed(seed)
+    network.blip.requires_grad_(False)
+    for name, module in list(network.blip.named_modules()):
+        if (isinstance(module, nn.Linear) and ".att" in name) or (isinstance(module, nn.Linear) and ".crossattention" in name):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, alpha, generator))
+
+
+def merge_low_rank(network: ImageRewardNetwork) -> None:
+    """Write the updates into the weights and let them go."""
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def plain_weights(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Weights on the CPU by their plain names: updates merged, shards gathered (by all processes together)."""
+    weights = {}
+    with torch.no_grad():
+        for name in names:
+            tensor = attrgetter(name)(network).detach()
+            weights[name] = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    return weights

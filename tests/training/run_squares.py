@@ -1,0 +1,30 @@
+"""A run in a process of its own, for tests that kill it or start several: ``run_squares.py CONFIG.toml [KILL_AT_STEP]``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import squares
+import torch
+
+from image_reward.training import read_toml, reward, train
+from image_reward.training.progress import Progress
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    if len(sys.argv) > 2:
+        kill_at = int(sys.argv[2])
+
+        class Killer(Progress):
+            def step(self, step: int, *_: object) -> None:
+                if step == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        reward.Progress = Killer
+    config = read_toml(Path(sys.argv[1]))
+    train(config, squares.comparisons(24, ties=config.loss == "davidson"), squares.comparisons(4, seed=1))

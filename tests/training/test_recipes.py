@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import squares
+
+from image_reward.cli.train import Train, parse
+from image_reward.training import RewardTraining, read_toml
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_configuration_survives_being_written_and_read(tmp_path: Path) -> None:
+    config = squares.config(tmp_path, data=('a "quoted" name', "b\\c.jsonl"), lr=1e-5, trackers=("tensorboard",), max_steps=7)
+    assert read_toml(written(tmp_path, config.to_toml())) == config
+    assert read_toml(written(tmp_path, RewardTraining().to_toml())) == RewardTraining()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train_*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_configuration(path: Path) -> None:
+    assert read_toml(path).data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate = 1e-3", "recipe.toml: unknown key 'learning_rate'; known are data, validation"),
+        ("batch_image = 3", "recipe.toml: unknown key 'batch_image'; did you mean 'batch_images'?"),
+        ("[network]\nvision_witdh = 3", r"recipe.toml \[network\]: unknown key 'vision_witdh'; did you mean 'vision_width'?"),
+        ('lr = "fast"', "recipe.toml: lr must be float, not 'fast'"),
+        ("epochs = 1.5", "recipe.toml: epochs must be int, not 1.5"),
+        ("epochs = true", "recipe.toml: epochs must be int, not True"),
+        ('max_steps = "many"', r"recipe.toml: max_steps must be int \| None, not 'many'"),
+        ('loss = "hinge"', "loss must be one of 'pairwise', 'davidson'"),
+        ("betas = [0.9]", r"betas must be tuple\[float, float\]"),
+        ('trackers = ["mlflow"]', "trackers must be tuple"),
+        ("lr = 0", "recipe.toml: lr must be greater than 0, not 0"),
+        ("freeze = 1.2", "freeze must be from 0 to 1, not 1.2"),
+        ("ema = 1", "ema must be from 0 to less than 1"),
+        ('start = "scratch"', "nothing worth freezing: set freeze = 0"),
+        ("cache_features = true\nlora_rank = 4", "cache_features needs frozen layers"),
+        ("lr = ", "recipe.toml is not TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_toml(written(tmp_path, text))
+
+
+def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
+    path = written(tmp_path, 'data = ["a.jsonl"]\nlr = 0.5\nfreeze = 0.25\n[network]\nvision_layers = 2')
+    command = parse(["--recipe", str(path), "--freeze", "0.5", "--network.text-layers", "3", "--no-dropout"])
+    config = command.training
+    assert (config.data, config.lr, config.freeze, config.dropout) == (("a.jsonl",), 0.5, 0.5, False)
+    assert (config.network.vision_layers, config.network.text_layers) == (2, 3)
+    assert Train.defaults([f"--recipe={path}"]).training.lr == 0.5
+
+
+def test_a_command_without_data_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([]).run() == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_a_missing_recipe_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such recipe: nowhere\.toml"):
+        parse(["--recipe", "nowhere.toml"])
