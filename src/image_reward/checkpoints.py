@@ -93,11 +93,15 @@ class ScorerConfig:
     network: BlipConfig = field(default_factory=BlipConfig)
     image: TransformConfig = field(default_factory=TransformConfig)
     max_tokens: int = 35
+    vocabulary: tuple[str, ...] | None = None
+    """The tokens that the model knows, in the order of its embeddings; None for BERT's and BLIP's 30,524."""
     reward: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
         if self.image.size != self.network.image_size:
             raise CheckpointError(f"images are made {self.image.size} px large, but the network reads {self.network.image_size} px")
+        if self.vocabulary is not None and len(self.vocabulary) != self.network.vocab_size:
+            raise CheckpointError(f"the vocabulary has {len(self.vocabulary)} tokens and the network {self.network.vocab_size} embeddings")
         if not 3 <= self.max_tokens <= self.network.max_positions:
             raise CheckpointError(f"max_tokens must be from 3 to the network's {self.network.max_positions}, not {self.max_tokens}")
 

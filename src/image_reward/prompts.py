@@ -29,6 +29,9 @@ class Tokens:
     """[N, L], bool: False for padding"""
 
 
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
 @cache
 def bert_tokenizer() -> Tokenizer:
     """BLIP's tokenizer: the lower-casing WordPiece of bert-base-uncased, plus [DEC] and [ENC], from the vocabulary in this package."""
@@ -64,22 +67,43 @@ class PromptTokenizer:
 
     A prompt longer than ``max_tokens`` (counting [CLS] and [SEP]) loses its end, as in the original, and a ``LongPromptWarning`` says how
     many tokens were cut; with ``long_prompts="error"`` it is a ``PromptError`` instead.
+
+    With a ``vocabulary`` of its own, a subset of BERT's that begins with ``SPECIAL_TOKENS``, ids are places in it and all other tokens are
+    [UNK].
     """
 
     max_tokens: int = 35
     long_prompts: LongPrompts = "truncate"
+    vocabulary: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.vocabulary is not None:
+            strange = [token for token in self.vocabulary if bert_tokenizer().token_to_id(token) is None]
+            if strange or self.vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(self.vocabulary)) < len(self.vocabulary):
+                raise ValueError(
+                    f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
+                    + (f"; {strange[0]!r} is none" if strange else "")
+                )
         if self.long_prompts not in get_args(LongPrompts):
             raise ValueError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
         if self.max_tokens < 3:
             raise ValueError(f"max_tokens counts [CLS] and [SEP] and must be at least 3, not {self.max_tokens}")
 
+    def token_id(self, token: str) -> int:
+        """The id of a token of this vocabulary."""
+        found = bert_tokenizer().token_to_id(token) if self.vocabulary is None else self.vocabulary.index(token)
+        assert found is not None, token
+        return found
+
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         check_prompts(prompts)
-        tokenizer = bert_tokenizer()
-        cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-        words = [encoding.ids for encoding in tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
+        cls, sep = self.token_id("[CLS]"), self.token_id("[SEP]")
+        encodings = bert_tokenizer().encode_batch(list(prompts), add_special_tokens=False)
+        if self.vocabulary is None:
+            words = [encoding.ids for encoding in encodings]
+        else:
+            place = {token: i for i, token in enumerate(self.vocabulary)}
+            words = [[place.get(token, place["[UNK]"]) for token in encoding.tokens] for encoding in encodings]
         self._report_long_prompts(prompts, [len(row) + 2 for row in words])
         rows = [[cls, *row[: self.max_tokens - 2], sep] for row in words]
         length = max((len(row) for row in rows), default=2)
@@ -103,6 +127,18 @@ class PromptTokenizer:
             raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
         others = f" ({len(cut)} prompts are cut)" if len(cut) > 1 else ""
         warnings.warn(message + others, LongPromptWarning, stacklevel=2)
+
+
+def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
+    """The tokens that prompts are made of, for a model that need know no others: ``SPECIAL_TOKENS``, then the rest in order.
+
+    >>> vocabulary_of(["a cat", "a red cat"])[5:]
+    ('a', 'cat', 'red')
+    """
+    tokens = {
+        token for encoding in bert_tokenizer().encode_batch(sorted(set(prompts)), add_special_tokens=False) for token in encoding.tokens
+    }
+    return (*SPECIAL_TOKENS, *sorted(tokens - set(SPECIAL_TOKENS)))
 
 
 def check_prompts(prompts: Iterable[object]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import squares
 import torch
 
-from image_reward.training import read_toml, reward, train
+from image_reward.training import RewardTraining, read_toml, reward, train
 from image_reward.training.progress import Progress
 
 if __name__ == "__main__":
@@ -26,5 +26,5 @@ if __name__ == "__main__":
                     os.kill(os.getpid(), signal.SIGKILL)
 
         reward.Progress = Killer
-    config = read_toml(Path(sys.argv[1]))
+    config = read_toml(Path(sys.argv[1]), RewardTraining())
     train(config, squares.comparisons(24, ties=config.loss == "davidson"), squares.comparisons(4, seed=1))

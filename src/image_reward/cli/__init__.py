@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Union
+from dataclasses import make_dataclass
+from importlib import import_module
+from typing import Annotated, Any, Union
 
 PROGRAM = "image-reward"
+COMMANDS = {
+    "rank": "Order the images of a prompt, best first.",
+    "score": "Print the reward of each image, in the order given.",
+    "compare": "Say how likely people are to prefer one image to another.",
+    "models": "List, fetch, verify, convert and describe models.",
+    "data": "Check and split files of human rankings.",
+    "pretrain": "Teach a network from scratch what words look like.",
+    "train": "Learn a reward model from human rankings.",
+    "evaluate": "Measure a scorer against people.",
+}
+"""Name and summary; the command is the class of the same name in the module of the same name, loaded when it is called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,35 +30,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"{PROGRAM} {__version__}")
         return 0
-    import tyro
-
-    from image_reward.cli import compare, data, evaluate, models, rank, score
     from image_reward.cli.options import UsageError, warnings_in_one_line
 
-    commands = Union[
-        Annotated[rank.Rank, tyro.conf.subcommand("rank")],
-        Annotated[score.Score, tyro.conf.subcommand("score")],
-        Annotated[compare.Compare, tyro.conf.subcommand("compare")],
-        Annotated[data.Data, tyro.conf.subcommand("data")],
-        Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")],
-        Annotated[models.Models, tyro.conf.subcommand("models")],
-    ]
-    command = tyro.cli(
-        commands,
-        prog=PROGRAM,
-        args=arguments or ["--help"],
-        description="Score, rank and compare images for a prompt by what people would prefer.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     try:
         with warnings_in_one_line():
-            return command.run()
+            return parse(arguments).run()
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except (ArithmeticError, OSError, ValueError) as error:  # every error of this package is one of these
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:  # every error of this package is one of these
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that the arguments spell. Help, and usage that cannot be parsed, exit with 0 and 2."""
+    import tyro
+
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    if not arguments or arguments[0] not in COMMANDS:  # an overview, or a misspelt command, which tyro answers and exits
+        options = tuple(
+            Annotated[make_dataclass(name.title(), [], namespace={"__doc__": summary}), tyro.conf.subcommand(name)]
+            for name, summary in COMMANDS.items()
+        )
+        description = "Score, rank and compare images for a prompt by what people would prefer; learn and measure what does it."
+        tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=config)  # type: ignore[call-overload]
+    name = arguments[0]
+    command = getattr(import_module(f"image_reward.cli.{name}"), name.title())
+    default = command.defaults(arguments[1:]) if hasattr(command, "defaults") else None
+    return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=config)

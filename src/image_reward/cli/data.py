@@ -86,9 +86,11 @@ class Split:
 class Data:
     """Check and split files of human rankings."""
 
-    command: Union[
-        Annotated[Check, tyro.conf.subcommand("check")],
-        Annotated[Split, tyro.conf.subcommand("split")],
+    command: tyro.conf.OmitArgPrefixes[
+        Union[
+            Annotated[Check, tyro.conf.subcommand("check")],
+            Annotated[Split, tyro.conf.subcommand("split")],
+        ]
     ]
 
     def run(self) -> int:

@@ -140,13 +140,15 @@ class Info(OutputOptions):
 class Models:
     """List, fetch, verify, convert and describe models."""
 
-    command: Union[
-        Annotated[List, tyro.conf.subcommand("list")],
-        Annotated[Where, tyro.conf.subcommand("path")],
-        Annotated[Download, tyro.conf.subcommand("download")],
-        Annotated[Verify, tyro.conf.subcommand("verify")],
-        Annotated[Convert, tyro.conf.subcommand("convert")],
-        Annotated[Info, tyro.conf.subcommand("info")],
+    command: tyro.conf.OmitArgPrefixes[
+        Union[
+            Annotated[List, tyro.conf.subcommand("list")],
+            Annotated[Where, tyro.conf.subcommand("path")],
+            Annotated[Download, tyro.conf.subcommand("download")],
+            Annotated[Verify, tyro.conf.subcommand("verify")],
+            Annotated[Convert, tyro.conf.subcommand("convert")],
+            Annotated[Info, tyro.conf.subcommand("info")],
+        ]
     ]
 
     def run(self) -> int:

@@ -40,16 +40,14 @@ T = TypeVar("T")
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (208, 40, 44),
-    "orange": (240, 134, 32),
     "yellow": (240, 218, 62),
     "green": (52, 158, 62),
     "blue": (46, 84, 208),
-    "purple": (138, 58, 172),
     "black": (28, 28, 32),
     "white": (238, 238, 234),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES: dict[str, tuple[int, int]] = {"small": (370, 490), "large": (740, 900)}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES: dict[str, tuple[int, int]] = {"small": (480, 580), "large": (860, 940)}
 """The least and the greatest distance from a shape's centre to its rim."""
 RELATIONS: dict[str, tuple[int, int]] = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 """Where the first object lies as seen from the second: (x, y)."""
@@ -66,6 +64,18 @@ ALIGNMENT_POINTS = {
     "background": 1,
     "extra": 1,  # an object that the prompt does not name
 }
+ALIGNMENT_FREQUENCY = {
+    "missing": 3,
+    "shape": 3,
+    "colour": 4,
+    "swap": 1,
+    "relation": 1,
+    "count": 1,
+    "size": 3,
+    "background": 3,
+    "extra": 3,
+}
+"""How often an error is made, as parts of the sum over those that a prompt allows."""
 DEFECTS = ("blur", "noise", "jpeg", "warp", "occlusion", "cut-off")
 NUM_SLOTS = 5
 MAX_PER_SLOT = 2
@@ -75,6 +85,7 @@ TEST_FRACTION = 0.1
 _SIDE = 4096
 _SAMPLES = 4  # per pixel and axis
 _MARGIN = 80  # an uncut object keeps this distance from the frame
+_GRID = _SIDE // 8
 
 
 class _Draws:
@@ -238,7 +249,7 @@ def _errors(wish: Wish, draws: _Draws) -> tuple[str, ...]:
     errors: list[str] = []
     for _ in range(number):
         options = [error for error in _possible_errors(wish) if all(_compatible(error, other) for other in errors)]
-        errors.append(draws.choice(options))
+        errors.append(draws.choice(error for error in options for _ in range(ALIGNMENT_FREQUENCY[error])))
     return tuple(sorted(errors))
 
 
@@ -348,16 +359,22 @@ def _layout(candidate: Candidate, draws: _Draws) -> list[Placed]:
     return _move_out_of_frame(placed, candidate.severity, draws) if candidate.defect == "cut-off" else placed
 
 
+def _place(low: int, high: int, draws: _Draws) -> int:
+    """One of the places an eighth of the side apart from low to high: few enough that a small network meets each often."""
+    return draws.between(-(-low // _GRID), high // _GRID) * _GRID
+
+
 def _place_related(scene: Scene, radii: list[int], draws: _Draws) -> list[Placed]:
     """Two objects apart along the relation's axis, and nearly level across it, so that no one would doubt the relation."""
     dx, dy = RELATIONS[scene.relation or ""]
     low = [radius + _MARGIN for radius in radii]
     gap = radii[0] + radii[1] + _MARGIN
-    start = draws.between(low[0], _SIDE - low[1] - gap)
-    end = draws.between(start + gap, _SIDE - low[1])
-    level = draws.between(max(low), _SIDE - max(low))
+    last = (_SIDE - low[1]) // _GRID * _GRID
+    start = _place(low[0], last - gap, draws)
+    end = _place(start + gap, last, draws)
+    level = _place(max(low), _SIDE - max(low), draws)
     slant = (end - start) // 3
-    other = min(max(level + draws.between(-slant, slant), low[1]), _SIDE - low[1])
+    other = _place(max(level - slant, low[1]), min(level + slant, _SIDE - low[1]), draws)
     along = (start, end) if dx + dy < 0 else (_SIDE - start, _SIDE - end)
     xs, ys = (along, (level, other)) if dx else ((level, other), along)
     return [(thing, x, y, radius) for thing, x, y, radius in zip(scene.things, xs, ys, radii, strict=True)]
@@ -365,12 +382,12 @@ def _place_related(scene: Scene, radii: list[int], draws: _Draws) -> list[Placed
 
 def _place_freely(new: list[tuple[Thing, int]], placed: list[Placed], draws: _Draws) -> list[Placed]:
     """Places where nothing overlaps; a crowded frame is given up after a while and the objects begun anew, smaller."""
-    for attempt in range(12):
+    for attempt in range(24):
         result = list(placed)
         for thing, full in new:
-            radius = full - full * attempt // 30
+            radius = full - full * attempt // 40
             for _ in range(12):
-                x, y = (draws.between(radius + _MARGIN, _SIDE - radius - _MARGIN) for _ in range(2))
+                x, y = (_place(radius + _MARGIN, _SIDE - radius - _MARGIN, draws) for _ in range(2))
                 if all((x - px) ** 2 + (y - py) ** 2 >= (radius + other + _MARGIN) ** 2 for _, px, py, other in result):
                     result.append((thing, x, y, radius))
                     break
@@ -470,8 +487,8 @@ def draw(candidate: Candidate) -> NDArray[np.uint8]:
     draws = _Draws(candidate.seed)
     size = candidate.size
     placed = _layout(candidate, draws)
-    canvas = _shade(candidate.scene.background, draws) + _texture(draws.choice(_BACKDROPS), 16, size, draws)[..., None]
-    pattern = _texture(draws.choice(_BACKDROPS), 14, size, draws)[..., None]
+    canvas = _shade(candidate.scene.background, draws) + _texture(draws.choice(_BACKDROPS), 10, size, draws)[..., None]
+    pattern = _texture(draws.choice(_BACKDROPS), 8, size, draws)[..., None]
     for thing, x, y, radius in placed:
         colour, turn = _shade(thing.colour, draws), draws.choice(_TURNS)
         if covered := _coverage(thing, x, y, radius, size, turn):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
@@ -28,8 +29,7 @@ def new_network(config: BlipConfig, seed: int) -> ImageRewardNetwork:
             layer.weight.data.mul_((2 * len(vision.blocks)) ** -0.5)  # type: ignore[union-attr, operator]
     _normal(vision.cls_token, 0.02, generator)
     with torch.no_grad():
-        side = config.image_size // config.patch_size
-        vision.pos_embed[0, 1:] = grid_positions(side, config.vision_width)
+        vision.pos_embed[0, 1:] = 0.5 * grid_positions(config.image_size // config.patch_size, config.vision_width)
     new_head(network.mlp, generator)
     return network
 
@@ -52,7 +52,7 @@ def grid_positions(side: int, width: int) -> Tensor:
     A network trained on little data finds "above" and "left of" in these at once, and in random positions hardly ever.
     """
     num_frequencies = width // 4
-    frequencies = 10_000.0 ** (-torch.arange(num_frequencies) / num_frequencies)
+    frequencies = math.pi / side * torch.linspace(0.5, side / 2, num_frequencies)  # from half a wave over the grid to one in four patches
     angles = torch.arange(side)[:, None] * frequencies  # [side, F]
     wave = torch.cat([angles.sin(), angles.cos()], dim=1)
     y = wave[:, None].expand(side, side, -1)
@@ -60,6 +60,27 @@ def grid_positions(side: int, width: int) -> Tensor:
     positions = torch.zeros(side * side, width)  # a width that is no multiple of four leaves a few columns empty
     positions[:, : 4 * num_frequencies] = torch.cat([y, x], dim=2).flatten(0, 1)
     return positions
+
+
+@torch.no_grad()
+def whiten_patches(network: ImageRewardNetwork, pixels: Tensor, seed: int, floor: float = 0.5) -> None:
+    """Let the patch embedding see every pattern of real patches at the same strength, in a random basis.
+
+    Most of what patches differ in is their mean colour; edges, which tell a square from a circle, and grain, which tells a clean image
+    from a spoilt one, are tenths and hundredths of it, and a random projection hides them. ``pixels`` [B, 3, S, S] are a sample of
+    normalised images; patterns whose variance is far below ``floor`` are damped, so that noise is not blown up.
+    """
+    projection = network.blip.visual_encoder.patch_embed.proj
+    width, patch = projection.out_channels, projection.kernel_size[0]
+    patches = F.unfold(pixels, patch, stride=patch).transpose(1, 2).flatten(0, 1)  # [B * T, 3 * patch * patch]
+    mean = patches.mean(dim=0)
+    variances, patterns = torch.linalg.eigh(torch.cov((patches - mean).T, correction=0))
+    kept = min(width, len(variances))
+    strongest = (patterns[:, -kept:] * (variances[-kept:].clamp(min=0) + floor).rsqrt()).T  # [kept, 3 * patch * patch]
+    basis = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0][:, :kept]
+    projection.weight.copy_((basis @ strongest).view_as(projection.weight))
+    assert projection.bias is not None
+    projection.bias.copy_(-(basis @ strongest @ mean))
 
 
 def _normal(tensor: Tensor, std: float, generator: torch.Generator) -> None:

@@ -35,7 +35,7 @@ class ImageRewardScorer(Scorer[list[KeysValues]]):
         self.scale = config.reward.std
         self.reference = config.reward.reference
         transform = ImageTransform(config.image.size, config.image.mean, config.image.std, options or ImageOptions())
-        self.prepare = Preparation(transform, PromptTokenizer(config.max_tokens, long_prompts))
+        self.prepare = Preparation(transform, PromptTokenizer(config.max_tokens, long_prompts, config.vocabulary))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: ScorerConfig, source: str, hint: str = "", **options: Any) -> Any:
@@ -134,6 +134,10 @@ class ImageReward(ImageRewardScorer):
     def blip(self) -> Blip:
         """Both towers, with a ``tokenizer`` beside them."""
         blip = self.network.blip
+        if self.config.vocabulary is not None:
+            raise AttributeError(
+                f"{self.name} has a vocabulary of its own, which has no tokenizer of image-reward 1.5; use score() or rewards()"
+            )
         if not hasattr(blip, "tokenizer"):
             blip.tokenizer = transformers_tokenizer()
         return blip

@@ -147,7 +147,65 @@ class RewardTraining:
         return "\n".join([*lines, "", "[network]", *(f"{name} = {_toml(value)}" for name, value in network.items())]) + "\n"
 
 
-def read_toml(path: Path, defaults: RewardTraining | None = None) -> RewardTraining:
+@dataclass(frozen=True)
+class WordPretraining:
+    """How a network from scratch learns what words look like (``training/words.py``)."""
+
+    data: tuple[str, ...] = ()
+    """What to learn from: files, folders, or "shapes:PROMPTS" for drawn ones."""
+    output: str = "runs/words"
+    """The folder to write the model to."""
+    network: BlipConfig = field(default_factory=BlipConfig)
+    """Sizes of the network."""
+    max_tokens: int = 35
+    """How many tokens of a prompt are read, counting the first and last."""
+
+    own_vocabulary: bool = False
+    """Know only the tokens of the data, which makes a small model much smaller; all others read as unknown."""
+
+    steps: int = 10_000
+    batch_images: int = 48
+    """Images in a step, over all processes."""
+    readings: int = 2
+    """How often each prompt is read with its image in a step, with different gaps."""
+    gap_share: float = 0.3
+    """The share of words that are masked."""
+    short_share: float = 0.3
+    """The share of steps, at the beginning, that see only the shortest two fifths of the prompts."""
+    lr: float = 1.5e-3
+    """The highest learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    warmup_steps: int = 200
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's."""
+    clip: float = 1.0
+    """The highest norm of the gradient."""
+    seed: int = 0
+    """Fixes new weights, the order of the data and the gaps."""
+    cache_mib: int = 1024
+    """Keep decoded images in memory if all fit in this many MiB."""
+    workers: int = 2
+    """Processes that open images; 0 opens them in the training process."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+    log_every: int = 100
+    """Steps between lines of the log."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_images", "readings", "lr", "max_tokens", "clip", "log_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if not 0 < self.gap_share <= 1:
+            raise ValueError(f"gap_share must be above 0 and at most 1, not {self.gap_share}")
+        if not 0 <= self.short_share <= 1:
+            raise ValueError(f"short_share must be from 0 to 1, not {self.short_share}")
+
+
+def read_toml(path: Path, defaults: Record) -> Record:
     """A recipe: the defaults with what the file says. Raises ``ValueError`` that names the key and what it may have meant."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -157,7 +215,7 @@ def read_toml(path: Path, defaults: RewardTraining | None = None) -> RewardTrain
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
-    return _filled(defaults or RewardTraining(), values, str(path))
+    return _filled(defaults, values, str(path))
 
 
 def _filled(record: Record, values: Mapping[str, Any], source: str) -> Record:

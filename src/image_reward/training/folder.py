@@ -25,7 +25,7 @@ class RunFolder:
         """Raises ``ValueError`` when the folder belongs to a run of another configuration, or is no run's."""
         self.path = path
         if (path / CONFIG).exists():
-            if changes := read_toml(path / CONFIG).difference(config):
+            if changes := read_toml(path / CONFIG, RewardTraining()).difference(config):
                 raise ValueError(
                     f"{path} holds a run of another configuration ({'; '.join(changes)}); give another output, "
                     "or the same configuration to go on with that run"

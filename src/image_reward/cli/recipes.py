@@ -1,0 +1,49 @@
+"""Recipes: a TOML file that fills a training command's settings, and flags that win over it; and where its data comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from image_reward.comparisons import read, shapes
+from image_reward.training import read_toml
+from image_reward.types import Comparison
+
+Settings = TypeVar("Settings")
+
+
+def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | None, Settings]:
+    """The recipe named among the arguments, and the settings with what it says: what flags are laid over.
+
+    Raises ``ValueError`` and ``FileNotFoundError`` that name the recipe.
+    """
+    given = [b for a, b in pairwise(arguments) if a == "--recipe"]
+    given += [a.removeprefix("--recipe=") for a in arguments if a.startswith("--recipe=")]
+    if not given:
+        return None, defaults
+    path = Path(given[-1])
+    if not path.is_file():
+        raise FileNotFoundError(f"no such recipe: {path}")
+    return path, read_toml(path, defaults)
+
+
+def read_sources(sources: Sequence[str], split: Literal["train", "test"]) -> list[Comparison]:
+    """The comparisons that a recipe's ``data`` or ``validation`` names.
+
+    ``shapes:PROMPTS`` or ``shapes:PROMPTS:SEED`` are drawn from the train or the test side of the shapes world; anything else is a path
+    that ``comparisons.read`` takes.
+    """
+    comparisons: list[Comparison] = []
+    for source in sources:
+        kind, _, numbers = source.partition(":")
+        if kind == "shapes":
+            try:
+                num_prompts, seed = (int(n) for n in (numbers + ":0").split(":")[:2])
+            except ValueError:
+                raise ValueError(f"{source!r} is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED") from None
+            comparisons += shapes.comparisons(num_prompts, seed, split=split)
+        else:
+            comparisons += read(source)
+    return comparisons

@@ -1,0 +1,160 @@
+"""Masked-word pretraining: a network from scratch learns what words look like, before it learns what people prefer.
+
+A ranking says one bit about two images; a prompt says a dozen words about one. So a network without a past first guesses masked words of a
+prompt from the words around them and from the image that people ranked best for it (masked language modelling as in ALBEF, Li et al.
+2021, arXiv 2107.07651, eq. 3, which BLIP grew out of), and `train` starts from there. Towers that have learnt already do not need it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from image_reward.checkpoints import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.models.blip import ImageRewardNetwork
+from image_reward.models.initial import new_network, whiten_patches
+from image_reward.prompts import vocabulary_of
+from image_reward.scorers.imagereward import ImageRewardScorer
+from image_reward.training.config import WordPretraining
+from image_reward.training.data import Micro, Steps, plan, usable
+from image_reward.training.progress import Progress
+from image_reward.training.reward import rate_factor
+from image_reward.types import Comparison
+
+
+@dataclass(frozen=True)
+class PretrainingResult:
+    """What came of a run; the model itself is in ``model``."""
+
+    model: str
+    """A folder that ``image_reward.load`` and ``RewardTraining.start`` take; its head has learnt nothing."""
+    steps: int
+    accuracy: float
+    """The share of masked words guessed right in the last hundred steps."""
+
+
+class WordGuesser(nn.Module):
+    """The network as a reader of gaps: guesses among the words that the data uses, with the embeddings as its output layer."""
+
+    vocabulary: Tensor
+
+    def __init__(self, network: ImageRewardNetwork, vocabulary: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("vocabulary", vocabulary)
+        self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor, gaps: Tensor) -> Tensor:
+        """Normalised pixels [I, 3, S, S], ids with gaps, mask and where the gaps are [N, L] -> logits [number of gaps, words]."""
+        text = self.network.blip.text_encoder
+        hidden = text.encode(ids, mask, self.network.encode_images(pixels))[gaps]
+        words = text.embeddings.word_embeddings.weight[self.vocabulary]
+        return F.linear(hidden, F.normalize(words, dim=1), self.bias) * 4  # unit words: their lengths are the norm layer's business
+
+
+def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
+    """Pretrain a network from scratch on the best-ranked images of comparisons and write it to ``config.output``.
+
+    Raises ``ValueError`` and ``FileNotFoundError`` as ``train`` does, and ``FileExistsError`` if the output holds a model.
+    """
+    folder = Path(config.output)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; give another output, or use the model in it")
+    accelerator = Accelerator(cpu=config.cpu or not torch.cuda.is_available())
+    chosen, notes = usable(comparisons, "pairwise", skip_unreadable=False)
+    best = [
+        replace(c, images=(image,), ranks=(1,), shares=None)
+        for c in chosen
+        for image, rank in zip(c.images, c.ranks, strict=True)
+        if rank == min(c.ranks)
+    ]
+    scale = RewardConfig(mean=0.0, std=1.0, reference=None)
+    transform = TransformConfig(size=config.network.image_size)
+    words = vocabulary_of(c.prompt for c in best) if config.own_vocabulary else None
+    network = replace(config.network, vocab_size=len(words)) if words else config.network
+    own = ScorerConfig(network=network, image=transform, max_tokens=config.max_tokens, vocabulary=words, reward=scale)
+    scorer = ImageRewardScorer(new_network(network, config.seed), own, name=folder.name)
+    for unused in (scorer.network.mlp, scorer.network.blip.vision_proj, scorer.network.blip.text_proj):
+        unused.requires_grad_(False)
+
+    process = (accelerator.process_index, accelerator.num_processes)
+    everything = Steps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
+    steps = everything.over(_plan(everything, config))
+    sample = torch.stack([scorer.prepare.transform(c.images[0]) for c in best[:1000]])
+    whiten_patches(scorer.network, sample, config.seed)
+    vocabulary = everything.tokens.ids.unique()
+    guesser = WordGuesser(scorer.network, vocabulary).to(accelerator.device)
+    place = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
+    place[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
+    gap = scorer.prepare.tokenizer.token_id("[MASK]")
+
+    learning = [p for p in guesser.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in learning if p.ndim > 1], [p for p in learning if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    model, optimizer = accelerator.prepare(guesser, optimizer)
+
+    progress = Progress(0, len(steps), accelerator.is_main_process)
+    for note in notes:
+        progress.say(note)
+    progress.say(f"{len(best):,} images and {len(vocabulary):,} different words in {len(steps):,} steps")
+    right, guessed = torch.zeros(100), torch.ones(100)  # of the last hundred steps
+    model.train()
+    for step, work in enumerate(steps.loader(config.workers)):
+        torch.manual_seed(((config.seed << 24) + step) * 1024 + process[0])
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * rate_factor(step, len(steps), config.warmup_steps, config.schedule)
+        (micro,) = work
+        pixels, ids, mask, gaps = _with_gaps(micro.to(accelerator.device), config)
+        pixels = scorer.prepare.transform.normalize(pixels)
+        logits = model(pixels, ids.masked_fill(gaps, gap), mask, gaps)
+        truth = place[ids[gaps]]
+        loss = F.cross_entropy(logits, truth)
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        right[step % 100], guessed[step % 100] = int((logits.argmax(dim=1) == truth).sum()), len(truth)
+        accuracy = float(right.sum() / guessed.sum())
+        values = f"loss {loss.item():.4f}  words guessed {accuracy:.3f}"
+        progress.step(step + 1, len(pixels) * process[1], values, (step + 1) % config.log_every == 0)
+
+    if accelerator.is_main_process:
+        scorer.save_pretrained(folder)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return PretrainingResult(str(folder), len(steps), accuracy)
+
+
+def _plan(everything: Steps, config: WordPretraining) -> list[list[int]]:
+    """Which images make up each step: first those of the shortest prompts, if so configured, then all."""
+    sizes = everything.sizes
+    num_short = round(config.steps * config.short_share)
+    epochs = 1 + config.steps * config.batch_images // len(sizes)
+    lengths = everything.tokens.mask.sum(dim=1)
+    short = (lengths <= lengths.float().quantile(0.4)).nonzero()[:, 0].tolist()
+    first = plan([1] * len(short), epochs * len(sizes) // len(short) + 1, num_short, config.batch_images, config.seed) if num_short else []
+    rest = plan(sizes, epochs, config.steps - num_short, config.batch_images, config.seed + 1)
+    return [[short[i] for i in step] for step in first] + rest
+
+
+def _with_gaps(micro: Micro, config: WordPretraining) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pixels, and each prompt ``readings`` times with gaps of its own: ids, mask and gaps [I * readings, L]; at least one gap in all."""
+    ids = micro.batch.ids.repeat_interleave(config.readings, dim=0)
+    mask = micro.batch.mask.repeat_interleave(config.readings, dim=0)
+    words = mask.clone()
+    words[:, 0] = False  # [CLS]
+    words[torch.arange(len(words)), mask.sum(dim=1) - 1] = False  # [SEP]
+    gaps = words & (torch.rand(ids.shape, device=ids.device) < config.gap_share)
+    if not gaps.any():
+        gaps[0, 1] = True
+    return micro.batch.pixels, ids, mask, gaps
