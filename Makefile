@@ -1,4 +1,4 @@
-# make test | check | test-full | format.  Each does its own set-up in .venv; set VENV to use another place.
+# make demo | test | check | test-full | mini | format.  Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -11,6 +11,11 @@ test: $(READY)
 
 test-full: $(READY)
 	$(BIN)/python -m pytest -m full -s
+
+# Ranks the images in examples/shapes, drawn by the shapes world for this prompt, with the embedded model.
+DEMO_PROMPT = a large green square above a yellow triangle on a blue background
+demo: $(READY)
+	$(BIN)/image-reward rank "$(DEMO_PROMPT)" examples/shapes --model ImageReward-mini --gallery demo.html
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import seeded
 from image_reward.errors import LongPromptWarning, PromptError
 from image_reward.images import ImageTransform
-from image_reward.prompts import PromptTokenizer, bert_tokenizer, check_prompts, transformers_tokenizer
+from image_reward.prompts import SPECIAL_TOKENS, PromptTokenizer, bert_tokenizer, check_prompts, transformers_tokenizer, vocabulary_of
 from image_reward.scorers.base import Preparation
 
 SPECIAL = [
@@ -200,3 +200,25 @@ def test_loaders_can_carry_it(image_folder: Any) -> None:
     assert torch.equal(again(["cat"], [image_folder / "a.png"]).pixels, batch.pixels)
     assert torch.equal(again.tokenizer(["cat"]).ids, batch.ids)
     assert again.tokenizer.long_prompts == "error"
+
+
+def test_a_vocabulary_of_its_own() -> None:
+    vocabulary = vocabulary_of(["a red circle", "a blue circle"])
+    assert vocabulary == (*SPECIAL_TOKENS, "a", "blue", "circle", "red")
+    tokens = PromptTokenizer(vocabulary=vocabulary)(["a RED circle", "a red elephant on [MASK] circle"])
+    assert tokens.ids.tolist() == [[2, 5, 8, 7, 3, 0, 0, 0], [2, 5, 8, 1, 1, 4, 7, 3]]
+    assert PromptTokenizer(vocabulary=vocabulary).token_id("[MASK]") == 4
+    assert PromptTokenizer().token_id("[MASK]") == 103
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (("a", "b"), "is \\[PAD\\], \\[UNK\\]"),
+        ((*SPECIAL_TOKENS, "red", "red"), "each once"),
+        ((*SPECIAL_TOKENS, "qqzz"), "'qqzz' is none"),
+    ],
+)
+def test_a_vocabulary_that_makes_no_sense(vocabulary: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptTokenizer(vocabulary=vocabulary)

@@ -51,22 +51,22 @@ def touches_the_frame(mask: np.ndarray) -> bool:
 
 PINNED: dict[int, dict[str, str]] = {
     64: {
-        "noise": "49e7c4bf04551407",
-        "none": "f1b6c2d816acc2e2",
-        "warp": "2a7f09dbb37f1012",
-        "blur": "733080c1a4eb3ea2",
-        "cut-off": "895e563ee2edf3dd",
-        "occlusion": "126921fab778c5f6",
-        "jpeg": "f89c46efed922635",
+        "noise": "aee98362500b615a",
+        "none": "3a9a57f32ca74913",
+        "warp": "31ac18129d739d19",
+        "blur": "a07ead96c3167db6",
+        "cut-off": "389d84bfceb99b66",
+        "occlusion": "360a16a75dcb26d1",
+        "jpeg": "7d5297632abec42b",
     },
     50: {
-        "noise": "67f01302ca3c1506",
-        "none": "c968d6fc43b7ff95",
-        "warp": "0ce246345c624da6",
-        "blur": "7e95fa17778a2303",
-        "cut-off": "18d555d4da93a34a",
-        "occlusion": "10c6240eb05cc023",
-        "jpeg": "107dc485cf4378b0",
+        "noise": "927ce12f6f9109c7",
+        "none": "51241318da2d0646",
+        "warp": "821c51de7549be6d",
+        "blur": "aff4297570791502",
+        "cut-off": "5a69992d4807eabd",
+        "occlusion": "6450f9754d05b6a9",
+        "jpeg": "3bfc1c2480380232",
     },
 }
 
@@ -81,7 +81,7 @@ def test_the_same_bytes_on_every_machine(size: int) -> None:
 
 def test_the_same_comparisons_on_every_machine() -> None:
     text = json.dumps([[item.id, item.prompt, item.ranks, [c.alignment_errors for c in item.images]] for item in comparisons(50, seed=11)])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "8c3b810bb0ec5290"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "44db73dfbe656d28"
 
 
 def test_more_of_a_seed_begin_with_the_same() -> None:

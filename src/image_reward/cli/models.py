@@ -19,7 +19,6 @@ class List(OutputOptions):
     """List the models that have a name, and whether they are on this machine."""
 
     def run(self) -> int:
-        from image_reward.checkpoints import find_local
         from image_reward.scorers import MODELS
 
         rows = [
@@ -27,8 +26,8 @@ class List(OutputOptions):
                 "name": name,
                 "description": spec.description,
                 "licence": spec.licence,
-                "bytes": spec.file.size,
-                "path": str(path) if (path := find_local(spec.file)) else None,
+                "bytes": spec.size,
+                "path": str(path) if (path := spec.local_path()) else None,
             }
             for name, spec in MODELS.items()
         ]
@@ -49,12 +48,11 @@ class Where:
     model: Model
 
     def run(self) -> int:
-        from image_reward.checkpoints import find_local
         from image_reward.scorers import MODELS
 
         if self.model not in MODELS:
             raise UsageError(f"{self.model} is not a registered name; those are: {', '.join(MODELS)}")
-        path = find_local(MODELS[self.model].file)
+        path = MODELS[self.model].local_path()
         if path is None:
             print(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`", file=sys.stderr)
             return 1

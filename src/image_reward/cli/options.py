@@ -49,8 +49,10 @@ class ModelOptions:
     """Refuse images with more pixels than this."""
 
     def load(self) -> Scorer[Any]:
-        from image_reward.scorers import load
+        from image_reward.scorers import MODELS, load
 
+        if self.model in MODELS and MODELS[self.model].notice:
+            print(MODELS[self.model].notice, file=sys.stderr)
         return load(
             self.model,
             self.device,

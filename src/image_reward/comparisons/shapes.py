@@ -332,7 +332,7 @@ def comparisons(num_prompts: int, seed: int, *, size: int = 64, noise: float = 0
 
     >>> [first] = comparisons(1, seed=0)
     >>> first.prompt, first.ranks
-    ('a large orange circle above a large red square', (2, 1, 1, 4, 3, 3))
+    ('a small green triangle below a large blue circle on a red background', (3, 3, 1, 2))
     """
     if size < 16:
         raise ValueError(f"size is the side of the images in pixels and must be at least 16, not {size}")

@@ -103,8 +103,12 @@ def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("on this machine", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["description"], row["licence"], f"{row['bytes'] / 1e9:.2f} GB", Text(row["path"] or "no"))
+        table.add_row(row["name"], row["description"], row["licence"], _size(row["bytes"]), Text(row["path"] or "no"))
     return table
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:

@@ -6,12 +6,13 @@ import difflib
 import os
 import re
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, HubFile, ScorerConfig, fetch, read_checkpoint
+from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, HubFile, ScorerConfig, fetch, find_local, read_checkpoint
 from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
@@ -28,11 +29,37 @@ class ModelSpec:
 
     description: str
     licence: str
-    file: HubFile
-    config: ScorerConfig
+    file: HubFile | None
+    """Where it is downloaded from; None for a model in this package."""
+    config: ScorerConfig | None = None
+    """For a file that carries none."""
+    packaged: str = ""
+    """The folder of this package that holds it."""
+    notice: str = ""
+    """What whoever uses it must know, in one line."""
+
+    def local_path(self) -> Path | None:
+        """Where it is on this machine, if it is."""
+        if self.file is None:
+            return Path(str(files("image_reward").joinpath(self.packaged)))
+        return find_local(self.file)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        if self.file is None:
+            return Path(str(files("image_reward").joinpath(self.packaged, WEIGHTS_NAME))).stat().st_size
+        return self.file.size
 
 
 MODELS: dict[str, ModelSpec] = {
+    "ImageReward-mini": ModelSpec(
+        description="a careful person's preference among drawn shapes; a small model to try things with",
+        licence="Apache-2.0",
+        file=None,
+        packaged="assets/ImageReward-mini",
+        notice="ImageReward-mini knows only drawn shapes; for pictures use --model ImageReward-v1.0, which is downloaded once (1.8 GB)",
+    ),
     "ImageReward-v1.0": ModelSpec(
         description="human preference for an image given its prompt (Xu et al., NeurIPS 2023)",
         licence="Apache-2.0",
@@ -58,6 +85,8 @@ def locate(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | No
     given = os.fspath(model)
     if given in MODELS:
         spec = MODELS[given]
+        if spec.file is None:
+            return Path(str(files("image_reward").joinpath(spec.packaged))), given, spec.config
         return fetch(spec.file, Path(cache_dir) if cache_dir else None), given, spec.config
     path = Path(given).expanduser()
     if path.exists():

@@ -15,8 +15,8 @@ from image_reward.scorers.registry import MODELS, build, choose_device
 
 
 def available_models() -> list[str]:
-    """Names that ``load`` knows."""
-    return list(MODELS)
+    """Names of the models that 1.5 knows; ``load`` takes all that ``image_reward.load`` does."""
+    return [name for name, spec in MODELS.items() if spec.file]
 
 
 def load(
