@@ -166,7 +166,7 @@ def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["models", "path", "ImageReward-v1.0"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "ImageReward.pt")
     assert main(["models", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["path"] == str(tmp_path / "ImageReward.pt")
+    assert json.loads(capsys.readouterr().out)[-1]["path"] == str(tmp_path / "ImageReward.pt")
     assert main(["models", "path", "something"]) == 2
     assert main(["models", "verify", "ImageReward-v1.0"]) == 1  # five bytes are not the model
     assert "sha256" in capsys.readouterr().err

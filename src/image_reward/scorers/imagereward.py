@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.checkpoints import ScorerConfig, load_strictly, save_checkpoint
+from image_reward.errors import PromptError
 from image_reward.images import ImageLike, ImageOptions, ImageTransform
 from image_reward.models.blip import Blip, ImageRewardNetwork, KeysValues
 from image_reward.prompts import LongPrompts, PromptTokenizer, transformers_tokenizer
@@ -135,7 +136,7 @@ class ImageReward(ImageRewardScorer):
         """Both towers, with a ``tokenizer`` beside them."""
         blip = self.network.blip
         if self.config.vocabulary is not None:
-            raise AttributeError(
+            raise PromptError(
                 f"{self.name} has a vocabulary of its own, which has no tokenizer of image-reward 1.5; use score() or rewards()"
             )
         if not hasattr(blip, "tokenizer"):
