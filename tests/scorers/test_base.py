@@ -189,6 +189,12 @@ def test_autocast_around_a_call_leaves_the_head_in_float32(scorer: ImageRewardSc
     assert found == pytest.approx(right, abs=0.3)
 
 
+def test_rewards_that_are_not_numbers_have_no_ranking() -> None:
+    assert Ranking.from_rewards([math.inf, 1.0, -math.inf]).ranking == [1, 2, 3]
+    with pytest.raises(ValueError, match="not numbers have no order"):
+        Ranking.from_rewards([1.0, math.nan, 2.0])
+
+
 def test_a_long_prompt_is_cut_with_a_warning_or_refused(scorer: ImageRewardScorer, reference: dict[str, Any]) -> None:
     with pytest.warns(LongPromptWarning, match="the last 26 of 61 tokens"):
         reward = scorer.score(seeded.LONG_PROMPT, SEEDED_IMAGES[0])
