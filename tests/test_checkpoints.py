@@ -291,6 +291,8 @@ def test_folders_that_lack_a_file(missing: str, saved: Path, tmp_path: Path) -> 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match=r"no model, file or folder is called 'imagereward1.0'\. Did you mean ImageReward-v1.0\?"):
         load("imagereward1.0")
+    with pytest.raises(UnknownModelError, match="no model, file or folder is called ''"):
+        load("")
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*gone\.pt"):
         load(tmp_path / "gone.pt")
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*gone"):

@@ -268,6 +268,8 @@ def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("<html>404</html>")
     with pytest.raises(ImageReadError, match=r"text\.png is not an image that Pillow can read \(its content decides, not its name\)"):
         open_image(tmp_path / "text.png")
+    with pytest.raises(ImageReadError, match="/dev/null is a pipe or a device; save the image to a file, or pass its bytes"):
+        open_image("/dev/null")
 
 
 def test_a_missing_path_in_a_list_is_an_error(scorer: ImageRewardScorer, image_folder: Path) -> None:

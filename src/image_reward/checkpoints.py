@@ -294,7 +294,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: ScorerC
     with ExitStack() as stack:
         file, readable, readme = (stack.enter_context(written_whole(folder / name)) for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
         try:
-            save_file(weights, file, metadata={"format": "pt", METADATA_KEY: text})
+            save_file(weights, file, metadata={METADATA_KEY: text})  # one key: several come in an order that changes from run to run
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{folder / WEIGHTS_NAME} could not be written: {error}; a checkpoint that was there is unchanged") from error
         readable.write_text(text, encoding="utf-8")
@@ -304,6 +304,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: ScorerC
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         temporary.touch(exist_ok=False)

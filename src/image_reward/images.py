@@ -106,6 +106,8 @@ def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.
         file = Path(source)
         if file.is_dir():
             raise ImageReadError(f"{name} is a folder; give the image files in it")
+        if not file.is_file():
+            raise ImageReadError(f"{name} is a pipe or a device; save the image to a file, or pass its bytes")
         empty = file.stat().st_size == 0
     else:
         raise ImageReadError(f"an image is a path, bytes, a PIL image, a numpy array or a torch tensor, not {type(source).__name__}")

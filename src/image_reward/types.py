@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ class Ranking:
 
     @classmethod
     def from_rewards(cls, rewards: list[float]) -> Ranking:
+        if any(math.isnan(reward) for reward in rewards):
+            raise ValueError(f"rewards that are not numbers have no order: {rewards}")
         order = sorted(range(len(rewards)), key=lambda i: -rewards[i])  # stable: equal rewards keep their order
         ranking = [0] * len(rewards)
         for rank, index in enumerate(order, start=1):

@@ -81,6 +81,8 @@ def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: 
     assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", "/proc/nowhere/page.html"]) == 1
     captured = capsys.readouterr()
     assert "c.png" in captured.out  # the ranking is not lost
+    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"image-reward: {tmp_path} is a folder; give the name of a file\n"
 
 
 def test_compare(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path) -> None:
@@ -101,6 +103,10 @@ def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeyp
     assert find_images(["no/such.png"]) == ["no/such.png"]  # whoever opens it says that it is missing
     (tmp_path / "[odd].png").touch()
     assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
+    (tmp_path / "mixed" / "folder.png").mkdir(parents=True)
+    for name in ("._b.png", ".hidden.png", "b.PNG", "notes.txt"):
+        (tmp_path / "mixed" / name).touch()
+    assert find_images([str(tmp_path / "mixed")]) == [str(tmp_path / "mixed" / "b.PNG")]
     (tmp_path / "text").mkdir()
     for wrong, message in [([], "no images"), ([str(tmp_path / "text")], "holds no images"), (["*.none"], "nothing matches")]:
         with pytest.raises(UsageError, match=message):
@@ -121,7 +127,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image
     assert "no device is called 'tpu9'" in capsys.readouterr().err
     assert main(["rank", "cat", a, "--model", model_folder, "--batch-size", "0"]) == 1
     assert "batch_size must be at least 1" in capsys.readouterr().err
-    for wrong in (["rank"], ["rang"], ["rank", "cat", a, "--dtype", "int4"]):
+    for wrong in (["rank"], ["rang"], ["rank", "cat", a, "--dtype", "int4"], ["models", "convert", "a", "b", "--dtype", "int8"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2
@@ -139,6 +145,12 @@ def test_a_long_prompt_is_one_line_on_standard_error(model_folder: str, image_fo
     done = subprocess.run([*command, "--model", model_folder, "--long-prompts", "error"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "shorten it" in done.stderr
+
+
+def test_json_is_valid_in_any_encoding(model_folder: str, image_folder: Path) -> None:
+    command = [sys.executable, "-m", "image_reward.cli", "score", "一只猫", *paths(image_folder, "a"), "--json", "--model", model_folder]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert json.loads(subprocess.check_output(command, env=environment))["prompt"] == "一只猫"
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +178,7 @@ def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["models", "path", "ImageReward-v1.0"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "ImageReward.pt")
     assert main(["models", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[-1]["path"] == str(tmp_path / "ImageReward.pt")
+    assert {row["name"]: row["path"] for row in json.loads(capsys.readouterr().out)}["ImageReward-v1.0"] == str(tmp_path / "ImageReward.pt")
     assert main(["models", "path", "something"]) == 2
     assert main(["models", "verify", "ImageReward-v1.0"]) == 1  # five bytes are not the model
     assert "sha256" in capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_long_prompts_are_warned_of_once(scorer: ImageRewardScorer, image_folder
         warnings.simplefilter("always")
         evaluate(scorer, comparisons, **FEW)
     assert [w.category for w in caught] == [LongPromptWarning]
-    assert "and the ends of 2 other prompts" in str(caught[0].message)
+    assert "(3 prompts are cut)" in str(caught[0].message)
     scorer.prepare.tokenizer.long_prompts = "error"
     with pytest.raises(PromptError, match="are not read"):
         evaluate(scorer, comparisons, **FEW)

@@ -143,7 +143,12 @@ def test_wrong_calls_say_what_is_right(scorer: ImageRewardScorer) -> None:
     with pytest.raises(ValueError, match="a list of prompts needs a list of images"):
         scorer.score(["a", "b"], a)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="matrix\\(\\) takes a list of prompts"):
-        scorer.matrix("cat", [a])
+        scorer.matrix("cat", [a])  # type: ignore[arg-type]
+    for prompts, images in [({"cat", "dog"}, [a]), (["cat"], a), (["cat"], iter([a])), (["cat"], torch.rand(2, 3, 8, 8))]:
+        with pytest.raises(ValueError, match="a list of images"):
+            scorer.matrix(prompts, images)  # type: ignore[arg-type]
+    with pytest.raises(ImageReadError, match=r"rewards\(\) takes a float tensor \[B, 3, H, W\], not list"):
+        scorer.rewards("cat", [torch.rand(3, 8, 8)])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one image"):
         scorer.rank("cat", [])
     for wrong in (None, 3, b"cat"):
@@ -157,6 +162,37 @@ def test_a_reward_that_is_not_a_number_is_an_error(scorer: ImageRewardScorer) ->
     for ask in (lambda: scorer.score("cat", SEEDED_IMAGES[0]), lambda: scorer.matrix(["cat"], SEEDED_IMAGES[:1])):
         with pytest.raises(RewardError, match="not a finite number"):
             ask()
+
+
+def test_training_mode_makes_no_scores(scorer: ImageRewardScorer) -> None:
+    right = scorer.score("cat", SEEDED_IMAGES[0])
+    scorer.train()
+    asked = (
+        lambda: scorer.score("cat", SEEDED_IMAGES[0]),
+        lambda: scorer.rank("cat", SEEDED_IMAGES[:1]),
+        lambda: scorer.compare("cat", *SEEDED_IMAGES[:2]),
+        lambda: scorer.matrix(["cat"], SEEDED_IMAGES[:1]),
+    )
+    for ask in asked:
+        with pytest.raises(RewardError, match=r"dropout makes rewards random; call its eval\(\) first"):
+            ask()
+    assert scorer(scorer.prepare(["cat"], SEEDED_IMAGES[:1])).shape == (1,)  # what training calls
+    assert scorer.eval().score("cat", SEEDED_IMAGES[0]) == right
+
+
+def test_autocast_around_a_call_leaves_the_head_in_float32(scorer: ImageRewardScorer) -> None:
+    right = scorer.score("cat", SEEDED_IMAGES[:2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scorer.score("cat", SEEDED_IMAGES[:2])
+        assert scorer.rewards("cat", torch.rand(1, 3, 80, 80)).dtype == torch.float32
+        np.testing.assert_allclose(scorer.matrix(["cat"], SEEDED_IMAGES[:2])[0], found, rtol=0, atol=0.05)
+    assert found == pytest.approx(right, abs=0.3)
+
+
+def test_rewards_that_are_not_numbers_have_no_ranking() -> None:
+    assert Ranking.from_rewards([math.inf, 1.0, -math.inf]).ranking == [1, 2, 3]
+    with pytest.raises(ValueError, match="not numbers have no order"):
+        Ranking.from_rewards([1.0, math.nan, 2.0])
 
 
 def test_a_long_prompt_is_cut_with_a_warning_or_refused(scorer: ImageRewardScorer, reference: dict[str, Any]) -> None:

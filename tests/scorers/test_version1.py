@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+import image_reward
 import ImageReward as reward  # noqa: N813 - the quick start's own words
 import seeded
 from image_reward import CheckpointError
 from image_reward.checkpoints import RewardConfig
+from image_reward.scorers import ImageRewardScorer
 
 pytestmark = pytest.mark.filterwarnings("ignore::image_reward.LongPromptWarning")
 MEAN, STD = RewardConfig().mean, RewardConfig().std
@@ -135,6 +139,44 @@ def test_one_image_embedding_meets_many_prompts_by_hand(model: Any, reference: d
     np.testing.assert_allclose(rewards[:, 0], np.array(reference["7"]["rewards"])[:3, 2], rtol=0, atol=1e-5)
 
 
+def test_state_dicts_have_the_released_names(model: Any, tmp_path: Path) -> None:
+    released = seeded.weights(seeded.TINY, 8)
+    assert list(model.state_dict()) == list(released)
+    model.load_state_dict(released | {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]})
+    right = ImageRewardScorer.from_tensors(released, seeded.TINY, "seeded weights").score("cat", seeded.images()[0])
+    assert model.score("cat", seeded.images()[0]) == right
+    torch.save(model.state_dict(), tmp_path / "saved.pt")
+    model.save_pretrained(tmp_path)
+    assert image_reward.load(tmp_path / "saved.pt", config=tmp_path / "config.json").score("cat", seeded.images()[0]) == right
+    whole = torch.nn.ModuleDict({"reward": model})
+    assert "reward.mlp.layers.0.weight" in whole.state_dict()
+    whole.load_state_dict(whole.state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*network\.mlp\.layers\.0\.bias"):
+        model.load_state_dict({name: tensor for name, tensor in released.items() if name != "mlp.layers.0.bias"})
+
+
+def test_copies_and_dtypes(model: Any) -> None:
+    right = model.score("cat", seeded.images()[0])
+    model.blip.tokenizer  # noqa: B018 - made on first use; copies carry it
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.score("cat", seeded.images()[0]) == right
+    assert model.to("cpu", dtype=torch.bfloat16).score("cat", seeded.images()[0]) == pytest.approx(right, abs=0.3)
+    assert (model.mean, model.std) == (MEAN, STD)
+    with pytest.raises(AttributeError):
+        model.mean = 0.0  # a scale that only some methods would use
+
+
+def test_score_gard_refuses_what_cannot_be_scored(model: Any) -> None:
+    ids, mask = torch.tensor([[101, 102]] * 3), torch.ones(3, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 224, 224\); the network reads \[I, 3, 64, 64\]"):
+        model.score_gard(ids, mask, torch.rand(3, 3, 224, 224))
+    with pytest.raises(ValueError, match="3 prompts cannot be shared out among 2 images"):
+        model.score_gard(ids, mask, torch.rand(2, 3, 64, 64))
+    mask[1] = 0
+    with pytest.raises(ValueError, match="hides every token of a prompt"):
+        model.score_gard(ids, mask, torch.rand(3, 3, 64, 64))
+
+
 def test_a_tuner_may_freeze_the_model_and_load_may_not(folder: str) -> None:
     model = reward.load(folder, device="cpu")
     assert all(p.requires_grad for p in model.parameters())  # as in 1.5: whoever tunes a generator freezes it
@@ -167,6 +209,10 @@ def test_med_config_must_describe_the_network(folder: str, tmp_path: Path) -> No
     path.write_text(json.dumps({"hidden_size": 768}))
     with pytest.raises(CheckpointError, match="hidden_size = 768, but the checkpoint's text tower has 48"):
         reward.load(folder, med_config=path)
+    for content in (b"[]", b"\x89PNG"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"med_config\.json is not a JSON object"):
+            reward.load(folder, med_config=path)
 
 
 def test_the_old_silent_wrong_scores_are_errors(model: Any, image_folder: Path) -> None:

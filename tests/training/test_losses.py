@@ -12,8 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from torch import Tensor
 
-from image_reward.checkpoints import TieConfig
-from image_reward.scorers.base import _win_probability
+from image_reward.metrics import win_probability
 from image_reward.training.losses import davidson, log_tie_parameter, pairwise_logistic, plackett_luce, rao_kupper
 
 REWARDS = [0.3, -1.2, 2.5, 0.9]
@@ -46,7 +45,7 @@ def test_a_tie_models_three_probabilities_sum_to_one_and_are_those_of_compare(na
     lose = model(second, first, torch.ones_like(first), log_parameter).neg().exp()  # type: ignore[operator]
     tie = model(first, second, torch.full_like(first, 0.5), log_parameter).neg().exp()  # type: ignore[operator]
     assert (win + tie + lose).numpy() == pytest.approx(np.ones(len(first)), rel=1e-9)
-    expected = [_win_probability(float(a - b), TieConfig(name, parameter)) for a, b in zip(first, second, strict=True)]
+    expected = [win_probability(float(a - b), name, parameter) for a, b in zip(first, second, strict=True)]
     assert win.numpy() == pytest.approx(expected, rel=1e-9)
 
 

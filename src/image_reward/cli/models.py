@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
@@ -97,7 +97,7 @@ class Convert:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="Where to write it.")]
     config: Path | None = None
     """The config.json of weights that carry none and are not of the released sizes."""
-    dtype: Annotated[str, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the towers' weights are stored in."""
 
     def run(self) -> int:

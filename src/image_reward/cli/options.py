@@ -100,7 +100,8 @@ Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", he
 
 
 def find_images(given: Iterable[str]) -> list[str]:
-    """Files as they are, folders as the images in them (sorted, not their subfolders), globs as what they match, - as standard input.
+    """Files as they are, folders as the images in them (sorted; neither subfolders nor hidden files, such as the ._NAME that macOS
+    leaves), globs as what they match, - as standard input.
 
     A file that does not exist stays in the list, so that whoever opens it says so.
     """
@@ -109,7 +110,11 @@ def find_images(given: Iterable[str]) -> list[str]:
         if item == "-":
             found += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
         elif Path(item).is_dir():
-            inside = sorted(str(path) for path in Path(item).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(
+                str(path)
+                for path in Path(item).iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+            )
             if not inside:
                 raise UsageError(f"the folder {item} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             found += inside
@@ -126,8 +131,7 @@ def find_images(given: Iterable[str]) -> list[str]:
 
 
 def print_json(value: object) -> None:
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    print(json.dumps(value, indent=2, allow_nan=False))  # ASCII: valid in whatever encoding standard output has
 
 
 @contextmanager

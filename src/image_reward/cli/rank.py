@@ -38,7 +38,7 @@ class Rank(ModelOptions, OutputOptions, GalleryOptions):
         if self.json:
             print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]})
         else:
-            show(reward_table(rows, title=self.prompt, caption=f"{scorer.name}, {len(images)} images"))
+            show(reward_table(rows, title=self.prompt, caption=f"{scorer.name}, {len(images)} image{'s' if len(images) > 1 else ''}"))
         if self.copy_to:
             _copy(rows, self.copy_to)
         self.write_gallery(rows, self.prompt, scorer)

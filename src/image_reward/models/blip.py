@@ -134,6 +134,8 @@ class VisionTransformer(nn.Module):
 
     def begin(self, pixels: Tensor, depth: int) -> Tensor:
         """Normalised pixels [I, 3, S, S] -> what leaves the first ``depth`` blocks, [I, T, W]."""
+        if pixels.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(f"pixels have shape {tuple(pixels.shape)}; the network reads [I, 3, {self.image_size}, {self.image_size}]")
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed  # [I, T, W]
         return self._through(x, 0, depth)
@@ -281,6 +283,8 @@ class TextTransformer(nn.Module):
         """
         attend = None if mask is None else mask.bool()[:, None, None, :]
         see = None if image_mask is None else image_mask.bool()[:, None, None, :]
+        if images and len(ids) % len(images[0][0]):
+            raise ValueError(f"{len(ids)} prompts cannot be shared out among {len(images[0][0])} images")
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
         for i, layer in enumerate(self.encoder.layer):
@@ -310,8 +314,6 @@ class TextTransformer(nn.Module):
             raise ValueError("encoder_hidden_states is missing: give the image tokens, or mode='text' to read the prompt alone")
         images = None
         if mode == "multimodal" and encoder_hidden_states is not None:
-            if len(input_ids) % len(encoder_hidden_states):
-                raise ValueError(f"{len(input_ids)} prompts cannot be shared out among {len(encoder_hidden_states)} images")
             images = self.read_image(encoder_hidden_states)
         else:
             encoder_attention_mask = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.checkpoints import TieConfig
-from image_reward.errors import RewardError
+from image_reward.errors import ImageReadError, RewardError
 from image_reward.images import ImageLike, ImageTransform, unique_images
 from image_reward.metrics import win_probability
 from image_reward.prompts import PromptTokenizer, check_prompts
@@ -129,6 +129,8 @@ class Scorer(nn.Module, ABC, Generic[Features]):
 
         One prompt serves all images; a list is aligned with them. See ``ImageTransform.crop_tensor`` for how this relates to files.
         """
+        if not isinstance(pixels, Tensor):
+            raise ImageReadError(f"rewards() takes a float tensor [B, 3, H, W], not {type(pixels).__name__}; score() takes any image")
         prompts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(pixels):
             raise ValueError(f"{len(prompts)} prompts and {len(pixels)} images: aligned lists must have the same length")
@@ -159,7 +161,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         ``score(prompt, image)`` gives a float. ``score(prompt, [image, ...])`` gives a list, of length one for one image and empty for
         none. ``score([prompt, ...], [image, ...])`` takes aligned pairs. Rewards do not depend on what else is in the list.
 
-        Raises what ``open_image`` and the tokenizer raise, and ``RewardError`` rather than return NaN.
+        Raises what ``open_image`` and the tokenizer raise, and ``RewardError`` rather than return NaN, or noise in training mode.
         """
         if not isinstance(image, list | tuple):
             if isinstance(prompt, list | tuple):
@@ -174,10 +176,14 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         return self._score_pairs(prompts, list(image))
 
     def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> NDArray[Any]:
-        """Rewards of every prompt with every image, [len(prompts), len(images)], float32. Each image is encoded once."""
-        if isinstance(prompts, str) or isinstance(images, str | bytes):
+        """Rewards of every prompt with every image, [len(prompts), len(images)], float32. Each image is encoded once.
+
+        Raises what ``score`` raises.
+        """
+        if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
             raise ValueError("matrix() takes a list of prompts and a list of images")
         check_prompts(prompts)
+        self._check_evaluating()
         rewards = torch.empty(len(prompts), len(images))
         if not rewards.numel():
             return rewards.numpy()
@@ -222,6 +228,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
 
     def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
         check_prompts(prompts)
+        self._check_evaluating()
         rewards = torch.empty(len(prompts))
         rows_of: dict[int, list[int]] = {}
         for row, image in enumerate(unique_images(images)[1]):
@@ -233,6 +240,10 @@ class Scorer(nn.Module, ABC, Generic[Features]):
                 rewards[rows] = self(self.prepare([prompts[r] for r in rows], [images[r] for r in rows])).cpu()
         _check_finite(rewards)
         return rewards.tolist()
+
+    def _check_evaluating(self) -> None:
+        if any(module.training for module in self.modules() if isinstance(module, nn.Dropout)):
+            raise RewardError("the scorer is in training mode, in which dropout makes rewards random; call its eval() first")
 
 
 def _check_finite(rewards: Tensor) -> None:

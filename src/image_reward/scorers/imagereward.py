@@ -99,11 +99,6 @@ scorer.rank("a prompt", ["one.png", "two.png"])
 class ImageReward(ImageRewardScorer):
     """``ImageRewardScorer`` with the methods and attributes of image-reward 1.5, which programs call and reach into."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.mean = self.config.reward.mean
-        self.std = self.config.reward.std
-
     def score(self, prompt: Any, image: Any) -> Any:
         """As ``Scorer.score``, except that a list of one image gives a bare float, as 1.5 does."""
         rewards = super().score(prompt, image)
@@ -124,6 +119,8 @@ class ImageReward(ImageRewardScorer):
 
     def score_gard(self, prompt_ids: Tensor, prompt_attention_mask: Tensor, image: Tensor) -> Tensor:
         """Token ids and mask [B, L] and normalised pixels [B, 3, S, S] -> rewards [B, 1] with gradients (the name is 1.5's)."""
+        if not prompt_attention_mask.any(dim=1).all():
+            raise ValueError("prompt_attention_mask hides every token of a prompt; even an empty prompt has [CLS] and [SEP]")
         length = int(prompt_attention_mask.sum(dim=1).max())
         if not prompt_attention_mask[:, :length].any(dim=0).all() or prompt_attention_mask[:, length:].any():
             length = prompt_ids.shape[1]  # padded on the left or in the middle: keep every column
@@ -144,6 +141,14 @@ class ImageReward(ImageRewardScorer):
         return blip
 
     @property
+    def mean(self) -> float:
+        return self.config.reward.mean
+
+    @property
+    def std(self) -> float:
+        return self.config.reward.std
+
+    @property
     def mlp(self) -> nn.Module:
         return self.network.mlp
 
@@ -151,3 +156,19 @@ class ImageReward(ImageRewardScorer):
     def preprocess(self) -> ImageTransform:
         """An image -> normalised pixels [3, S, S]."""
         return self.prepare.transform
+
+    # State dicts have the released checkpoint's names here, so that `torch.save(model.state_dict(), …)` is such a checkpoint and
+    # `model.load_state_dict(torch.load(…), strict=False)` does not pass over every tensor of one without a word.
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in [name for name in state if name.startswith(f"{prefix}network.")]:
+            state[prefix + name.removeprefix(f"{prefix}network.")] = state.pop(name)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in [name for name in state_dict if name.startswith((f"{prefix}blip.", f"{prefix}mlp."))]:
+            tensor = state_dict.pop(name)
+            if not name.endswith(".position_ids"):  # a buffer of the original that holds 0..511
+                state_dict[f"{prefix}network.{name.removeprefix(prefix)}"] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *args)

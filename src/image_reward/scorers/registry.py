@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,7 +19,6 @@ from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer
 
-DType = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -89,7 +88,7 @@ def locate(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | No
             return Path(str(files("image_reward").joinpath(spec.packaged))), given, spec.config
         return fetch(spec.file, Path(cache_dir) if cache_dir else None), given, spec.config
     path = Path(given).expanduser()
-    if path.exists():
+    if given and path.exists():
         return path, path.name if path.is_dir() else path.stem, None
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
         raise FileNotFoundError(f"no such checkpoint: {given}")

@@ -37,7 +37,12 @@ def load(
 
 
 def _check_med_config(path: Path, network: BlipConfig) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object with the text tower's sizes; med_config need not be given")
     sizes = {
         "hidden_size": network.text_width,
         "num_hidden_layers": network.text_layers,
