@@ -245,8 +245,10 @@ def _outline(value: object) -> str:
 
 
 def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefixed = bool(tensors) and all(name.startswith("module.") for name in tensors)
-    names = {name.removeprefix("module.") if prefixed else name: name for name in tensors}
+    names = {name: name for name in tensors}
+    for prefix in ("module.", "_orig_mod.", "network."):  # of DistributedDataParallel, torch.compile and a scorer's own state dict
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): old for name, old in names.items()}
     return {name: tensors[old] for name, old in names.items() if not name.endswith(".position_ids")}
 
 

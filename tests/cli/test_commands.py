@@ -100,7 +100,8 @@ def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeyp
     assert find_images([f"{image_folder}/[ab].png"]) == every[:2]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(every[1:]) + "\n\n"))
     assert find_images([every[0], "-"]) == every
-    assert find_images(["no/such.png"]) == ["no/such.png"]  # whoever opens it says that it is missing
+    with pytest.raises(FileNotFoundError, match=r"no such image: no/such\.png"):
+        find_images([every[0], "no/such.png"])
     (tmp_path / "[odd].png").touch()
     assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
     (tmp_path / "mixed" / "folder.png").mkdir(parents=True)

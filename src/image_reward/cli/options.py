@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -103,7 +104,7 @@ def find_images(given: Iterable[str]) -> list[str]:
     """Files as they are, folders as the images in them (sorted; neither subfolders nor hidden files, such as the ._NAME that macOS
     leaves), globs as what they match, - as standard input.
 
-    A file that does not exist stays in the list, so that whoever opens it says so.
+    Raises ``FileNotFoundError`` that names the first file that does not exist, and ``UsageError`` where nothing is found.
     """
     found: list[str] = []
     for item in given:
@@ -127,6 +128,9 @@ def find_images(given: Iterable[str]) -> list[str]:
             found.append(item)
     if not found:
         raise UsageError("no images were given")
+    for item in found:  # before a model is loaded, or downloaded, in vain
+        if not os.path.exists(item):  # noqa: PTH110 - unlike Path.exists, False for what cannot be a path
+            raise FileNotFoundError(f"no such image: {item:.200}")
     return found
 
 

@@ -60,7 +60,7 @@ def _table(title: str, caption: str = "") -> Table:
 def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:
     distribution = next((row.distribution for row in rows if row.distribution), None)
     if distribution:
-        caption += f"; the last column compares with {distribution.num_images:,} published images, most rewards lie in [-2, 2]"
+        caption += f"; the last column compares with {distribution.num_images:,} published images, most of whose rewards lie in [-2, 2]"
     table = _table(title, caption)
     ranked = any(row.rank is not None for row in rows)
     if ranked:
