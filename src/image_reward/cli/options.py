@@ -83,8 +83,10 @@ class GalleryOptions:
         """Write the page if it was asked for, and say on standard error where it is."""
         if self.gallery:
             from image_reward.reports.gallery import write_gallery
+            from image_reward.scorers import MODELS
 
-            write_gallery(self.gallery, rows, prompt, scorer.name)
+            notes = [MODELS[scorer.name].notice] if scorer.name in MODELS and MODELS[scorer.name].notice else []
+            write_gallery(self.gallery, rows, prompt, scorer.name, notes)
             print(f"gallery: {self.gallery.resolve()}", file=sys.stderr)
 
 
