@@ -159,8 +159,9 @@ class VisionTransformer(nn.Module):
 class TextEmbeddings(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.text_width)
-        self.position_embeddings = nn.Embedding(config.max_positions, config.text_width)
+        # From zeros, because drawing normal values on the meta device loads torch._dynamo: most of a second, for nothing.
+        zeros = (torch.zeros(size, config.text_width) for size in (config.vocab_size, config.max_positions))
+        self.word_embeddings, self.position_embeddings = (nn.Embedding.from_pretrained(table, freeze=False) for table in zeros)
         self.LayerNorm = nn.LayerNorm(config.text_width, eps=1e-12)
 
     def forward(self, ids: Tensor) -> Tensor:
