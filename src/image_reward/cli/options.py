@@ -52,8 +52,8 @@ class ModelOptions:
     def load(self) -> Scorer[Any]:
         from image_reward.scorers import MODELS, load
 
-        if self.model in MODELS and MODELS[self.model].notice:
-            print(MODELS[self.model].notice, file=sys.stderr)
+        if (spec := MODELS.get(self.model)) and spec.notice:
+            print(spec.notice, file=sys.stderr)
         return load(
             self.model,
             self.device,
@@ -85,7 +85,7 @@ class GalleryOptions:
             from image_reward.reports.gallery import write_gallery
             from image_reward.scorers import MODELS
 
-            notes = [MODELS[scorer.name].notice] if scorer.name in MODELS and MODELS[scorer.name].notice else []
+            notes = [spec.notice] if (spec := MODELS.get(scorer.name)) and spec.notice else []
             write_gallery(self.gallery, rows, prompt, scorer.name, notes)
             print(f"gallery: {self.gallery.resolve()}", file=sys.stderr)
 

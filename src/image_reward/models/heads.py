@@ -31,16 +31,12 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return self._forward(features)
-
-    def _forward(self, features: Tensor) -> Tensor:
-        if self.training:
             x = features.float()
+            if not self.training:
+                return F.linear(x, *self.affine())
             for layer in self.layers:
                 x = F.linear(x, layer.weight.float(), layer.bias.float()) if isinstance(layer, nn.Linear) else layer(x)
             return x
-        weight, bias = self.affine()
-        return F.linear(features.float(), weight, bias)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The single affine map that the layers amount to without dropout: weight [1, width] and bias [1]."""

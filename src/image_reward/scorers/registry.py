@@ -37,18 +37,19 @@ class ModelSpec:
     notice: str = ""
     """What whoever uses it must know, in one line."""
 
+    @property
+    def folder(self) -> Path:
+        """Where a model in this package is."""
+        return Path(str(files("image_reward").joinpath(self.packaged)))
+
     def local_path(self) -> Path | None:
         """Where it is on this machine, if it is."""
-        if self.file is None:
-            return Path(str(files("image_reward").joinpath(self.packaged)))
-        return find_local(self.file)
+        return find_local(self.file) if self.file else self.folder
 
     @property
     def size(self) -> int:
         """Bytes of the weights."""
-        if self.file is None:
-            return Path(str(files("image_reward").joinpath(self.packaged, WEIGHTS_NAME))).stat().st_size
-        return self.file.size
+        return self.file.size if self.file else (self.folder / WEIGHTS_NAME).stat().st_size
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -85,7 +86,7 @@ def locate(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | No
     if given in MODELS:
         spec = MODELS[given]
         if spec.file is None:
-            return Path(str(files("image_reward").joinpath(spec.packaged))), given, spec.config
+            return spec.folder, given, spec.config
         return fetch(spec.file, Path(cache_dir) if cache_dir else None), given, spec.config
     path = Path(given).expanduser()
     if given and path.exists():

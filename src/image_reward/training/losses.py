@@ -5,14 +5,13 @@ All act on raw head output. d is the difference of two raw rewards, p = exp(rewa
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Literal["pairwise", "davidson", "rao-kupper", "soft", "plackett-luce"]
-LOSSES: tuple[str, ...] = get_args(Loss)
 TIE_MODELS = ("davidson", "rao-kupper")
 
 

@@ -249,7 +249,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     window = Measures()
     learner.train()
     for work in steps.loader(config.workers, start=step) if not stopped else ():
-        torch.manual_seed(((config.seed << 24) + step) * 1024 + process[0])
+        seed_step(config.seed, step, process[0])
         rate = rate_factor(step, total, config.warmup_steps, config.schedule)
         for group, highest in zip(optimizer.param_groups, highest_rates, strict=True):
             group["lr"] = highest * rate
@@ -355,6 +355,18 @@ def rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
     return {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[schedule]
 
 
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Let dropout and masks follow from the seed, the step and the process, wherever a run was killed."""
+    torch.manual_seed(((seed << 24) + step) * 1024 + process)
+
+
+def decayed(weights: Sequence[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: matrices decay; biases, norms and other vectors do not. A group without weights is left out."""
+    matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
+    groups = [{"params": matrices, "lr": lr, "weight_decay": weight_decay}, {"params": vectors, "lr": lr, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
 class MovingAverage:
     """An exponential moving average of weights; young averages follow faster, so that the start is forgotten."""
 
@@ -402,14 +414,10 @@ def _accelerator(config: RewardTraining) -> Accelerator:
 def _optimizer(learner: Learner, config: RewardTraining) -> tuple[torch.optim.Optimizer, list[float]]:
     tie = [learner.tie] if learner.tie is not None else []
     others = [p for p in learner.scorer.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": vectors, "lr": config.lr, "weight_decay": 0.0},
-        {"params": tie, "lr": config.tie_lr, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, betas=config.betas), [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
+    groups = decayed(others, config.lr, config.weight_decay)
+    if tie:
+        groups.append({"params": tie, "lr": config.tie_lr, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, betas=config.betas), [float(group["lr"]) for group in groups]
 
 
 _LEARNING = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)

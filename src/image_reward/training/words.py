@@ -25,7 +25,7 @@ from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training.config import WordPretraining
 from image_reward.training.data import Micro, Steps, plan, usable
 from image_reward.training.progress import Progress
-from image_reward.training.reward import rate_factor
+from image_reward.training.reward import decayed, rate_factor, seed_step
 from image_reward.types import Comparison
 
 
@@ -96,9 +96,7 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
     gap = scorer.prepare.tokenizer.token_id("[MASK]")
 
     learning = [p for p in guesser.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in learning if p.ndim > 1], [p for p in learning if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    optimizer = torch.optim.AdamW(decayed(learning, config.lr, config.weight_decay), betas=config.betas)
     model, optimizer = accelerator.prepare(guesser, optimizer)
 
     progress = Progress(0, len(steps), accelerator.is_main_process)
@@ -108,7 +106,7 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
     right, guessed = torch.zeros(100), torch.ones(100)  # of the last hundred steps
     model.train()
     for step, work in enumerate(steps.loader(config.workers)):
-        torch.manual_seed(((config.seed << 24) + step) * 1024 + process[0])
+        seed_step(config.seed, step, process[0])
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate_factor(step, len(steps), config.warmup_steps, config.schedule)
         (micro,) = work
