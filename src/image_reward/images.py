@@ -270,7 +270,10 @@ class ImageTransform:
 
     def crop(self, source: ImageLike) -> Tensor:
         """An image -> RGB values [3, size, size], uint8: all that the network will see of it."""
-        image = open_image(source, self.options)
+        return self.crop_opened(open_image(source, self.options))
+
+    def crop_opened(self, image: Image.Image) -> Tensor:
+        """As ``crop``, for what ``open_image`` returned, so that several transforms can share one decoded image."""
         rgb = _resize_and_crop(image, self.size).convert("RGB")
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 

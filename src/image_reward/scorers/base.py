@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from image_reward.checkpoints import TieConfig
 from image_reward.errors import ImageReadError, RewardError
-from image_reward.images import ImageLike, ImageTransform, unique_images
+from image_reward.images import ImageLike, ImageTransform, open_image, unique_images
 from image_reward.metrics import win_probability
 from image_reward.prompts import PromptTokenizer, check_prompts
 from image_reward.types import Preference, Ranking
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Features = TypeVar("Features")
+Thing = TypeVar("Thing")
 
 # Prompt tokens read at once, over all images: bounds the memory that a matrix of many prompts takes.
 _MAX_TOKENS_AT_ONCE = 16_384
@@ -60,17 +62,53 @@ class Preparation:
 
         Raises ``ValueError`` for unequal lengths, ``PromptError``, ``FileNotFoundError`` or ``ImageReadError``.
         """
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-        unique, index = unique_images(images)
-        tokens = self.tokenizer(prompts)
-        return Batch(self.pixels(unique), tokens.ids, tokens.mask, torch.tensor(index, dtype=torch.int64))
+        return prepare_together([self], prompts, images)[0]
 
     def pixels(self, images: Sequence[ImageLike]) -> Tensor:
         """Images -> [I, 3, S, S], uint8."""
-        if not images:
-            return torch.empty(0, 3, self.transform.size, self.transform.size, dtype=torch.uint8)
-        return torch.stack([self.transform.crop(image) for image in images])
+        return _pixels([self.transform], images)[0]
+
+
+def prepare_together(preparations: Sequence[Preparation], prompts: Sequence[str], images: Sequence[ImageLike]) -> list[Batch]:
+    """One ``Batch`` for each preparation, all of the same rows: aligned prompts and images.
+
+    An image is opened once however many preparations there are. Equal transforms share one tensor of pixels (the same object), and equal
+    tokenizers one of token ids. Raises what ``Preparation`` raises.
+    """
+    if len(prompts) != len(images):
+        raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
+    unique, index = unique_images(images)
+    image_index = torch.tensor(index, dtype=torch.int64)
+    tokenizers = _distinct(preparation.tokenizer for preparation in preparations)
+    tokens = [tokenizer(prompts) for tokenizer in tokenizers]
+    transforms = _distinct(preparation.transform for preparation in preparations)
+    pixels = _pixels(transforms, unique)
+    batches = []
+    for preparation in preparations:
+        found = tokens[tokenizers.index(preparation.tokenizer)]
+        batches.append(Batch(pixels[transforms.index(preparation.transform)], found.ids, found.mask, image_index))
+    return batches
+
+
+def _pixels(transforms: Sequence[ImageTransform], images: Sequence[ImageLike]) -> list[Tensor]:
+    """Images -> [I, 3, S, S], uint8, for each transform."""
+    crops: list[list[Tensor]] = [[] for _ in transforms]
+    for image in images:
+        opened = {options: open_image(image, options) for options in {transform.options for transform in transforms}}
+        for crop, transform in zip(crops, transforms, strict=True):
+            crop.append(transform.crop_opened(opened[transform.options]))
+    return [
+        torch.stack(crop) if crop else torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8)
+        for crop, transform in zip(crops, transforms, strict=True)
+    ]
+
+
+def _distinct(things: Iterable[Thing]) -> list[Thing]:
+    found: list[Thing] = []
+    for thing in things:
+        if thing not in found:
+            found.append(thing)
+    return found
 
 
 class Scorer(nn.Module, ABC, Generic[Features]):
@@ -102,12 +140,25 @@ class Scorer(nn.Module, ABC, Generic[Features]):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers(), [torch.empty(0)])).device
+
+    @property
+    def image_tower(self) -> object:
+        """What encodes images: scorers with the same one (the same object) get the same features of the same pixels, made once."""
+        return self
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in ``dtype``."""
+        self.to(dtype)
 
     # --- tensors in, tensors out ---
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Rewards [N] of a batch, float32, differentiable. Each image is encoded once, however many rows it is in."""
+    def forward(self, batch: Batch, encode_images: Callable[[Tensor], Features] | None = None) -> Tensor:
+        """Rewards [N] of a batch, float32, differentiable. Each image is encoded once, however many rows it is in.
+
+        ``encode_images`` stands in for the scorer's own, for features that are there already.
+        """
+        encode_images = encode_images or self.encode_images
         batch = batch.to(self.device)
         rewards = torch.empty(len(batch), device=self.device)
         if not len(batch):
@@ -120,7 +171,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
             if not count:
                 continue
             rows = rows_by_image[first_row[images, None] + torch.arange(count, device=self.device)]  # [I, count]
-            found = self._read_in_parts(self.encode_images(batch.pixels[images]), batch.ids[rows], batch.mask[rows])
+            found = self._read_in_parts(encode_images(batch.pixels[images]), batch.ids[rows], batch.mask[rows])
             rewards = rewards.index_put((rows,), found)
         return rewards
 
@@ -227,23 +278,59 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         raise NotImplementedError(f"{type(self).__name__} has no format of this package")
 
     def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
-        check_prompts(prompts)
-        self._check_evaluating()
-        rewards = torch.empty(len(prompts))
-        rows_of: dict[int, list[int]] = {}
-        for row, image in enumerate(unique_images(images)[1]):
-            rows_of.setdefault(image, []).append(row)
-        groups = list(rows_of.values())
-        with torch.inference_mode():
-            for start in range(0, len(groups), self.batch_size):
-                rows = [row for group in groups[start : start + self.batch_size] for row in group]
-                rewards[rows] = self(self.prepare([prompts[r] for r in rows], [images[r] for r in rows])).cpu()
-        _check_finite(rewards)
-        return rewards.tolist()
+        return score_together([self], prompts, images)[0]
 
     def _check_evaluating(self) -> None:
         if any(module.training for module in self.modules() if isinstance(module, nn.Dropout)):
             raise RewardError("the scorer is in training mode, in which dropout makes rewards random; call its eval() first")
+
+
+def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], images: Sequence[ImageLike]) -> list[list[float]]:
+    """The rewards of aligned prompts and images by several scorers: one list for each scorer, in their order.
+
+    Each image is opened once, cropped once by each distinct transform, and encoded once by each distinct image tower. Rewards are those
+    that the scorers give one by one. Raises what ``Scorer.score`` raises.
+    """
+    check_prompts(prompts)
+    for scorer in scorers:
+        scorer._check_evaluating()
+    rewards = torch.empty(len(scorers), len(prompts))
+    rows_of: dict[int, list[int]] = {}
+    for row, image in enumerate(unique_images(images)[1]):
+        rows_of.setdefault(image, []).append(row)
+    groups = list(rows_of.values())
+    step = min((scorer.batch_size for scorer in scorers), default=1)
+    with torch.inference_mode():
+        for start in range(0, len(groups), step):
+            rows = [row for group in groups[start : start + step] for row in group]
+            batches = prepare_together([s.prepare for s in scorers], [prompts[r] for r in rows], [images[r] for r in rows])
+            for number, found in enumerate(rewards_together(scorers, batches)):
+                rewards[number, rows] = found.cpu()
+    _check_finite(rewards)
+    return rewards.tolist()
+
+
+def rewards_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Batch]) -> list[Tensor]:
+    """Rewards [N] of each scorer for its batch of ``prepare_together``; an image tower that several share encodes each image once."""
+    known: dict[tuple[int, int], list[Any]] = {}  # (tower, pixels) -> what it made of them, in the order in which it was asked
+    found = []
+    for scorer, batch in zip(scorers, batches, strict=True):
+        shared = known.get((id(scorer.image_tower), id(batch.pixels)))
+        if shared is None:
+            shared = known[id(scorer.image_tower), id(batch.pixels)] = []
+            found.append(scorer(batch, _remembering(scorer.encode_images, shared)))
+        else:
+            remembered = iter(shared)
+            found.append(scorer(batch, lambda _, remembered=remembered: next(remembered)))  # the same rows: the same images, in order
+    return found
+
+
+def _remembering(encode: Callable[[Tensor], Features], memory: list[Features]) -> Callable[[Tensor], Features]:
+    def encode_and_remember(pixels: Tensor) -> Features:
+        memory.append(encode(pixels))
+        return memory[-1]
+
+    return encode_and_remember
 
 
 def _check_finite(rewards: Tensor) -> None:

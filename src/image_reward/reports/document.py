@@ -1,0 +1,75 @@
+"""What a report is made of, before it becomes a terminal's tables, Markdown, or one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from image_reward.images import ImageLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    title: str
+    align: Literal["left", "right", "center"] = "right"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: rows of cells that are text already."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    caption: str = ""
+    strong: frozenset[int] = frozenset()
+    """Rows to set in bold, such as the best."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure. Terminals and Markdown show its caption alone."""
+
+    figure: Figure
+    title: str
+    description: str
+    """What it shows, in words, for those who cannot see it."""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image with what is said of it."""
+
+    image: ImageLike
+    title: str
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Images in the order they are to be seen. Pages show them; terminals and Markdown list their titles and lines."""
+
+    cards: Sequence[Card]
+    title: str
+    caption: str = ""
+
+
+Block = Union[str, Grid, Plot, Cards]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A title, what it rests on in a sentence or two, and blocks; a ``str`` block is a paragraph."""
+
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """The same for programs: JSON values only, None where there is no number."""
