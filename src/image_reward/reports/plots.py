@@ -34,10 +34,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One for each colour, so that a series is known without it."""
 
 _INK, _SOFT, _LINE, _GROUND = "#1d1f23", "#8a8f98", "#dddad3", "#fefefe"
-_VARIABLES = {
-    **{colour: f"--series-{index}" for index, colour in enumerate(COLOURS[:-1], start=1)},
-    **{_INK: "--ink", _SOFT: "--axis", _LINE: "--line", _GROUND: "--card"},
-}
+_VARIABLES = {colour: f"--series-{index}" for index, colour in enumerate(COLOURS[:-1], start=1)}
+_VARIABLES |= {_INK: "--ink", _SOFT: "--axis", _LINE: "--line", _GROUND: "--card"}
 _LONGEST_NAME = 28  # characters beside an axis; longer names lose their middle
 
 
@@ -213,7 +211,7 @@ def heat_map(
             axes.add_patch(Rectangle((column - 0.485, row - 0.47), 0.97, 0.94, facecolor=shade, edgecolor="none"))
             axes.text(column, row, f"{number:{format}}", ha="center", va="center", color=_readable_on(shade))
         longest = max(len(label) for label in map(_label, names_x))
-        fits = longest * 0.11 < 0.6 * axes.figure.get_figwidth() / len(names_x)  # inches: a character is about 0.11 wide
+        fits = longest * 0.11 < 0.6 * _figure_of(axes).get_figwidth() / len(names_x)  # inches: a character is about 0.11 wide
         axes.set_xticks(range(len(names_x)), [_label(name) for name in names_x])
         axes.tick_params(axis="x", length=0, labelrotation=0 if fits else 90, top=False)
     if not fits:
@@ -233,7 +231,7 @@ def curves(axes: Axes, x: ArrayLike, series: Mapping[str, ArrayLike]) -> None:
             axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=_label(name))
         if len(series) > 1:
             inches = 0.11 * max(len(_label(name)) for name in series) + 0.7
-            columns = max(int(0.9 * axes.figure.get_figwidth() / inches), 1)
+            columns = max(int(0.9 * _figure_of(axes).get_figwidth() / inches), 1)
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, len(series)), borderaxespad=0.2)
             _make_room(axes, 3.2 + 0.26 * -(-len(series) // columns))
 
@@ -256,8 +254,13 @@ def _rows(axes: Axes, names: Sequence[str], room: float = 0.4) -> NDArray[np.flo
 
 
 def _make_room(axes: Axes, inches: float) -> None:
-    if len(axes.figure.axes) == 1 and axes.figure.get_figheight() < inches:
-        axes.figure.set_figheight(inches)
+    whole = _figure_of(axes)
+    if len(whole.axes) == 1 and whole.get_figheight() < inches:
+        whole.set_figheight(inches)
+
+
+def _figure_of(axes: Axes) -> Any:
+    return axes.figure
 
 
 def _label(name: str) -> str:
