@@ -212,10 +212,11 @@ def heat_map(
             axes.text(column, row, f"{number:{format}}", ha="center", va="center", color=_readable_on(shade))
         longest = max(len(label) for label in map(_label, names_x))
         fits = longest * 0.11 < 0.6 * _figure_of(axes).get_figwidth() / len(names_x)  # inches: a character is about 0.11 wide
-        axes.set_xticks(range(len(names_x)), [_label(name) for name in names_x])
-        axes.tick_params(axis="x", length=0, labelrotation=0 if fits else 90, top=False)
+        slanted = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(names_x)), [_label(name) for name in names_x], **slanted)
+        axes.tick_params(axis="x", length=0)
     if not fits:
-        _make_room(axes, 0.46 * len(names_y) + 0.11 * longest + 0.4)
+        _make_room(axes, 0.46 * len(names_y) + 0.08 * longest + 0.7)
     axes.set(xlim=(-0.5, len(names_x) - 0.5), ylim=(len(names_y) - 0.5, -0.5))
     axes.grid(False)
     axes.spines[:].set_visible(False)
