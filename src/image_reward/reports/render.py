@@ -60,7 +60,9 @@ def _json(report: Report) -> str:
     try:
         return json.dumps(report.data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
-        raise ValueError(f"the data of {report.title!r} hold a number that JSON has not ({error}); give None instead") from error
+        raise ValueError(
+            f"the data of {report.title!r} hold a value that JSON cannot ({error}); give None where there is no number"
+        ) from error
 
 
 # --- a page --------------------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class RewardRow:
 
 def show(*parts: RenderableType) -> None:
     """Print tables or text to standard output, as wide as the terminal, or wide enough for any path where there is none."""
-    console = Console()
-    console = Console(width=console.width if console.is_terminal else _WIDE)
+    terminal = Console()
+    console = Console(width=terminal.width if terminal.is_terminal else _WIDE)
     for part in parts:
         console.print(part)
 
