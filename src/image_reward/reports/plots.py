@@ -212,7 +212,7 @@ def heat_map(
             axes.text(column, row, f"{number:{format}}", ha="center", va="center", color=_readable_on(shade))
         longest = max(len(label) for label in map(_label, names_x))
         fits = longest * 0.11 < 0.6 * _figure_of(axes).get_figwidth() / len(names_x)  # inches: a character is about 0.11 wide
-        slanted = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        slanted: dict[str, Any] = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(names_x)), [_label(name) for name in names_x], **slanted)
         axes.tick_params(axis="x", length=0)
     if not fits:
