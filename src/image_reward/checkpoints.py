@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import torch
@@ -149,6 +149,10 @@ def _checked(kind: Any, value: Any, name: str, source: str) -> Any:
         kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
         if len(kinds) == len(value):
             return tuple(_checked(k, v, name, source) for k, v in zip(kinds, value, strict=True))
+    elif get_origin(kind) is Literal:
+        if value in kinds:
+            return value
+        raise CheckpointError(f"{name} must be one of {', '.join(map(repr, kinds))}, not {value!r:.60}")
     elif type(None) in kinds:
         return None if value is None else _checked(kinds[0], value, name, source)
     elif type(value) is kind or (kind is float and type(value) is int):
@@ -294,7 +298,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: ScorerC
 
 
 def save_folder(
-    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], metadata: Mapping[str, str] | None = None
+    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], metadata: dict[str, str] | None = None
 ) -> None:
     """Write safetensors and text files, by name, into a folder. ``metadata`` goes into the header of each safetensors file.
 

@@ -194,7 +194,9 @@ class ClipTokenizer(BaseTokenizer):
         """From ``tokenizer.json``, or else from ``vocab.json`` and ``merges.txt``. Raises ``CheckpointError`` for files that make none."""
         whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
-            raise CheckpointError(f"{folder} holds no tokenizer: it lacks tokenizer.json, and vocab.json with merges.txt; download it again")
+            raise CheckpointError(
+                f"{folder} holds no tokenizer: it lacks tokenizer.json, and vocab.json with merges.txt; download it again"
+            )
         try:
             tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _byte_pair_encoding(vocabulary, merges)
         except Exception as error:  # the library raises bare Exceptions

@@ -80,7 +80,7 @@ def transformers_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, 
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise CheckpointError(
-            f"{source} is not a CLIP of OpenAI or OpenCLIP with a vision transformer: it holds {', '.join(unknown[:5])}{more}, unknown there"
+            f"{source} is not a CLIP of OpenAI or OpenCLIP with a vision transformer: unknown are {', '.join(unknown[:5])}{more}"
         )
     return found
 
@@ -97,7 +97,7 @@ def clip_config(
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> CLIPConfig:
-    """The sizes of a CLIP under the names of OpenAI or OpenCLIP, read from the shapes; numbers of heads, which no shape shows, from the width.
+    """The sizes of a CLIP under the names of OpenAI or OpenCLIP, from the shapes; the heads, which no shape shows, from the width.
 
     Raises ``CheckpointError`` if a tensor that tells a size is missing, or for a width whose number of heads is not known.
     """

@@ -238,7 +238,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         check_prompts(prompts)
         if not self.reads_prompt and len(prompts) > 1:
             raise ValueError(
-                f"{self.name} does not read the prompt, so all {len(prompts)} rows would be the same; give matrix() one prompt, or use score()"
+                f"{self.name} does not read the prompt: all {len(prompts)} rows would be the same; give matrix() one prompt, or use score()"
             )
         self._check_evaluating()
         rewards = torch.empty(len(prompts), len(images))
