@@ -68,7 +68,7 @@ def weights(config: ScorerConfig, seed: int) -> dict[str, Tensor]:
 
 
 def clip_weights(seed: int) -> dict[str, Tensor]:
-    """A small CLIP under OpenAI's names: embedding 32, image 64 px, patch 16, vision width 128, text width 64, 2 layers and 2 heads each."""
+    """A small CLIP under OpenAI's names: embedding 32, image 64 px, patch 16, widths 128 and 64 (text), 2 layers and 2 heads each."""
     shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), "text_projection": (64, 32), "visual.proj": (128, 32)}
     shapes |= {"positional_embedding": (77, 64), "token_embedding.weight": (49408, 64)}
     shapes |= {"visual.class_embedding": (128,), "visual.positional_embedding": (17, 128), "visual.conv1.weight": (128, 3, 16, 16)}

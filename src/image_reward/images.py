@@ -275,8 +275,8 @@ class ImageTransform:
     BLIP's retrieval and its demo do.
     """
     convention: Convention = "openai"
-    """"transformers" converts to RGB before it resizes, and rounds an odd margin of the crop down where "openai" (torchvision) rounds to
-    even."""
+    """"transformers" converts to RGB before it resizes (dropping alpha, as its version 4 does; later ones lay it on white), and rounds the
+    margins of the crop down where "openai" (torchvision) rounds a half to even."""
 
     def __post_init__(self) -> None:
         check_convention(self.convention)
