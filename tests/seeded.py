@@ -5,7 +5,10 @@ The streams are NumPy's legacy generator, which is frozen, and integer arithmeti
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from image_reward.checkpoints import ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
+from image_reward.models.heads import LinearHead
 
 TINY = ScorerConfig(
     network=BlipConfig(
@@ -63,9 +67,44 @@ def weights(config: ScorerConfig, seed: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(_weight(name, shape, seed)) for name, shape in shapes.items()}
 
 
+def clip_weights(seed: int) -> dict[str, Tensor]:
+    """A small CLIP under OpenAI's names: embedding 32, image 64 px, patch 16, widths 128 and 64 (text), 2 layers and 2 heads each."""
+    shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), "text_projection": (64, 32), "visual.proj": (128, 32)}
+    shapes |= {"positional_embedding": (77, 64), "token_embedding.weight": (49408, 64)}
+    shapes |= {"visual.class_embedding": (128,), "visual.positional_embedding": (17, 128), "visual.conv1.weight": (128, 3, 16, 16)}
+    norms = {"ln_final": 64, "visual.ln_pre": 128, "visual.ln_post": 128}
+    for tower, width in (("", 64), ("visual.", 128)):
+        for block in (f"{tower}transformer.resblocks.{i}" for i in range(2)):
+            norms |= {f"{block}.ln_1": width, f"{block}.ln_2": width}
+            shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+            for name, fan_out, fan_in in (("attn.out_proj", 1, 1), ("mlp.c_fc", 4, 1), ("mlp.c_proj", 1, 4)):
+                shapes |= {f"{block}.{name}.weight": (fan_out * width, fan_in * width), f"{block}.{name}.bias": (fan_out * width,)}
+    shapes |= {f"{name}.{kind}": (width,) for name, width in norms.items() for kind in ("weight", "bias")}
+    return {name: torch.from_numpy(np.asarray(_weight(name, shape, seed))) for name, shape in shapes.items()}
+
+
+def aesthetic_weights(seed: int, width: int = 32) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in LinearHead(width).state_dict().items()}
+    return {name: torch.from_numpy(_weight(f"mlp.{name}", shape, seed)) for name, shape in shapes.items()}
+
+
+def clip_tokenizer_files(folder: Path, merges: Sequence[str]) -> Path:
+    """vocab.json and merges.txt in OpenAI's order of ids; where merges are missing, so are ids, and the two special tokens keep theirs."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    vocabulary = {word: i for i, word in enumerate(words)} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    return folder
+
+
 def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    if name == "logit_scale":
+        return np.array(4.6052, dtype=np.float32)
     values = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape).astype(np.float32)
-    if "norm" in name.lower() and name.endswith("weight"):
+    if ("norm" in name.lower() or "ln_" in name) and name.endswith("weight"):
         return 1 + 0.1 * values
     if name.endswith("bias"):
         return 0.05 * values

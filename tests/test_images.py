@@ -344,12 +344,12 @@ def test_strips_and_specks(size: tuple[int, int], min_side: int, monkeypatch: py
 @settings(max_examples=40, deadline=None)
 def test_strips_equal_resizing_all_and_cropping(short: int, long: int, upright: bool, seed: int) -> None:
     image = Image.fromarray(noise(*((short, long) if upright else (long, short)), seed=seed))
-    whole = images._resize_and_crop(image, 32)
+    whole = cropped(image, 32)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(images, "_LONGEST_RESIZED_WHOLE", 0)
-        part = images._resize_and_crop(image, 32)
+        part = cropped(image, 32)
     # Pillow's boxes are single precision, which can turn one rounding over; the second pass can make that two levels.
-    difference = np.abs(np.asarray(whole).astype(int) - np.asarray(part))
+    difference = np.abs(whole.astype(int) - part)
     assert difference.max() <= 2
     assert (difference > 1).mean() < 0.001
 
@@ -491,6 +491,111 @@ def test_crop_tensor_refuses(pixels: torch.Tensor, message: str) -> None:
 
 def test_crop_tensor_of_nothing() -> None:
     assert ImageTransform(32).crop_tensor(torch.zeros(0, 3, 50, 40)).shape == (0, 3, 32, 32)
+
+
+# --- other ways to fit -----------------------------------------------------------------------------------------------------------------
+
+
+def padded_in_own_mode(image: Image.Image, size: int) -> np.ndarray:
+    """OpenCLIP's ``resize_longest_max``, written anew: resize, lay onto zeros of the image's mode, convert to RGB."""
+    scale = size / max(image.size)
+    new = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+    square = Image.new(image.mode, (size, size), tuple(0 for _ in image.getbands()) if len(image.getbands()) > 1 else 0)
+    square.paste(new, ((size - new.width) // 2, (size - new.height) // 2))
+    return np.asarray(square.convert("RGB"))
+
+
+def fitted(source: Any, size: int = 32, **options: Any) -> np.ndarray:
+    return ImageTransform(size, options=ImageOptions(min_side=1), **options).crop(source).permute(1, 2, 0).numpy()
+
+
+SHAPES = [(100, 300), (100, 201), (300, 100), (97, 61), (61, 97), (120, 119), (64, 64), (32, 32), (32, 20), (9, 32), (20, 7), (400, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "CMYK"])
+def test_padding_is_openclips(shape: tuple[int, int], mode: str) -> None:
+    if int(PIL.__version__.split(".")[0]) < 13 and shape[1] > 2 * shape[0]:
+        pytest.skip("this Pillow resizes tall images in another order")
+    channels = noise(*shape, len(Image.new(mode, (1, 1)).getbands()), seed=3)
+    image = Image.merge(mode, [Image.fromarray(channels[..., i]) for i in range(channels.shape[-1])])
+    np.testing.assert_array_equal(fitted(image, fit="pad"), padded_in_own_mode(image, 32))
+
+
+def test_padding_is_black_and_even() -> None:
+    found = fitted(Image.new("RGB", (64, 42), "white"), fit="pad")  # 32 x 21: 5 rows above, 6 below
+    assert (found[:5] == 0).all()
+    assert (found[5:26] == 255).all()
+    assert (found[26:] == 0).all()
+    pixels = ImageTransform(32, fit="pad")(Image.new("RGB", (64, 42), "white"))
+    np.testing.assert_allclose(pixels[:, 0, 0], [-m / s for m, s in zip(ImageTransform.mean, ImageTransform.std, strict=True)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_stretching_is_plain_resizing_in_rgb(shape: tuple[int, int], mode: str) -> None:
+    image = Image.merge(mode, [Image.fromarray(noise(*shape, 1, seed=i)[..., 0]) for i in range(len(mode))])
+    if int(PIL.__version__.split(".")[0]) < 13 and images._rows_first(shape, (32, 32)):
+        pytest.skip("this Pillow resizes tall images in another order")
+    expected = image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(fitted(image, fit="stretch"), np.asarray(expected))
+
+
+@pytest.mark.parametrize("shape", [(64, 71), (67, 64), (70, 64), (64, 200), (130, 97)])
+def test_cropping_as_transformers_does(shape: tuple[int, int]) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_normalize=False)
+    for image in (Image.fromarray(noise(*shape)), Image.fromarray(noise(*shape, 4))):
+        (expected,) = processor(image.convert("RGB"), return_tensors="np")["pixel_values"]  # later versions lay alpha on white
+        expected = (expected * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        np.testing.assert_array_equal(fitted(image, convention="transformers"), expected)
+
+
+def test_the_conventions_differ_by_a_pixel_and_under_transparency() -> None:
+    image = Image.fromarray(noise(64, 70))  # 32 x 35: a margin of 3, of which 2 or 1 come off the top
+    np.testing.assert_array_equal(fitted(image)[:-1], fitted(image, convention="transformers")[1:])
+    veiled = np.full((64, 64, 4), 255, np.uint8)
+    veiled[:, 32:] = (0, 200, 0, 0)
+    assert not np.array_equal(fitted(veiled), fitted(veiled, convention="transformers"))
+
+
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 9), st.sampled_from(["pad", "stretch"]), st.sampled_from([16, 64]))
+@settings(max_examples=60, deadline=None)
+def test_tensors_are_fitted_as_files_are(width: int, height: int, seed: int, fit: Any, size: int) -> None:
+    transform = ImageTransform(size, options=ImageOptions(min_side=1), fit=fit)
+    pixels = noise(width, height, seed=seed)
+    found = transform.crop_tensor(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0] * 255
+    assert found.shape == (3, size, size)
+    assert (found - transform.crop(pixels).float()).abs().max().item() <= 2.0
+
+
+@pytest.mark.parametrize("shape", [(13, 21), (21, 13), (40, 9), (8, 5), (8, 8)])
+@pytest.mark.parametrize("options", [{"fit": "pad"}, {"fit": "stretch"}, {"convention": "transformers"}])
+def test_fitted_tensors_have_the_gradient_of_their_values(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    transform = ImageTransform(8, **options)
+    generator = torch.Generator().manual_seed(0)
+    pixels = (torch.rand(2, 3, *shape, generator=generator) * 0.4 + 0.3).requires_grad_()  # away from the clipping
+    weights = torch.randn(2, 3, 8, 8, generator=generator)
+    (gradient,) = torch.autograd.grad((transform.crop_tensor(pixels) * weights).sum(), pixels)
+    direction = torch.randn(pixels.shape, generator=generator)
+    up, down = ((transform.crop_tensor(pixels.detach() + sign * 0.01 * direction) * weights).double().sum() for sign in (1, -1))
+    assert (gradient * direction).sum().item() == pytest.approx(((up - down) / 0.02).item(), rel=2e-3)
+    if "fit" in options:
+        assert (gradient.abs().sum(dim=(0, 1)) > 0).all()  # nothing is cropped away
+
+
+def test_a_strip_that_is_padded_needs_no_part_of_it() -> None:
+    strip = noise(20_000, 2)
+    assert fitted(strip, fit="pad").shape == (32, 32, 3)
+    assert ImageTransform(32, fit="pad").crop_tensor(torch.zeros(1, 3, 1, 5000)).shape == (1, 3, 32, 32)
+
+
+def test_unknown_ways_to_fit() -> None:
+    with pytest.raises(ValueError, match=r"fit must be one of \('crop', 'pad', 'stretch'\), not 'squash'"):
+        ImageTransform(32, fit="squash")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"convention must be one of \('openai', 'transformers'\), not 'timm'"):
+        ImageTransform(32, convention="timm")  # type: ignore[arg-type]
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import gzip
+import html
+import json
 import pickle
 import socket
 import warnings
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seeded
-from image_reward.errors import LongPromptWarning, PromptError
+from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
 from image_reward.images import ImageTransform
-from image_reward.prompts import SPECIAL_TOKENS, PromptTokenizer, bert_tokenizer, check_prompts, transformers_tokenizer, vocabulary_of
+from image_reward.prompts import (
+    SPECIAL_TOKENS,
+    ClipTokenizer,
+    PromptTokenizer,
+    UnreadPrompts,
+    bert_tokenizer,
+    check_prompts,
+    transformers_tokenizer,
+    vocabulary_of,
+)
 from image_reward.scorers.base import Preparation
 
 SPECIAL = [
@@ -222,3 +237,184 @@ def test_a_vocabulary_of_its_own() -> None:
 def test_a_vocabulary_that_makes_no_sense(vocabulary: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PromptTokenizer(vocabulary=vocabulary)
+
+
+# --- CLIP's ----------------------------------------------------------------------------------------------------------------------------
+
+OPENAIS_MERGES = Path(__file__).parents[2] / "shared" / "data" / "bpe_simple_vocab_16e6.txt.gz"
+FEW_MERGES = ["c a", "ca t</w>", "t h", "th e</w>", "d o", "do g</w>", "' s</w>", "! !", "i n", "in g</w>", "Ã ©</w>"]
+CLIP_TEXT = st.lists(
+    st.one_of(
+        ASSIGNED, st.sampled_from(["the cat's", "I\u2019ll", "&amp;amp;", "CAFÉ", "cafe\u0301", "ﬁ", "!!", "\t\n", "x²3", "<|endoftext|>"])
+    ),
+    max_size=6,
+).map(" ".join)
+
+
+@pytest.fixture(scope="module", params=["few", "openai"])
+def clip_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vocab.json and merges.txt: of a few merges, and of OpenAI's where they are at hand."""
+    merges = FEW_MERGES
+    if request.param == "openai":
+        if not OPENAIS_MERGES.exists():
+            pytest.skip(f"{OPENAIS_MERGES.name} is not here")
+        merges = gzip.decompress(OPENAIS_MERGES.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    return seeded.clip_tokenizer_files(tmp_path_factory.mktemp("clip"), merges)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    return seeded.clip_tokenizer_files(tmp_path, FEW_MERGES)
+
+
+def plain_ids(tokenizer: ClipTokenizer, prompt: str) -> list[int]:
+    tokens = tokenizer([prompt])
+    return tokens.ids[tokens.mask].tolist()
+
+
+class Plainly:
+    """OpenAI's tokenizer written anew, as simply as it can be: the first applicable merge of all, until there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+        self.ranks = {tuple(merge.split()): rank for rank, merge in enumerate(merges)}
+        self.letters = list(self.vocabulary)[:256]
+        self.bytes = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        self.bytes += [byte for byte in range(256) if byte not in self.bytes]
+
+    def __call__(self, text: str) -> list[int]:
+        import ftfy
+        import regex
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        text = regex.sub(r"\s+", " ", text).strip().lower()
+        words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+        ids = [self.vocabulary["<|startoftext|>"]]
+        for word in regex.findall(words, text):
+            if word in ("<|startoftext|>", "<|endoftext|>"):
+                ids.append(self.vocabulary[word])
+                continue
+            parts = [self.letters[self.bytes.index(byte)] for byte in word.encode()]
+            parts[-1] += "</w>"
+            while pairs := [pair for pair in pairwise(parts) if pair in self.ranks]:
+                first = min(pairs, key=self.ranks.__getitem__)
+                merged: list[str] = []
+                for part in parts:
+                    if merged and (merged[-1], part) == first:
+                        merged[-1] += part
+                    else:
+                        merged.append(part)
+                parts = merged
+            ids += [self.vocabulary[part] for part in parts]
+        return [*ids, self.vocabulary["<|endoftext|>"]]
+
+
+@given(prompt=CLIP_TEXT)
+@settings(max_examples=150, deadline=None)
+def test_any_text_gives_what_openais_algorithm_gives(clip_folder: Path, prompt: str) -> None:
+    found = plain_ids(clip_tokenizer(clip_folder, "openai"), prompt)
+    assert found == plainly(clip_folder)(prompt)
+    assert (found[0], found[-1]) == (49406, 49407)
+
+
+@given(prompt=CLIP_TEXT)
+@settings(max_examples=100, deadline=None)
+def test_any_text_gives_what_transformers_clip_tokenizer_gives(clip_folder: Path, prompt: str) -> None:
+    assert plain_ids(clip_tokenizer(clip_folder, "transformers"), prompt) == in_transformers_clip(clip_folder)(prompt)["input_ids"]
+
+
+@cache  # hypothesis asks a hundred times
+def clip_tokenizer(folder: Path, convention: Any) -> ClipTokenizer:
+    return ClipTokenizer.from_folder(folder, max_tokens=10_000, convention=convention)
+
+
+@cache
+def plainly(folder: Path) -> Plainly:
+    return Plainly(folder)
+
+
+@cache
+def in_transformers_clip(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]]
+    return CLIPTokenizer(vocab=json.loads((folder / "vocab.json").read_text(encoding="utf-8")), merges=merges)
+
+
+def test_the_two_conventions_clean_differently(few: Path) -> None:
+    openai, transformers = (ClipTokenizer.from_folder(few, convention=convention) for convention in ("openai", "transformers"))
+    for tokenizer in (openai, transformers):
+        assert plain_ids(tokenizer, "  The\n CAT ") == plain_ids(tokenizer, "the cat")
+        assert plain_ids(tokenizer, "cafe\u0301") == plain_ids(tokenizer, "café")
+    assert plain_ids(openai, "cat\u2019s &amp;lt; \u201ccat\u201d cafÃ©") == plain_ids(openai, 'cat\'s < "cat" café')
+    assert plain_ids(transformers, "cat\u2019s") != plain_ids(transformers, "cat's")
+    assert plain_ids(transformers, "&amp;") != plain_ids(transformers, "&")
+    assert openai != transformers
+
+
+def test_cutting_keeps_the_end_token(few: Path) -> None:
+    tokenizer = ClipTokenizer.from_folder(few)
+    assert tokenizer(["cat " * 75]).ids.shape == (1, 77)  # exactly: no warning, which would be an error here
+    with pytest.warns(
+        LongPromptWarning, match=r'the last 1 of 78 tokens of the prompt "cat.*"… are not read: the model reads 77$'
+    ) as found:
+        tokens = tokenizer(["cat", "cat " * 76])
+    assert found[0].filename == __file__
+    assert tokens.ids[1].tolist() == [49406, *[plain_ids(tokenizer, "cat")[1]] * 75, 49407]
+    assert tokens.mask.sum(dim=1).tolist() == [3, 77]
+    with pytest.raises(PromptError, match=r"the last 1 of 78 .* shorten it"):
+        ClipTokenizer.from_folder(few, long_prompts="error")(["cat " * 76])
+    assert ClipTokenizer.from_folder(few, max_tokens=3)(["cat"]).ids.shape == (1, 3)
+
+
+def test_a_clip_tokenizer_travels_and_compares(few: Path) -> None:
+    tokenizer = ClipTokenizer.from_folder(few, convention="openai")
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again == tokenizer
+    assert torch.equal(again(["the cat"]).ids, tokenizer(["the cat"]).ids)
+    assert tokenizer != ClipTokenizer.from_folder(few, max_tokens=76, convention="openai")
+    assert len(repr(tokenizer)) < 200
+    assert (tokenizer.token_id("<|startoftext|>"), tokenizer.vocab_size) == (49406, 49408)
+    other = ClipTokenizer.from_folder(seeded.clip_tokenizer_files(few, FEW_MERGES[:2]), convention="openai")
+    assert other != tokenizer
+    assert plain_ids(other, "dog") != plain_ids(tokenizer, "dog")
+
+
+def test_a_tokenizer_json_goes_before_the_other_files(few: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What it says of padding and cutting is not done: both are this class's work."""
+    from tokenizers import Tokenizer
+
+    tokenizer = ClipTokenizer.from_folder(few)
+    saved = Tokenizer.from_str(tokenizer.definition)
+    saved.enable_padding(length=9)
+    saved.enable_truncation(3)
+    folder = tmp_path_factory.mktemp("json")
+    saved.save(str(folder / "tokenizer.json"))
+    assert ClipTokenizer.from_folder(folder) == tokenizer
+    assert plain_ids(ClipTokenizer.from_folder(folder), "the cat dog") == plain_ids(tokenizer, "the cat dog")
+
+
+def test_what_is_no_clip_tokenizer(few: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(ValueError, match=r"convention must be one of \('openai', 'transformers'\), not 'open'"):
+        ClipTokenizer.from_folder(few, convention="open")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"max_tokens counts <\|startoftext\|> and <\|endoftext\|> and must be at least 3, not 2"):
+        ClipTokenizer.from_folder(few, max_tokens=2)
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer: it lacks tokenizer\.json, and vocab\.json with merges\.txt"):
+        ClipTokenizer.from_folder(few / "missing")
+    (few / "merges.txt").write_text("#version: 0.2\nq q q\n")
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be read: .*; download it again"):
+        ClipTokenizer.from_folder(few)
+    folder = tmp_path_factory.mktemp("bert")
+    bert_tokenizer().save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"is not CLIP's: it has no token <\|startoftext\|>"):
+        ClipTokenizer.from_folder(folder)
+
+
+def test_prompts_that_are_not_read_are_still_checked() -> None:
+    tokens = UnreadPrompts()(["cat", "word " * 500, ""])
+    assert (tokens.ids.tolist(), tokens.mask.tolist()) == ([[0]] * 3, [[True]] * 3)
+    assert UnreadPrompts()([]).ids.shape == (0, 1)
+    with pytest.raises(PromptError, match="a prompt is a string, not int"):
+        UnreadPrompts()([3])  # type: ignore[list-item]
+    assert UnreadPrompts() == UnreadPrompts()

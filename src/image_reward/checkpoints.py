@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import torch
@@ -149,6 +149,10 @@ def _checked(kind: Any, value: Any, name: str, source: str) -> Any:
         kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
         if len(kinds) == len(value):
             return tuple(_checked(k, v, name, source) for k, v in zip(kinds, value, strict=True))
+    elif get_origin(kind) is Literal:
+        if value in kinds:
+            return value
+        raise CheckpointError(f"{name} must be one of {', '.join(map(repr, kinds))}, not {value!r:.60}")
     elif type(None) in kinds:
         return None if value is None else _checked(kinds[0], value, name, source)
     elif type(value) is kind or (kind is float and type(value) is int):
@@ -224,6 +228,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path} is a pickle that holds {refused[1]}, not just tensors, and loading it could run code; it was not loaded. "
                 "Save its state dict alone, or convert it to safetensors where you trust it"
             ) from None
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, which is a program and not just tensors; it was not loaded. "
+                "OpenAI's CLIP files are such archives: use the same model as a folder from the hub, such as openai/clip-vit-large-patch14"
+            ) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: {reason:.120}; download or save it again") from None
     for key in ("state_dict", "model"):
@@ -283,7 +292,15 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: ScorerConfig, card: str) -> None:
-    """Write a model folder: weights and config as safetensors, the config as JSON to read, and a model card.
+    """Write a model folder: weights and config as safetensors, the config as JSON to read, and a model card."""
+    text = config.to_json()
+    save_folder(folder, {WEIGHTS_NAME: tensors}, {CONFIG_NAME: text, CARD_NAME: card}, {METADATA_KEY: text})
+
+
+def save_folder(
+    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors and text files, by name, into a folder. ``metadata`` goes into the header of each safetensors file.
 
     The files of a checkpoint that is there are replaced when all the new ones are written: if that fails (``OSError``), it is unchanged.
     """
@@ -291,16 +308,16 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: ScorerC
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    text = config.to_json()
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with ExitStack() as stack:
-        file, readable, readme = (stack.enter_context(written_whole(folder / name)) for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
-        try:
-            save_file(weights, file, metadata={METADATA_KEY: text})  # one key: several come in an order that changes from run to run
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{folder / WEIGHTS_NAME} could not be written: {error}; a checkpoint that was there is unchanged") from error
-        readable.write_text(text, encoding="utf-8")
-        readme.write_text(card, encoding="utf-8")
+        places = {name: stack.enter_context(written_whole(folder / name)) for name in (*weights, *texts)}
+        for name, tensors in weights.items():
+            dense = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            try:
+                save_file(dense, places[name], metadata=metadata)  # one key: several come in an order that changes from run to run
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(f"{folder / name} could not be written: {error}; a checkpoint that was there is unchanged") from error
+        for name, text in texts.items():
+            places[name].write_text(text, encoding="utf-8")
 
 
 @contextmanager

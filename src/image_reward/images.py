@@ -2,7 +2,7 @@
 
 The transform is CLIP's and BLIP's: the shorter side is resized to S with Pillow's bicubic filter, the centre S x S is cut out, colours
 become RGB in [0, 1] and are normalised per channel. As in the original, resizing comes before the conversion to RGB: transparent
-images are resized with premultiplied alpha and then lose it.
+images are resized with premultiplied alpha and then lose it. Other scorers fit the image into S x S otherwise: see ``ImageTransform.fit``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from image_reward.errors import ImageReadError
+from image_reward.types import Convention, check_convention
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Fit = Literal["crop", "pad", "stretch"]
 ImageLike = Union[str, os.PathLike[str], bytes, Image.Image, "NDArray[Any]", Tensor, Callable[[], Any]]
 
 # Pillow resizes these channel by channel (with alpha: premultiplied); other modes are converted first (see `_resizable`).
@@ -258,15 +260,28 @@ def _check_unit_range(finite: bool, low: float, high: float, name: str) -> None:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize the shorter side, crop the centre, normalise: what a scorer does to every image.
-
-    Constants are OpenAI CLIP's, which BLIP and ImageReward share.
-    """
+    """Resize, crop or pad, normalise: what a scorer does to every image. The default is OpenAI CLIP's, which BLIP and ImageReward share."""
 
     size: int = 224
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     options: ImageOptions = field(default_factory=ImageOptions)
+    fit: Fit = "crop"
+    """How an image of any shape becomes a square.
+
+    "crop": the shorter side is resized and the centre cut out. "pad": the longer side is resized, and what is missing is filled evenly,
+    with an odd pixel at the right or the bottom, by zeros in the image's own mode, which are black except in CMYK (white), YCbCr and LAB;
+    this is OpenCLIP's ``resize_longest_max``, with which HPSv2 scores. "stretch": both sides are resized, after the conversion to RGB, as
+    BLIP's retrieval and its demo do.
+    """
+    convention: Convention = "openai"
+    """"transformers" converts to RGB before it resizes (dropping alpha, as its version 4 does; later ones lay it on white), and rounds the
+    margins of the crop down where "openai" (torchvision) rounds a half to even."""
+
+    def __post_init__(self) -> None:
+        check_convention(self.convention)
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"fit must be one of {get_args(Fit)}, not {self.fit!r}")
 
     def crop(self, source: ImageLike) -> Tensor:
         """An image -> RGB values [3, size, size], uint8: all that the network will see of it."""
@@ -274,7 +289,9 @@ class ImageTransform:
 
     def crop_opened(self, image: Image.Image) -> Tensor:
         """As ``crop``, for what ``open_image`` returned, so that several transforms can share one decoded image."""
-        rgb = _resize_and_crop(image, self.size).convert("RGB")
+        if self.convention == "transformers" or self.fit == "stretch":
+            image = image.convert("RGB")
+        rgb = _resize_and_crop(image, self.size, *self._geometry(*image.size)).convert("RGB")
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
     def normalize(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -301,7 +318,7 @@ class ImageTransform:
             values = pixels.detach()
             _check_unit_range(bool(values.isfinite().all()), float(values.min()), float(values.max()), "pixels")
         height, width = pixels.shape[2:]
-        new_width, new_height = _resized(width, height, self.size)
+        new_width, new_height, left, top = self._geometry(width, height)
         if max(new_width, new_height) > _LONGEST_RESIZED_WHOLE:
             raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} are too long a strip to resize with gradients; crop it first")
         pixels = pixels.float().clamp(0, 1)
@@ -309,8 +326,22 @@ class ImageTransform:
         for size in (halfway, (new_height, new_width)):
             if size != tuple(pixels.shape[2:]):
                 pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-        left, top = _centre(new_width, self.size), _centre(new_height, self.size)
-        return pixels[:, :, top : top + self.size, left : left + self.size]
+        right, bottom = left + self.size - new_width, top + self.size - new_height
+        return F.pad(pixels, (-left, right, -top, bottom))  # negative padding crops
+
+    def _geometry(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The width and height that an image is resized to, and where in it the square begins: left and top, negative to pad."""
+        size = self.size
+        if self.fit == "stretch":
+            return size, size, 0, 0
+        if self.fit == "pad":
+            scale = size / max(width, height)
+            new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+            return new_width, new_height, -((size - new_width) // 2), -((size - new_height) // 2)
+        new_width, new_height = _resized(width, height, size)
+        if self.convention == "transformers":
+            return new_width, new_height, (new_width - size) // 2, (new_height - size) // 2
+        return new_width, new_height, _centre(new_width, size), _centre(new_height, size)
 
 
 def _resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -333,15 +364,14 @@ def _rows_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
     return old[1] - new[1] > max(0, 2 * (old[0] - new[0]))
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: int, new_width: int, new_height: int, left: int, top: int) -> Image.Image:
+    """Resize, and cut out a square of ``size``; where it begins outside the image it is padded with zeros."""
     mode, width, height = image.mode, image.width, image.height
-    new_width, new_height = _resized(width, height, size)
-    left, top = _centre(new_width, size), _centre(new_height, size)
     if (new_width, new_height) == image.size:
         return image.crop((left, top, left + size, top + size))
     rows_first = _rows_first(image.size, (new_width, new_height))
     columns, rows = (0.0, float(width)), (0.0, float(height))
-    if max(new_width, new_height) > _LONGEST_RESIZED_WHOLE:
+    if max(new_width, new_height) > max(_LONGEST_RESIZED_WHOLE, size):
         x, y = width / new_width, height / new_height
         columns, rows = (left * x, (left + size) * x), (top * y, (top + size) * y)
         new_width, new_height, left, top = size, size, 0, 0

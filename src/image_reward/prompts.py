@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from image_reward.errors import LongPromptWarning, PromptError
+from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
+from image_reward.types import Convention, check_convention
 
 LongPrompts = Literal["truncate", "error"]
 
@@ -62,50 +67,41 @@ def transformers_tokenizer() -> Any:
 
 
 @dataclass
-class PromptTokenizer:
-    """Prompts -> ``Tokens``. Small and picklable, so that loader processes can carry it.
+class BaseTokenizer(ABC):
+    """Prompts -> ``Tokens``. Picklable, so that loader processes can carry it; equal ones give the same tokens.
 
-    A prompt longer than ``max_tokens`` (counting [CLS] and [SEP]) loses its end, as in the original, and a ``LongPromptWarning`` says how
-    many tokens were cut; with ``long_prompts="error"`` it is a ``PromptError`` instead.
-
-    With a ``vocabulary`` of its own, a subset of BERT's that begins with ``SPECIAL_TOKENS``, ids are places in it and all other tokens are
-    [UNK].
+    A prompt longer than ``max_tokens`` (counting the tokens that enclose it) loses its end, as in the original, and a
+    ``LongPromptWarning`` says how many tokens were cut; with ``long_prompts="error"`` it is a ``PromptError`` instead.
     """
 
-    max_tokens: int = 35
+    max_tokens: int
     long_prompts: LongPrompts = "truncate"
-    vocabulary: tuple[str, ...] | None = None
+
+    first: ClassVar[str]
+    """The token that every prompt begins with."""
+    last: ClassVar[str]
+    """The token that every prompt ends with, also one that is cut."""
 
     def __post_init__(self) -> None:
-        if self.vocabulary is not None:
-            strange = [token for token in self.vocabulary if bert_tokenizer().token_to_id(token) is None]
-            if strange or self.vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(self.vocabulary)) < len(self.vocabulary):
-                raise ValueError(
-                    f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
-                    + (f"; {strange[0]!r} is none" if strange else "")
-                )
         if self.long_prompts not in get_args(LongPrompts):
             raise ValueError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
         if self.max_tokens < 3:
-            raise ValueError(f"max_tokens counts [CLS] and [SEP] and must be at least 3, not {self.max_tokens}")
+            raise ValueError(f"max_tokens counts {self.first} and {self.last} and must be at least 3, not {self.max_tokens}")
 
+    @abstractmethod
     def token_id(self, token: str) -> int:
-        """The id of a token of this vocabulary."""
-        found = bert_tokenizer().token_to_id(token) if self.vocabulary is None else self.vocabulary.index(token)
-        assert found is not None, token
-        return found
+        """The id of a token of the vocabulary."""
+
+    @abstractmethod
+    def words(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole prompts, without the two that enclose them."""
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         check_prompts(prompts)
-        cls, sep = self.token_id("[CLS]"), self.token_id("[SEP]")
-        encodings = bert_tokenizer().encode_batch(list(prompts), add_special_tokens=False)
-        if self.vocabulary is None:
-            words = [encoding.ids for encoding in encodings]
-        else:
-            place = {token: i for i, token in enumerate(self.vocabulary)}
-            words = [[place.get(token, place["[UNK]"]) for token in encoding.tokens] for encoding in encodings]
+        first, last = self.token_id(self.first), self.token_id(self.last)
+        words = self.words(prompts)
         self._report_long_prompts(prompts, [len(row) + 2 for row in words])
-        rows = [[cls, *row[: self.max_tokens - 2], sep] for row in words]
+        rows = [[first, *row[: self.max_tokens - 2], last] for row in words]
         length = max((len(row) for row in rows), default=2)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -126,7 +122,141 @@ class PromptTokenizer:
         if self.long_prompts == "error":
             raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
         others = f" ({len(cut)} prompts are cut)" if len(cut) > 1 else ""
-        warnings.warn(message + others, LongPromptWarning, stacklevel=2)
+        warnings.warn(message + others, LongPromptWarning, stacklevel=3)
+
+
+@dataclass
+class PromptTokenizer(BaseTokenizer):
+    """BLIP's tokenizer, from the vocabulary in this package.
+
+    With a ``vocabulary`` of its own, a subset of BERT's that begins with ``SPECIAL_TOKENS``, ids are places in it and all other tokens are
+    [UNK].
+    """
+
+    max_tokens: int = 35
+    vocabulary: tuple[str, ...] | None = None
+
+    first = "[CLS]"
+    last = "[SEP]"
+
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None:
+            strange = [token for token in self.vocabulary if bert_tokenizer().token_to_id(token) is None]
+            if strange or self.vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(self.vocabulary)) < len(self.vocabulary):
+                raise ValueError(
+                    f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
+                    + (f"; {strange[0]!r} is none" if strange else "")
+                )
+        super().__post_init__()
+
+    def token_id(self, token: str) -> int:
+        found = bert_tokenizer().token_to_id(token) if self.vocabulary is None else self.vocabulary.index(token)
+        assert found is not None, token
+        return found
+
+    def words(self, prompts: Sequence[str]) -> list[list[int]]:
+        encodings = bert_tokenizer().encode_batch(list(prompts), add_special_tokens=False)
+        if self.vocabulary is None:
+            return [encoding.ids for encoding in encodings]
+        place = {token: i for i, token in enumerate(self.vocabulary)}
+        return [[place.get(token, place["[UNK]"]) for token in encoding.tokens] for encoding in encodings]
+
+
+@dataclass
+class ClipTokenizer(BaseTokenizer):
+    """CLIP's byte-pair encoding, from a model folder's own files: ``ClipTokenizer.from_folder(path)``.
+
+    The programs prepare text differently. "openai", which OpenCLIP shares, mends broken characters with ftfy, makes curly quotes straight,
+    resolves HTML entities, collapses white space and lower-cases; "transformers" composes characters (NFC), collapses white space and
+    lower-cases. A scorer must do as the program did whose scores it repeats.
+    """
+
+    max_tokens: int = 77
+    definition: str = field(kw_only=True, repr=False)
+    """The tokenizer as the JSON of the tokenizers library (``tokenizer.json``)."""
+    convention: Convention = field(default="transformers", kw_only=True)
+
+    first = "<|startoftext|>"
+    last = "<|endoftext|>"
+
+    def __post_init__(self) -> None:
+        check_convention(self.convention)
+        super().__post_init__()
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        max_tokens: int = 77,
+        long_prompts: LongPrompts = "truncate",
+        convention: Convention = "transformers",
+    ) -> ClipTokenizer:
+        """From ``tokenizer.json``, or else from ``vocab.json`` and ``merges.txt``. Raises ``CheckpointError`` for files that make none."""
+        whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
+            raise CheckpointError(
+                f"{folder} holds no tokenizer: it lacks tokenizer.json, and vocab.json with merges.txt; download it again"
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _byte_pair_encoding(vocabulary, merges)
+        except Exception as error:  # the library raises bare Exceptions
+            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}; download it again") from None
+        if missing := [token for token in (cls.first, cls.last) if tokenizer.token_to_id(token) is None]:
+            raise CheckpointError(f"the tokenizer in {folder} is not CLIP's: it has no token {missing[0]}")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return cls(max_tokens, long_prompts, definition=tokenizer.to_str(), convention=convention)
+
+    def token_id(self, token: str) -> int:
+        found = _clip_tokenizer(self.definition, self.convention).token_to_id(token)
+        assert found is not None, token
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(_clip_tokenizer(self.definition, self.convention).get_vocab().values()) + 1
+
+    def words(self, prompts: Sequence[str]) -> list[list[int]]:
+        texts = [_clean_as_openai(prompt) for prompt in prompts] if self.convention == "openai" else list(prompts)
+        encodings = _clip_tokenizer(self.definition, self.convention).encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+@lru_cache(maxsize=4)
+def _clip_tokenizer(definition: str, convention: Convention) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(definition)
+    if convention == "openai":
+        tokenizer.normalizer = normalizers.Sequence([])  # the text is clean; composing characters again could change it
+    return tokenizer
+
+
+def _byte_pair_encoding(vocabulary: Path, merges: Path) -> Tokenizer:
+    end = ClipTokenizer.last
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges), unk_token=end, end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    words = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(words, behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.add_special_tokens([token for token in (ClipTokenizer.first, end) if tokenizer.token_to_id(token) is not None])
+    return tokenizer
+
+
+def _clean_as_openai(prompt: str) -> str:
+    """What OpenAI's CLIP, and OpenCLIP after it, make of a text before they split it into tokens."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+@dataclass
+class UnreadPrompts:
+    """In a tokenizer's place for scorers that do not read the prompt: any text becomes one token, and none is too long."""
+
+    def __call__(self, prompts: Sequence[str]) -> Tokens:
+        check_prompts(prompts)
+        return Tokens(torch.zeros(len(prompts), 1, dtype=torch.int64), torch.ones(len(prompts), 1, dtype=torch.bool))
 
 
 def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:

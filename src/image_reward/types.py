@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
+
+Convention = Literal["openai", "transformers"]
+"""Whose program's handling of prompts and images a CLIP score repeats; they differ in details that move scores."""
+
+
+def check_convention(convention: str) -> None:
+    if convention not in get_args(Convention):
+        raise ValueError(f"convention must be one of {get_args(Convention)}, not {convention!r}")
 
 
 @dataclass(frozen=True)

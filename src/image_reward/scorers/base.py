@@ -17,7 +17,7 @@ from image_reward.checkpoints import TieConfig
 from image_reward.errors import ImageReadError, RewardError
 from image_reward.images import ImageLike, ImageTransform, open_image, unique_images
 from image_reward.metrics import win_probability
-from image_reward.prompts import PromptTokenizer, check_prompts
+from image_reward.prompts import Tokens, check_prompts
 from image_reward.types import Preference, Ranking
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Preparation:
     """Prompts and images -> ``Batch``: pure CPU work without the network, small and picklable for loader processes."""
 
     transform: ImageTransform
-    tokenizer: PromptTokenizer
+    tokenizer: Callable[[Sequence[str]], Tokens]
 
     def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Batch:
         """``prompts`` and ``images`` are aligned lists of one length. The same path, bytes or object is opened once.
@@ -126,6 +126,8 @@ class Scorer(nn.Module, ABC, Generic[Features]):
     """The published reward distribution that rewards may be compared with, where there is one."""
     batch_size: int = 8
     """How many images pass through the network at once. Rewards do not depend on it."""
+    reads_prompt: bool = True
+    """False if the reward depends on the image alone."""
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Features:
@@ -229,11 +231,15 @@ class Scorer(nn.Module, ABC, Generic[Features]):
     def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> NDArray[Any]:
         """Rewards of every prompt with every image, [len(prompts), len(images)], float32. Each image is encoded once.
 
-        Raises what ``score`` raises.
+        Raises what ``score`` raises, and ``ValueError`` for several prompts where the scorer reads none.
         """
         if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
             raise ValueError("matrix() takes a list of prompts and a list of images")
         check_prompts(prompts)
+        if not self.reads_prompt and len(prompts) > 1:
+            raise ValueError(
+                f"{self.name} does not read the prompt: all {len(prompts)} rows would be the same; give matrix() one prompt, or use score()"
+            )
         self._check_evaluating()
         rewards = torch.empty(len(prompts), len(images))
         if not rewards.numel():
@@ -247,7 +253,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
                 pixels = self.prepare.pixels(unique[start : start + self.batch_size]).to(self.device)
                 columns.append(self._read_in_parts(self.encode_images(pixels), ids, mask).T.cpu())
         rewards = torch.cat(columns, dim=1)[:, index]
-        _check_finite(rewards)
+        _check_finite(rewards, self.name)
         return rewards.numpy()
 
     def rank(self, prompt: str, images: Sequence[ImageLike]) -> Ranking:
@@ -306,7 +312,8 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
             batches = prepare_together([s.prepare for s in scorers], [prompts[r] for r in rows], [images[r] for r in rows])
             for number, found in enumerate(rewards_together(scorers, batches)):
                 rewards[number, rows] = found.cpu()
-    _check_finite(rewards)
+    for scorer, found in zip(scorers, rewards, strict=True):
+        _check_finite(found, scorer.name)
     return rewards.tolist()
 
 
@@ -333,8 +340,8 @@ def _remembering(encode: Callable[[Tensor], Features], memory: list[Features]) -
     return encode_and_remember
 
 
-def _check_finite(rewards: Tensor) -> None:
+def _check_finite(rewards: Tensor, name: str) -> None:
     if not bool(rewards.isfinite().all()):
         raise RewardError(
-            "the network gave a reward that is not a finite number; float16 overflows on some weights: use dtype float32 or bfloat16"
+            f"{name} gave a reward that is not a finite number; float16 overflows on some weights: use dtype float32 or bfloat16"
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from image_reward.checkpoints import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
-from image_reward.prompts import vocabulary_of
+from image_reward.prompts import PromptTokenizer, vocabulary_of
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training.config import WordPretraining
 from image_reward.training.data import Micro, Steps, plan, usable
@@ -93,7 +93,7 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
     guesser = WordGuesser(scorer.network, vocabulary).to(accelerator.device)
     place = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
     place[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
-    gap = scorer.prepare.tokenizer.token_id("[MASK]")
+    gap = PromptTokenizer(vocabulary=scorer.config.vocabulary).token_id("[MASK]")
 
     learning = [p for p in guesser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(decayed(learning, config.lr, config.weight_decay), betas=config.betas)

@@ -1,0 +1,355 @@
+"""CLIP and the scorers that have its shape: its cosine (CLIP, HPSv2), that times a learned scale (PickScore), a head on the image alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from image_reward.checkpoints import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    TransformConfig,
+    fill,
+    load_strictly,
+    read_checkpoint,
+    save_folder,
+)
+from image_reward.errors import CheckpointError
+from image_reward.images import Fit, ImageOptions, ImageTransform
+from image_reward.models.clip import Activation, clip_config, clip_network, transformers_names
+from image_reward.models.heads import LinearHead
+from image_reward.prompts import ClipTokenizer, LongPrompts, UnreadPrompts
+from image_reward.scorers.base import Preparation, Scorer
+from image_reward.types import Convention
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+PREPROCESSOR_NAME = "preprocessor_config.json"
+TOKENIZER_NAME = "tokenizer.json"
+HEAD_NAME = "head.safetensors"
+SETTINGS_KEY = "image_reward"
+"""What transformers' config.json carries for us, beside what it has for transformers."""
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What a CLIP-shaped score depends on that transformers' format does not say. The defaults are for a folder of that format."""
+
+    architecture: Literal["CLIP", "Aesthetic"] = "CLIP"
+    """"CLIP", which reads prompt and image, or "Aesthetic", which has a head on the image."""
+    scaled: bool = False
+    """Whether the reward is the cosine times exp(logit_scale), as PickScore's, or the cosine alone."""
+    convention: Convention = "transformers"
+    """Whose program's cleaning of prompts and cropping of images: see ``ClipTokenizer`` and ``ImageTransform.convention``."""
+    max_tokens: int = 77
+    fit: Fit = "crop"
+    """See ``ImageTransform.fit``."""
+
+
+class _ClipImages(Scorer[Tensor]):
+    """What scorers with a CLIP have in common. Those with the same network share the image features that they read: [I, D], of length 1."""
+
+    network: CLIPModel
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        pixels = self.prepare.transform.normalize(pixels, self.network.visual_projection.weight.dtype)
+        pooled = self.network.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.network.visual_projection(pooled).float(), dim=-1)
+
+    @property
+    def image_tower(self) -> object:
+        return self.network
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the towers compute in ``dtype``; cosine, scale and head stay in float32."""
+        network = self.network
+        for part in (network.vision_model, network.text_model, network.visual_projection, network.text_projection):
+            part.to(dtype)
+        network.logit_scale.data = network.logit_scale.data.float()
+
+    @property
+    def settings(self) -> ClipSettings:
+        """What is saved beside weights, tokenizer and the pixels' mean and std."""
+        raise NotImplementedError
+
+    def _save(self, folder: Path, heads: dict[str, dict[str, Tensor]], texts: dict[str, str]) -> None:
+        transform = self.prepare.transform
+        config = json.loads(self.network.config.to_json_string(use_diff=False))
+        config |= {"architectures": ["CLIPModel"], SETTINGS_KEY: {"version": 1} | asdict(self.settings)}
+        preprocessor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": transform.size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": transform.size, "width": transform.size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(transform.mean),
+            "image_std": list(transform.std),
+        }
+        shown = {CONFIG_NAME: config, PREPROCESSOR_NAME: preprocessor}
+        pages = {name: json.dumps(values, indent=2) + "\n" for name, values in shown.items()}
+        weights = {WEIGHTS_NAME: self.network.state_dict(), **heads}
+        save_folder(folder, weights, pages | {CARD_NAME: self.model_card()} | texts, {"format": "pt"})
+
+    def model_card(self) -> str:
+        settings, vision, text = self.settings, self.network.config.vision_config, self.network.config.text_config
+        dtype = str(self.network.visual_projection.weight.dtype).removeprefix("torch.")
+        reward = "a linear head on the image embedding; the prompt is not read"
+        if settings.architecture == "CLIP":
+            factor = "exp(logit_scale) * " if settings.scaled else ""
+            reward = f"{factor}cosine of the two embeddings; the prompt is cut to {settings.max_tokens} tokens"
+        return f"""---
+library_name: image-reward
+pipeline_tag: image-to-text
+tags: [text-to-image, reward-model, clip]
+---
+# {self.name}
+
+A scorer for text-to-image generation on a CLIP in transformers' format, {dtype}. What transformers' files do not say stands under
+`{SETTINGS_KEY}` in `{CONFIG_NAME}`; programs that do not read that key score otherwise.
+
+| | |
+|---|---|
+| reward | {reward} |
+| image tower | {vision.num_hidden_layers} x {vision.hidden_size}, {vision.image_size} px, patches of {vision.patch_size} px |
+| text tower | {text.num_hidden_layers} x {text.hidden_size} |
+| images | {settings.fit}; images and prompts handled as by {settings.convention} |
+
+```python
+import image_reward as ir
+
+scorer = ir.load("path/of/this/folder")
+scorer.rank("a prompt", ["one.png", "two.png"])
+```
+"""
+
+
+class ClipScorer(_ClipImages):
+    """The cosine of CLIP's embeddings of prompt and image, in [-1, 1]; with ``scaled`` times exp(logit_scale), about 100."""
+
+    def __init__(self, network: CLIPModel, prepare: Preparation, name: str = "CLIP", scaled: bool = False) -> None:
+        super().__init__()
+        if not isinstance(prepare.tokenizer, ClipTokenizer) or prepare.tokenizer.convention != prepare.transform.convention:
+            raise ValueError("a CLIP scorer takes a ClipTokenizer and an ImageTransform of the same convention")
+        self.network = network
+        self.prepare = prepare
+        self.name = name
+        self.scaled = scaled
+        self.scale = 1.0 if scaled else network.logit_scale.detach().float().exp().item()
+
+    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        # The text tower sees no image: each distinct prompt passes once, however many images meet it. Nor does it look ahead, so that it
+        # needs no mask: what follows the end token, where the embedding is read, is not seen.
+        masked = ids.masked_fill(~mask, 0)
+        distinct, place = masked.flatten(0, 1).unique(dim=0, return_inverse=True)
+        pooled = self.network.text_model(input_ids=distinct).pooler_output
+        texts = F.normalize(self.network.text_projection(pooled).float(), dim=-1)
+        cosine = (texts[place].view(*ids.shape[:2], -1) * images[:, None]).sum(dim=-1)  # not a matmul, which autocast would round
+        return self.network.logit_scale.float().exp() * cosine if self.scaled else cosine
+
+    @property
+    def settings(self) -> ClipSettings:
+        tokenizer, transform = self.prepare.tokenizer, self.prepare.transform
+        assert isinstance(tokenizer, ClipTokenizer)
+        return ClipSettings("CLIP", self.scaled, tokenizer.convention, tokenizer.max_tokens, transform.fit)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write transformers' own format: weights, configs and tokenizer. ``clip_from_folder(folder)`` gives this scorer again."""
+        assert isinstance(self.prepare.tokenizer, ClipTokenizer)
+        self._save(Path(folder), {}, {TOKENIZER_NAME: self.prepare.tokenizer.definition})
+
+
+class AestheticScorer(_ClipImages):
+    """A linear head on CLIP's image embedding of length 1: how well people like an image, whatever the prompt.
+
+    The LAION-Aesthetics predictor (Schuhmann 2022, ``sac+logos+ava1-l14-linearMSE.pth``, trained on ratings from 1 to 10).
+    """
+
+    reads_prompt = False
+
+    def __init__(self, network: CLIPModel, head: LinearHead, transform: ImageTransform, name: str = "Aesthetic") -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.prepare = Preparation(transform, UnreadPrompts())
+        self.name = name
+
+    @classmethod
+    def on(cls, clip: ClipScorer, head: Mapping[str, Tensor], source: str, name: str = "Aesthetic") -> AestheticScorer:
+        """A head (tensors ``layers.N.weight`` and ``.bias``) on the network of a CLIP scorer: together they encode each image once."""
+        return cls(clip.network, _head(clip.network, head, source), clip.prepare.transform, name).eval()
+
+    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the prompt plays no part
+        return self.head(images).expand(-1, ids.shape[1])
+
+    @property
+    def settings(self) -> ClipSettings:
+        return ClipSettings("Aesthetic", convention=self.prepare.transform.convention, fit=self.prepare.transform.fit)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the CLIP in transformers' format, and the head beside it. ``clip_from_folder(folder)`` gives this scorer again."""
+        self._save(Path(folder), {HEAD_NAME: self.head.state_dict()}, {})
+
+
+def _head(network: CLIPModel, tensors: Mapping[str, Tensor], source: str) -> LinearHead:
+    with torch.device("meta"):
+        head = LinearHead(network.config.projection_dim)
+    load_strictly(head, tensors, source)
+    return head.float()
+
+
+# --- loading -------------------------------------------------------------------------------------------------------------------------
+
+
+def clip_from_state_dict(
+    tensors: Mapping[str, Tensor],
+    tokenizer_folder: Path,
+    settings: ClipSettings,
+    source: str,
+    *,
+    activation: Activation,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    name: str = "CLIP",
+    options: ImageOptions | None = None,
+    long_prompts: LongPrompts = "truncate",
+    dtype: torch.dtype = torch.float32,
+) -> ClipScorer:
+    """A scorer from tensors under the names of OpenAI or OpenCLIP. Strict: an unknown, missing or misshapen tensor is an error.
+
+    Args:
+        tokenizer_folder: holds ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; such files carry no tokenizer.
+        settings: how the scorer uses its CLIP.
+        source: what messages call the tensors.
+        activation: "quick_gelu" for OpenAI's, mostly "gelu" for OpenCLIP's.
+        vision_heads, text_heads: for sizes that no published CLIP has.
+        dtype: of the towers, whatever the tensors have.
+
+    Raises:
+        CheckpointError: the tensors are no such CLIP, or the tokenizer does not fit it.
+    """
+    if settings.architecture != "CLIP":
+        raise ValueError(f"{source}: {settings.architecture} is a head on a CLIP; load that, and use AestheticScorer.on")
+    tokenizer = ClipTokenizer.from_folder(tokenizer_folder, settings.max_tokens, long_prompts, settings.convention)
+    config = clip_config(tensors, activation, tokenizer.token_id(tokenizer.last), source, vision_heads, text_heads)
+    network = clip_network(config)
+    load_strictly(network, transformers_names(tensors, source), source)
+    size = config.vision_config.image_size
+    transform = ImageTransform(size, options=options or ImageOptions(), fit=settings.fit, convention=settings.convention)
+    _check_fit(tokenizer, config.text_config, source)
+    return _cast(ClipScorer(network, Preparation(transform, tokenizer), name, settings.scaled), dtype)
+
+
+def clip_from_folder(
+    folder: Path,
+    settings: ClipSettings | None = None,
+    *,
+    name: str | None = None,
+    options: ImageOptions | None = None,
+    long_prompts: LongPrompts = "truncate",
+    dtype: torch.dtype = torch.float32,
+) -> ClipScorer | AestheticScorer:
+    """A scorer from a folder of transformers' format: config.json, weights, preprocessor_config.json and tokenizer.
+
+    ``settings`` go before those that ``save_pretrained`` left in the folder; a folder without any is the cosine of a CLIP, its prompts and
+    images handled as transformers does. ``dtype`` is the towers', whatever the file has. Raises ``CheckpointError``.
+    """
+    from transformers import CLIPConfig
+
+    config_file = folder / CONFIG_NAME
+    values = _read_json(config_file)
+    if values.get("model_type") != "clip":
+        raise CheckpointError(f"{config_file} is of model_type {values.get('model_type')!r}, and not 'clip'")
+    if SETTINGS_KEY in values:
+        carried = values.pop(SETTINGS_KEY)
+        version = carried.pop("version", None) if isinstance(carried, dict) else None
+        if version != 1:
+            raise CheckpointError(f"{config_file}: {SETTINGS_KEY} has version {version!r}; this release of image-reward reads version 1")
+        settings = settings or fill(ClipSettings, carried, str(config_file))
+    settings = settings or ClipSettings()
+    config = CLIPConfig.from_dict(values)
+    transform = _transform(folder / PREPROCESSOR_NAME, config.vision_config.image_size, settings, options or ImageOptions())
+    weights = [folder / file for file in (WEIGHTS_NAME, "pytorch_model.bin") if (folder / file).is_file()]
+    if not weights:
+        raise CheckpointError(
+            f"{folder} lacks {WEIGHTS_NAME} and pytorch_model.bin (weights in several files are not read); download it again"
+        )
+    network = clip_network(config)
+    load_strictly(network, read_checkpoint(weights[0])[0], str(weights[0]))
+    name = name or folder.name
+    if settings.architecture == "Aesthetic":
+        head = _head(network, read_checkpoint(folder / HEAD_NAME)[0], str(folder / HEAD_NAME))
+        return _cast(AestheticScorer(network, head, transform, name), dtype)
+    tokenizer = ClipTokenizer.from_folder(folder, settings.max_tokens, long_prompts, settings.convention)
+    _check_fit(tokenizer, config.text_config, str(folder))
+    return _cast(ClipScorer(network, Preparation(transform, tokenizer), name, settings.scaled), dtype)
+
+
+def _cast(scorer: Any, dtype: torch.dtype) -> Any:
+    scorer.cast(dtype)
+    return scorer.eval()
+
+
+def _check_fit(tokenizer: ClipTokenizer, text: Any, source: str) -> None:
+    """Whether a tokenizer and the text tower with this config speak of the same tokens."""
+    end = tokenizer.token_id(tokenizer.last)
+    if tokenizer.max_tokens > text.max_position_embeddings:
+        raise CheckpointError(f"{source} reads {text.max_position_embeddings} tokens, and not {tokenizer.max_tokens}; lower max_tokens")
+    if tokenizer.vocab_size > text.vocab_size:
+        raise CheckpointError(
+            f"{source} knows {text.vocab_size} tokens, but its tokenizer has {tokenizer.vocab_size}: it belongs to another"
+        )
+    # With eos_token_id 2, which old configs have by mistake, transformers reads the embedding at the largest id of a prompt.
+    if text.eos_token_id != end and not (text.eos_token_id == 2 and end == tokenizer.vocab_size - 1):
+        raise CheckpointError(f"{source} reads prompts at token {text.eos_token_id}, but its tokenizer ends them with {end}")
+
+
+def _transform(file: Path, image_size: int, settings: ClipSettings, options: ImageOptions) -> ImageTransform:
+    """What a preprocessor_config.json asks for, which must be what ``ImageTransform`` does; OpenAI's values for what it leaves out."""
+    asked = _read_json(file)
+    size, crop = asked.get("size", image_size), asked.get("crop_size", image_size)
+    expected = {
+        "do_resize": asked.get("do_resize", True) is True,
+        "size": (size.get("shortest_edge") if isinstance(size, dict) else size) == image_size,
+        "resample": asked.get("resample", 3) == 3,  # bicubic
+        "do_center_crop": asked.get("do_center_crop", True) is True,
+        "crop_size": crop in (image_size, {"height": image_size, "width": image_size}),
+        "do_rescale": asked.get("do_rescale", True) is True,
+        "rescale_factor": math.isclose(asked.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
+        "do_normalize": asked.get("do_normalize", True) is True,
+        "do_convert_rgb": asked.get("do_convert_rgb", True) is True,
+    }
+    if wrong := [key for key, right in expected.items() if not right]:
+        raise CheckpointError(
+            f"{file}: {wrong[0]} is {asked[wrong[0]]!r}; what is done here is to convert to RGB, resize the shorter side to the network's "
+            f"{image_size} px with the bicubic filter (3), crop the centre, scale to [0, 1] and normalise"
+        )
+    values = {"size": image_size, "mean": asked.get("image_mean", ImageTransform.mean), "std": asked.get("image_std", ImageTransform.std)}
+    constants = fill(TransformConfig, {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}, str(file))
+    return ImageTransform(constants.size, constants.mean, constants.std, options, settings.fit, settings.convention)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
+    try:
+        values = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} holds no object but {values!r:.60}")
+    return values
