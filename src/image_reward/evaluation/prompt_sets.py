@@ -69,9 +69,7 @@ PROMPT_SETS: dict[str, PromptSet] = {
         description="P2: prompts in 12 categories (Yu et al. 2022, Parti)",
         licence="Apache-2.0",
         num_prompts=1632,
-        sources={
-            "": "https://raw.githubusercontent.com/google-research/parti/2c99f6652cbc7f0d0441aa91f4c7e7055bcb0071/PartiPrompts.tsv"
-        },
+        sources={"": "https://raw.githubusercontent.com/google-research/parti/2c99f6652cbc7f0d0441aa91f4c7e7055bcb0071/PartiPrompts.tsv"},
     ),
     "HPSv2": PromptSet(
         description="800 prompts in each of 4 styles (Wu et al. 2023, HPSv2)",
@@ -118,7 +116,9 @@ def prompt_set(name: str) -> list[Prompt]:
         part = read_prompts(path)
         found += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
     if len(found) != spec.num_prompts:
-        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {path.parent} holds {len(found)}; delete the files there and try again")
+        raise ValueError(
+            f"{name} has {spec.num_prompts} prompts, but {path.parent} holds {len(found)}; delete the files there and try again"
+        )
     return found
 
 
@@ -163,7 +163,9 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     for number, row in enumerate(rows(path)):
         text = _first(row, _PROMPT_KEYS)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{path}, prompt {number + 1}: {text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}")
+            raise ValueError(
+                f"{path}, prompt {number + 1}: {text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}"
+            )
         name = _first(row, _ID_KEYS)
         found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row, _CATEGORY_KEYS) or "")))
     if not found:
