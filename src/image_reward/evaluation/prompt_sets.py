@@ -12,6 +12,7 @@ from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -146,6 +147,8 @@ def fetch_text(url: str) -> Path:
         with written_whole(path) as temporary:
             temporary.write_bytes(content)
     except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise DownloadError(f"{path.name} could not be downloaded from {source}: {error}. {by_hand}") from error
     return path
 

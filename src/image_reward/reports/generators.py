@@ -23,6 +23,8 @@ def generators_report(found: Mapping[str, Any], pictures: bool = False) -> Repor
     blocks: list[Block] = []
     if found["left_out_prompts"] or found["left_out_images"]:
         blocks.append(_left_out(found))
+    if len(found["scorers"]) > 1:
+        blocks.append(_overview(found))
     for scorer in found["scorers"]:
         blocks.append(_summary(found, scorer))
         blocks += _figures(found, scorer) if pictures else _tables(scorer)
@@ -63,6 +65,24 @@ def _left_out(found: Mapping[str, Any]) -> str:
         counted = ", ".join(f"{num:,} of {name}" for name, num in images.items())
         said.append(f"images for which others have no counterpart ({counted})")
     return f"Left out, so that means compare like with like: {'; '.join(said)}."
+
+
+def _overview(found: Mapping[str, Any]) -> Grid:
+    """All scorers side by side, as in Table 1 of the ImageReward paper."""
+    human = found["human"]
+    by_name = {scorer["name"]: {g["name"]: g for g in scorer["generators"]} for scorer in found["scorers"]}
+    first = next(iter(by_name.values()))
+    order = sorted(found["generators"], key=lambda g: (human["ranks"].get(g, len(first)) if human else 0, first[g]["rank"]))
+    columns = [Column("generator", "left"), *([Column("people")] if human else []), *map(Column, by_name)]
+    rows = []
+    for name in order:
+        row = [name] + ([f"{human['values'][name]:g}" if name in human["values"] else "-"] if human else [])
+        rows.append([*row, *(f"{of_scorer[name]['mean']['value']:.4f} ({of_scorer[name]['rank']})" for of_scorer in by_name.values())])
+    if human:
+        for key, title in (("spearman", "Spearman with people"), ("kendall_tau_b", "Kendall's tau-b with people")):
+            found_by = [scorer[key] for scorer in found["scorers"]]
+            rows.append([title, "", *("-" if estimate is None else f"{estimate['value']:.2f}" for estimate in found_by)])
+    return Grid(columns, rows, "Mean reward of each generator, and its rank")
 
 
 def _summary(found: Mapping[str, Any], scorer: Mapping[str, Any]) -> Grid:
