@@ -86,7 +86,8 @@ def find_images(root: str | os.PathLike[str], prompts: Sequence[Prompt]) -> Imag
 def _places(stem: str, ids: set[str]) -> list[tuple[str, int]]:
     """The prompt and number that a file's name can mean."""
     name, _, number = stem.rpartition("_")
-    return [(stem, 0)] * (stem in ids) + [(name, int(number))] * (name in ids and number.isdecimal())
+    places = [(stem, 0)] if stem in ids else []
+    return [*places, (name, int(number))] if name in ids and number.isdecimal() else places
 
 
 def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None = None) -> tuple[list[Prompt], Images]:
