@@ -273,7 +273,9 @@ def test_a_registered_name(hub: hubs.Hub, scorer: ImageRewardScorer, monkeypatch
     torch.save(seeded.weights(seeded.TINY, 7), file)
     hub.files["owner/tiny/v1.pt"] = content = file.getvalue()
     spec = HubFile("owner/tiny", "v1.pt", len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", spec, seeded.TINY))
+    monkeypatch.setitem(
+        registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", "any", registry.build_imagereward, (spec,), seeded.TINY)
+    )
     loaded = load("tiny-v1")
     assert loaded.name == "tiny-v1"
     assert loaded.score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)
