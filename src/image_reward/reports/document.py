@@ -29,12 +29,12 @@ class Grid:
     title: str = ""
     caption: str = ""
     strong: frozenset[int] = frozenset()
-    """Rows to set in bold, such as the best."""
+    """Rows to set in bold, such as the best, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure. Terminals and Markdown show its caption alone."""
+    """A figure. Terminals and Markdown show its description and caption."""
 
     figure: Figure
     title: str
