@@ -1,5 +1,6 @@
 """Measuring: scorers against people."""
 
-from image_reward.evaluation.people import Estimate, Evaluation, PromptResult, evaluate, read_rewards, score_comparisons, write_per_prompt
+from image_reward.evaluation.people import Evaluation, evaluate, write_per_prompt
+from image_reward.evaluation.rewards import read_rewards, score_comparisons
 
-__all__ = ["Estimate", "Evaluation", "PromptResult", "evaluate", "read_rewards", "score_comparisons", "write_per_prompt"]
+__all__ = ["Evaluation", "evaluate", "read_rewards", "score_comparisons", "write_per_prompt"]

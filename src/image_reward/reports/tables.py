@@ -175,23 +175,3 @@ _FILE_FACTS: dict[str, Callable[[FileSummary], str]] = {
     "tied pairs": lambda f: f"{f.num_tied_pairs:,} ({100 * f.tie_rate:.1f} %)",
     "prompts longer than the model reads": lambda f: f"{f.num_long_prompts:,} (the longest has {f.longest_prompt} tokens)",
 }
-
-
-def evaluation_table(found: Mapping[str, Any]) -> Table:
-    """The metrics of an evaluation, given as its ``as_dict()``."""
-    table = _table(
-        f"{found['name']} against people",
-        f"{found['num_prompts']:,} prompts ({found['num_distinct_prompts']:,} distinct), {found['num_images']:,} images, "
-        f"{found['num_untied_pairs']:,} untied and {found['num_tied_pairs']:,} tied pairs, "
-        f"{found['num_predicted_ties']:,} pairs of equal reward.\n"
-        f"In accuracies, {found['treatment_of_ties']}.\n"
-        f"Intervals: bootstrap of prompts, {found['num_resamples']:,} resamples, seed {found['seed']}.",
-    )
-    table.add_column("metric", no_wrap=True)
-    table.add_column("value", justify="right")
-    table.add_column(f"{100 * found['confidence']:g} % interval", justify="center")
-    table.add_column("prompts", justify="right")
-    for name, estimate in found["metrics"].items():
-        value, low, high = (None if estimate[key] is None else f"{estimate[key]:.4f}" for key in ("value", "low", "high"))
-        table.add_row(name.replace("_", " "), value or "-", f"{low} to {high}" if low else "-", f"{estimate['num_prompts']:,}")
-    return table
