@@ -508,7 +508,7 @@ def _checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tup
 
 
 def expected_maximum(rewards: ArrayLike) -> Floats:
-    """The expected best reward of n images drawn from the N given, without replacement, for n = 1..N: [N] -> [N].
+    """The expected best reward of n images drawn from the N given, without replacement, for n = 1..N: [..., N] -> [..., N].
 
     Best-of-n without bias: every subset of n images weighs the same, so the k-th smallest reward counts C(k-1, n-1) / C(N, n) (the
     counting of pass@k, Chen et al. 2021, arXiv 2107.03374). The first is the mean, the last the maximum.
@@ -516,61 +516,36 @@ def expected_maximum(rewards: ArrayLike) -> Floats:
     >>> expected_maximum([0.0, 3.0, 6.0]).tolist()
     [3.0, 5.0, 6.0]
     """
-    ascending = np.sort(_finite(rewards))
-    num = len(ascending)
+    ascending = np.sort(_finite(rewards), axis=-1)
+    num = ascending.shape[-1]
     below = np.arange(num)
     weight = np.full(num, 1 / num)
-    expected = np.empty(num)
+    expected = np.empty_like(ascending)
     for n in range(1, num + 1):
-        expected[n - 1] = weight @ ascending
+        expected[..., n - 1] = ascending @ weight
         if n < num:  # from C(k-1, n-1) / C(N, n) to the next n, without large numbers
             weight = weight * (below - n + 1) / n * (n + 1) / (num - n)
     return expected
 
 
-def win_rate(rewards_a: ArrayLike, rewards_b: ArrayLike) -> float:
+def win_rate(rewards_a: ArrayLike, rewards_b: ArrayLike) -> Floats:
     """How often one image of a has a higher reward than one of b: the share of all pairs, equal rewards counting half.
+
+    [..., n] and [..., m] -> [...].
 
     The probability of superiority (the Mann-Whitney statistic over its largest value); the usual win rate is this with one image each.
 
-    >>> win_rate([1.0, 3.0], [2.0, 1.0])
+    >>> float(win_rate([1.0, 3.0], [2.0, 1.0]))
     0.625
     """
-    differences = _finite(rewards_a)[:, None] - _finite(rewards_b)
-    return float((np.sign(differences) + 1).mean() / 2)
-
-
-def holm(p_values: ArrayLike) -> Floats:
-    """p-values [n] adjusted for being n of them, so that the chance of any false discovery stays below the level chosen (Holm 1979).
-
-    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():  # False for NaN too
-        raise ValueError("p_values are a list of numbers in [0, 1], without NaN")
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
-
-
-def difference(value: float, samples: ArrayLike, confidence: float = 0.95) -> Difference:
-    """What bootstrap samples [R] of a difference say of its value: its interval, and how often chance would give it.
-
-    >>> difference(0.5, [0.4, 0.5, 0.6]).p_value
-    0.5
-    """
-    found = np.asarray(samples, dtype=np.float64)
-    least = float(min((found <= 0).sum(), (found >= 0).sum()))
-    return Difference(value, *interval(found, confidence), min(1.0, 2 * (least + 1) / (len(found) + 1)))
+    signs: Floats = np.sign(_finite(rewards_a)[..., :, None] - _finite(rewards_b)[..., None, :])
+    return (1 + signs.mean(axis=(-2, -1))) / 2
 
 
 def _finite(rewards: ArrayLike) -> Floats:
     found = np.asarray(rewards, dtype=np.float64)
-    if found.ndim != 1 or not len(found):
+    if not found.ndim or not found.shape[-1]:
         raise ValueError(f"rewards are a list of at least one number, not of shape {found.shape}")
     if not np.isfinite(found).all():
-        raise ValueError(f"reward {int(np.flatnonzero(~np.isfinite(found))[0])} is {found[~np.isfinite(found)][0]}; rewards must be finite")
+        raise ValueError(f"a reward is {found[~np.isfinite(found)][0]}; rewards must be finite")
     return found

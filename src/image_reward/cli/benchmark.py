@@ -91,7 +91,9 @@ class Benchmark(SeveralModelOptions, OutputOptions):
             if path.suffix.lower() not in (".html", ".md", ".json"):
                 raise UsageError(f"--report {path}: a report is written as .html, .md or .json")
             if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
-                raise UsageError("--report FILE.html draws figures, which needs matplotlib: pip install 'image-reward[report]'")
+                raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
+            if not path.parent.is_dir():
+                raise UsageError(f"--report {path}: there is no folder {path.parent}")
 
     def _scored(self) -> tuple[Rewards, Selection, GeneratedImages | None]:
         """The rewards, of saved results or of images scored now; which of them compare; and the images, if they are here."""

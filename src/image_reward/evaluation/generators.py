@@ -614,14 +614,18 @@ def _scorer_result(
 ) -> ScorerResult:
     names = list(rewards)
     num = len(names)
-    curves = [[metrics.expected_maximum(values) for values in rewards[name]] for name in names]  # [G][P][n]
-    most = min(len(curve) for curve in curves[0])
-    best_of = np.array([[curve[:most] for curve in of_prompts] for of_prompts in curves]).transpose(1, 0, 2)  # [P, G, most]
-    means = best_of[:, :, 0]
+    sizes = np.array([len(values) for values in rewards[names[0]]])
+    most = int(sizes.min())
+    best_of = np.empty((len(prompts), num, most))
     matrix = np.full((len(prompts), num, num), 0.5)
-    for a, b in combinations(range(num), 2):
-        matrix[:, a, b] = [metrics.win_rate(x, y) for x, y in zip(rewards[names[a]], rewards[names[b]], strict=True)]
-        matrix[:, b, a] = 1 - matrix[:, a, b]
+    for size in np.unique(sizes):  # prompts of equally many images at once
+        alike = np.flatnonzero(sizes == size)
+        stack = np.array([[rewards[name][p] for name in names] for p in alike.tolist()])  # [P, G, n]
+        best_of[alike] = metrics.expected_maximum(stack)[:, :, :most]
+        for a, b in combinations(range(num), 2):
+            matrix[alike, a, b] = metrics.win_rate(stack[:, a], stack[:, b])
+            matrix[alike, b, a] = 1 - matrix[alike, a, b]
+    means = best_of[:, :, 0]
     contests = (np.sign(means[:, :, None] - means[:, None, :]) + 1) / 2
     wins, prompt_wins = ((table.sum(axis=2) - 0.5) / max(num - 1, 1) for table in (matrix, contests))  # [P, G], without itself
 
@@ -664,7 +668,7 @@ def _scorer_result(
         generators=found,
         win_matrix=matrix.mean(axis=0)[np.ix_(order, order)].tolist(),
         differences=[
-            PairDifference(names[a], names[b], t.value, t.low, t.high, t.p_value, float(p))
+            PairDifference(names[a], names[b], t.value, t.low, t.high, t.p_value, p)
             for (a, b), t, p in zip(pairs, tested, adjusted, strict=True)
         ],
         spearman=spearman,
