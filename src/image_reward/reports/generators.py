@@ -159,7 +159,8 @@ def _figures(found: Mapping[str, Any], scorer: Mapping[str, Any]) -> list[Block]
     ]
     if len(names) > 1:
         plot = figure()
-        heat_map(plot.add_subplot(), scorer["win_matrix"], names, names, format=".0%", limits=(0.0, 1.0))
+        rates_of = np.where(np.eye(len(names), dtype=bool), np.nan, scorer["win_matrix"])  # none is its own opponent
+        heat_map(plot.add_subplot(), rates_of, names, names, format=".0%", limits=(0.0, 1.0))
         rates = ", ".join(f"{g['name']} {_percent(g['win_rate']['value'])}" for g in generators)
         said = f"The win rate of each generator against each other. Over all opponents: {rates}."
         blocks.append(Plot(plot, f"{name}: win rates", said, "The row against the column."))
