@@ -161,6 +161,9 @@ def test_results(tmp_path: Path) -> None:
     assert [(prompt.id, prompt.prompt) for prompt in prompts] == [("p1", "a cat"), ("p2", "a green car")]
     assert rewards["S"]["b"] == {"p1": [0.0, 1.0], "p2": [2.0, 2.0]}
     assert read_results(folder, PROMPTS)[0] == PROMPTS  # with their categories
+    original = tmp_path / "S" / "S-benchmark-sd2-1-result.json"  # as the original's program calls it
+    original.write_text((folder / "S" / "a.json").read_text())
+    assert list(read_results(folder)[1]["S"]) == ["sd2-1", "a", "b", "c"]
     touch(tmp_path / "images", "a/p1_0.png")
     assert not holds_results(tmp_path / "images")
 
@@ -319,10 +322,10 @@ def test_human_rankings(tmp_path: Path) -> None:
 
 def test_published_wins_are_for_the_paper_s_generators_and_prompts() -> None:
     prompts = prompt_set("ImageReward")
-    found = published_ranking(["openjourney", "Stable Diffusion 2.1-base", "DALLE2", "mine"], prompts[:10])
+    found = published_ranking(["openjourney", "Stable Diffusion 2.1-base", "DALLE2", "vd", "mine"], prompts[:10])
     assert found is not None
-    assert found.values == {"openjourney": 507, "Stable Diffusion 2.1-base": 463, "DALLE2": 390}
-    assert list(found.ranks.values()) == [1, 2, 3]
+    assert found.values == {"openjourney": 507, "Stable Diffusion 2.1-base": 463, "DALLE2": 390, "vd": 340}
+    assert list(found.ranks.values()) == [1, 2, 3, 4]
     assert published_ranking(["openjourney", "sd2-1"], prompts) is None
     assert published_ranking(["openjourney", "sd2-1", "dalle2"], PROMPTS) is None
 

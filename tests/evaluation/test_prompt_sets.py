@@ -23,6 +23,8 @@ CATS = [Prompt("a", "a cat", "animals"), Prompt("b", "two cats, sitting")]
         ("p.json", '[{"id": "a", "prompt": "a cat", "category": "animals"}, {"id": "b", "prompt": "two cats, sitting"}]', CATS),
         ("p.jsonl", '{"id": "a", "prompt": "a cat", "category": "animals"}\n\n{"id": "b", "prompt": "two cats, sitting"}\n', CATS),
         ("p.csv", 'prompt_id,prompt,category\na,a cat,animals\nb,"two cats, sitting",\n', CATS),
+        ("p.csv", "id,prompt\na,a\u2028cat\n", [Prompt("a", "a\u2028cat")]),  # no end of a line
+        ("p.txt", "a\u2028cat\r\n", [Prompt("00000", "a\u2028cat")]),
         ("p.json", '["a cat", "two cats"]', [Prompt("00000", "a cat"), Prompt("00001", "two cats")]),
         ("p.txt", "a cat\n\n[two] cats\n", [Prompt("00000", "a cat"), Prompt("00001", "[two] cats")]),
         ("p.tsv", "Prompt\tCategory\tNote\na cat\tAnimals\t\n", [Prompt("00000", "a cat", "Animals")]),

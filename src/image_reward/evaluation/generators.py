@@ -339,7 +339,9 @@ def read_results(folder: str | os.PathLike[str], prompts: Sequence[Prompt] | Non
             _check_same_prompts(found, prompts, path)
             if unknown := [prompt.id for prompt in found if prompt.id not in known]:
                 raise ValueError(f"{path} has {len(unknown)} prompts that are not among those given: {some(unknown)}")
-        rewards.setdefault(path.parent.name, {})[path.stem] = {row["id"]: row["rewards"] for row in table}
+        # the original's own program calls them SCORER/SCORER-benchmark-GENERATOR-result.json
+        generator = path.stem.removeprefix(f"{path.parent.name}-benchmark-").removesuffix("-result")
+        rewards.setdefault(path.parent.name, {})[generator] = {row["id"]: row["rewards"] for row in table}
     if not rewards:
         raise ValueError(f"{folder} holds no results; they are SCORER/GENERATOR.json files")
     generators = set().union(*rewards.values())
@@ -410,7 +412,7 @@ def published_ranking(generators: Sequence[str], prompts: Sequence[Prompt]) -> H
     None where fewer than three are recognised, or the prompts are not those that people compared them on.
     """
     table = json.loads(files("image_reward").joinpath("assets/human_wins.json").read_text(encoding="utf-8"))
-    wins = {_plain(row[key]): row["wins"] for row in table["generators"] for key in ("name", "folder")}
+    wins = {_plain(name): row["wins"] for row in table["generators"] for name in (row["name"], *row["folders"])}
     known = {generator: float(wins[_plain(generator)]) for generator in generators if _plain(generator) in wins}
     compared = {(prompt.id, prompt.prompt) for prompt in prompt_set(table["prompts"])}
     if len(known) < 3 or len(set(map(_plain, known))) < len(known) or not {(prompt.id, prompt.prompt) for prompt in prompts} <= compared:

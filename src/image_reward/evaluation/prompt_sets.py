@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -198,7 +199,7 @@ def rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     if suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")
+        reader = csv.DictReader(StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(f"{path}, line {reader.line_num} has not as many cells as the header; quote cells that hold commas")
@@ -209,7 +210,7 @@ def rows(path: Path) -> Iterator[Mapping[str, Any]]:
         lines = enumerate(text.split("\n"), start=1)
         yield from _objects([_json(line, f"{path}, line {number}") for number, line in lines if line.strip()], path)
     else:
-        yield from ({"prompt": line.strip()} for line in text.splitlines() if line.strip())
+        yield from ({"prompt": line.strip()} for line in text.split("\n") if line.strip())
 
 
 def _json(text: str, where: str) -> Any:
