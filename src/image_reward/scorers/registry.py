@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, HubFile, ScorerConfig, fetch, find_local, read_checkpoint
+from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, HubFile, ScorerConfig, WebFile, fetch, find_local, read_checkpoint
 from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
@@ -71,7 +71,7 @@ class ModelSpec:
     range: str
     """The values that the score takes, in words."""
     build: Build
-    files: tuple[HubFile, ...] = ()
+    files: tuple[HubFile | WebFile, ...] = ()
     """Where they are downloaded from."""
     config: ScorerConfig | None = None
     """For a file that carries none."""
@@ -96,7 +96,8 @@ class ModelSpec:
         """Bytes of all files; None where it is not known before the download."""
         if self.packaged:
             return (self._folder / WEIGHTS_NAME).stat().st_size
-        return sum(file.size for file in self.files)
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
 
     @property
     def _folder(self) -> Path:
