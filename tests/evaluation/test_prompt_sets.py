@@ -88,7 +88,9 @@ def test_every_set_is_pinned_to_what_cannot_change() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[hub.Hub]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.Hub]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with hub.serve() as found:
         found.files = {"styles/anime.json": b'["a cat", "a dog"]', "styles/photo.json": b'["a car"]'}
         yield found
@@ -104,7 +106,7 @@ def test_a_set_of_several_files_is_downloaded_once(server: hub.Hub, monkeypatch:
     assert prompt_set("styles") == expected
     assert len(server.asked("GET")) == 2
     monkeypatch.setitem(prompt_sets.PROMPT_SETS, "styles", replace(spec, num_prompts=4))
-    with pytest.raises(ValueError, match=r"styles has 4 prompts, but .* holds 3; delete the files there"):
+    with pytest.raises(ValueError, match=r"styles has 4 prompts, but .*anime\.json, .*photo\.json hold 3; delete them and try again"):
         prompt_set("styles")
 
 
@@ -112,7 +114,7 @@ def test_what_cannot_be_downloaded_can_be_placed_by_hand(server: hub.Hub, monkey
     url = f"{server.url}/gone/resolve/main/DrawBench%20Prompts.csv"
     with pytest.raises(DownloadError, match="404") as caught:
         fetch_text(url)
-    place = Path(str(caught.value).rsplit("put it at ", 1)[1])
+    place = Path(str(caught.value).rsplit("put it at ", 1)[1].split(", or give its path")[0])
     assert place.name == "DrawBench Prompts.csv"
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
     with pytest.raises(DownloadError, match=r"offline mode \(HF_HUB_OFFLINE\) is on\. By hand: fetch http"):
@@ -122,16 +124,6 @@ def test_what_cannot_be_downloaded_can_be_placed_by_hand(server: hub.Hub, monkey
     assert read_prompts(fetch_text(url)) == [Prompt("00000", "a cat", "Animals")]
 
 
-def test_a_broken_download_leaves_nothing(server: hub.Hub) -> None:
-    server.cut_after = 5
-    with pytest.raises(DownloadError, match=r"anime\.json could not be downloaded"):
-        fetch_text(f"{server.url}/styles/resolve/main/anime.json")
-    server.status = 200
-    assert json.loads(fetch_text(f"{server.url}/styles/resolve/main/anime.json").read_text()) == ["a cat", "a dog"]
-
-
 def test_hub_files_come_from_the_mirror(server: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    path = fetch_text("https://huggingface.co/styles/resolve/main/photo.json")
-    assert json.loads(path.read_text()) == ["a car"]
-    assert "huggingface.co" in path.parts
+    assert json.loads(fetch_text("https://huggingface.co/styles/resolve/main/photo.json").read_text()) == ["a car"]

@@ -8,17 +8,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
 
-from image_reward.checkpoints import written_whole
-from image_reward.errors import DownloadError
+from image_reward.checkpoints import WebFile, fetch
 
 _PROMPT_KEYS = ("prompt", "Prompt", "Prompts", "text")
 _ID_KEYS = ("id", "prompt_id")
@@ -113,45 +108,24 @@ def prompt_set(name: str) -> list[Prompt]:
     if spec.packaged:
         return read_prompts(str(files("image_reward").joinpath(spec.packaged)))
     found = []
-    for category, url in spec.sources.items():
-        path = fetch_text(url)
+    paths = [fetch_text(url) for url in spec.sources.values()]
+    for category, path in zip(spec.sources, paths, strict=True):
         part = read_prompts(path)
         found += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
     if len(found) != spec.num_prompts:
-        raise ValueError(
-            f"{name} has {spec.num_prompts} prompts, but {path.parent} holds {len(found)}; delete the files there and try again"
-        )
+        files_there = ", ".join(map(str, paths))
+        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} hold {len(found)}; delete them and try again")
     return found
 
 
 def fetch_text(url: str) -> Path:
-    """A small file from the web, downloaded once into the cache: ``$XDG_CACHE_HOME/image-reward/web/HOST/PATH``.
+    """A small file from the web, downloaded once. Mirrors of the hub (``HF_ENDPOINT``) and offline mode are honoured.
 
-    Mirrors of the hub (``HF_ENDPOINT``) and offline mode (``HF_HUB_OFFLINE``) are honoured. Raises ``DownloadError`` that says how to
-    place the file by hand.
+    Raises ``DownloadError`` that says how to place the file by hand.
     """
-    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub import constants
 
-    parts = urlsplit(url)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "image-reward" / "web"
-    path = cache / parts.netloc.replace(":", "_") / unquote(parts.path).lstrip("/")
-    if path.is_file():
-        return path
-    by_hand = f"By hand: fetch {url} on another machine and put it at {path}"
-    if is_offline_mode():
-        raise DownloadError(f"{path.name} is not on this machine and offline mode (HF_HUB_OFFLINE) is on. {by_hand}")
-    source = url.replace("https://huggingface.co", constants.ENDPOINT, 1)
-    try:
-        with urlopen(Request(source, headers={"User-Agent": "image-reward"}), timeout=30) as response:
-            content = response.read()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_bytes(content)
-    except (OSError, HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()  # it holds the connection
-        raise DownloadError(f"{path.name} could not be downloaded from {source}: {error}. {by_hand}") from error
-    return path
+    return fetch(WebFile(url.replace("https://huggingface.co", constants.ENDPOINT, 1)))
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
