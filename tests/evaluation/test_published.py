@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def test_the_published_test_split_is_known_by_its_content() -> None:
     assert (rows["ImageReward"]["accuracy"], rows["ImageReward"]["here"]) == (65.14, "ImageReward-v1.0")
     assert rows["CLIP"]["here"] is None
     assert found.published["people"][0]["agreement"] == 65.3
+    assert found.published["sources"]["Xu et al. 2023"] == "arXiv 2304.05977"
     assert published_results(comparisons, {}, []) is not None  # by ids and prompts alone
     assert published_results(comparisons[1:], {}, []) is None
 
@@ -46,3 +49,13 @@ def test_other_data_is_not_taken_for_published(monkeypatch: pytest.MonkeyPatch) 
     known = published_results(comparisons, {}, ["ImageReward"])
     assert known is not None
     assert [row["here"] for row in known["accuracies"] if row["here"]] == ["ImageReward"]
+
+
+def test_every_number_has_its_source() -> None:
+    told = json.loads(files("image_reward").joinpath("assets/published_results.json").read_text(encoding="utf-8"))
+    for data in told["datasets"]:
+        best = [data["best_and_worst"]] if data["best_and_worst"] else []
+        for row in [*data["accuracies"], *data["people"], *best]:
+            assert any(row["source"].startswith(name) for name in told["sources"]), row
+    # 153,000 published judgements are ten annotators' of these pairs: 100 prompts of 10 images, 300 of 9
+    assert told["datasets"][1]["counts"] == {"prompts": 400, "images": 100 * 10 + 300 * 9, "pairs": 100 * 45 + 300 * 36}

@@ -22,7 +22,7 @@ def found(scorers: int = 2, **options: Any) -> dict[str, Any]:
     comparisons.append(replace(comparisons[0], ranks=(1, 3, 2), id="again"))
     rewards = {"perfect": [3.0, 2.0, 1.0], "reversed": [1.0, 2.0, 3.0], "constant": [0.0, 0.0, 0.0]}
     chosen = {name: [rewards[name]] * 11 for name in list(rewards)[:scorers]}
-    return evaluate(chosen, comparisons, num_resamples=100, **options).as_dict()
+    return evaluate(chosen, comparisons, **{"num_resamples": 100} | options).as_dict()
 
 
 def grids(report: Report) -> dict[str, Grid]:
@@ -53,18 +53,17 @@ def test_all_metrics_of_all_scorers_are_in_one_table() -> None:
 
 
 def test_differences_say_who_is_better() -> None:
-    table = grids(people_report(found(scorers=3), "mine"))["Differences between scorers"]
-    assert len(table.rows) == 6  # three pairs, two accuracies
-    scorers, metric, value, p, corrected, words = table.rows[0]
-    assert (scorers, metric, words) == (
-        "perfect - reversed",
-        "pooled",
-        "no difference shown",
-    )  # of 100 resamples the p-value cannot be smaller
+    few = grids(people_report(found(scorers=3), "mine"))["Differences between scorers"]
+    assert [column.title for column in few.columns] == ["scorers", "accuracy", "difference", "p", "corrected", "better"]
+    assert len(few.rows) == 6  # three pairs, two accuracies
+    scorers, metric, value, p, corrected, better = few.rows[0]
+    assert (scorers, metric, p, corrected) == ("perfect - reversed", "pooled", f"{2 / 101:.3f}", f"{6 / 101:.3f}")
     assert value.startswith("+93.94 [+")
-    assert float(p) == pytest.approx(2 / 101, abs=1e-3)
-    assert float(corrected) == pytest.approx(6 / 101, abs=1e-3)
-    assert "corrects for the 3 pairs of scorers" in table.caption
+    assert better == "not shown"  # of 100 resamples: the p-value cannot be smaller
+    assert "corrected by Holm's method for the 3 pairs of scorers, is at most 0.05" in few.caption
+    enough = grids(people_report(found(num_resamples=1000), "mine"))["Differences between scorers"]
+    assert [column.title for column in enough.columns] == ["scorers", "accuracy", "difference", "p", "better"]
+    assert [row[-1] for row in enough.rows] == ["perfect", "perfect"]
 
 
 def test_a_difference_that_is_not_shown_is_not_claimed() -> None:
@@ -72,7 +71,7 @@ def test_a_difference_that_is_not_shown_is_not_claimed() -> None:
     comparisons = [Comparison(f"a cat {i}", ("a.png", "b.png"), (1, 2), id=str(i)) for i in range(30)]
     rewards = {name: random.normal(size=(30, 2)).tolist() for name in "ab"}
     table = grids(people_report(evaluate(rewards, comparisons, num_resamples=100).as_dict(), "mine"))["Differences between scorers"]
-    assert {row[-1] for row in table.rows} == {"no difference shown"}
+    assert {row[-1] for row in table.rows} == {"not shown"}
 
 
 def test_best_and_worst_stand_beside_chance() -> None:
@@ -118,6 +117,7 @@ def test_published_numbers_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) ->
             {"scorer": "Perfect", "accuracy": 65.1, "source": "Someone 2023", "here": "perfect"},
             {"scorer": "CLIP", "accuracy": 54.82, "source": "Someone 2023", "here": None},
         ],
+        "sources": {"Someone 2023": "arXiv 1234.56789"},
         "people": [{"who": "one annotator with another", "agreement": 65.3, "source": "Someone 2023"}],
         "best_and_worst": {
             "source": "Someone 2023",
@@ -129,12 +129,14 @@ def test_published_numbers_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) ->
     report = people_report(found(), "mine")
     assert "mine, which is the Some test split as published" in report.lead
     table = grids(report)["Published for Some test"]
-    accuracy, pooled, per_prompt, name, source = cells(table, "Perfect")
-    assert (accuracy, name, source) == ("65.1", "perfect", "Someone 2023")
+    accuracy, pooled, per_prompt, source = cells(table, "Perfect, here perfect")
+    assert (accuracy, source) == ("65.1", "Someone 2023")
     assert pooled.startswith("96.97 [")
     assert per_prompt.startswith("96.97 [")
-    assert cells(table, "CLIP") == ["54.82", "", "", "", "Someone 2023"]
+    assert cells(table, "CLIP") == ["54.82", "-", "-", "Someone 2023"]
+    assert cells(table, "one annotator with another") == ["65.3", "-", "-", "Someone 2023"]
     assert table.strong == {0}
+    assert table.caption.endswith("Someone 2023: arXiv 1234.56789.")
     best = grids(report)["The best and the worst image found"]
     assert cells(best, "CLIP, published") == ["27.22", "-", "29.65", "51.75"]
     assert "compare them with each other, not with those above" in best.caption

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,12 +66,13 @@ class Evaluate(SeveralModelOptions, OutputOptions):
         comparisons = read(self.data, self.images, self.limit)
         ks = usable_ks(comparisons, self.k)
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
-        if self.model or not saved:
+        computing = bool(self.model) or not saved
+        if computing:
             models = self.load_all()
             names = [*scorers, *(model.name for model in models)]
             for model, given in zip(models, self.model or names[-1:], strict=True):  # runs/a/model and runs/b/model are both called model
                 scorers[model.name if names.count(model.name) == 1 else given] = model
-        with progress("images") as on_image:
+        with progress("images") if computing else nullcontext() as on_image:
             found = evaluate(
                 scorers,
                 comparisons,

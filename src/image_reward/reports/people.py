@@ -77,45 +77,45 @@ def _differences(found: Found) -> list[Block]:
     """A row for each pair of scorers and metric, with what it says in words."""
     if not found["differences"]:
         return []
+    level = 1 - found["confidence"]
+    num_pairs = len(found["differences"]) // len({row["metric"] for row in found["differences"]})
     rows = []
     for row in found["differences"]:
-        better, worse = (row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"])
-        certain = row["p_holm"] <= 1 - found["confidence"] + 1e-12
+        better = row["a"] if row["value"] > 0 else row["b"]
         rows.append(
             [
                 f"{row['a']} - {row['b']}",
                 _IN_SENTENCES[row["metric"]],
                 f"{100 * row['value']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]",
                 _p_value(row["p_value"]),
-                _p_value(row["p_holm"]),
-                f"{better} is better than {worse}" if certain else "no difference shown",
+                *([_p_value(row["p_holm"])] if num_pairs > 1 else []),
+                better if row["p_holm"] <= level + 1e-12 else "not shown",
             ]
         )
-    num_pairs = len(rows) // len({row["metric"] for row in found["differences"]})
-    many = (
-        f"; Holm's method corrects for the {num_pairs} pairs of scorers" if num_pairs > 1 else "; one pair of scorers needs no correction"
-    )
-    caption = (
-        "Percentage points of accuracy, each resample drawing the same prompts for both. A scorer is called better where the corrected "
-        f"p-value is at most {1 - found['confidence']:.2g}{many}."
-    )
-    columns = [Column("scorers", "left"), Column("accuracy", "left"), Column("difference"), Column("p"), Column("p, corrected")]
-    return [Grid([*columns, Column("conclusion", "left")], rows, "Differences between scorers", caption)]
+    caption = "Percentage points of accuracy, each resample drawing the same prompts for both. One is called better where "
+    if num_pairs > 1:
+        caption += f"the p-value, corrected by Holm's method for the {num_pairs} pairs of scorers, is at most {level:.2g}."
+    else:
+        caption += f"the p-value is at most {level:.2g}."
+    columns = [Column("scorers", "left"), Column("accuracy", "left"), Column("difference"), Column("p")]
+    columns += [Column("corrected")] if num_pairs > 1 else []
+    return [Grid([*columns, Column("better", "left")], rows, "Differences between scorers", caption)]
 
 
 def _published(found: Found) -> Grid:
     published = found["published"]
+    matched = frozenset(place for place, row in enumerate(published["accuracies"]) if row["here"])
+    metrics = (_POOLED, _PER_PROMPT) if matched else ()
     rows = []
     for row in published["accuracies"]:
         here = found["scorers"][row["here"]]["metrics"] if row["here"] else {}
-        measured = [_cell(here[metric], metric) if here else "" for metric in (_POOLED, _PER_PROMPT)]
-        rows.append([row["scorer"], f"{row['accuracy']:g}", *measured, row["here"] or "", row["source"]])
-    rows += [[row["who"], f"{row['agreement']:g}", "", "", "", row["source"]] for row in published["people"]]
-    matched = frozenset(place for place, row in enumerate(published["accuracies"]) if row["here"])
-    columns = [Column("scorer", "left"), Column("published"), Column("here, pooled"), Column("here, per prompt")]
-    columns += [Column("here called", "left"), Column("source", "left")]
-    caption = "Accuracy in percent. Not all sources say whether theirs is pooled or per prompt."
-    return Grid(columns, rows, f"Published for {published['name']}", caption, strong=matched)
+        name = f"{row['scorer']}, here {row['here']}" if row["here"] not in (None, row["scorer"]) else row["scorer"]
+        rows.append([name, f"{row['accuracy']:g}", *(_cell(here.get(metric), metric) for metric in metrics), row["source"]])
+    rows += [[row["who"], f"{row['agreement']:g}", *("-" for _ in metrics), row["source"]] for row in published["people"]]
+    columns = [Column("scorer", "left"), Column("published"), *(Column(f"here, {_IN_SENTENCES[metric]}") for metric in metrics)]
+    caption = "Accuracy in percent; not all sources say whether theirs is pooled or per prompt. "
+    caption += "; ".join(f"{name}: {place}" for name, place in published["sources"].items()) + "."
+    return Grid([*columns, Column("source", "left")], rows, f"Published for {published['name']}", caption, strong=matched)
 
 
 def _best_and_worst(found: Found) -> Grid:
