@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,19 +61,22 @@ class Evaluate(SeveralModelOptions, OutputOptions):
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import read
-        from image_reward.evaluation import evaluate, read_rewards, write_per_prompt
+        from image_reward.evaluation import evaluate, read_rewards, usable_ks, write_per_prompt
 
         comparisons = read(self.data, self.images, self.limit)
+        ks = usable_ks(comparisons, self.k)
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
-        if self.model or not saved:
+        computing = bool(self.model) or not saved
+        if computing:
             models = self.load_all()
-            _check_names([*scorers, *(model.name for model in models)])
-            scorers |= {model.name: model for model in models}
-        with progress("images") as on_image:
+            names = [*scorers, *(model.name for model in models)]
+            for model, given in zip(models, self.model or names[-1:], strict=True):  # runs/a/model and runs/b/model are both called model
+                scorers[model.name if names.count(model.name) == 1 else given] = model
+        with progress("images") if computing else nullcontext() as on_image:
             found = evaluate(
                 scorers,
                 comparisons,
-                ks=self.k,
+                ks=ks,
                 predicted_ties=self.predicted_ties,
                 human_ties=self.human_ties,
                 confidence=self.confidence,

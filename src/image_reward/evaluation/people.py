@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError
-from image_reward.evaluation.agreement import Agreement, agreement, annotators
+from image_reward.evaluation.agreement import Agreement, Annotators, agreement, annotators
 from image_reward.evaluation.published import published_results
 from image_reward.evaluation.rewards import Rewards, aligned, score_comparisons
 from image_reward.metrics import CalibrationBin, HumanTies, PredictedTies
@@ -168,7 +169,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the results of each prompt: NaN becomes None."""
-        found = asdict(self)
+        found = asdict(replace(self, scorers={name: replace(measured, per_prompt=[]) for name, measured in self.scorers.items()}))
         for name, measured in self.scorers.items():
             found["scorers"][name]["calibration"] = [_without_nan(b._asdict()) for b in measured.calibration]
             del found["scorers"][name]["per_prompt"]
@@ -208,29 +209,17 @@ def evaluate(
     Raises ``ValueError`` for no comparisons, no scorers, or no such k; ``ComparisonError`` that names ids used twice, prompts or images
     without a finite reward, or data in which people tied everything; and whatever a scorer raises for an image.
     """
-    if not comparisons or not scorers:
-        raise ValueError(f"there are no {'comparisons to evaluate on' if scorers else 'scorers to evaluate'}")
-    ids = [c.id for c in comparisons if c.id]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise ComparisonError(f"the id {twice!r} is used twice; give each comparison an id of its own, or none")
-    most = max(len(c.images) for c in comparisons)
-    ks = tuple(k for k in DEFAULT_KS if k < most) if ks is None else tuple(dict.fromkeys(ks))
-    if min(ks, default=1) < 1:
-        raise ValueError(f"ks are integers from 1, not {list(ks)}")
-    if max(ks, default=1) >= most:
-        raise ValueError(f"no prompt has more than {max(ks)} images, which recall@{max(ks)} needs; the most here are {most}, so give k below that")
+    if not scorers:
+        raise ValueError("there are no scorers to evaluate")
+    ks = usable_ks(comparisons, ks)
     pair_counts = [metrics.num_pairs(c.ranks) for c in comparisons]
     num_untied, num_tied = (sum(column) for column in zip(*pair_counts, strict=True))
-    if not num_untied:
-        raise ComparisonError("people tied every pair of images here, so there is no order to agree with; give data with an order")
-
     rewards = _rewards(scorers, comparisons, on_image)
     columns = _Columns()
     pairs: dict[str, list[_Pairs]] = {}
     tokens = [len(encoding) + 2 for encoding in bert_tokenizer().encode_batch([c.prompt for c in comparisons], add_special_tokens=False)]
     groups = {
-        "length": _groups([next(name for name, most in _LENGTHS.items() if num <= most) for num in tokens], list(_LENGTHS)),
+        "length": _groups([next(name for name, longest in _LENGTHS.items() if num <= longest) for num in tokens], list(_LENGTHS)),
         "category": _groups([c.category or "none given" for c in comparisons]) if any(c.category for c in comparisons) else {},
     }
     for name, values in rewards.items():
@@ -245,7 +234,7 @@ def evaluate(
                 columns.add((name, kind, group), np.where(inside, accuracies, np.nan), weights)
     people = annotators(comparisons)
     if people:
-        columns.add("annotators", people.shares, people.num_pairs)
+        columns.add((None, "annotators"), people.shares, people.num_pairs)
     keys = [normalized_prompt(c.prompt) for c in comparisons]
     estimates, samples = columns.estimates(keys, num_resamples, confidence, seed)
 
@@ -272,7 +261,13 @@ def evaluate(
         for kind, members in groups.items()
     }
     num_images = sum(len(c.images) for c in comparisons)
-    counts = {"prompts": len(keys), "images": num_images, "untied pairs": num_untied, "tied pairs": num_tied, "pairs": num_untied + num_tied}
+    counts = {
+        "prompts": len(keys),
+        "images": num_images,
+        "untied pairs": num_untied,
+        "tied pairs": num_tied,
+        "pairs": num_untied + num_tied,
+    }
     return Evaluation(
         num_prompts=len(comparisons),
         num_distinct_prompts=len(set(keys)),
@@ -290,9 +285,33 @@ def evaluate(
         by_category=by["category"],
         differences=_differences(list(rewards), estimates, samples, confidence),
         agreement=agreement(rewards, comparisons),
-        annotators=people and AnnotatorAgreement(estimates["annotators"], sum(people.num_pairs), people.num_rankings, people.alpha),
+        annotators=_annotator_agreement(people, estimates),
         published=published_results(comparisons, counts, list(rewards)),
     )
+
+
+def usable_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The k of recall@k and filter@k, by default those of 1, 2 and 4 that some prompt has more images than.
+
+    Raises what ``evaluate`` raises for its comparisons and ks, which can be known before a scorer is loaded.
+    """
+    if not comparisons:
+        raise ValueError("there are no comparisons to evaluate on")
+    twice = [name for name, num in Counter(c.id for c in comparisons if c.id).items() if num > 1]
+    if twice:
+        raise ComparisonError(f"the id {twice[0]!r} is used twice; give each comparison an id of its own, or none")
+    if not any(metrics.num_pairs(c.ranks)[0] for c in comparisons):
+        raise ComparisonError("people tied every pair of images here, so there is no order to agree with; give data with an order")
+    most = max(len(c.images) for c in comparisons)
+    if ks is None:
+        return tuple(k for k in DEFAULT_KS if k < most)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks are integers from 1, not {list(ks)}")
+    if max(ks) >= most:
+        raise ValueError(
+            f"no prompt has more than {max(ks)} images, which recall@{max(ks)} needs; the most here are {most}, so give k below that"
+        )
+    return tuple(dict.fromkeys(ks))
 
 
 def _rewards(
@@ -324,6 +343,12 @@ def _chance(comparisons: Sequence[Comparison], ks: Sequence[int]) -> dict[str, f
             shares = [metrics.chance_at_k(read(c.ranks), k) for c in comparisons if len(c.ranks) > k]
             found[f"{what}@{k}"] = _or_none(float(metrics.weighted_mean(shares)))
     return found
+
+
+def _annotator_agreement(people: Annotators | None, estimates: Mapping[Any, Estimate]) -> AnnotatorAgreement | None:
+    if people is None:
+        return None
+    return AnnotatorAgreement(estimates[None, "annotators"], sum(people.num_pairs), people.num_rankings, people.alpha)
 
 
 def _differences(

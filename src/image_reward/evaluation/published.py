@@ -28,7 +28,9 @@ def published_results(comparisons: Sequence[Comparison], counts: Mapping[str, in
     names = {_plain(also): row["scorer"] for row in found["accuracies"] for also in (row["scorer"], *row["also"])}
     here = {names[_plain(scorer)]: scorer for scorer in scorers if _plain(scorer) in names}
     accuracies = [{k: row[k] for k in ("scorer", "accuracy", "source")} | {"here": here.get(row["scorer"])} for row in found["accuracies"]]
-    return {key: found[key] for key in ("name", "people", "best_and_worst")} | {"accuracies": accuracies}
+    rows = [*found["accuracies"], *found["people"]]
+    sources = {name: place for name, place in told["sources"].items() if any(row["source"].startswith(name) for row in rows)}
+    return {key: found[key] for key in ("name", "people", "best_and_worst")} | {"accuracies": accuracies, "sources": sources}
 
 
 def fingerprint(comparisons: Sequence[Comparison]) -> str:

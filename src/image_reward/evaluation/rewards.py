@@ -6,6 +6,7 @@ import json
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -113,7 +114,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_once(ids: Sequence[str]) -> None:
-    twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+    twice = [name for name, num in Counter(ids).items() if num > 1]
     if twice:
         raise ComparisonError(f"{len(twice)} ids are there twice: {_some(twice)}; keep the rewards of one scorer and one run in a file")
 

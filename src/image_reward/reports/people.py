@@ -77,49 +77,51 @@ def _differences(found: Found) -> list[Block]:
     """A row for each pair of scorers and metric, with what it says in words."""
     if not found["differences"]:
         return []
+    level = 1 - found["confidence"]
+    num_pairs = len(found["differences"]) // len({row["metric"] for row in found["differences"]})
     rows = []
     for row in found["differences"]:
-        better, worse = (row["a"], row["b"]) if row["value"] > 0 else (row["b"], row["a"])
-        certain = row["p_holm"] <= 1 - found["confidence"] + 1e-12
+        better = row["a"] if row["value"] > 0 else row["b"]
         rows.append(
             [
                 f"{row['a']} - {row['b']}",
                 _IN_SENTENCES[row["metric"]],
                 f"{100 * row['value']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]",
                 _p_value(row["p_value"]),
-                _p_value(row["p_holm"]),
-                f"{better} is better than {worse}" if certain else "no difference shown",
+                *([_p_value(row["p_holm"])] if num_pairs > 1 else []),
+                better if row["p_holm"] <= level + 1e-12 else "not shown",
             ]
         )
-    num_pairs = len(rows) // len({row["metric"] for row in found["differences"]})
-    many = f", corrected by Holm's method for the {num_pairs} pairs of scorers" if num_pairs > 1 else ""
-    caption = (
-        f"Percentage points of accuracy, each resample drawing the same prompts for both. The last column is by the last p-value{many}, at "
-        f"{1 - found['confidence']:.2g}."
-    )
-    columns = [Column("scorers", "left"), Column("accuracy", "left"), Column("difference"), Column("p"), Column("p, corrected")]
-    return [Grid([*columns, Column("so", "left")], rows, "Differences between scorers", caption)]
+    caption = "Percentage points of accuracy, each resample drawing the same prompts for both. One is called better where "
+    if num_pairs > 1:
+        caption += f"the p-value, corrected by Holm's method for the {num_pairs} pairs of scorers, is at most {level:.2g}."
+    else:
+        caption += f"the p-value is at most {level:.2g}."
+    columns = [Column("scorers", "left"), Column("accuracy", "left"), Column("difference"), Column("p")]
+    columns += [Column("corrected")] if num_pairs > 1 else []
+    return [Grid([*columns, Column("better", "left")], rows, "Differences between scorers", caption)]
 
 
 def _published(found: Found) -> Grid:
     published = found["published"]
+    matched = frozenset(place for place, row in enumerate(published["accuracies"]) if row["here"])
+    metrics = (_POOLED, _PER_PROMPT) if matched else ()
     rows = []
     for row in published["accuracies"]:
-        here = found["scorers"][row["here"]]["metrics"][_POOLED] if row["here"] else None
-        rows.append([row["scorer"], f"{row['accuracy']:.2f}", _cell(here, _POOLED) if here else "", row["here"] or "", row["source"]])
-    rows += [[row["who"], f"{row['agreement']:.2f}", "", "", row["source"]] for row in published["people"]]
-    matched = frozenset(place for place, row in enumerate(published["accuracies"]) if row["here"])
-    columns = [Column("scorer", "left"), Column("published"), Column("here"), Column("here called", "left"), Column("source", "left")]
-    caption = "Accuracy in percent; here it is the pooled one."
-    return Grid(columns, rows, f"Published for {published['name']}", caption, strong=matched)
+        here = found["scorers"][row["here"]]["metrics"] if row["here"] else {}
+        name = f"{row['scorer']}, here {row['here']}" if row["here"] not in (None, row["scorer"]) else row["scorer"]
+        rows.append([name, f"{row['accuracy']:g}", *(_cell(here.get(metric), metric) for metric in metrics), row["source"]])
+    rows += [[row["who"], f"{row['agreement']:g}", *("-" for _ in metrics), row["source"]] for row in published["people"]]
+    columns = [Column("scorer", "left"), Column("published"), *(Column(f"here, {_IN_SENTENCES[metric]}") for metric in metrics)]
+    caption = "Accuracy in percent; not all sources say whether theirs is pooled or per prompt. "
+    caption += "; ".join(f"{name}: {place}" for name, place in published["sources"].items()) + "."
+    return Grid([*columns, Column("source", "left")], rows, f"Published for {published['name']}", caption, strong=matched)
 
 
 def _best_and_worst(found: Found) -> Grid:
     metrics = [f"{what}@{k}" for what in ("recall", "filter") for k in found["ks"]]
-    rows = [
-        [name, *(_percent(measured["metrics"][metric]["value"]) for metric in metrics)] for name, measured in found["scorers"].items()
-    ]
-    rows.append(["rewards at random", *(_percent(found["chance"][metric]) for metric in metrics)])
+    rows = [[name, *(_percent(measured["metrics"][metric]["value"]) for metric in metrics)] for name, measured in found["scorers"].items()]
+    rows.append(["chance, on these prompts", *(_percent(found["chance"][metric]) for metric in metrics)])
     caption = (
         "Percent. recall@k: how often the image people put first is among the scorer's top k; filter@k: the last among its bottom k. "
         "Only prompts of more than k images count: with k or fewer the answer is known."
@@ -151,7 +153,10 @@ def _groups(found: Found, kind: str, what: str) -> Grid:
 
 
 _MATRICES = {
-    "same_order": ("Same order (%)", "Of the pairs that people put in an order, how many both put in the same one; equal rewards are one too."),
+    "same_order": (
+        "Same order (%)",
+        "Of the pairs that people put in an order, how many both put in the same one; equal rewards are one too.",
+    ),
     "kendall_tau_b": ("Kendall's tau-b", "Mean over prompts."),
     "spearman": ("Spearman's rho", "Mean over prompts."),
 }
@@ -177,12 +182,13 @@ def _annotators(found: Found) -> list[Block]:
     people = found["annotators"]
     if not people:
         return []
-    same = people["same_order"]
-    alpha = "is not defined here, or `krippendorff` is not installed" if people["alpha"] is None else f"is {people['alpha']:.3f}"
+    same, alpha = people["same_order"], people["alpha"]
+    said = "is not defined here, or `krippendorff` is not installed" if alpha is None else f"is {alpha:.3f}"
+    prompts = f"{same['num_prompts']:,} prompt{'s' if same['num_prompts'] != 1 else ''}"
     return [
-        f"People among themselves: {people['num_rankings']:,} rankings of the images of {same['num_prompts']:,} prompts that were ranked more "
-        f"than once. Two annotators give the same order to {_cell(same, _POOLED)} % of the {people['num_pairs']:,} pairs that both put in an "
-        f"order. Krippendorff's alpha (ordinal) {alpha}."
+        f"People among themselves: {people['num_rankings']:,} rankings of the images of {prompts} ranked more than once. Two annotators "
+        f"give the same order to {_cell(same, _POOLED)} % of the {people['num_pairs']:,} pairs that both put in an order. "
+        f"Krippendorff's alpha (ordinal) {said}."
     ]
 
 
@@ -193,13 +199,15 @@ def _accuracy_plot(found: Found) -> Plot:
     from image_reward.reports.plots import figure, intervals
 
     scorers = found["scorers"]
-    estimates = [_points(measured["metrics"][_POOLED]) for measured in scorers.values()]
+    values, lows, highs = zip(*(_points(measured["metrics"][_POOLED]) for measured in scorers.values()), strict=True)
     drawn = figure()
     axes = drawn.subplots()
-    intervals(axes, list(scorers), *zip(*estimates, strict=True), reference=50)
+    intervals(axes, list(scorers), values, lows, highs, reference=50)
     axes.set_xlabel("pooled accuracy (%)")
     said = "; ".join(f"{name} {_cell(measured['metrics'][_POOLED], _POOLED)}" for name, measured in scorers.items())
-    return Plot(drawn, "Accuracy", f"Pooled accuracy in percent: {said}.", f"{_percentage(found['confidence'])} intervals; chance is dashed.")
+    return Plot(
+        drawn, "Accuracy", f"Pooled accuracy in percent: {said}.", f"{_percentage(found['confidence'])} intervals; chance is dashed."
+    )
 
 
 def _groups_plot(found: Found, kind: str, what: str) -> Plot:
@@ -252,7 +260,9 @@ def _agreement_plot(matrices: Found) -> Plot:
     axes = drawn.subplots()
     values = [[math.nan if a == b else 100 * _number(value) for b, value in enumerate(row)] for a, row in enumerate(matrices["same_order"])]
     heat_map(axes, values, names, names, format=".1f", limits=(30, 100))
-    return Plot(drawn, "Same order, drawn", "The share of pairs in the same order, each with each; the numbers are in the table above.", "Percent.")
+    return Plot(
+        drawn, "Same order, drawn", "The share of pairs in the same order, each with each; the numbers are in the table above.", "Percent."
+    )
 
 
 def _dashed(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
