@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from image_reward.metrics import expected_maximum, holm, win_rate
+from image_reward.metrics import expected_maximum, win_rate
 
 
 @pytest.mark.parametrize("num", [1, 2, 5, 9])
@@ -30,13 +30,6 @@ def test_several_at_once() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 3, 4))
     assert expected_maximum(a) == pytest.approx(np.array([expected_maximum(row) for row in a]))
     assert win_rate(a, b) == pytest.approx(np.array([win_rate(x, y) for x, y in zip(a, b, strict=True)]))
-
-
-def test_holm_by_hand() -> None:
-    # sorted: .005 x 4, .01 x 3, .03 x 2, .04 x 1, never falling
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 @pytest.mark.parametrize("rewards", [[], [[]], [1.0, float("nan")]])
