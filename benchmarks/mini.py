@@ -52,7 +52,7 @@ class Benchmark:
         scorer.batch_size = 64
         held_out = comparisons(self.num_prompts, self.seed, split="test")
         counts = {"all": [0, 0], "alignment only": [0, 0], "fidelity only": [0, 0]}
-        for comparison, rewards in zip(held_out, score_comparisons(scorer, held_out), strict=True):
+        for comparison, rewards in zip(held_out, score_comparisons([scorer], held_out)[0], strict=True):
             ranks = np.array(comparison.ranks)
             for better, worse in np.argwhere(ranks[:, None] < ranks[None]):
                 a, b = comparison.images[better], comparison.images[worse]

@@ -298,3 +298,36 @@ def test_bootstrap_errors() -> None:
     with pytest.raises(ValueError, match="no prompt has a value for both"):
         metrics.paired_bootstrap([1.0, math.nan], [math.nan, 1.0], num_resamples=10)
     assert all(math.isnan(x) for x in metrics.interval([math.nan]))
+
+
+# --- several tests, several scorers ---
+
+
+def test_holm_by_hand() -> None:
+    # sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, and never less than what came before
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    assert metrics.holm([0.03]) == [0.03]
+    assert metrics.holm([]) == []
+
+
+def test_chance_at_k_is_the_share_of_random_orders() -> None:
+    for ranks in ([1, 2, 3, 4, 5, 6, 7, 8], [1, 1, 2, 5], [2, 1, 1, 1, 3]):
+        orders = list(itertools.permutations(range(len(ranks))))
+        for k in range(1, len(ranks)):
+            if len(orders) <= 120:
+                assert metrics.chance_at_k(ranks, k) == pytest.approx(np.mean([metrics.recall_at_k(order, ranks, k) for order in orders]))
+                filtered = np.mean([metrics.filter_at_k(order, ranks, k) for order in orders])
+                assert metrics.chance_at_k(metrics.from_worst(ranks), k) == pytest.approx(filtered)
+            else:
+                assert metrics.chance_at_k(ranks, k) == pytest.approx(k / 8)
+    assert math.isnan(metrics.chance_at_k([2, 2], 1))
+
+
+def test_ranks_of_rewards_let_two_scorers_be_compared(random: np.random.Generator) -> None:
+    for rewards, _ in examples(random, num=50):
+        other = random.normal(size=len(rewards)).round(1)
+        ranks = metrics.ranks_of(other)
+        if len(set(rewards)) > 1 and len(set(other)) > 1:
+            assert metrics.kendall_tau_b(rewards, ranks) == pytest.approx(stats.kendalltau(rewards, other).statistic)
+            assert metrics.spearman(rewards, ranks) == pytest.approx(stats.spearmanr(rewards, other).statistic)

@@ -6,7 +6,8 @@ ranks are ties. NaN or infinite rewards are an error everywhere, because no comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -150,7 +151,30 @@ def filter_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
     1.0
     """
     rewards, ranks = _checked(rewards, ranks)
-    return recall_at_k(-rewards, ranks.max() + 1 - ranks, k)
+    return recall_at_k(-rewards, from_worst(ranks), k)
+
+
+def chance_at_k(ranks: ArrayLike, k: int) -> float:
+    """What recall@k is on average for rewards drawn at random: k / n where people put one image of n first. NaN as for ``recall_at_k``.
+
+    Filter@k by chance is this of the ranks counted from the worst.
+
+    >>> chance_at_k([1, 2, 3, 4, 5, 6, 7, 8], k=2), chance_at_k([1, 1, 2, 3], k=1)
+    (0.25, 0.5)
+    """
+    ranks = _checked_ranks(ranks)
+    num, first = len(ranks), int((ranks == ranks.min()).sum())
+    return 1 - math.comb(num - first, k) / math.comb(num, k) if first < num else float("nan")
+
+
+def from_worst(ranks: ArrayLike) -> NDArray[np.int64]:
+    """The same ranking read from its end: 1 is worst.
+
+    >>> from_worst([1, 2, 2, 4]).tolist()
+    [4, 3, 3, 1]
+    """
+    ranks = _checked_ranks(ranks)
+    return ranks.max() + 1 - ranks
 
 
 # --- rank correlation --------------------------------------------------------------------------------------------------------------
@@ -185,6 +209,16 @@ def spearman(rewards: ArrayLike, ranks: ArrayLike) -> float:
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / scale) if scale else float("nan")
+
+
+def ranks_of(rewards: ArrayLike) -> NDArray[np.int64]:
+    """Rewards as ranks, 1 for the highest, equal rewards sharing one: what to give the functions above to compare two scorers.
+
+    >>> ranks_of([0.5, 2.0, 0.5, -1.0]).tolist()
+    [2, 1, 2, 3]
+    """
+    found: NDArray[np.int64] = np.unique(-np.asarray(rewards, dtype=np.float64), return_inverse=True)[1] + 1
+    return found
 
 
 def _mean_ranks(values: NDArray[Any]) -> Floats:
@@ -376,13 +410,36 @@ def paired_bootstrap(
     weight = None if weights is None else np.repeat(np.asarray(weights, dtype=np.float64)[:, None], 2, axis=1)
     a, b = weighted_mean(both, weight)
     samples = bootstrap(both, weight, groups, num_resamples, seed)
-    differences = samples[:, 0] - samples[:, 1]
-    differences = differences[~np.isnan(differences)]
-    if not len(differences):
+    return difference(float(a - b), samples[:, 0] - samples[:, 1], confidence)
+
+
+def difference(value: float, samples: ArrayLike, confidence: float = 0.95) -> Difference:
+    """A difference and its bootstrap samples [R], drawn alike for both sides -> its interval and p-value. NaN samples are left out.
+
+    >>> difference(0.5, [0.25, 0.5, 0.75]).p_value
+    0.5
+    """
+    found = np.asarray(samples, dtype=np.float64)
+    found = found[~np.isnan(found)]
+    if not len(found):
         raise ValueError("no prompt has a value for both scorers")
-    least = min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * (float(least) + 1) / (len(differences) + 1))
-    return Difference(float(a - b), *interval(differences, confidence), p_value)
+    least = min((found <= 0).sum(), (found >= 0).sum())
+    p_value = min(1.0, 2 * (float(least) + 1) / (len(found) + 1))
+    return Difference(value, *interval(found, confidence), p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, made larger so that the chance of one false finding or more stays what one test's was (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def _totals(values: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
@@ -445,3 +502,50 @@ def _checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tup
         if not ((values >= 0) & (values <= 1)).all():  # False for NaN too
             raise ValueError(f"{name} must be in [0, 1], without NaN")
     return p, y
+
+
+# --- generators --------------------------------------------------------------------------------------------------------------------
+
+
+def expected_maximum(rewards: ArrayLike) -> Floats:
+    """The expected best reward of n images drawn from the N given, without replacement, for n = 1..N: [..., N] -> [..., N].
+
+    Best-of-n without bias: every subset of n images weighs the same, so the k-th smallest reward counts C(k-1, n-1) / C(N, n) (the
+    counting of pass@k, Chen et al. 2021, arXiv 2107.03374). The first is the mean, the last the maximum.
+
+    >>> expected_maximum([0.0, 3.0, 6.0]).tolist()
+    [3.0, 5.0, 6.0]
+    """
+    ascending = np.sort(_finite(rewards), axis=-1)
+    num = ascending.shape[-1]
+    below = np.arange(num)
+    weight = np.full(num, 1 / num)
+    expected = np.empty_like(ascending)
+    for n in range(1, num + 1):
+        expected[..., n - 1] = ascending @ weight
+        if n < num:  # from C(k-1, n-1) / C(N, n) to the next n, without large numbers
+            weight = weight * (below - n + 1) / n * (n + 1) / (num - n)
+    return expected
+
+
+def win_rate(rewards_a: ArrayLike, rewards_b: ArrayLike) -> Floats:
+    """How often one image of a has a higher reward than one of b: the share of all pairs, equal rewards counting half.
+
+    [..., n] and [..., m] -> [...].
+
+    The probability of superiority (the Mann-Whitney statistic over its largest value); the usual win rate is this with one image each.
+
+    >>> float(win_rate([1.0, 3.0], [2.0, 1.0]))
+    0.625
+    """
+    signs: Floats = np.sign(_finite(rewards_a)[..., :, None] - _finite(rewards_b)[..., None, :])
+    return (1 + signs.mean(axis=(-2, -1))) / 2
+
+
+def _finite(rewards: ArrayLike) -> Floats:
+    found = np.asarray(rewards, dtype=np.float64)
+    if not found.ndim or not found.shape[-1]:
+        raise ValueError(f"rewards are a list of at least one number, not of shape {found.shape}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"a reward is {found[~np.isfinite(found)][0]}; rewards must be finite")
+    return found

@@ -65,6 +65,10 @@ class Comparison:
     """The data set it comes from."""
     shares: tuple[float, ...] | None = None
     """For data with soft labels: the share of the votes each image got; they sum to one."""
+    category: str = ""
+    """The kind of prompt, where the data set says it."""
+    annotations: tuple[tuple[int, ...], ...] = ()
+    """The ranks that each annotator gave the images, where the data set has them one by one and ``ranks`` is what was made of them."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from pyarrow.parquet import read_table
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 import seeded
-from image_reward import LongPromptWarning, PromptError
+from image_reward import LongPromptWarning, PromptError, metrics
 from image_reward.checkpoints import TieConfig
 from image_reward.comparisons import read
 from image_reward.errors import ComparisonError
-from image_reward.evaluation import evaluate, read_rewards, score_comparisons, write_per_prompt
+from image_reward.evaluation import Evaluation, evaluate, score_comparisons, write_per_prompt
+from image_reward.evaluation.people import Measured
 from image_reward.scorers import ImageRewardScorer
 from image_reward.types import Comparison
 
@@ -29,19 +31,25 @@ def ranked(*ranks: int, name: str = "", prompt: str = "") -> Comparison:
     return Comparison(prompt or f"a cat {name}", tuple(f"{i}.png" for i in range(len(ranks))), ranks, id=name)
 
 
+def evaluated(rewards: Any, comparisons: list[Comparison], **options: Any) -> tuple[Evaluation, Measured]:
+    """The evaluation of one scorer, or its saved rewards, and what it reached."""
+    found = evaluate({"x": rewards}, comparisons, **FEW | options)
+    return found, found.scorers["x"]
+
+
 def estimates(rewards: Any, comparisons: list[Comparison], **options: Any) -> dict[str, float | None]:
-    return {name: estimate.value for name, estimate in evaluate(rewards, comparisons, **FEW, **options).metrics.items()}
+    return {name: estimate.value for name, estimate in evaluated(rewards, comparisons, **options)[1].metrics.items()}
 
 
 # --- counts and metrics ---
 
 
 def test_counts_of_a_small_file(image_folder: Path) -> None:
-    found = evaluate([[0.3, 0.2, 0.1], [0.1, 0.1, 0.5], [0.0, 0.0]], read(TINY, image_folder), **FEW)
+    found, measured = evaluated([[0.3, 0.2, 0.1], [0.1, 0.1, 0.5], [0.0, 0.0]], read(TINY, image_folder))
     assert (found.num_prompts, found.num_distinct_prompts, found.num_images) == (3, 2, 8)
-    assert (found.num_untied_pairs, found.num_tied_pairs, found.num_predicted_ties) == (6, 1, 1)
-    assert found.metrics["pairwise_accuracy_pooled"].value == pytest.approx(5 / 6)
-    assert found.metrics["pairwise_accuracy_per_prompt"].value == pytest.approx((1 + 1 + 0) / 3)
+    assert (found.num_untied_pairs, found.num_tied_pairs, measured.num_predicted_ties) == (6, 1, 1)
+    assert measured.metrics["pairwise_accuracy_pooled"].value == pytest.approx(5 / 6)
+    assert measured.metrics["pairwise_accuracy_per_prompt"].value == pytest.approx((1 + 1 + 0) / 3)
     assert found.treatment_of_ties == "pairs that people tied are left out; a pair of equal reward counts as wrong"
 
 
@@ -53,18 +61,18 @@ def published() -> list[Comparison]:
 
 
 def test_counts_of_the_published_test_split(published: list[Comparison]) -> None:
-    found = evaluate([[-rank for rank in c.ranks] for c in published], published, **FEW)
+    found, measured = evaluated([[-rank for rank in c.ranks] for c in published], published)
     assert (found.num_prompts, found.num_images, found.num_untied_pairs, found.num_tied_pairs) == (466, 2720, 6399, 831)
     for name in ("pairwise_accuracy_pooled", "pairwise_accuracy_per_prompt", "recall@1", "filter@1", "kendall_tau_b", "spearman"):
-        assert found.metrics[name].value == pytest.approx(1), name
-    assert found.metrics["recall@4"].num_prompts == 466 - 194  # of 4 images the 4 best are known
+        assert measured.metrics[name].value == pytest.approx(1), name
+    assert measured.metrics["recall@4"].num_prompts == 466 - 194  # of 4 images the 4 best are known
 
 
 def test_random_rewards_are_at_chance_and_the_interval_says_so(published: list[Comparison]) -> None:
     random = np.random.default_rng(0)
-    found = evaluate([random.normal(size=len(c.images)).tolist() for c in published], published, num_resamples=1000)
+    measured = evaluated([random.normal(size=len(c.images)).tolist() for c in published], published, num_resamples=1000)[1]
     for name in ("pairwise_accuracy_pooled", "pairwise_accuracy_per_prompt"):
-        estimate = found.metrics[name]
+        estimate = measured.metrics[name]
         assert estimate.low is not None
         assert estimate.high is not None
         assert estimate.low < 0.5 < estimate.high
@@ -79,7 +87,7 @@ def test_pooled_and_per_prompt_weigh_differently() -> None:
     assert found["kendall_tau_b"] == pytest.approx(0)
     assert found["recall@1"] == pytest.approx(1 / 2)
     assert found["recall@2"] == 1  # only the first has more than two images
-    assert found["recall@4"] is None
+    assert "recall@4" not in found  # which no prompt here could have
 
 
 @pytest.mark.parametrize(
@@ -94,7 +102,7 @@ def test_pooled_and_per_prompt_weigh_differently() -> None:
 def test_ties_are_treated_as_told_and_that_is_said(options: dict[str, Any], expected: float, words: str) -> None:
     comparisons, rewards = [ranked(1, 1, 1, 2, name="x")], [[0.9, 0.5, 0.1, 0.5]]
     assert estimates(rewards, comparisons, **options)["pairwise_accuracy_pooled"] == pytest.approx(expected)
-    assert words in evaluate(rewards, comparisons, **FEW, **options).treatment_of_ties
+    assert words in evaluated(rewards, comparisons, **options)[0].treatment_of_ties
 
 
 def test_log_loss_is_scikit_learns_over_the_ordered_pairs() -> None:
@@ -108,43 +116,46 @@ def test_log_loss_is_scikit_learns_over_the_ordered_pairs() -> None:
                 if c.ranks[i] != c.ranks[j]:
                     truth.append(int(c.ranks[i] < c.ranks[j]))
                     predicted.append(1 / (1 + math.exp(values[j] - values[i])))
-    found = evaluate(rewards, comparisons, **FEW)
-    assert found.metrics["log_loss"].value == pytest.approx(sklearn_log_loss(truth, predicted))
-    assert sum(b.num for b in found.calibration) == found.num_untied_pairs == len(truth)
+    found, measured = evaluated(rewards, comparisons)
+    assert measured.metrics["log_loss"].value == pytest.approx(sklearn_log_loss(truth, predicted))
+    assert sum(b.num for b in measured.calibration) == found.num_untied_pairs == len(truth)
     sure = [(max(p, 1 - p), (p > 0.5) == t) for p, t in zip(predicted, truth, strict=True)]
     error = 0.0
     for k in range(10):
         inside = [(p, right) for p, right in sure if 0.5 + 0.05 * k < p <= 0.55 + 0.05 * k]
         error += abs(sum(p for p, _ in inside) - sum(right for _, right in inside)) / len(sure)
-    assert found.metrics["expected_calibration_error"].value == pytest.approx(error)
-    assert found.metrics["expected_calibration_error"].low is None
+    assert measured.metrics["expected_calibration_error"].value == pytest.approx(error)
+    assert measured.metrics["expected_calibration_error"].low is None
 
 
 def test_rankings_of_one_prompt_are_resampled_together() -> None:
     random = np.random.default_rng(0)
     rewards = [random.normal(size=4).tolist() for _ in range(60)]
-    apart = evaluate(rewards, [ranked(1, 2, 3, 4, name=str(i)) for i in range(60)], **FEW).metrics["pairwise_accuracy_pooled"]
+    apart = evaluated(rewards, [ranked(1, 2, 3, 4, name=str(i)) for i in range(60)])[1].metrics["pairwise_accuracy_pooled"]
     # the same ones, but six rankings each of ten prompts, which agree with each other
     rewards = [rewards[i // 6] for i in range(60)]
-    together = evaluate(rewards, [ranked(1, 2, 3, 4, name=str(i), prompt=f"a cat {i // 6}") for i in range(60)], **FEW)
-    wide = together.metrics["pairwise_accuracy_pooled"]
+    together, measured = evaluated(rewards, [ranked(1, 2, 3, 4, name=str(i), prompt=f"a cat {i // 6}") for i in range(60)])
+    wide = measured.metrics["pairwise_accuracy_pooled"]
     assert wide.high - wide.low > 1.5 * (apart.high - apart.low)  # type: ignore[operator]
     assert together.num_distinct_prompts == 10
 
 
 def test_undefined_metrics_are_none_and_json_is_whole() -> None:
-    found = evaluate([[0.1, 0.1]], [ranked(2, 2, name="x")], **FEW)
-    assert found.num_untied_pairs == 0
-    assert {name: e.value for name, e in found.metrics.items()} == dict.fromkeys(found.metrics)
+    found, measured = evaluated([[0.1, 0.1], [2, 2]], [ranked(2, 2, name="x"), ranked(1, 2, name="y")], predicted_ties="excluded")
+    assert measured.metrics["pairwise_accuracy_pooled"].value is None
     text = json.dumps(found.as_dict(), allow_nan=False)
-    assert json.loads(text)["metrics"]["spearman"] == {"value": None, "low": None, "high": None, "num_prompts": 0}
+    assert json.loads(text)["scorers"]["x"]["metrics"]["spearman"] == {"value": None, "low": None, "high": None, "num_prompts": 0}
+    assert "per_prompt" not in json.loads(text)["scorers"]["x"]
 
 
 def test_results_per_prompt_as_parquet(tmp_path: Path) -> None:
     comparisons = [ranked(1, 2, 2, name="x"), ranked(2, 1, name="y")]
-    found = evaluate([[0.9, 0.1, 0.5], [0.3, 0.3]], comparisons, ks=(1, 2), **FEW)
+    rewards = [[0.9, 0.1, 0.5], [0.3, 0.3]]
+    found = evaluate({"one": rewards, "two": [[-v for v in values] for values in rewards]}, comparisons, ks=(1, 2), **FEW)
     write_per_prompt(found, tmp_path / "prompts.parquet")
-    x, y = read_table(tmp_path / "prompts.parquet").to_pylist()
+    x, other, y, _ = read_table(tmp_path / "prompts.parquet").to_pylist()
+    assert (x["scorer"], other["scorer"], other["id"], other["pairwise_accuracy"]) == ("one", "two", "x", 0.0)
+    assert (x["num_tokens"], x["category"]) == (5, "")  # [CLS] a cat x [SEP]
     assert (x["id"], x["prompt"], x["rewards"], x["ranks"]) == ("x", "a cat x", [0.9, 0.1, 0.5], [1, 2, 2])
     assert (x["num_untied_pairs"], x["num_tied_pairs"], x["pairwise_accuracy"]) == (2, 1, 1.0)
     assert (x["recall@1"], x["recall@2"], x["filter@1"]) == (1.0, 1.0, 1.0)
@@ -157,12 +168,11 @@ def test_results_per_prompt_as_parquet(tmp_path: Path) -> None:
 
 def test_a_scorer_is_measured_by_what_it_scores(scorer: ImageRewardScorer, image_folder: Path) -> None:
     comparisons = read(TINY, image_folder)
-    found = evaluate(scorer, comparisons, **FEW)
+    found = evaluated(scorer, comparisons)[1]
     rewards = [scorer.score(c.prompt, list(c.images)) for c in comparisons]
     for result, expected in zip(found.per_prompt, rewards, strict=True):
         assert result.rewards == pytest.approx(expected, abs=1e-5)
-    assert found.name == "tiny"
-    saved = evaluate(rewards, comparisons, **FEW)
+    saved = evaluated(rewards, comparisons)[1]
     assert found.metrics["kendall_tau_b"] == saved.metrics["kendall_tau_b"]
     # `compare` works in the units the loss was in, which saved rewards do not know
     pairs = [
@@ -184,16 +194,17 @@ def test_an_image_is_encoded_once_however_many_comparisons_it_is_in(
     encode = scorer.encode_images
     monkeypatch.setattr(scorer, "encode_images", lambda pixels: (encoded.append(len(pixels)), encode(pixels))[1])
     seen: list[tuple[int, int]] = []
-    rewards = score_comparisons(scorer, read(TINY, image_folder), lambda done, total: seen.append((done, total)))
+    [rewards, again] = score_comparisons([scorer, scorer], read(TINY, image_folder), lambda done, total: seen.append((done, total)))
     assert sum(encoded) == 3
     assert [len(values) for values in rewards] == [3, 3, 2]
     assert seen == [(3, 3)]
+    assert again == rewards
 
 
 def test_a_fitted_tie_parameter_is_measured_too(scorer: ImageRewardScorer, image_folder: Path) -> None:
     scorer.tie = TieConfig("rao-kupper", 1.5)
     comparisons = read(TINY, image_folder)
-    found = evaluate(scorer, comparisons, **FEW).metrics
+    found = evaluated(scorer, comparisons)[1].metrics
     ordered, said = [], []
     for c in comparisons:
         for i in range(len(c.images)):
@@ -216,76 +227,118 @@ def test_long_prompts_are_warned_of_once(scorer: ImageRewardScorer, image_folder
     comparisons = [Comparison(f"{seeded.LONG_PROMPT} {i}", images, (1, 2, 3), id=str(i)) for i in range(3)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        evaluate(scorer, comparisons, **FEW)
+        evaluated(scorer, comparisons)
     assert [w.category for w in caught] == [LongPromptWarning]
     assert "(3 prompts are cut)" in str(caught[0].message)
     scorer.prepare.tokenizer.long_prompts = "error"
     with pytest.raises(PromptError, match="are not read"):
-        evaluate(scorer, comparisons, **FEW)
+        evaluated(scorer, comparisons)
 
 
 def test_a_missing_image_is_named(scorer: ImageRewardScorer, image_folder: Path) -> None:
     comparison = Comparison("a cat", (str(image_folder / "a.png"), "gone.png"), (1, 2))
     with pytest.raises(FileNotFoundError, match=r"no such image: gone\.png"):
-        evaluate(scorer, [comparison], **FEW)
+        evaluated(scorer, [comparison])
 
 
-# --- saved rewards ---
+# --- several scorers ---
+
+
+def several(num: int = 60, seed: int = 0) -> tuple[dict[str, list[list[float]]], list[Comparison]]:
+    """Eight images ranked for each prompt; scorers from perfect to random."""
+    random = np.random.default_rng(seed)
+    comparisons = [ranked(*(random.permutation(8) + 1).tolist(), name=str(i)) for i in range(num)]
+    noises = {"good": 1.0, "fair": 4.0, "random": 1e6}
+    return {
+        name: [(random.normal(scale=noise, size=8) - np.array(c.ranks)).tolist() for c in comparisons] for name, noise in noises.items()
+    }, comparisons
+
+
+def test_each_of_several_is_measured_as_if_alone() -> None:
+    rewards, comparisons = several()
+    together = evaluate(rewards, comparisons, **FEW)
+    for name, values in rewards.items():
+        alone = evaluate({name: values}, comparisons, **FEW)
+        for metric, estimate in together.scorers[name].metrics.items():  # the intervals too: the draws are the same
+            assert astuple(estimate) == pytest.approx(astuple(alone.scorers[name].metrics[metric])), metric
+        assert together.scorers[name].per_prompt == alone.scorers[name].per_prompt
+
+
+def test_differences_are_those_of_the_paired_bootstrap() -> None:
+    rewards, comparisons = several()
+    found = evaluate(rewards, comparisons, num_resamples=500, seed=3)
+    accuracies = {name: [r.pairwise_accuracy for r in measured.per_prompt] for name, measured in found.scorers.items()}
+    keys = [c.prompt for c in comparisons]
+    rows = [row for row in found.differences if row.metric == "pairwise_accuracy_per_prompt"]
+    assert [(row.a, row.b) for row in rows] == [("good", "fair"), ("good", "random"), ("fair", "random")]
+    for row in rows:
+        expected = metrics.paired_bootstrap(accuracies[row.a], accuracies[row.b], groups=keys, num_resamples=500, seed=3)
+        assert (row.value, row.low, row.high, row.p_value) == pytest.approx((expected.value, expected.low, expected.high, expected.p_value))
+    assert [row.p_holm for row in rows] == metrics.holm([row.p_value for row in rows])
+    assert rows[0].low > 0
+    assert len(found.differences) == 6
+
+
+def test_rewards_at_random_find_the_best_of_eight_in_k_of_eight() -> None:
+    rewards, comparisons = several(num=300, seed=1)
+    found = evaluate(rewards, comparisons, num_resamples=1000)
+    for what in ("recall", "filter"):
+        for k in (1, 2, 4):
+            estimate = found.scorers["random"].metrics[f"{what}@{k}"]
+            assert found.chance[f"{what}@{k}"] == pytest.approx(k / 8)
+            assert estimate.low < k / 8 < estimate.high  # type: ignore[operator]
+            assert estimate.num_prompts == 300
+            assert found.scorers["good"].metrics[f"{what}@{k}"].low > k / 8  # type: ignore[operator]
+
+
+def test_accuracy_by_length_and_category() -> None:
+    words = {"up to 10": 8, "11 to 20": 9, "21 to 35": 33, "over 35, cut by BLIP": 34}  # and [CLS] and [SEP]
+    comparisons = [
+        replace(ranked(1, 2, 3, name=f"{i}{name}", prompt=f"{'cat ' * num}"), category="pets" if i else "")
+        for i in range(2)
+        for name, num in words.items()
+    ]
+    perfect, reverse = [3.0, 2.0, 1.0], [1.0, 2.0, 3.0]
+    rewards = [perfect, reverse, perfect, reverse, perfect, perfect, perfect, reverse]
+    found, _ = evaluated(rewards, comparisons)
+    assert [(g.name, g.num_prompts, g.num_untied_pairs, g.accuracies["x"].value) for g in found.by_length] == [
+        ("up to 10", 2, 6, 1.0),
+        ("11 to 20", 2, 6, 0.5),
+        ("21 to 35", 2, 6, 1.0),
+        ("over 35, cut by BLIP", 2, 6, 0.0),
+    ]
+    assert [(g.name, g.num_prompts, g.accuracies["x"].value) for g in found.by_category] == [("none given", 4, 0.5), ("pets", 4, 0.75)]
+    assert found.by_category[0].accuracies["x"].num_prompts == 4
+    assert found.by_category[0].accuracies["x"].low is not None
+
+
+def test_the_intervals_of_groups_are_those_of_the_group_resampled() -> None:
+    rewards, comparisons = several(num=400)
+    comparisons = [replace(c, category="ab"[i % 2]) for i, c in enumerate(comparisons)]
+    group = evaluate({"fair": rewards["fair"]}, comparisons, num_resamples=2000).by_category[0].accuracies["fair"]
+    alone = evaluate({"fair": rewards["fair"][::2]}, comparisons[::2], num_resamples=2000).scorers["fair"].metrics
+    expected = alone["pairwise_accuracy_pooled"]
+    assert group.value == expected.value
+    assert (group.low, group.high) == pytest.approx((expected.low, expected.high), abs=3e-3)
+
+
+# --- what cannot be evaluated ---
 
 TWO = [ranked(1, 2, name="x"), ranked(2, 1, name="y")]
 
 
-@pytest.mark.parametrize(
-    ("rewards", "problem"),
-    [
-        ({"x": [1, 2]}, r"there are no rewards for 1 of 2 prompts: y \('a cat y'\)"),
-        ([[1, 2]], "there are rewards for 1 prompts, but 2 comparisons"),
-        ([[1, 2], [1]], r"1 prompts have not one reward for each image: y \(1 for 2\)"),
-        ({"x": [1, 2], "y": [1, 2, 3]}, r"y \(3 for 2\)"),
-        ([[1, 2], [1, math.nan]], "the reward of image 2 of y is nan; rewards must be finite"),
-        ([[1, 2], [None, 1]], "the reward of image 1 of y is None"),
-        ([[1, 2], ["a", 1]], "the reward of image 1 of y is 'a'"),
-    ],
-)
-def test_rewards_that_miss_prompts_or_images(rewards: Any, problem: str) -> None:
-    with pytest.raises(ComparisonError, match=problem):
-        evaluate(rewards, TWO, **FEW)
-
-
-def test_rewards_by_id_may_be_of_more_prompts_than_are_evaluated() -> None:
-    assert estimates({"y": [1, 2], "z": [0], "x": [2, 1]}, TWO)["pairwise_accuracy_pooled"] == 1
-
-
-@pytest.mark.parametrize(
-    "content",
-    [[[2, 1], [1, 2]], {"x": [2, 1], "y": [1, 2]}, [{"id": "y", "rewards": [1, 2], "prompt": ""}, {"id": "x", "rewards": [2, 1]}]],
-)
-def test_files_of_rewards(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / "rewards.json"
-    path.write_text(json.dumps(content))
-    assert estimates(read_rewards(path), TWO)["pairwise_accuracy_pooled"] == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("[1, 2]", "holds no rewards. Looked for: a list of lists"),
-        ('{"x": 1}', "holds no rewards"),
-        ("3", "holds no rewards"),
-        ("[[1,", "is not JSON"),
-        ('[{"id": "x", "rewards": [1]}, {"id": "x", "rewards": [2]}]', "twice: 2 rows for 1 ids"),
-    ],
-)
-def test_files_that_hold_no_rewards(tmp_path: Path, text: str, problem: str) -> None:
-    (tmp_path / "rewards.json").write_text(text)
-    with pytest.raises(ComparisonError, match=problem):
-        read_rewards(tmp_path / "rewards.json")
-    with pytest.raises(FileNotFoundError, match="no such file of rewards"):
-        read_rewards(tmp_path / "none.json")
-
-
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="no comparisons"):
-        evaluate([], [])
+        evaluate({"x": []}, [])
+    with pytest.raises(ValueError, match="no scorers"):
+        evaluate({}, TWO)
     with pytest.raises(ValueError, match=r"ks are integers from 1, not \[0\]"):
-        evaluate([[1, 2], [1, 2]], TWO, ks=[0])
+        evaluated([[1, 2], [1, 2]], TWO, ks=[0])
+    with pytest.raises(ValueError, match=r"no prompt has more than 2 images, which recall@2 needs; the most here are 2, so give k below"):
+        evaluated([[1, 2], [1, 2]], TWO, ks=[1, 2])
+    with pytest.raises(ComparisonError, match="people tied every pair of images here"):
+        evaluated([[1, 2]], [ranked(2, 2, name="x")])
+    with pytest.raises(ComparisonError, match="the id 'x' is used twice; give each comparison an id of its own"):
+        evaluated([[1, 2], [1, 2]], [TWO[0], TWO[0]])
+    with pytest.raises(ComparisonError, match=r"^x: the reward of image 2 of y is nan"):
+        evaluated([[1, 2], [1, math.nan]], TWO)

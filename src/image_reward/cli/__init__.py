@@ -19,6 +19,8 @@ COMMANDS = {
     "pretrain": "Teach a network from scratch what words look like.",
     "train": "Learn a reward model from human rankings.",
     "evaluate": "Measure a scorer against people.",
+    "benchmark": "Measure image generators against each other.",
+    "prompts": "List and print published sets of prompts.",
 }
 """Name and summary; the command is the class of the same name in the module of the same name, loaded when it is called."""
 

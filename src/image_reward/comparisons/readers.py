@@ -8,9 +8,11 @@ form                    a row has                                               
 ImageRewardDB           image_path, prompt_id, prompt, rank, one row per image   the hub data set's metadata-SPLIT.parquet and JSON
 ImageRewardDB list      id, prompt, generations [..], ranking [..]               test.json of the ImageReward repository
 HPDv2 train             prompt, file_path [2], human_preference [2] of 0 and 1   train.json of HPDv2
-HPDv2 test              prompt, image_path [..], rank [..]                       test.json of HPDv2
+HPDv2 test              prompt, image_path [..], rank [..], and what each        test.json of HPDv2
+                        annotator said in raw_annotations
 Pick-a-Pic              caption, jpg_0, jpg_1 (bytes), label_0, label_1          the hub data set's Parquet files
-ours, by comparison     prompt, images [..], ranks [..], optional id, shares     written by `image-reward data split`
+ours, by comparison     prompt, images [..], ranks [..], optional id, shares,    written by `image-reward data split`
+                        category, annotations [[..], ..]
 ours, by image          prompt, image, rank, optional id                         tables
 ======================  =======================================================  ==================================================
 
@@ -136,8 +138,9 @@ def write(comparisons: Iterable[Comparison], path: PathLike) -> None:
             row["ranks"] = list(comparison.ranks)
             if comparison.shares is not None:
                 row["shares"] = list(comparison.shares)
-            if comparison.source:
-                row["source"] = comparison.source
+            for key in ("source", "category", "annotations"):
+                if getattr(comparison, key):
+                    row[key] = getattr(comparison, key)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -313,7 +316,8 @@ def _read_lists(prompt_key: str, images_key: str, ranks_key: str, source: str, p
             continue
         name, origin = _text(row.get("id")), source or _text(row.get("source"))
         where = _named(place.where, name)
-        yield _checked(where, row[prompt_key], row[images_key], row[ranks_key], name, origin, base, row.get("shares"))
+        record = _checked(where, row[prompt_key], row[images_key], row[ranks_key], name, origin, base, row.get("shares"))
+        yield _annotated(record, row.get("annotations") or [], category=_text(row.get("category")))
 
 
 def _read_preferences(images_key: str, places: Iterable[_Place], base: Path) -> Iterator[Record]:
@@ -335,7 +339,8 @@ def _read_average_ranks(places: Iterable[_Place], base: Path) -> Iterator[Record
     for place, values in zip(rows, ranks, strict=True):
         if from_zero and isinstance(values, list):
             values = [value + 1 if isinstance(value, int) else value for value in values]
-        yield _checked(place.where, place.values.get("prompt"), place.values.get("image_path"), values, "", "HPDv2", base)
+        record = _checked(place.where, place.values.get("prompt"), place.values.get("image_path"), values, "", "HPDv2", base)
+        yield _annotated(record, place.values.get("raw_annotations") or place.values.get("raw_annotation") or [])
 
 
 def _read_pick_a_pic(places: Iterable[_Place], base: Path) -> Iterator[Record]:
@@ -375,7 +380,35 @@ def _read_by_image(id_key: str, image_key: str, source: str, places: Iterable[_P
         pictures = [place.values.get(image_key) for place in group]
         ranks = [place.values.get("rank") for place in group]
         record = _checked(where, first.get("prompt"), pictures, ranks, name, source, base)
-        yield replace(record, warning=warning, ratings=ratings)
+        yield replace(_annotated(record, category=_text(first.get("classification"))), warning=warning, ratings=ratings)
+
+
+def _annotated(record: Record, annotations: object = (), category: str = "") -> Record:
+    """The record with the category of its prompt, and what its annotators said one by one.
+
+    An annotation is a list of ranks, or as in HPDv2 an object that holds it as its ``rank``. One that makes no sense is left out, which
+    the record's warning says: the comparison itself does not rest on it.
+    """
+    if record.comparison is None:
+        return record
+    told = [row.get("rank", row.get("annotation")) if isinstance(row, dict) else row for row in _list(annotations)]
+    num = len(record.comparison.images)
+    shift = int(any(rank == 0 for ranks in told for rank in _list(ranks)))  # HPDv2 may count from 0
+    good = [
+        tuple(rank + shift for rank in ranks)
+        for ranks in told
+        if isinstance(ranks, list) and len(ranks) == num and all(type(rank) is int and rank >= 0 for rank in ranks)
+    ]
+    bad = len(_list(annotations)) - len(good) if isinstance(annotations, Sequence) else 1
+    return replace(
+        record,
+        comparison=replace(record.comparison, category=category, annotations=tuple(good)),
+        warning=f"{bad} annotations are not {num} integers, one for each image, and are left out" if bad else record.warning,
+    )
+
+
+def _list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _text(value: object) -> str:

@@ -111,13 +111,16 @@ def _percent(probability: float) -> str:
 
 
 def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("Models")
-    for column in ("name", "what the score means", "licence"):
-        table.add_column(column, overflow="fold")
+    table = _table("Models", "`image-reward models path NAME` prints where the files of a model are on this machine.")
+    table.add_column("model, and what its score means", overflow="fold", ratio=1)
+    for column in ("range", "licence"):
+        table.add_column(column, overflow="fold", max_width=14)
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("on this machine", overflow="fold")
+    table.add_column("here", no_wrap=True)
     for row in rows:
-        table.add_row(row["name"], row["description"], row["licence"], _size(row["bytes"]), Text(row["path"] or "no"))
+        name = Text.assemble((row["name"], "bold"), "\n", row["description"])
+        size = "-" if row["bytes"] is None else _size(row["bytes"])
+        table.add_row(name, Text(row["range"]), Text(row["licence"]), size, "no" if row["paths"] is None else "yes")
     return table
 
 
@@ -172,23 +175,3 @@ _FILE_FACTS: dict[str, Callable[[FileSummary], str]] = {
     "tied pairs": lambda f: f"{f.num_tied_pairs:,} ({100 * f.tie_rate:.1f} %)",
     "prompts longer than the model reads": lambda f: f"{f.num_long_prompts:,} (the longest has {f.longest_prompt} tokens)",
 }
-
-
-def evaluation_table(found: Mapping[str, Any]) -> Table:
-    """The metrics of an evaluation, given as its ``as_dict()``."""
-    table = _table(
-        f"{found['name']} against people",
-        f"{found['num_prompts']:,} prompts ({found['num_distinct_prompts']:,} distinct), {found['num_images']:,} images, "
-        f"{found['num_untied_pairs']:,} untied and {found['num_tied_pairs']:,} tied pairs, "
-        f"{found['num_predicted_ties']:,} pairs of equal reward.\n"
-        f"In accuracies, {found['treatment_of_ties']}.\n"
-        f"Intervals: bootstrap of prompts, {found['num_resamples']:,} resamples, seed {found['seed']}.",
-    )
-    table.add_column("metric", no_wrap=True)
-    table.add_column("value", justify="right")
-    table.add_column(f"{100 * found['confidence']:g} % interval", justify="center")
-    table.add_column("prompts", justify="right")
-    for name, estimate in found["metrics"].items():
-        value, low, high = (None if estimate[key] is None else f"{estimate[key]:.4f}" for key in ("value", "low", "high"))
-        table.add_row(name.replace("_", " "), value or "-", f"{low} to {high}" if low else "-", f"{estimate['num_prompts']:,}")
-    return table

@@ -1,0 +1,67 @@
+"""`image-reward prompts list|show`"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, Union
+
+import tyro
+
+from image_reward.cli.options import OutputOptions, print_json
+
+
+@dataclass
+class List(OutputOptions):
+    """List the published sets of prompts that have a name."""
+
+    def run(self) -> int:
+        from image_reward.evaluation.prompt_sets import PROMPT_SETS
+
+        rows = [
+            {
+                "name": name,
+                "num_prompts": spec.num_prompts,
+                "description": spec.description,
+                "licence": spec.licence,
+                "sources": list(spec.sources.values()),
+            }
+            for name, spec in PROMPT_SETS.items()
+        ]
+        if self.json:
+            print_json(rows)
+        else:
+            from image_reward.reports.generators import prompt_sets_report
+            from image_reward.reports.render import show
+
+            show(prompt_sets_report(rows))
+        return 0
+
+
+@dataclass
+class Show:
+    """Print the prompts of a set, or of a file, as JSONL: id, prompt, category. A published set is downloaded once."""
+
+    prompts: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="A known set, or a file.")]
+
+    def run(self) -> int:
+        from image_reward.evaluation.prompt_sets import prompts
+
+        for prompt in prompts(self.prompts):
+            print(json.dumps(asdict(prompt)))
+        return 0
+
+
+@dataclass
+class Prompts:
+    """Sets of prompts to measure image generators with."""
+
+    command: tyro.conf.OmitArgPrefixes[
+        Union[
+            Annotated[List, tyro.conf.subcommand("list")],
+            Annotated[Show, tyro.conf.subcommand("show")],
+        ]
+    ]
+
+    def run(self) -> int:
+        return self.command.run()

@@ -1,0 +1,224 @@
+"""Prompts to measure generators with: published sets by name, and files of your own."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from image_reward.checkpoints import WebFile, fetch
+
+_PROMPT_KEYS = ("prompt", "Prompt", "Prompts", "text")
+_ID_KEYS = ("id", "prompt_id")
+_CATEGORY_KEYS = ("category", "Category", "tag")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What images are made for."""
+
+    id: str
+    prompt: str
+    category: str = ""
+    """The kind of prompt, where its set tells kinds apart."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A published set of prompts."""
+
+    description: str
+    licence: str
+    num_prompts: int
+    sources: Mapping[str, str]
+    """Category -> URL of a file; the category is "" for a file that holds several or none."""
+    packaged: str = ""
+    """The file of this package that holds it."""
+
+
+_HPDV2 = "https://huggingface.co/datasets/zhwang/HPDv2/resolve/b9517430f34b1080d4f741118d2a440155a165cd/benchmark"
+
+PROMPT_SETS: dict[str, PromptSet] = {
+    "ImageReward": PromptSet(
+        description="the prompts of ImageReward's Table 1, chosen from DiffusionDB (Xu et al. 2023)",
+        licence="Apache-2.0",
+        num_prompts=100,
+        sources={"": "https://github.com/THUDM/ImageReward/blob/main/benchmark/benchmark-prompts.json"},
+        packaged="assets/benchmark_prompts.json",
+    ),
+    "DrawBench": PromptSet(
+        description="short prompts in 11 categories: colours, counting, positions, text, … (Saharia et al. 2022, Imagen)",
+        licence="Apache-2.0",
+        num_prompts=200,
+        sources={
+            "": "https://huggingface.co/datasets/sayakpaul/drawbench/resolve/ad794cba698c253ffdb6d18eff3fc87b004c1135/"
+            "DrawBench%20Prompts%20-%20Sheet1.csv"
+        },
+    ),
+    "PartiPrompts": PromptSet(
+        description="P2: prompts in 12 categories (Yu et al. 2022, Parti)",
+        licence="Apache-2.0",
+        num_prompts=1632,
+        sources={"": "https://raw.githubusercontent.com/google-research/parti/2c99f6652cbc7f0d0441aa91f4c7e7055bcb0071/PartiPrompts.tsv"},
+    ),
+    "HPSv2": PromptSet(
+        description="800 prompts in each of 4 styles (Wu et al. 2023, HPSv2)",
+        licence="Apache-2.0",
+        num_prompts=3200,
+        sources={style: f"{_HPDV2}/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")},
+    ),
+    "GenEval": PromptSet(
+        description="object-focused prompts in 6 categories (Ghosh et al. 2023, GenEval)",
+        licence="MIT",
+        num_prompts=553,
+        sources={
+            "": "https://raw.githubusercontent.com/djghosh13/geneval/d927da8e42fde2b1b5cd743da4df5ff83c1654ff/"
+            "prompts/evaluation_metadata.jsonl"
+        },
+    ),
+}
+
+
+def prompts(given: str | os.PathLike[str]) -> list[Prompt]:
+    """The prompts of a known set, or of a file. A name wins over a file of the same name; write ``./NAME`` for the file.
+
+    Raises what ``prompt_set`` and ``read_prompts`` raise.
+    """
+    name = os.fspath(given)
+    return prompt_set(name) if name in PROMPT_SETS or not Path(name).exists() else read_prompts(name)
+
+
+def prompt_set(name: str) -> list[Prompt]:
+    """The prompts of a published set, downloaded once. Prompts that are published without ids get their place: 00000, or anime-00000.
+
+    Raises ``ValueError`` for an unknown name, or a file that is not the published one; ``DownloadError`` where it cannot be had.
+    """
+    if name not in PROMPT_SETS:
+        near = difflib.get_close_matches(name.lower(), [known.lower() for known in PROMPT_SETS], n=1, cutoff=0.5)
+        hint = next((f" Did you mean {known}?" for known in PROMPT_SETS if near and known.lower() == near[0]), "")
+        raise ValueError(f"{name!r} is neither a file nor a known set of prompts.{hint} Known sets: {', '.join(PROMPT_SETS)}")
+    spec = PROMPT_SETS[name]
+    if spec.packaged:
+        return read_prompts(str(files("image_reward").joinpath(spec.packaged)))
+    found = []
+    paths = [fetch_text(url) for url in spec.sources.values()]
+    for category, path in zip(spec.sources, paths, strict=True):
+        part = read_prompts(path)
+        found += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
+    if len(found) != spec.num_prompts:
+        files_there = ", ".join(map(str, paths))
+        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} hold {len(found)}; delete them and try again")
+    return found
+
+
+def fetch_text(url: str) -> Path:
+    """A small file from the web, downloaded once. Mirrors of the hub (``HF_ENDPOINT``) and offline mode are honoured.
+
+    Raises ``DownloadError`` that says how to place the file by hand.
+    """
+    from huggingface_hub import constants
+
+    return fetch(WebFile(url.replace("https://huggingface.co", constants.ENDPOINT, 1)))
+
+
+def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
+    """The prompts of a file, in its order.
+
+    A JSON list of strings or of objects with ``prompt`` and optional ``id`` and ``category``; the same as JSONL, CSV, TSV or Parquet; or
+    plain text with a prompt on each line. Prompts without ids get their place: 00000, 00001, ….
+
+    Raises ``FileNotFoundError``, or ``ValueError`` that names the row without a prompt or the ids used twice.
+    """
+    path = Path(path)
+    found = []
+    for number, row in enumerate(rows(path)):
+        text = _first(row, _PROMPT_KEYS)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"{path}, prompt {number + 1}: {text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}"
+            )
+        name = _first(row, _ID_KEYS)
+        found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row, _CATEGORY_KEYS) or "")))
+    if not found:
+        raise ValueError(f"{path} holds no prompts")
+    if twice := repeated([prompt.id for prompt in found]):
+        raise ValueError(f"{path} has {len(twice)} ids more than once: {some(twice)}; every prompt needs an id of its own")
+    return found
+
+
+def rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a JSON, JSONL, CSV, TSV or Parquet file, or the lines of a text as rows with a ``prompt``.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` that names the file and line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        try:
+            from pyarrow.parquet import read_table
+        except ImportError:
+            raise ValueError(f"{path} is a Parquet file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
+        yield from read_table(path).to_pylist()
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    if suffix in (".csv", ".tsv"):
+        reader = csv.DictReader(StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{path}, line {reader.line_num} has not as many cells as the header; quote cells that hold commas")
+            yield {key: value or None for key, value in row.items()}
+    elif suffix != ".txt" and text.lstrip().startswith("["):
+        yield from _objects(_json(text, f"{path}"), path)
+    elif suffix != ".txt" and text.lstrip().startswith("{"):
+        lines = enumerate(text.split("\n"), start=1)
+        yield from _objects([_json(line, f"{path}, line {number}") for number, line in lines if line.strip()], path)
+    else:
+        yield from ({"prompt": line.strip()} for line in text.split("\n") if line.strip())
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+def _objects(values: Sequence[object], path: Path) -> Iterator[Mapping[str, Any]]:
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict | str):
+            raise ValueError(f"{path}, entry {number} is {value!r:.40}, neither an object nor a string")
+        yield {"prompt": value} if isinstance(value, str) else value
+
+
+def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that are there more than once.
+
+    >>> repeated(["a", "b", "a"])
+    ['a']
+    """
+    seen: set[str] = set()
+    return list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first names of a list, for a message.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,147 @@
+"""Rewards for comparisons: computed now by scorers, or read from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from image_reward.comparisons import normalized_prompt
+from image_reward.errors import ComparisonError, LongPromptWarning
+from image_reward.images import unique_images
+from image_reward.prompts import PromptTokenizer
+from image_reward.scorers import Scorer
+from image_reward.scorers.base import score_together
+from image_reward.types import Comparison
+
+Rewards = Union[Sequence[Sequence[float]], Mapping[str, Sequence[float]]]
+
+
+def score_comparisons(
+    scorers: Sequence[Scorer[Any]], comparisons: Sequence[Comparison], on_image: Callable[[int, int], None] | None = None
+) -> list[list[list[float]]]:
+    """For each scorer, the reward of each image of each comparison.
+
+    An image is opened once, and encoded once by each image tower, however many comparisons it is in and however many scorers there are.
+    Long prompts are warned of once for all comparisons.
+    """
+    places = [(c, i) for c, comparison in enumerate(comparisons) for i in range(len(comparison.images))]
+    tokenizers: list[PromptTokenizer] = []
+    for scorer in scorers:
+        if scorer.prepare.tokenizer not in tokenizers:
+            tokenizers.append(scorer.prepare.tokenizer)
+            scorer.prepare.tokenizer([comparison.prompt for comparison in comparisons])  # warns, or fails before any work is done
+    unique, index = unique_images([comparisons[c].images[i] for c, i in places])
+    rows_of: list[list[int]] = [[] for _ in unique]
+    for row, image in enumerate(index):
+        rows_of[image].append(row)
+    rewards = [[[math.nan] * len(comparison.images) for comparison in comparisons] for _ in scorers]
+    step = 4 * min(scorer.batch_size for scorer in scorers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LongPromptWarning)
+        for start in range(0, len(unique), step):
+            chosen = [places[row] for rows in rows_of[start : start + step] for row in rows]
+            everyones = score_together(scorers, [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen])
+            for mine, found in zip(rewards, everyones, strict=True):
+                for (c, i), reward in zip(chosen, found, strict=True):
+                    mine[c][i] = reward
+            if on_image:
+                on_image(min(start + step, len(unique)), len(unique))
+    return rewards
+
+
+def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]) -> list[list[float]]:
+    """Rewards that were saved earlier, aligned with ``comparisons``.
+
+    The file is JSON: [[reward, ..], ..] aligned already, {id: [reward, ..]}, or a list of objects with ``id``, ``rewards`` and perhaps
+    ``prompt``. Rewards of further ids are ignored.
+
+    Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and an id that is there twice, prompts that are missing or
+    differ from those of the comparisons, images without a reward, or a reward that is not a finite number.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file of rewards: {name}")
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object)
+        return aligned(_by_id(found, comparisons), comparisons)
+    except ComparisonError as error:
+        raise ComparisonError(f"{name}: {error}") from None
+    except ValueError as error:
+        raise ComparisonError(f"{name} is not JSON: {error}") from None
+
+
+def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[float]]:
+    """One list for each comparison, checked: a reward that is missing is never made up. Rewards of further ids are ignored."""
+    if isinstance(rewards, Mapping):
+        missing = [f"{c.id} ({c.prompt[:40]!r})" for c in comparisons if c.id not in rewards]
+        if missing:
+            raise ComparisonError(
+                f"there are no rewards for {len(missing)} of {len(comparisons)} prompts: {_some(missing)}; "
+                "score them too, or evaluate on the others"
+            )
+        rewards = [rewards[c.id] for c in comparisons]
+    elif len(rewards) != len(comparisons):
+        raise ComparisonError(
+            f"there are rewards for {len(rewards)} prompts, but {len(comparisons)} comparisons: "
+            "a list must be aligned with them; use {id: rewards} for others"
+        )
+    wrong = [
+        f"{c.id} ({len(found)} for {len(c.images)})" for c, found in zip(comparisons, rewards, strict=True) if len(found) != len(c.images)
+    ]
+    if wrong:
+        raise ComparisonError(f"{len(wrong)} prompts have not one reward for each image: {_some(wrong)}")
+    checked = []
+    for comparison, found in zip(comparisons, rewards, strict=True):
+        for number, reward in enumerate(found, start=1):
+            if isinstance(reward, bool) or not isinstance(reward, int | float | np.floating) or not math.isfinite(reward):
+                raise ComparisonError(f"the reward of image {number} of {comparison.id} is {reward!r}; rewards must be finite numbers")
+        checked.append([float(reward) for reward in found])
+    return checked
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would silently keep the last of two equal keys."""
+    _check_once([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(ids: Sequence[str]) -> None:
+    twice = [name for name, num in Counter(ids).items() if num > 1]
+    if twice:
+        raise ComparisonError(f"{len(twice)} ids are there twice: {_some(twice)}; keep the rewards of one scorer and one run in a file")
+
+
+def _by_id(found: Any, comparisons: Sequence[Comparison]) -> Rewards:
+    """What a file holds, in the form that ``aligned`` takes."""
+    if isinstance(found, list) and found and all(isinstance(row, dict) and {"id", "rewards"} <= set(row) for row in found):
+        _check_once([str(row["id"]) for row in found])
+        prompts = {str(row["id"]): row["prompt"] for row in found if row.get("prompt")}
+        differing = [
+            f"{c.id} ({str(prompts[c.id])[:40]!r}, not {c.prompt[:40]!r})"
+            for c in comparisons
+            if c.id in prompts and normalized_prompt(str(prompts[c.id])) != normalized_prompt(c.prompt)
+        ]
+        if differing:
+            raise ComparisonError(
+                f"the rewards of {len(differing)} ids are for other prompts than those people ranked: {_some(differing)}; "
+                "score this data, or give the file that these rewards are for"
+            )
+        found = {str(row["id"]): row["rewards"] for row in found}
+    if isinstance(found, dict | list) and all(isinstance(row, list) for row in (found.values() if isinstance(found, dict) else found)):
+        return found
+    raise ComparisonError(
+        "this holds no rewards. Looked for: a list of lists aligned with the comparisons, {id: [rewards]}, "
+        "or a list of objects with id and rewards"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

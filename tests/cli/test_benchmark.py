@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import seeded
+from image_reward.cli import main
+from image_reward.scorers import ImageRewardScorer
+
+PUBLISHED = Path(os.environ.get("IMAGE_REWARD_TABLE1", "table1"))
+TABLE_1 = {  # Xu et al. 2023, Table 1: people's wins, ImageReward, CLIP
+    "openjourney": (507, 0.2614, 0.2726),
+    "sd2-1": (463, 0.2458, 0.2683),
+    "dalle2": (390, 0.2114, 0.2684),
+    "sd1-4": (362, 0.1344, 0.2763),
+    "versatile-diffusion": (340, -0.2470, 0.2606),
+    "cogview2": (74, -1.2376, 0.2044),
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path, scorer: ImageRewardScorer) -> Path:
+    """A model, prompts, and two generators with two images of each."""
+    scorer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "prompts.json").write_text('[{"id": "0001", "prompt": "a cat"}, {"id": "0002", "prompt": "a green car"}]')
+    for g, generator in enumerate(("first", "second")):
+        (tmp_path / "images" / generator).mkdir(parents=True)
+        for i in range(4):
+            kind, width, height, _ = seeded.IMAGES[i]
+            image = seeded.image(kind, width // 4, height // 4, 5 * g + i)
+            image.save(tmp_path / "images" / generator / f"000{1 + i // 2}_{i % 2}.png")
+    return tmp_path
+
+
+def command(world: Path, *more: str) -> list[str]:
+    model = ["--model", str(world / "tiny"), "--resamples", "50"]
+    return ["benchmark", str(world / "images"), "--prompts", str(world / "prompts.json"), *model, *more]
+
+
+def test_images_to_reports_and_results(world: Path, scorer: ImageRewardScorer, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = [str(world / f"report.{suffix}") for suffix in ("html", "md", "json")]
+    saved = ["--save-results", str(world / "results")]
+    assert main(command(world, "--json", *saved, "--report", *reports)) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found == json.loads(Path(reports[2]).read_text())
+    (by_scorer,) = found["scorers"]
+    for generator in by_scorer["generators"]:
+        paths = [str(world / "images" / generator["name"] / f"000{p}_{n}.png") for p in (1, 2) for n in (0, 1)]
+        rewards = scorer.score(["a cat", "a cat", "a green car", "a green car"], paths)
+        assert generator["mean"]["value"] == pytest.approx(sum(rewards) / 4, abs=1e-5)
+    assert by_scorer["name"] == "tiny"
+    assert "report.html" in err
+    assert "<svg" in Path(reports[0]).read_text()
+    assert "tiny: generators by mean reward" in Path(reports[1]).read_text()
+
+    assert main(command(world, *saved)) == 0
+    out, err = capsys.readouterr()
+    assert "8 rewards are those saved in" in err
+    assert "2 generators, 2 prompts, 2 images of each, scored by tiny" in " ".join(out.split())
+    assert main(["benchmark", str(world / "results"), "--json", "--resamples", "50"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_missing_and_unknown_images(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "images" / "second" / "0002_1.png").rename(world / "images" / "second" / "0003_1.png")
+    assert main(command(world)) == 1
+    err = capsys.readouterr().err
+    assert "1 files belong to no prompt and are passed over" in err
+    assert "0003_1.png" in err
+    assert "second: 1 of 2 prompts: 0002 (1 of 2)" in err
+    assert main(command(world, "--allow-missing")) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 prompts, 1 to 2 images of each" in out
+    assert "images for which others have no counterpart (1 of first)" in out
+
+
+def test_manifest_and_people(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"generator": generator, "prompt": prompt, "image": f"images/{generator}/000{p}_0.png"}
+        for generator in ("first", "second")
+        for p, prompt in ((1, "a cat"), (2, "a green car"))
+    ]
+    (world / "images.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (world / "people.json").write_text('{"first": 1, "second": 2}')
+    arguments = ["benchmark", "--manifest", str(world / "images.jsonl"), "--model", str(world / "tiny"), "--resamples", "50", "--json"]
+    results = {}
+    for better in ("higher", "lower"):
+        assert main([*arguments, "--human", str(world / "people.json"), "--human-better", better]) == 0
+        results[better] = json.loads(capsys.readouterr().out)
+    assert results["lower"]["human"]["ranks"] == {"first": 1, "second": 2}
+    one, other = (results[better]["scorers"][0]["spearman"]["value"] for better in ("higher", "lower"))
+    assert sorted([one, other]) == pytest.approx([-1.0, 1.0])
+
+
+def test_usage(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, results = str(world / "images"), world / "results" / "S"
+    results.mkdir(parents=True)
+    (results / "a.json").write_text('[{"id": "1", "prompt": "x", "rewards": [1, 2]}]')
+    folder = str(results.parent)
+    for arguments, code, words in [
+        ([], 2, "give either IMAGES_ROOT, or --manifest FILE, or --results FOLDER"),
+        ([images, "--results", folder], 2, "give either IMAGES_ROOT"),
+        ([images], 2, "images need --prompts"),
+        ([images, "--prompts", "DrawBnch"], 1, "Did you mean DrawBench?"),
+        ([folder, "--model", "T"], 2, "has no results of T; it has those of S"),
+        ([folder, "--save-results", "x"], 2, "holds results already"),
+        ([folder, "--report", "x.pdf"], 2, "a report is written as .html, .md or .json"),
+        ([folder, "--human", "x.json"], 2, "say which numbers are better"),
+        ([folder, "--confidence", "95"], 2, "--confidence between 0 and 1"),
+        ([folder, "--human", "x.json", "--human-better", "lower"], 1, "no such file of human rankings"),
+        (["--results", str(world / "none")], 1, "no such folder of results"),
+        ([str(world / "none"), "--prompts", "ImageReward"], 1, "no such folder of images"),
+    ]:
+        assert main(["benchmark", *arguments]) == code, arguments
+        assert words in capsys.readouterr().err
+
+
+def test_sets_of_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["prompts", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("ImageReward", "DrawBench", "PartiPrompts", "HPSv2", "GenEval", "1,632"))
+    assert main(["prompts", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["num_prompts"] == 100
+    assert main(["prompts", "show", "ImageReward"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[0]) == {"id": "005695-0057", "prompt": "a concept art of a vehicle, cyberpunk", "category": ""}
+    (tmp_path / "again.jsonl").write_text("\n".join(lines))
+    assert main(["prompts", "show", str(tmp_path / "again.jsonl")]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published per-image rewards are not on this machine")
+def test_table_1_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(PUBLISHED), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_prompts"], found["num_images"], found["images_per_prompt"]) == (100, 1000, [10, 10])
+    assert found["human"]["values"] == {name: wins for name, (wins, _, _) in TABLE_1.items()}
+    scorers = {scorer["name"]: scorer for scorer in found["scorers"]}
+    for column, name in ((1, "ImageReward-v1.0"), (2, "CLIP")):
+        means = {generator["name"]: generator["mean"]["value"] for generator in scorers[name]["generators"]}
+        assert means == {generator: pytest.approx(row[column], abs=1e-4) for generator, row in TABLE_1.items()}
+    assert scorers["ImageReward-v1.0"]["spearman"]["value"] == pytest.approx(1.0)
+    assert scorers["CLIP"]["spearman"]["value"] == pytest.approx(0.6)

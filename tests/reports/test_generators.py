@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from image_reward.evaluation.generators import HumanRanking, Images, Selection, benchmark
+from image_reward.evaluation.prompt_sets import Prompt
+from image_reward.reports.document import Cards, Grid, Plot
+from image_reward.reports.generators import generators_report
+from image_reward.reports.render import write
+
+
+def found(
+    num_generators: int, num_prompts: int = 4, num_images: int = 3, scorers: tuple[str, ...] = ("S",), **options: Any
+) -> dict[str, Any]:
+    names = [f"g{i}" for i in range(num_generators)]
+    prompts = [Prompt(f"p{p}", f"prompt <{p}>", "odd" if p % 2 else "even") for p in range(num_prompts)]
+    draw = np.random.default_rng(0).normal
+    rewards = {s: {g: {p.id: (draw(size=num_images) - i).tolist() for p in prompts} for i, g in enumerate(names)} for s in scorers}
+    selection = Selection(prompts, [num_images] * num_prompts, options.pop("left_out", []), options.pop("left_out_images", {}))
+    return benchmark(rewards, selection, num_resamples=50, **options).as_dict()
+
+
+def grids(blocks: Any) -> dict[str, Grid]:
+    return {block.title: block for block in blocks if isinstance(block, Grid)}
+
+
+def test_tables() -> None:
+    human = HumanRanking.of("a poll", {"g0": 3.0, "g1": 2.0})
+    data = found(3, scorers=("S", "T"), human=human, left_out=["p9"], left_out_images={"g1": 2})
+    report = generators_report(data)
+    assert report.lead.startswith(
+        "3 generators, 4 prompts, 3 images of each, scored by S and T. Intervals: bootstrap of prompts, 95 %, 50 re"
+    )
+    assert report.blocks[0] == (
+        "Left out, so that means compare like with like: 1 of 5 prompts, which not all generators have images of (p9); "
+        "images for which others have no counterpart (2 of g1)."
+    )
+    tables = grids(report.blocks)
+    overview = tables["Mean reward of each generator, and its rank"]
+    assert [row[0] for row in overview.rows] == ["g0", "g1", "g2", "Spearman with people", "Kendall's tau-b with people"]
+    assert overview.rows[0][1:] == ["3", *(f"{s['generators'][0]['mean']['value']:.4f} (1)" for s in data["scorers"])]
+    assert overview.rows[3] == ["Spearman with people", "", "1.00", "1.00"]
+    summary = tables["S: generators by mean reward"]
+    assert [row[:2] for row in summary.rows] == [["1", "g0"], ["2", "g1"], ["3", "g2"]]
+    assert summary.rows[2][-2:] == ["-", "-"]  # people did not judge it
+    assert "With people, over 2 generators: Spearman 1.00" in summary.caption
+    assert all(len(row) == len(grid.columns) for grid in tables.values() for row in grid.rows)
+    rates = tables["S: win rate of the row against the column"]
+    assert rates.rows[0][2] == f"{100 * data['scorers'][0]['win_matrix'][0][1]:.1f} %"
+    assert [row[0] for row in tables["S: mean reward by category of prompt"].rows] == ["even", "odd"]
+    assert len(tables["S: differences of means"].rows) == 3
+    assert [column.title for column in tables["S: best of n"].columns] == ["best of", "1", "2", "3"]
+    assert "per_prompt" not in report.data
+
+
+def test_of_many_generators_neighbours_are_shown() -> None:
+    tables = grids(generators_report(found(12)).blocks)
+    differences = tables["S: differences of means"]
+    assert len(differences.rows) == 11
+    assert differences.caption.startswith("Of 66 pairs, neighbours in the ranking.")
+    assert "S: win rate of the row against the column" not in tables
+
+
+def test_one_generator_with_one_image_of_each_prompt() -> None:
+    report = generators_report(found(1, num_images=1), pictures=False)
+    assert report.lead.startswith("1 generator, 4 prompts, 1 image of each,")
+    tables = grids(report.blocks)
+    assert list(tables) == ["S: generators by mean reward", "S: mean reward by category of prompt", "S: the best and the worst prompts"]
+    assert [column.title for column in tables["S: generators by mean reward"].columns] == [
+        "rank",
+        "generator",
+        "mean",
+        "interval",
+        "median",
+    ]
+    assert [column.title for column in tables["S: the best and the worst prompts"].columns] == ["prompt", "mean"]
+
+
+def test_best_and_worst_prompts_are_told_apart() -> None:
+    data = found(2, num_prompts=8)
+    rows = grids(generators_report(data).blocks)["S: the best and the worst prompts"].rows
+    means = {p["prompt"]: np.mean([np.mean(v) for v in p["rewards"]["S"].values()]) for p in data["per_prompt"]}
+    order = sorted(means, key=lambda prompt: -means[prompt])
+    assert [row[0] for row in rows] == order[:3] + order[-3:]
+    assert rows[0][1] == f"{means[order[0]]:.4f}"
+    few = grids(generators_report(found(2, num_prompts=4)).blocks)["S: the best and the worst prompts"].rows
+    assert len(few) == len({row[0] for row in few}) == 4
+
+
+def test_pictures(image_folder: Path, tmp_path: Path) -> None:
+    paths = [image_folder / f"{name}.png" for name in "abc"]
+    images = Images({f"g{i}": {f"p{p}": paths for p in range(4)} for i in range(2)})
+    data = found(2, images=images)
+    report = generators_report(data, pictures=True)
+    plots = [block for block in report.blocks if isinstance(block, Plot)]
+    assert [plot.title for plot in plots] == ["S: how rewards are distributed", "S: win rates", "S: best of n"]
+    assert f"Medians: g0 {data['scorers'][0]['generators'][0]['median']:.2f}" in plots[0].description
+    galleries = [block for block in report.blocks if isinstance(block, Cards)]
+    assert len(galleries) == 4  # four prompts: three best, one worst
+    first = next(p for p in data["per_prompt"] if p["prompt"] in galleries[0].title)
+    values = first["rewards"]["S"]["g0"]
+    typical = int(np.abs(np.array(values) - np.mean(values)).argmin())
+    card = next(card for card in galleries[0].cards if card.title == "g0")
+    assert (card.image, card.lines[0]) == (str(paths[typical]), f"reward {values[typical]:.4f}")
+    write(report, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    assert "prompt &lt;0&gt;" in page
+    without = generators_report(found(2), pictures=True)
+    assert not [block for block in without.blocks if isinstance(block, Cards)]
+    assert "S: the best and the worst prompts" in grids(without.blocks)
+
+
+@pytest.mark.parametrize("suffix", ["md", "json"])
+def test_written(tmp_path: Path, suffix: str) -> None:
+    write(generators_report(found(2)), tmp_path / f"report.{suffix}")
+    assert "g0" in (tmp_path / f"report.{suffix}").read_text()
