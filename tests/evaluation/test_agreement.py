@@ -31,7 +31,7 @@ def test_agreement_between_scorers_and_with_people() -> None:
     found = agreement(rewards, comparisons)
     assert found.names == ["people", "fine", "coarse"]
     everyone = [[[-rank for rank in c.ranks] for c in comparisons], *rewards.values()]
-    for a, b in itertools.product(range(3), repeat=2):
+    for a, b in itertools.permutations(range(3), 2):
         same = total = 0
         for c, x, y in zip(comparisons, everyone[a], everyone[b], strict=True):
             for i, j in itertools.combinations(range(len(x)), 2):
@@ -42,6 +42,7 @@ def test_agreement_between_scorers_and_with_people() -> None:
         both = [(x, y) for x, y in zip(everyone[a], everyone[b], strict=True) if len(set(x)) > 1 and len(set(y)) > 1]
         assert found.kendall_tau_b[a][b] == pytest.approx(np.mean([kendalltau(x, y).statistic for x, y in both]))
         assert found.spearman[a][b] == pytest.approx(np.mean([spearmanr(x, y).statistic for x, y in both]))
+    assert [found.same_order[a][a] for a in range(3)] == [None] * 3
     accuracy = evaluate(rewards, comparisons, num_resamples=10).scorers["coarse"].metrics["pairwise_accuracy_pooled"].value
     assert found.same_order[0][2] == pytest.approx(accuracy)
 

@@ -22,7 +22,7 @@ Matrix = list[list[Union[float, None]]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of each with each; symmetric. None where nothing defines it."""
+    """Of each with each other; symmetric. None for one with itself, and where nothing defines it."""
 
     names: list[str]
     """``PEOPLE``, then the scorers."""
@@ -45,7 +45,7 @@ def agreement(rewards: Mapping[str, Sequence[Sequence[float]]], comparisons: Seq
     signs = signs[:, signs[0] != 0]
     num = len(names)
     same, kendall, spearman = (np.full((num, num), np.nan) for _ in range(3))
-    for a, b in itertools.combinations_with_replacement(range(num), 2):
+    for a, b in itertools.combinations(range(num), 2):
         same[a, b] = same[b, a] = (signs[a] == signs[b]).mean() if signs.size else np.nan
         for matrix, correlation in ((kendall, metrics.kendall_tau_b), (spearman, metrics.spearman)):
             of_prompts = [correlation(x, y) for x, y in zip(values[b], ranks[a], strict=True)]
