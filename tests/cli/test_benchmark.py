@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import seeded
 from image_reward.cli import main
 from image_reward.scorers import ImageRewardScorer
 
-PUBLISHED = Path(os.environ.get("IMAGE_REWARD_TABLE1", "table1"))
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "table1"
 TABLE_1 = {  # Xu et al. 2023, Table 1: people's wins, ImageReward, CLIP
     "openjourney": (507, 0.2614, 0.2726),
     "sd2-1": (463, 0.2458, 0.2683),

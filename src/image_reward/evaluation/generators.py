@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,12 +23,10 @@ import numpy as np
 
 from image_reward import metrics
 from image_reward.checkpoints import written_whole
-from image_reward.errors import LongPromptWarning
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set, repeated, rows, some
+from image_reward.images import IMAGE_SUFFIXES
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import score_together
-
-IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from image_reward.scorers.base import long_prompts_told, score_together
 
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Scorer -> generator -> prompt id -> the reward of each image."""
@@ -204,10 +201,6 @@ def score_images(
     """
     if twice := repeated([scorer.name for scorer in scorers]):
         raise ValueError(f"several scorers are called {some(twice)}; give each once")
-    texts = [prompt.prompt for prompt in selection.prompts]
-    for number, scorer in enumerate(scorers):
-        if scorer.prepare.tokenizer not in [other.prepare.tokenizer for other in scorers[:number]]:
-            scorer.prepare.tokenizer(texts)  # warns once, or fails before any work is done
     saved = {
         (scorer.name, generator): _Saved(_result_file(save_to, scorer.name, generator), selection.prompts)
         for scorer in scorers
@@ -218,8 +211,7 @@ def score_images(
     found: dict[str, dict[str, dict[str, list[float]]]] = {s.name: {g: {} for g in images.paths} for s in scorers}
     total, done, reused = len(images.paths) * sum(selection.num_images), 0, 0
     step = 4 * min((scorer.batch_size for scorer in scorers), default=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LongPromptWarning)
+    with long_prompts_told(scorers, [prompt.prompt for prompt in selection.prompts]):
         for generator, paths in images.paths.items():
             for part in _parts(selection, step):
                 jobs: dict[tuple[int, ...], list[tuple[Prompt, list[Path]]]] = {}  # by the scorers that have yet to score

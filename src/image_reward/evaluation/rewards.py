@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any, Union
 import numpy as np
 
 from image_reward.comparisons import normalized_prompt
-from image_reward.errors import ComparisonError, LongPromptWarning
+from image_reward.errors import ComparisonError
 from image_reward.images import unique_images
-from image_reward.prompts import PromptTokenizer
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import score_together
+from image_reward.scorers.base import long_prompts_told, score_together
 from image_reward.types import Comparison
 
 Rewards = Union[Sequence[Sequence[float]], Mapping[str, Sequence[float]]]
@@ -33,19 +31,13 @@ def score_comparisons(
     Long prompts are warned of once for all comparisons.
     """
     places = [(c, i) for c, comparison in enumerate(comparisons) for i in range(len(comparison.images))]
-    tokenizers: list[PromptTokenizer] = []
-    for scorer in scorers:
-        if scorer.prepare.tokenizer not in tokenizers:
-            tokenizers.append(scorer.prepare.tokenizer)
-            scorer.prepare.tokenizer([comparison.prompt for comparison in comparisons])  # warns, or fails before any work is done
     unique, index = unique_images([comparisons[c].images[i] for c, i in places])
     rows_of: list[list[int]] = [[] for _ in unique]
     for row, image in enumerate(index):
         rows_of[image].append(row)
     rewards = [[[math.nan] * len(comparison.images) for comparison in comparisons] for _ in scorers]
     step = 4 * min(scorer.batch_size for scorer in scorers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LongPromptWarning)
+    with long_prompts_told(scorers, [comparison.prompt for comparison in comparisons]):
         for start in range(0, len(unique), step):
             chosen = [places[row] for rows in rows_of[start : start + step] for row in rows]
             everyones = score_together(scorers, [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen])

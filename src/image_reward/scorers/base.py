@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.checkpoints import TieConfig
-from image_reward.errors import ImageReadError, RewardError
+from image_reward.errors import ImageReadError, LongPromptWarning, RewardError
 from image_reward.images import ImageLike, ImageTransform, open_image, unique_images
 from image_reward.metrics import win_probability
 from image_reward.prompts import Tokens, check_prompts
@@ -306,7 +308,7 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
         rows_of.setdefault(image, []).append(row)
     groups = list(rows_of.values())
     step = min((scorer.batch_size for scorer in scorers), default=1)
-    with torch.inference_mode():
+    with torch.inference_mode(), long_prompts_told(scorers, prompts):
         for start in range(0, len(groups), step):
             rows = [row for group in groups[start : start + step] for row in group]
             batches = prepare_together([s.prepare for s in scorers], [prompts[r] for r in rows], [images[r] for r in rows])
@@ -315,6 +317,16 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
     for scorer, found in zip(scorers, rewards, strict=True):
         _check_finite(found, scorer.name)
     return rewards.tolist()
+
+
+@contextmanager
+def long_prompts_told(scorers: Sequence[Scorer[Any]], prompts: Sequence[str]) -> Iterator[None]:
+    """Warn once of the long prompts among all that the block will score, not once a batch; or fail before any work is done."""
+    for tokenizer in _distinct(scorer.prepare.tokenizer for scorer in scorers):
+        tokenizer(prompts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LongPromptWarning)
+        yield
 
 
 def rewards_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Batch]) -> list[Tensor]:
