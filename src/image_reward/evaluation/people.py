@@ -131,7 +131,7 @@ class AnnotatorAgreement:
     num_pairs: int
     num_rankings: int
     alpha: float | None
-    """Krippendorff's alpha, ordinal. None where it is not defined, or `krippendorff` is not installed."""
+    """Krippendorff's alpha, ordinal. None where it is not defined, or `krippendorff` (the extra ``agreement``) is not installed."""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _annotators(found: Found) -> list[Block]:
     if not people:
         return []
     same, alpha = people["same_order"], people["alpha"]
-    said = "is not defined here, or `krippendorff` is not installed" if alpha is None else f"is {alpha:.3f}"
+    said = "is not defined here, or needs `pip install 'image-reward[agreement]'`" if alpha is None else f"is {alpha:.3f}"
     prompts = f"{same['num_prompts']:,} prompt{'s' if same['num_prompts'] != 1 else ''}"
     return [
         f"People among themselves: {people['num_rankings']:,} rankings of the images of {prompts} ranked more than once. Two annotators "
