@@ -106,26 +106,38 @@ scorer.rank("a prompt", ["one.png", "two.png"])
 """
 
 
-class ImageReward(ImageRewardScorer):
-    """``ImageRewardScorer`` with the methods and attributes of image-reward 1.5, which programs call and reach into."""
+class Version1Methods:
+    """What the models and scores of image-reward 1.5 answer, over a ``Scorer``."""
+
+    @property
+    def _scorer(self) -> Scorer[Any]:
+        return self  # type: ignore[return-value]  # it is mixed into one
 
     def score(self, prompt: Any, image: Any) -> Any:
         """As ``Scorer.score``, except that a list of one image gives a bare float, as 1.5 does."""
-        rewards = super().score(prompt, image)
+        rewards = Scorer.score(self._scorer, prompt, image)
         return rewards[0] if isinstance(rewards, list) and len(rewards) == 1 else rewards
 
     def inference_rank(self, prompt: str | list[str], generations_list: list[ImageLike]) -> tuple[Any, Any]:
         """Ranks and rewards of images as two flat lists, or two bare numbers for one image.
 
-        N prompts with M images give N * M ranks and rewards, image by image: all prompts with the first image come first.
+        N prompts with M images give N * M ranks and rewards, image by image: all prompts with the first image come first. A score that
+        does not read the prompt gives M.
         """
         if not isinstance(generations_list, list | tuple) or not generations_list:
             raise ValueError("inference_rank() takes a list of at least one image")
-        rewards = self.matrix([prompt] if isinstance(prompt, str) else list(prompt), generations_list).T.flatten().tolist()
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not getattr(self._scorer, "reads_prompt", True):
+            prompts = prompts[:1]
+        rewards = self._scorer.matrix(prompts, generations_list).T.flatten().tolist()
         if not rewards:
             raise ValueError("inference_rank() takes at least one prompt")
         ranking = Ranking.from_rewards(rewards).ranking
         return (ranking[0], rewards[0]) if len(rewards) == 1 else (ranking, rewards)
+
+
+class ImageReward(Version1Methods, ImageRewardScorer):
+    """``ImageRewardScorer`` with the methods and attributes of image-reward 1.5, which programs call and reach into."""
 
     def score_gard(self, prompt_ids: Tensor, prompt_attention_mask: Tensor, image: Tensor) -> Tensor:
         """Token ids and mask [B, L] and normalised pixels [B, 3, S, S] -> rewards [B, 1] with gradients (the name is 1.5's)."""

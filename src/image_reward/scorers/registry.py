@@ -32,6 +32,8 @@ from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
+from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
+from image_reward.scorers.ensemble import Ensemble
 from image_reward.scorers.imagereward import ImageRewardScorer
 
 Thing = TypeVar("Thing")
@@ -157,6 +159,14 @@ def build_blip_matching(paths: tuple[Path, ...], options: LoadOptions) -> Any:
     return build_blip(paths, options, BlipMatchingScorer)
 
 
+def build_ensemble(paths: tuple[Path, ...], options: LoadOptions) -> Ensemble:
+    """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
+    if options.config is not None:
+        raise ValueError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
+    file = paths[0] / CONFIG_NAME if paths[0].is_dir() else paths[0]
+    return Ensemble.from_json(file, lambda model: _build(model, options), options.name)
+
+
 class Kind(NamedTuple):
     """A kind of model folder."""
 
@@ -167,6 +177,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "image-reward": Kind((WEIGHTS_NAME,), build_imagereward),
+    ENSEMBLE_FORMAT: Kind((), build_ensemble),
 }
 """What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
 
@@ -378,7 +389,7 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, or the hub id of such a folder.
+            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
