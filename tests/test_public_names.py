@@ -45,7 +45,7 @@ def test_the_names_of_the_package() -> None:
 
 
 def test_the_names_of_image_reward_1() -> None:
-    assert ImageReward.__all__ == ["ImageReward", "available_models", "load"]
+    assert ImageReward.__all__ == ["ImageReward", "available_models", "available_scores", "load", "load_score"]
     assert all(hasattr(ImageReward, name) for name in ImageReward.__all__)
 
 

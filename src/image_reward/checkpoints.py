@@ -364,12 +364,9 @@ class HubFile:
         return hf_hub_url(self.repo, self.name)
 
     @property
-    def cached(self) -> Path | None:
-        """Where a complete download is."""
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(self.repo, self.name)
-        return Path(found) if isinstance(found, str) else None
+    def place(self) -> Path:
+        """Where it may be put by hand."""
+        return _own_folder() / self.repo / self.name
 
 
 @dataclass(frozen=True)
@@ -395,23 +392,25 @@ class WebFile:
 
     @property
     def place(self) -> Path:
-        """Where it is kept: beside the hub's repositories, so that ``HF_HUB_CACHE`` moves all downloads."""
-        from huggingface_hub import constants
+        """Where it is kept, and may be put by hand."""
+        return _own_folder() / self.source.replace(":", "-") / hashlib.sha256(self.url.encode()).hexdigest()[:8] / self.name
 
-        folder = hashlib.sha256(self.url.encode()).hexdigest()[:16]  # files of one name from two places are two files
-        return Path(constants.HF_HUB_CACHE) / "image-reward" / folder / self.name
 
-    @property
-    def cached(self) -> Path | None:
-        """Where a complete download is."""
-        return self.place if self.place.is_file() else None
+def _own_folder() -> Path:
+    """Beside the hub's repositories, so that ``HF_HUB_CACHE`` moves all downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / "image-reward"
 
 
 def _places(file: HubFile | WebFile, cache_dir: Path | None) -> list[Path]:
     """Where this machine may hold a file: the folder given, the cache of downloads, the original package's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
     places = [cache_dir / file.name] if cache_dir else []
-    if cached := file.cached:
-        places.append(cached)
+    if isinstance(file, HubFile) and isinstance(cached := try_to_load_from_cache(file.repo, file.name), str):
+        places.append(Path(cached))
+    places.append(file.place)
     if file.original_cache:
         places.append(Path(file.original_cache).expanduser() / file.name)
     return [place for place in places if place.is_file()]
@@ -498,12 +497,10 @@ def _remember(path: Path, sha256: str) -> None:
 
 
 def _by_hand(file: HubFile | WebFile, cache_dir: Path | None) -> str:
-    place = f"put it at {Path(file.original_cache).expanduser() / file.name}, or give" if file.original_cache else "give"
-    if isinstance(file, WebFile) and not file.original_cache:
-        place = f"put it at {file.place}, or give"
+    place = Path(file.original_cache).expanduser() / file.name if file.original_cache else file.place
     size = "" if file.size is None else f" ({file.size:,} bytes)"
     wrong = "".join(f" ({path} has {path.stat().st_size:,} bytes.)" for path in _places(file, cache_dir))
-    return f"By hand: fetch {file.url}{size} on another machine and {place} its path instead of the name.{wrong}"
+    return f"By hand: fetch {file.url}{size} on another machine and put it at {place}.{wrong}"
 
 
 class _Offer(NamedTuple):
@@ -626,18 +623,21 @@ def _disk_full(folder: Path, file: HubFile | WebFile, detail: str) -> DownloadEr
     )
 
 
-# --- BLIP's pretraining checkpoints --------------------------------------------------------------------------------------------------
+# --- BLIP's own checkpoints ----------------------------------------------------------------------------------------------------------
 
 
-def blip_pretraining_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The towers and projections in a BLIP pretraining checkpoint (``model_large.pth``) under our names; None if it is none.
+def blip_pretraining_weights(tensors: Mapping[str, Tensor], matching_head: bool = False) -> dict[str, Tensor] | None:
+    """The towers and projections in one of BLIP's pretraining or retrieval checkpoints under our names; None if it is none.
 
-    What pretraining alone needs is left out by name (Salesforce BLIP, ``models/blip_pretrain.py``): the momentum copies (``*_m``), the
-    decoder, the matching head, the queues and the temperature. Whatever else is there stays, for ``load_strictly`` to judge.
+    What training alone needs is left out by name (Salesforce BLIP, ``models/blip_pretrain.py`` and ``models/blip_retrieval.py``): the
+    momentum copies (``*_m``), the decoder, the queues and the temperature; and the matching head, unless it is asked for. Whatever else is
+    there stays, for ``load_strictly`` to judge.
     """
     parts = {name.split(".")[0] for name in tensors}
     if not {"visual_encoder", "text_encoder", "vision_proj", "text_proj"} <= parts or "mlp" in parts:
         return None
-    left_out = {"text_decoder", "itm_head", "image_queue", "text_queue", "queue_ptr", "ptr_queue", "temp"}
+    left_out = {"text_decoder", "image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue", "temp"}
     left_out |= {part for part in parts if part.endswith("_m")}
-    return {f"blip.{name}": tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}
+    found = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}
+    head = {name: found.pop(name) for name in list(found) if name.split(".")[0] == "itm_head"}
+    return {f"blip.{name}": tensor for name, tensor in found.items()} | (head if matching_head else {})

@@ -222,3 +222,44 @@ def test_the_old_silent_wrong_scores_are_errors(model: Any, image_folder: Path) 
         model.inference_rank("cat", [])
     with pytest.raises(ValueError, match="at least one prompt"):
         model.inference_rank([], [Image.new("RGB", (8, 8))])
+
+
+@pytest.fixture
+def blip_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``load_score("BLIP")`` with a file of the tiny sizes in the download root."""
+    from image_reward.scorers import blip
+
+    torch.save({"model": seeded.weights(seeded.TINY, 7)}, tmp_path / "model_large.pth")
+    monkeypatch.setattr(blip, "BlipConfig", lambda: seeded.TINY.network)
+    return reward.load_score("BLIP", device="cpu", download_root=str(tmp_path))
+
+
+def test_scores(blip_score: Any, image_folder: Path, reference: dict[str, Any]) -> None:
+    assert reward.available_scores() == ["CLIP", "BLIP", "Aesthetic"]
+    assert isinstance(blip_score, torch.nn.Module)
+    assert str(blip_score.device) == "cpu"
+    assert blip_score.preprocess(seeded.images()[0]).shape == (3, 64, 64)
+    expected = np.array(reference["7"]["blip_itc"])
+    ranking, rewards = blip_score.inference_rank("cat", seeded.images())
+    assert rewards == pytest.approx(expected[1], abs=1e-5)
+    assert [rewards[ranking.index(rank)] for rank in range(1, 9)] == sorted(rewards, reverse=True)
+    rank, value = blip_score.inference_rank("cat", [str(image_folder / "a.png")])
+    assert (rank, value) == (1, pytest.approx(expected[1, 0], abs=1e-5))
+    assert blip_score.score("cat", seeded.images()[0]) == blip_score.score("cat", seeded.images()[:1]) == pytest.approx(value, abs=1e-5)
+    _, flat = blip_score.inference_rank(seeded.PROMPTS[:2], seeded.images()[:3])  # image by image
+    np.testing.assert_allclose(flat, expected[:2, :3].T.flatten(), rtol=0, atol=1e-5)
+
+
+def test_a_score_that_reads_no_prompt_gives_a_number_for_each_image(blip_score: Any) -> None:
+    blip_score.scorer.reads_prompt = False
+    _, rewards = blip_score.inference_rank(["cat", "a dog"], seeded.images()[:3])
+    assert len(rewards) == 3
+
+
+def test_names_that_are_no_scores_or_models() -> None:
+    with pytest.raises(
+        image_reward.UnknownModelError, match=r"no score is called 'ImageReward-v1\.0'; available are CLIP, BLIP, Aesthetic"
+    ):
+        reward.load_score("ImageReward-v1.0")
+    with pytest.raises(image_reward.UnknownModelError, match=r"BLIP is no ImageReward model; load_score\(\) or image_reward\.load\(\)"):
+        reward.load("BLIP")

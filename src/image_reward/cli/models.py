@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -114,18 +114,25 @@ class Convert:
 
 @dataclass
 class Info(OutputOptions):
-    """Show what a model is: its sizes, transform, token limit and reward scale."""
+    """Show what a model is: what its score means, and its sizes, transform, token limit and reward scale where it says them."""
 
     model: Model
     config: Path | None = None
     """The config.json of weights that carry none and are not of the released sizes."""
 
     def run(self) -> int:
-        from image_reward.scorers import ImageRewardScorer, load
+        from image_reward.scorers import load
+        from image_reward.scorers.registry import spec_of
 
         scorer = load(self.model, "cpu", config=self.config)
-        assert isinstance(scorer, ImageRewardScorer)
-        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())} | asdict(scorer.config)
+        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
+        if spec := spec_of(self.model):
+            facts |= {"score": spec.description, "range": spec.range, "licence": spec.licence}
+        config = getattr(scorer, "config", None)
+        if is_dataclass(config) and not isinstance(config, type):
+            facts |= asdict(config)
+        elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
+            facts["image"] = asdict(transform)
         if self.json:
             print_json(facts)
             return 0

@@ -11,14 +11,35 @@ from torch import Tensor, nn
 from image_reward.checkpoints import ScorerConfig, load_strictly, save_checkpoint
 from image_reward.errors import PromptError
 from image_reward.images import ImageLike, ImageOptions, ImageTransform
-from image_reward.models.blip import Blip, ImageRewardNetwork, KeysValues
+from image_reward.models.blip import Blip, CrossEncoder, ImageRewardNetwork, KeysValues
 from image_reward.prompts import LongPrompts, PromptTokenizer, transformers_tokenizer
 from image_reward.scorers.base import Preparation, Scorer
 from image_reward.types import Ranking
 
 
-class ImageRewardScorer(Scorer[list[KeysValues]]):
+class CrossEncoderScorer(Scorer[list[KeysValues]]):
+    """A scorer whose text tower reads the image while it reads the prompt."""
+
+    network: CrossEncoder
+
+    def encode_images(self, pixels: Tensor) -> list[KeysValues]:
+        dtype = self.network.blip.vision_proj.weight.dtype
+        return self.network.encode_images(self.prepare.transform.normalize(pixels, dtype))
+
+    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
+        num_images = len(images[0][0])
+        ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
+        return self.network.read(images, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the towers compute in ``dtype``; the head stays in float32."""
+        self.network.blip.to(dtype)
+
+
+class ImageRewardScorer(CrossEncoderScorer):
     """Rewards of the BLIP network on the published scale: (raw - mean) / std."""
+
+    network: ImageRewardNetwork
 
     def __init__(
         self,
@@ -46,19 +67,8 @@ class ImageRewardScorer(Scorer[list[KeysValues]]):
         load_strictly(network, tensors, source, hint)
         return cls(network, config, **options).eval()
 
-    def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        dtype = self.network.blip.vision_proj.weight.dtype
-        return self.network.encode_images(self.prepare.transform.normalize(pixels, dtype))
-
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
-        num_images = len(images[0][0])
-        ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
-        raw = self.network.read(images, ids.flatten(0, 1), mask.flatten(0, 1))
-        return ((raw - self.config.reward.mean) / self.config.reward.std).view(ids.shape[:2])
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Let the towers compute in ``dtype``; the head stays in float32."""
-        self.network.blip.to(dtype)
+        return (super().read(images, ids, mask) - self.config.reward.mean) / self.config.reward.std
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and a model card; ``load(folder)`` gives this scorer again."""
@@ -96,26 +106,38 @@ scorer.rank("a prompt", ["one.png", "two.png"])
 """
 
 
-class ImageReward(ImageRewardScorer):
-    """``ImageRewardScorer`` with the methods and attributes of image-reward 1.5, which programs call and reach into."""
+class Version1Methods:
+    """What the models and scores of image-reward 1.5 answer, over a ``Scorer``."""
+
+    @property
+    def _scorer(self) -> Scorer[Any]:
+        return self  # type: ignore[return-value]  # it is mixed into one
 
     def score(self, prompt: Any, image: Any) -> Any:
         """As ``Scorer.score``, except that a list of one image gives a bare float, as 1.5 does."""
-        rewards = super().score(prompt, image)
+        rewards = Scorer.score(self._scorer, prompt, image)
         return rewards[0] if isinstance(rewards, list) and len(rewards) == 1 else rewards
 
     def inference_rank(self, prompt: str | list[str], generations_list: list[ImageLike]) -> tuple[Any, Any]:
         """Ranks and rewards of images as two flat lists, or two bare numbers for one image.
 
-        N prompts with M images give N * M ranks and rewards, image by image: all prompts with the first image come first.
+        N prompts with M images give N * M ranks and rewards, image by image: all prompts with the first image come first. A score that
+        does not read the prompt gives M.
         """
         if not isinstance(generations_list, list | tuple) or not generations_list:
             raise ValueError("inference_rank() takes a list of at least one image")
-        rewards = self.matrix([prompt] if isinstance(prompt, str) else list(prompt), generations_list).T.flatten().tolist()
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not getattr(self._scorer, "reads_prompt", True):
+            prompts = prompts[:1]
+        rewards = self._scorer.matrix(prompts, generations_list).T.flatten().tolist()
         if not rewards:
             raise ValueError("inference_rank() takes at least one prompt")
         ranking = Ranking.from_rewards(rewards).ranking
         return (ranking[0], rewards[0]) if len(rewards) == 1 else (ranking, rewards)
+
+
+class ImageReward(Version1Methods, ImageRewardScorer):
+    """``ImageRewardScorer`` with the methods and attributes of image-reward 1.5, which programs call and reach into."""
 
     def score_gard(self, prompt_ids: Tensor, prompt_attention_mask: Tensor, image: Tensor) -> Tensor:
         """Token ids and mask [B, L] and normalised pixels [B, 3, S, S] -> rewards [B, 1] with gradients (the name is 1.5's)."""

@@ -16,11 +16,24 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, HubFile, ScorerConfig, WebFile, fetch, find_local, read_checkpoint
+from image_reward.checkpoints import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    HubFile,
+    ScorerConfig,
+    WebFile,
+    blip_pretraining_weights,
+    fetch,
+    find_local,
+    read_checkpoint,
+)
 from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
+from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
+from image_reward.scorers.ensemble import Ensemble
 from image_reward.scorers.imagereward import ImageRewardScorer
 
 Thing = TypeVar("Thing")
@@ -110,6 +123,8 @@ class ModelSpec:
 def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[ImageRewardScorer] = ImageRewardScorer) -> Any:
     """A checkpoint of the released layout, or a folder or file of this package's own format."""
     tensors, carried = read_checkpoint(paths[0])
+    if blip_pretraining_weights(tensors) is not None:
+        raise CheckpointError(f"{paths[0]} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
     given = options.config
     if given is not None and not isinstance(given, ScorerConfig):
         given = ScorerConfig.from_json(Path(given).read_text(encoding="utf-8"), os.fspath(given))
@@ -130,6 +145,28 @@ def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[
     return scorer
 
 
+def build_blip(paths: tuple[Path, ...], options: LoadOptions, kind: Any = BlipScorer) -> Any:
+    """One of BLIP's own checkpoints, of the large network."""
+    if options.config is not None:
+        raise ValueError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
+    tensors = options.once(("tensors", paths[0].resolve()), lambda: read_checkpoint(paths[0])[0])
+    scorer = kind.from_tensors(tensors, str(paths[0]), name=options.name, options=options.images, long_prompts=options.long_prompts)
+    scorer.blip.visual_encoder.original_order = options.exact
+    return scorer
+
+
+def build_blip_matching(paths: tuple[Path, ...], options: LoadOptions) -> Any:
+    return build_blip(paths, options, BlipMatchingScorer)
+
+
+def build_ensemble(paths: tuple[Path, ...], options: LoadOptions) -> Ensemble:
+    """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
+    if options.config is not None:
+        raise ValueError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
+    file = paths[0] / CONFIG_NAME if paths[0].is_dir() else paths[0]
+    return Ensemble.from_json(file, lambda model: _build(model, options), options.name)
+
+
 class Kind(NamedTuple):
     """A kind of model folder."""
 
@@ -140,11 +177,34 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "image-reward": Kind((WEIGHTS_NAME,), build_imagereward),
+    ENSEMBLE_FORMAT: Kind((), build_ensemble),
 }
 """What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
 
 
 # --- the table -----------------------------------------------------------------------------------------------------------------------
+
+_CLIP = tuple(
+    HubFile("openai/clip-vit-large-patch14", name, size, sha256)
+    for name, size, sha256 in [
+        ("config.json", None, None),
+        ("model.safetensors", 1_710_540_580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
+        ("preprocessor_config.json", None, None),
+        ("tokenizer.json", None, None),
+    ]
+)
+_AESTHETIC_HEAD = WebFile(
+    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+    size=3_714_759,
+    sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+    original_cache="~/.cache/ImageReward",
+)
+_PICKSCORE = tuple(
+    HubFile("yuvalkirstain/PickScore_v1", name)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+)
+_HPSV2, _HPSV21 = (HubFile("xswu/HPSv2", name) for name in ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"))
+_BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 MODELS: dict[str, ModelSpec] = {
     "ImageReward-mini": ModelSpec(
@@ -170,6 +230,20 @@ MODELS: dict[str, ModelSpec] = {
             ),
         ),
         config=ScorerConfig(),
+    ),
+    "BLIP": ModelSpec(
+        description="how near image and prompt are: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",
+        licence="BSD-3-Clause",
+        range="[-1, 1]",
+        build=build_blip,
+        files=(WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward"),),
+    ),
+    "BLIP-ITM": ModelSpec(
+        description="whether the prompt describes the image: the log odds of BLIP's matching head, tuned on COCO (Li et al., ICML 2022)",
+        licence="BSD-3-Clause",
+        range="any number; 0 is even odds",
+        build=build_blip_matching,
+        files=(WebFile(_BLIP_URL + "model_large_retrieval_coco.pth"),),
     ),
 }
 
@@ -315,7 +389,7 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, or the hub id of such a folder.
+            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.

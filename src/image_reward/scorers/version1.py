@@ -5,18 +5,57 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from image_reward.errors import CheckpointError, UnknownModelError
+from image_reward.images import ImageTransform
 from image_reward.models.blip import BlipConfig
-from image_reward.scorers.imagereward import ImageReward
-from image_reward.scorers.registry import LoadOptions, build_imagereward, choose_device, find
+from image_reward.scorers.base import Scorer
+from image_reward.scorers.imagereward import ImageReward, Version1Methods
+from image_reward.scorers.registry import LoadOptions, build_imagereward, choose_device, find, spec_of
 
 
 def available_models() -> list[str]:
     """Names of the models that 1.5 knows; ``load`` takes all that ``image_reward.load`` does."""
     return ["ImageReward-v1.0"]
+
+
+def available_scores() -> list[str]:
+    """Names of the scores that ``load_score`` knows."""
+    return ["CLIP", "BLIP", "Aesthetic"]
+
+
+class Score(Version1Methods, nn.Module):
+    """One of the scores that 1.5 compares ImageReward with: ``score`` and ``inference_rank`` are those of an ImageReward model."""
+
+    def __init__(self, scorer: Scorer[Any]) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    @property
+    def _scorer(self) -> Scorer[Any]:
+        return self.scorer
+
+    @property
+    def device(self) -> torch.device:
+        return self.scorer.device
+
+    @property
+    def preprocess(self) -> ImageTransform:
+        """An image -> normalised pixels [3, S, S]."""
+        return self.scorer.prepare.transform
+
+
+def load_score(name: str = "CLIP", device: str | torch.device | None = None, download_root: str | os.PathLike[str] | None = None) -> Score:
+    """One of ``available_scores()``. ``download_root`` is a folder that may hold its files already; the caches are searched too."""
+    if name not in available_scores():
+        raise UnknownModelError(f"no score is called {name!r}; available are {', '.join(available_scores())}. load() loads models")
+    found = find(name, download_root)
+    scorer: Scorer[Any] = found.build(found.paths, LoadOptions(found.name, registered=found.config))
+    return Score(scorer).to(choose_device(device))
 
 
 def load(
@@ -30,9 +69,11 @@ def load(
     ``name`` is a registered name or a path. ``download_root`` is a folder that may hold ``ImageReward.pt`` already; the hub cache is
     searched too. ``med_config``, the JSON of the text tower, need not be given; one that describes another network is an error.
     """
+    if (spec := spec_of(name)) and spec.build is not build_imagereward:  # before it is downloaded
+        raise UnknownModelError(f"{name} is no ImageReward model; load_score() or image_reward.load() loads it")
     found = find(name, download_root)
     if found.build is not build_imagereward:
-        raise UnknownModelError(f"{name} is no ImageReward model; load_score() or image_reward.load() may know it")
+        raise UnknownModelError(f"{name} is no ImageReward model; image_reward.load() loads it")
     model: ImageReward = build_imagereward(found.paths, LoadOptions(found.name, registered=found.config), ImageReward)
     if med_config is not None:
         _check_med_config(Path(med_config), model.config.network)

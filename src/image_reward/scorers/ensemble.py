@@ -1,0 +1,300 @@
+"""Several scorers as one: the mean of their rewards, each on the scale of a known set of images, and how much they disagree.
+
+A generator tuned with one reward finds images that fool it. Scorers that were made in different ways are seldom fooled by the same image,
+so where they disagree the mean deserves less trust (Coste et al. 2024, arXiv 2310.02743, measure this for language models).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from image_reward.checkpoints import fill
+from image_reward.errors import CheckpointError, ImageReadError
+from image_reward.images import ImageLike
+from image_reward.prompts import check_prompts
+from image_reward.scorers.base import Batch, Preparation, Scorer, prepare_together, rewards_together, score_together
+
+Reward = Literal["mean", "conservative"]
+FORMAT = "image-reward-ensemble"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The rewards of a known set of images by one scorer, which its rewards are normalised on: (reward - mean) / std."""
+
+    mean: float
+    std: float
+    num_images: int
+    origin: str
+    """Which images, and who scored them."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise CheckpointError(f"a reference needs a finite mean and a positive std, not {self.mean} and {self.std}: do all images tie?")
+
+    @classmethod
+    def from_rewards(cls, rewards: Sequence[float], origin: str) -> Reference:
+        """From the rewards of many images, made for many prompts, as the scorer will be asked to judge.
+
+        >>> Reference.from_rewards([1.0, 3.0], "two images")
+        Reference(mean=2.0, std=1.0, num_images=2, origin='two images')
+        """
+        if len(rewards) < 2:
+            raise ValueError(f"a reference is computed from the rewards of at least two images, not {len(rewards)}")
+        return cls(float(np.mean(rewards)), float(np.std(rewards)), len(rewards), origin)
+
+
+@cache
+def published_reference(name: str) -> Reference | None:
+    """The reference that this package holds for a scorer, or None: those of the images of the paper's Table 1."""
+    known = json.loads(files("image_reward").joinpath("assets/reference_rewards.json").read_text(encoding="utf-8")).get(name)
+    return Reference(*(known[key] for key in ("mean", "std", "num_images", "origin"))) if known else None
+
+
+class Judgement(NamedTuple):
+    """What an ensemble makes of each image, on the members' common scale."""
+
+    mean: Tensor
+    """The weighted mean of the members' normalised rewards."""
+    disagreement: Tensor
+    """Their weighted standard deviation: 0 where all members agree."""
+    conservative: Tensor
+    """mean - penalty * disagreement"""
+
+
+@dataclass
+class EnsembleBatch:
+    """A batch for each member. Members with equal transforms share one tensor of pixels, the same object."""
+
+    parts: list[Batch]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def to(self, device: torch.device | str) -> EnsembleBatch:
+        moved = {id(part.pixels): part.pixels.to(device) for part in self.parts}
+        return EnsembleBatch(
+            [Batch(moved[id(part.pixels)], part.ids.to(device), part.mask.to(device), part.image_index.to(device)) for part in self.parts]
+        )
+
+
+@dataclass
+class EnsemblePreparation:
+    """Prompts and images -> ``EnsembleBatch``; an image is opened once for all members."""
+
+    parts: list[Preparation]
+
+    def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> EnsembleBatch:
+        return EnsembleBatch(prepare_together(self.parts, prompts, images))
+
+    def tokenizer(self, prompts: Sequence[str]) -> list[Any]:
+        """The tokens of each member, which also warns of or refuses prompts that are too long for one."""
+        return [part.tokenizer(prompts) for part in self.parts]
+
+
+class Ensemble(Scorer[Any]):
+    """Named scorers whose normalised rewards are averaged. The reward is in standard deviations of the reference images."""
+
+    prepare: Any
+
+    def __init__(
+        self,
+        members: Mapping[str, Scorer[Any]],
+        weights: Mapping[str, float] | None = None,
+        references: Mapping[str, Reference] | None = None,
+        reward: Reward = "mean",
+        penalty: float = 1.0,
+        name: str = "ensemble",
+    ) -> None:
+        """
+        Args:
+            members: scorers on one device, by name. ``load_all`` lets them share files and towers.
+            weights: positive, by name; 1 where not given.
+            references: by name; where not given, the one that this package holds for the scorer.
+            reward: what ``score`` and all else return: the mean, or the mean less ``penalty`` times the disagreement.
+
+        Raises ``ValueError`` for what makes no sense, and for a member without a reference.
+        """
+        super().__init__()
+        if not members or any(isinstance(member, Ensemble) for member in members.values()):
+            raise ValueError("an ensemble needs members, which are no ensembles themselves")
+        for unknown in {*(weights or {}), *(references or {})} - set(members):
+            raise ValueError(f"{unknown!r} is not a member; those are {', '.join(members)}")
+        if reward not in get_args(Reward):
+            raise ValueError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
+        if not (math.isfinite(penalty) and penalty >= 0):
+            raise ValueError(f"penalty must be at least 0, not {penalty}")
+        chosen = torch.tensor([(weights or {}).get(member, 1.0) for member in members])
+        if not bool((chosen.isfinite() & (chosen > 0)).all()):
+            raise ValueError(f"weights must be positive, not {chosen.tolist()}")
+        self.name = name
+        self.member_names = tuple(members)
+        self.members = nn.ModuleList(members.values())
+        self.references = tuple(
+            (references or {}).get(name) or published_reference(member.reference or member.name) or _no_reference(name)
+            for name, member in members.items()
+        )
+        self.reward: Reward = reward
+        self.penalty = penalty
+        self.register_buffer("weights", chosen / chosen.sum(), persistent=False)
+        self.prepare = EnsemblePreparation([member.prepare for member in members.values()])
+        self.reads_prompt = any(getattr(member, "reads_prompt", True) for member in members.values())
+
+    @classmethod
+    def from_json(cls, file: Path, load_member: Callable[[str], Scorer[Any]], name: str) -> Ensemble:
+        """As described in a JSON file (docs/scorers.md). Members that are paths are relative to it. Raises ``CheckpointError``."""
+        config = _EnsembleConfig.read(file)
+        here = [file.parent / member.model for member in config.members]
+        models = [str(path) if path.exists() else member.model for path, member in zip(here, config.members, strict=True)]
+        names = [member.model for member in config.members]
+        if len(set(names)) < len(names):
+            raise CheckpointError(f"{file}: a member is there twice; give it the sum of the weights")
+        try:
+            return cls(
+                dict(zip(names, map(load_member, models), strict=True)),
+                {member.model: member.weight for member in config.members},
+                {member.model: member.reference for member in config.members if member.reference},
+                cast(Reward, config.reward),
+                config.penalty,
+                name,
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+
+    # --- the contract of a scorer ---
+
+    @property
+    def batch_size(self) -> int:
+        return min(member.batch_size for member in self._scorers)
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        for member in self._scorers:
+            member.batch_size = value
+
+    def cast(self, dtype: torch.dtype) -> None:
+        for member in self._scorers:
+            member.cast(dtype)
+
+    def forward(self, batch: EnsembleBatch) -> Tensor:  # type: ignore[override]
+        """Rewards [N] of a batch of ``prepare``, differentiable; image towers that members share encode each image once."""
+        return self._chosen(torch.stack(rewards_together(self._scorers, batch.parts)))
+
+    def rewards(self, prompts: str | Sequence[str], pixels: Tensor) -> Tensor:
+        if not isinstance(pixels, Tensor):
+            raise ImageReadError(f"rewards() takes a float tensor [B, 3, H, W], not {type(pixels).__name__}; score() takes any image")
+        prompts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != len(pixels):
+            raise ValueError(f"{len(prompts)} prompts and {len(pixels)} images: aligned lists must have the same length")
+        pixels, index = pixels.to(self.device), torch.arange(len(pixels))
+        crops: dict[Any, Tensor] = {}
+        batches = []
+        for part in self.prepare.parts:
+            if part.transform not in crops:
+                crops[part.transform] = part.transform.crop_tensor(pixels)
+            tokens = part.tokenizer(prompts)
+            batches.append(Batch(crops[part.transform], tokens.ids, tokens.mask, index))
+        return self(EnsembleBatch(batches))
+
+    def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Any:
+        if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
+            raise ValueError("matrix() takes a list of prompts and a list of images")
+        pairs = [prompt for prompt in prompts for _ in images], list(images) * len(prompts)
+        return self._chosen(self._rewards_of_members(*pairs)).view(len(prompts), len(images)).numpy()
+
+    def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> Judgement:
+        """Mean, disagreement and conservative reward [N] of the images of one prompt, or of aligned prompts and images."""
+        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        return self.combine(self._rewards_of_members(prompts, images))
+
+    def combine(self, rewards: Tensor) -> Judgement:
+        """The members' own rewards [M, N], in their order -> what the ensemble makes of them. Differentiable."""
+        means, stds = (
+            torch.tensor([getattr(reference, key) for reference in self.references], device=rewards.device)[:, None]
+            for key in ("mean", "std")
+        )
+        weights = self.get_buffer("weights").to(rewards.device)[:, None]
+        normalised = (rewards - means) / stds
+        mean = (weights * normalised).sum(dim=0)
+        variance = (weights * (normalised - mean).square()).sum(dim=0)
+        # The square root has no gradient at 0, where members agree: there the disagreement is a constant.
+        agree = variance == 0
+        disagreement = torch.where(agree, torch.zeros_like(variance), torch.where(agree, torch.ones_like(variance), variance).sqrt())
+        return Judgement(mean, disagreement, mean - self.penalty * disagreement)
+
+    def encode_images(self, pixels: Tensor) -> Any:
+        raise NotImplementedError("the members of an ensemble see different pixels; call it with a batch of its prepare(), or use a member")
+
+    def read(self, images: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "the members of an ensemble read different tokens; call it with a batch of its prepare(), or use a member"
+        )
+
+    @property
+    def _scorers(self) -> list[Scorer[Any]]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    def _chosen(self, rewards: Tensor) -> Tensor:
+        judgement = self.combine(rewards)
+        return judgement.conservative if self.reward == "conservative" else judgement.mean
+
+    def _rewards_of_members(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Tensor:
+        check_prompts(prompts)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
+        return torch.tensor(score_together(self._scorers, prompts, images)).view(len(self.members), len(prompts))
+
+    def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
+        return self._chosen(self._rewards_of_members(prompts, images)).tolist()
+
+
+def _no_reference(name: str) -> Reference:
+    example = f"references={{{name!r}: ...}}"
+    raise ValueError(
+        f"{name} has no reference to normalise its rewards on. Score many images as you will ask it to judge, make one with "
+        f"Reference.from_rewards(rewards, origin), and give it as {example}, or as 'reference' in the ensemble's JSON file"
+    )
+
+
+# --- the file ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _MemberConfig:
+    model: str
+    weight: float
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
+class _EnsembleConfig:
+    members: tuple[_MemberConfig, ...]
+    reward: str
+    penalty: float
+
+    @classmethod
+    def read(cls, file: Path) -> _EnsembleConfig:
+        try:
+            values = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON: {error}") from None
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise CheckpointError(f'{file} describes no ensemble ("format": "{FORMAT}" is missing)')
+        if (version := values.pop("version", None)) != 1:
+            raise CheckpointError(f"{file} has format version {version!r}; this release of image-reward reads version 1")
+        members = values.get("members")
+        if isinstance(members, list):
+            defaults = {"weight": 1.0, "reference": None}
+            values["members"] = [defaults | member if isinstance(member, dict) else member for member in members]
+        return fill(cls, {"reward": "mean", "penalty": 1.0} | values, str(file))
