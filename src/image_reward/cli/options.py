@@ -64,7 +64,8 @@ class LoadingOptions:
 @dataclass(kw_only=True)
 class ModelOptions(LoadingOptions):
     model: str = "ImageReward-v1.0"
-    """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME."""
+    """A registered name (see `image-reward models list`), a checkpoint file, a folder, a hub id OWNER/NAME, or the JSON file
+    of an ensemble."""
 
     def load(self) -> Scorer[Any]:
         return self.load_models([self.model])[0]
@@ -75,8 +76,8 @@ class SeveralModelOptions(LoadingOptions):
     """For commands that take several models: `--model A --model B`."""
 
     model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME; give it
-    several times for several models. By default ImageReward-v1.0."""
+    """A registered name (see `image-reward models list`), a checkpoint file, a folder, a hub id OWNER/NAME, or the JSON file
+    of an ensemble; give it several times for several models. By default ImageReward-v1.0."""
 
     def load_all(self) -> list[Scorer[Any]]:
         """The models in the order given; files and towers that they have in common are loaded once."""

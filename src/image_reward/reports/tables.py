@@ -112,11 +112,12 @@ def _percent(probability: float) -> str:
 
 def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("Models", "`image-reward models path NAME` prints where the files of a model are on this machine.")
-    table.add_column("model, and what its score means", overflow="fold", ratio=1)
-    for column in ("range", "licence"):
-        table.add_column(column, overflow="fold", max_width=14)
+    table.leading = 1
+    table.add_column("model, and what its score means", min_width=28)
+    for column in ("range of the score", "licence"):
+        table.add_column(column, max_width=15)
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("here", no_wrap=True)
+    table.add_column("here", min_width=4)
     for row in rows:
         name = Text.assemble((row["name"], "bold"), "\n", row["description"])
         size = "-" if row["bytes"] is None else _size(row["bytes"])

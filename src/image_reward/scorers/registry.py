@@ -210,7 +210,7 @@ MODELS: dict[str, ModelSpec] = {
     "ImageReward-mini": ModelSpec(
         description="a careful person's preference among drawn shapes; a small model to try things with",
         licence="Apache-2.0",
-        range="about -2.5 to 2",
+        range="mean 0, std 1 on drawings",
         build=build_imagereward,
         packaged="assets/ImageReward-mini",
         notice="ImageReward-mini knows only drawn shapes; for pictures use --model ImageReward-v1.0, which is downloaded once (1.8 GB)",
@@ -241,7 +241,7 @@ MODELS: dict[str, ModelSpec] = {
     "BLIP-ITM": ModelSpec(
         description="whether the prompt describes the image: the log odds of BLIP's matching head, tuned on COCO (Li et al., ICML 2022)",
         licence="BSD-3-Clause",
-        range="any number; 0 is even odds",
+        range="any; 0 is even odds",
         build=build_blip_matching,
         files=(WebFile(_BLIP_URL + "model_large_retrieval_coco.pth"),),
     ),
