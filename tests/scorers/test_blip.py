@@ -97,14 +97,15 @@ def test_the_matching_head_equals_transformers(matching: BlipMatchingScorer) -> 
     tokens = matching.prepare.tokenizer(prompts)
     ids = tokens.ids.clone()
     ids[:, 0] = 30523
+    blip = BlipScorer(matching.blip, CONFIG)
     pixels = torch.stack([matching.prepare.transform(image) for image in images])
     with torch.inference_mode():
         logits = other(input_ids=ids, pixel_values=pixels, attention_mask=tokens.mask.long()).itm_score
+        pixels = torch.stack([blip.prepare.transform(image) for image in images])  # cropped, where the other stretches
         cosines = other(input_ids=tokens.ids, pixel_values=pixels, attention_mask=tokens.mask.long(), use_itm_head=False).itm_score
     assert matching.score(prompts, images) == pytest.approx((logits[:, 1] - logits[:, 0]).tolist(), abs=1e-5)
     probability = torch.tensor(matching.score(prompts, images)).sigmoid()
     torch.testing.assert_close(probability, logits.softmax(dim=1)[:, 1], rtol=0, atol=1e-5)
-    blip = BlipScorer(matching.blip, CONFIG)
     np.testing.assert_allclose(blip.matrix(prompts, images), cosines.T, rtol=0, atol=1e-5)
 
 

@@ -16,6 +16,7 @@ from conftest import tiny
 from image_reward.cli import main
 from image_reward.errors import CheckpointError, LongPromptWarning
 from image_reward.scorers import BlipScorer, Ensemble, ImageRewardScorer, Reference, load, load_all
+from image_reward.scorers.base import score_together
 from image_reward.scorers.ensemble import published_reference
 
 ONE, TWO = Reference(0.5, 2.0, 10, "ten images"), Reference(0.1, 0.25, 10, "the same images")
@@ -89,7 +90,7 @@ def test_gradients(members: dict[str, Any]) -> None:
     pixels = torch.rand(2, 3, 80, 70, generator=torch.Generator().manual_seed(0)).requires_grad_()
     rewards = ensemble.rewards(["cat", "a dog"], pixels)
     apart = torch.stack([member.rewards(["cat", "a dog"], pixels) for member in members.values()])
-    torch.testing.assert_close(rewards, ensemble.combine(apart).conservative)
+    torch.testing.assert_close(rewards, ensemble.judgement(apart).conservative)
     rewards.sum().backward()
     assert pixels.grad is not None
     assert pixels.grad.abs().amax(dim=(1, 2, 3)).min() > 0
@@ -199,3 +200,17 @@ def test_files_that_describe_no_ensemble(text: str, message: str, tmp_path: Path
         load(tmp_path / "both.json")
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint: gone\.json"):
         load("gone.json")
+
+
+def test_beside_other_scorers_it_shares_their_images_and_towers() -> None:
+    members = {"one": tiny(ImageRewardScorer, 7), "two": tiny(ImageRewardScorer, 8)}
+    references = {name: Reference(0.0, 2.0, 10, "none") for name in members}
+    ensemble = Ensemble(members, references=references)
+    passes = []
+    members["one"].network.blip.visual_encoder.register_forward_hook(lambda *_: passes.append(1))
+    prompts, images = seeded.PROMPTS[:2], seeded.images()[:2]
+    together = score_together([members["one"], ensemble], prompts, images)
+    assert len(passes) == 1
+    one, two = (member.score(prompts, images) for member in members.values())
+    assert together[0] == pytest.approx(one, abs=1e-6)
+    assert together[1] == pytest.approx([(a + b) / 4 for a, b in zip(one, two, strict=True)], abs=1e-6)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from image_reward.reports.tables import RewardRow
     from image_reward.scorers import Scorer
 
-IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
 
 class UsageError(Exception):
     """The command line makes no sense; exit code 2."""
@@ -124,6 +122,8 @@ def find_images(given: Iterable[str]) -> list[str]:
 
     Raises ``FileNotFoundError`` that names the first file that does not exist, and ``UsageError`` where nothing is found.
     """
+    from image_reward.images import IMAGE_SUFFIXES
+
     found: list[str] = []
     for item in given:
         if item == "-":

@@ -147,6 +147,15 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         return next(chain(self.parameters(), self.buffers(), [torch.empty(0)])).device
 
     @property
+    def parts(self) -> list[Scorer[Any]]:
+        """The scorers whose rewards its own are made of: the members of an ensemble, else itself."""
+        return [self]
+
+    def combined(self, rewards: Tensor) -> Tensor:
+        """The rewards of its ``parts`` [len(parts), N] -> its own [N]."""
+        return rewards[0]
+
+    @property
     def image_tower(self) -> object:
         """What encodes images: scorers with the same one (the same object) get the same features of the same pixels, made once."""
         return self
@@ -307,11 +316,12 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
     for row, image in enumerate(unique_images(images)[1]):
         rows_of.setdefault(image, []).append(row)
     groups = list(rows_of.values())
+    preparations = preparations_of(scorers)
     step = min((scorer.batch_size for scorer in scorers), default=1)
     with torch.inference_mode(), long_prompts_told(scorers, prompts):
         for start in range(0, len(groups), step):
             rows = [row for group in groups[start : start + step] for row in group]
-            batches = prepare_together([s.prepare for s in scorers], [prompts[r] for r in rows], [images[r] for r in rows])
+            batches = prepare_together(preparations, [prompts[r] for r in rows], [images[r] for r in rows])
             for number, found in enumerate(rewards_together(scorers, batches)):
                 rewards[number, rows] = found.cpu()
     for scorer, found in zip(scorers, rewards, strict=True):
@@ -322,26 +332,48 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
 @contextmanager
 def long_prompts_told(scorers: Sequence[Scorer[Any]], prompts: Sequence[str]) -> Iterator[None]:
     """Warn once of the long prompts among all that the block will score, not once a batch; or fail before any work is done."""
-    for tokenizer in _distinct(scorer.prepare.tokenizer for scorer in scorers):
+    for tokenizer in _distinct(preparation.tokenizer for preparation in preparations_of(scorers)):
         tokenizer(prompts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LongPromptWarning)
         yield
 
 
+def preparations_of(scorers: Sequence[Scorer[Any]]) -> list[Preparation]:
+    """What makes the batches that ``rewards_together`` takes: one preparation for each part of each scorer."""
+    return [part.prepare for scorer in scorers for part in scorer.parts]
+
+
 def rewards_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Batch]) -> list[Tensor]:
-    """Rewards [N] of each scorer for its batch of ``prepare_together``; an image tower that several share encodes each image once."""
+    """Rewards [N] of each scorer, for batches of ``prepare_together(preparations_of(scorers), …)``.
+
+    An image tower that several parts share encodes each image once.
+    """
     known: dict[tuple[int, int], list[Any]] = {}  # (tower, pixels) -> what it made of them, in the order in which it was asked
-    found = []
-    for scorer, batch in zip(scorers, batches, strict=True):
-        shared = known.get((id(scorer.image_tower), id(batch.pixels)))
+    of_parts = []
+    for part, batch in zip([part for scorer in scorers for part in scorer.parts], batches, strict=True):
+        shared = known.get((id(part.image_tower), id(batch.pixels)))
         if shared is None:
-            shared = known[id(scorer.image_tower), id(batch.pixels)] = []
-            found.append(scorer(batch, _remembering(scorer.encode_images, shared)))
+            shared = known[id(part.image_tower), id(batch.pixels)] = []
+            of_parts.append(part(batch, _remembering(part.encode_images, shared)))
         else:
             remembered = iter(shared)
-            found.append(scorer(batch, lambda _, remembered=remembered: next(remembered)))  # the same rows: the same images, in order
-    return found
+            of_parts.append(part(batch, lambda _, remembered=remembered: next(remembered)))  # the same rows: the same images, in order
+    rest = iter(of_parts)
+    return [scorer.combined(torch.stack([next(rest) for _ in scorer.parts])) for scorer in scorers]
+
+
+def cosines(images: Tensor, ids: Tensor, mask: Tensor, encode_prompts: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What ``Scorer.read`` returns where prompts do not look at images: the products [I, P] of features of length 1, float32.
+
+    ``images``: their features [I, D]. Each distinct prompt is encoded once, however many images it meets.
+    """
+    length = ids.shape[-1]
+    rows = torch.cat([ids.masked_fill(~mask, 0), mask.long()], dim=-1).flatten(0, 1)
+    distinct, place = rows.unique(dim=0, return_inverse=True)
+    prompts = encode_prompts(distinct[:, :length], distinct[:, length:].bool())
+    # Not a matrix product, which autocast would round.
+    return (prompts[place].view(*ids.shape[:2], -1).float() * images[:, None].float()).sum(dim=-1)
 
 
 def _remembering(encode: Callable[[Tensor], Features], memory: list[Features]) -> Callable[[Tensor], Features]:

@@ -13,7 +13,7 @@ from image_reward.errors import CheckpointError
 from image_reward.images import ImageOptions, ImageTransform
 from image_reward.models.blip import Blip, BlipConfig, MatchingNetwork
 from image_reward.prompts import LongPrompts, PromptTokenizer
-from image_reward.scorers.base import Preparation, Scorer
+from image_reward.scorers.base import Preparation, Scorer, cosines
 from image_reward.scorers.imagereward import CrossEncoderScorer
 
 MAX_TOKENS = 35
@@ -63,10 +63,7 @@ class BlipScorer(Scorer[Tensor]):
         return self.blip.project_images(tokens)
 
     def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Each distinct prompt is encoded once, however many images it meets."""
-        known, place = torch.cat([ids, mask.long()], dim=-1).flatten(0, 1).unique(dim=0, return_inverse=True)
-        prompts = self.blip.project_prompts(known[:, : ids.shape[-1]], known[:, ids.shape[-1] :])
-        return torch.einsum("if,ipf->ip", images, prompts[place].view(*ids.shape[:2], -1).expand(len(images), -1, -1))
+        return cosines(images, ids, mask, self.blip.project_prompts)
 
 
 class BlipMatchingScorer(CrossEncoderScorer):
@@ -91,7 +88,7 @@ class BlipMatchingScorer(CrossEncoderScorer):
         self.network = network
         self.config = network.config
         self.name = name
-        transform = ImageTransform(network.config.image_size, options=options or ImageOptions())
+        transform = ImageTransform(network.config.image_size, options=options or ImageOptions(), fit="stretch")
         self.prepare = Preparation(transform, PromptTokenizer(MAX_TOKENS, long_prompts))
 
     @classmethod

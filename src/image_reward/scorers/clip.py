@@ -28,7 +28,7 @@ from image_reward.images import Fit, ImageOptions, ImageTransform
 from image_reward.models.clip import Activation, clip_config, clip_network, transformers_names
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import ClipTokenizer, LongPrompts, UnreadPrompts
-from image_reward.scorers.base import Preparation, Scorer
+from image_reward.scorers.base import Preparation, Scorer, cosines
 from image_reward.types import Convention
 
 if TYPE_CHECKING:
@@ -152,14 +152,12 @@ class ClipScorer(_ClipImages):
         self.scale = 1.0 if scaled else network.logit_scale.detach().float().exp().item()
 
     def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        # The text tower sees no image: each distinct prompt passes once, however many images meet it. Nor does it look ahead, so that it
-        # needs no mask: what follows the end token, where the embedding is read, is not seen.
-        masked = ids.masked_fill(~mask, 0)
-        distinct, place = masked.flatten(0, 1).unique(dim=0, return_inverse=True)
-        pooled = self.network.text_model(input_ids=distinct).pooler_output
-        texts = F.normalize(self.network.text_projection(pooled).float(), dim=-1)
-        cosine = (texts[place].view(*ids.shape[:2], -1) * images[:, None]).sum(dim=-1)  # not a matmul, which autocast would round
+        cosine = cosines(images, ids, mask, self._encode_prompts)
         return self.network.logit_scale.float().exp() * cosine if self.scaled else cosine
+
+    def _encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the tower does not look beyond the end token
+        pooled = self.network.text_model(input_ids=ids).pooler_output
+        return F.normalize(self.network.text_projection(pooled).float(), dim=-1)
 
     @property
     def settings(self) -> ClipSettings:
@@ -258,12 +256,15 @@ def clip_from_folder(
     folder: Path,
     settings: ClipSettings | None = None,
     *,
+    processor: Path | None = None,
     name: str | None = None,
     options: ImageOptions | None = None,
     long_prompts: LongPrompts = "truncate",
     dtype: torch.dtype = torch.float32,
 ) -> ClipScorer | AestheticScorer:
     """A scorer from a folder of transformers' format: config.json, weights, preprocessor_config.json and tokenizer.
+
+    ``processor`` is the folder of the last two where it is another one.
 
     ``settings`` go before those that ``save_pretrained`` left in the folder; a folder without any is the cosine of a CLIP, its prompts and
     images handled as transformers does. ``dtype`` is the towers', whatever the file has. Raises ``CheckpointError``.
@@ -282,7 +283,8 @@ def clip_from_folder(
         settings = settings or fill(ClipSettings, carried, str(config_file))
     settings = settings or ClipSettings()
     config = CLIPConfig.from_dict(values)
-    transform = _transform(folder / PREPROCESSOR_NAME, config.vision_config.image_size, settings, options or ImageOptions())
+    processor = processor or folder
+    transform = _transform(processor / PREPROCESSOR_NAME, config.vision_config.image_size, settings, options or ImageOptions())
     weights = [folder / file for file in (WEIGHTS_NAME, "pytorch_model.bin") if (folder / file).is_file()]
     if not weights:
         raise CheckpointError(
@@ -294,7 +296,7 @@ def clip_from_folder(
     if settings.architecture == "Aesthetic":
         head = _head(network, read_checkpoint(folder / HEAD_NAME)[0], str(folder / HEAD_NAME))
         return _cast(AestheticScorer(network, head, transform, name), dtype)
-    tokenizer = ClipTokenizer.from_folder(folder, settings.max_tokens, long_prompts, settings.convention)
+    tokenizer = ClipTokenizer.from_folder(processor, settings.max_tokens, long_prompts, settings.convention)
     _check_fit(tokenizer, config.text_config, str(folder))
     return _cast(ClipScorer(network, Preparation(transform, tokenizer), name, settings.scaled), dtype)
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from image_reward.checkpoints import fill
 from image_reward.errors import CheckpointError, ImageReadError
 from image_reward.images import ImageLike
-from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Batch, Preparation, Scorer, prepare_together, rewards_together, score_together
 
 Reward = Literal["mean", "conservative"]
@@ -149,7 +148,7 @@ class Ensemble(Scorer[Any]):
         self.penalty = penalty
         self.register_buffer("weights", chosen / chosen.sum(), persistent=False)
         self.prepare = EnsemblePreparation([member.prepare for member in members.values()])
-        self.reads_prompt = any(getattr(member, "reads_prompt", True) for member in members.values())
+        self.reads_prompt = any(member.reads_prompt for member in members.values())
 
     @classmethod
     def from_json(cls, file: Path, load_member: Callable[[str], Scorer[Any]], name: str) -> Ensemble:
@@ -175,21 +174,29 @@ class Ensemble(Scorer[Any]):
     # --- the contract of a scorer ---
 
     @property
+    def parts(self) -> list[Scorer[Any]]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    def combined(self, rewards: Tensor) -> Tensor:
+        judgement = self.judgement(rewards)
+        return judgement.conservative if self.reward == "conservative" else judgement.mean
+
+    @property
     def batch_size(self) -> int:
-        return min(member.batch_size for member in self._scorers)
+        return min(member.batch_size for member in self.parts)
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        for member in self._scorers:
+        for member in self.parts:
             member.batch_size = value
 
     def cast(self, dtype: torch.dtype) -> None:
-        for member in self._scorers:
+        for member in self.parts:
             member.cast(dtype)
 
     def forward(self, batch: EnsembleBatch) -> Tensor:  # type: ignore[override]
         """Rewards [N] of a batch of ``prepare``, differentiable; image towers that members share encode each image once."""
-        return self._chosen(torch.stack(rewards_together(self._scorers, batch.parts)))
+        return rewards_together([self], batch.parts)[0]
 
     def rewards(self, prompts: str | Sequence[str], pixels: Tensor) -> Tensor:
         if not isinstance(pixels, Tensor):
@@ -211,14 +218,16 @@ class Ensemble(Scorer[Any]):
         if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
             raise ValueError("matrix() takes a list of prompts and a list of images")
         pairs = [prompt for prompt in prompts for _ in images], list(images) * len(prompts)
-        return self._chosen(self._rewards_of_members(*pairs)).view(len(prompts), len(images)).numpy()
+        return np.array(score_together([self], *pairs)[0], dtype=np.float32).reshape(len(prompts), len(images))
 
     def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> Judgement:
         """Mean, disagreement and conservative reward [N] of the images of one prompt, or of aligned prompts and images."""
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-        return self.combine(self._rewards_of_members(prompts, images))
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
+        return self.judgement(torch.tensor(score_together(self.parts, prompts, images)).view(len(self.parts), len(prompts)))
 
-    def combine(self, rewards: Tensor) -> Judgement:
+    def judgement(self, rewards: Tensor) -> Judgement:
         """The members' own rewards [M, N], in their order -> what the ensemble makes of them. Differentiable."""
         means, stds = (
             torch.tensor([getattr(reference, key) for reference in self.references], device=rewards.device)[:, None]
@@ -240,23 +249,6 @@ class Ensemble(Scorer[Any]):
         raise NotImplementedError(
             "the members of an ensemble read different tokens; call it with a batch of its prepare(), or use a member"
         )
-
-    @property
-    def _scorers(self) -> list[Scorer[Any]]:
-        return list(self.members)  # type: ignore[arg-type]
-
-    def _chosen(self, rewards: Tensor) -> Tensor:
-        judgement = self.combine(rewards)
-        return judgement.conservative if self.reward == "conservative" else judgement.mean
-
-    def _rewards_of_members(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Tensor:
-        check_prompts(prompts)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-        return torch.tensor(score_together(self._scorers, prompts, images)).view(len(self.members), len(prompts))
-
-    def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
-        return self._chosen(self._rewards_of_members(prompts, images)).tolist()
 
 
 def _no_reference(name: str) -> Reference:

@@ -127,7 +127,7 @@ class Version1Methods:
         if not isinstance(generations_list, list | tuple) or not generations_list:
             raise ValueError("inference_rank() takes a list of at least one image")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not getattr(self._scorer, "reads_prompt", True):
+        if not self._scorer.reads_prompt:
             prompts = prompts[:1]
         rewards = self._scorer.matrix(prompts, generations_list).T.flatten().tolist()
         if not rewards:

@@ -32,6 +32,16 @@ from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
+from image_reward.scorers.clip import (
+    HEAD_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    AestheticScorer,
+    ClipScorer,
+    ClipSettings,
+    clip_from_folder,
+    clip_from_state_dict,
+)
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.ensemble import Ensemble
 from image_reward.scorers.imagereward import ImageRewardScorer
@@ -147,8 +157,7 @@ def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[
 
 def build_blip(paths: tuple[Path, ...], options: LoadOptions, kind: Any = BlipScorer) -> Any:
     """One of BLIP's own checkpoints, of the large network."""
-    if options.config is not None:
-        raise ValueError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
+    _refuse_config(options)
     tensors = options.once(("tensors", paths[0].resolve()), lambda: read_checkpoint(paths[0])[0])
     scorer = kind.from_tensors(tensors, str(paths[0]), name=options.name, options=options.images, long_prompts=options.long_prompts)
     scorer.blip.visual_encoder.original_order = options.exact
@@ -167,16 +176,89 @@ def build_ensemble(paths: tuple[Path, ...], options: LoadOptions) -> Ensemble:
     return Ensemble.from_json(file, lambda model: _build(model, options), options.name)
 
 
+def build_clip(paths: tuple[Path, ...], options: LoadOptions) -> Any:
+    """A folder of transformers' format that holds a CLIP, as this package wrote it or as any program did."""
+    return _clip(paths[0], paths[0], options, None)
+
+
+def build_openai_clip(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
+    """OpenAI's CLIP in transformers' format, prompts and images handled as by OpenAI's program."""
+    return _clip(_together(paths), _together(paths), options, ClipSettings(convention="openai"))
+
+
+def build_aesthetic(paths: tuple[Path, ...], options: LoadOptions) -> AestheticScorer:
+    """A head, and the files of the CLIP that it is on."""
+    head, *clip = paths
+    _refuse_config(options)
+    base = build_openai_clip(tuple(clip), replace(options, name="CLIP"))  # the one that CLIP is, if both are loaded
+    return AestheticScorer.on(base, read_checkpoint(head)[0], str(head), options.name)
+
+
+def build_pickscore(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
+    """A CLIP's config and weights, and the preprocessor and tokenizer of the CLIP that it was tuned from."""
+    return _clip(_together(paths[:2]), _together(paths[2:]), options, ClipSettings(scaled=True))
+
+
+def build_hpsv2(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
+    """A file of OpenCLIP's names, and a tokenizer.json."""
+    _refuse_config(options)
+    settings = ClipSettings(convention="openai", fit="pad")
+    return clip_from_state_dict(
+        read_checkpoint(paths[0])[0],
+        paths[1].parent,
+        settings,
+        str(paths[0]),
+        activation="gelu",
+        name=options.name,
+        options=options.images,
+        long_prompts=options.long_prompts,
+    )
+
+
+def _clip(folder: Path, processor: Path, options: LoadOptions, settings: ClipSettings | None) -> Any:
+    _refuse_config(options)
+    return options.once(
+        ("CLIP", folder.resolve(), settings),
+        lambda: clip_from_folder(
+            folder, settings, processor=processor, name=options.name, options=options.images, long_prompts=options.long_prompts
+        ),
+    )
+
+
+def _together(paths: Sequence[Path]) -> Path:
+    """The one folder of some files."""
+    folder = paths[0].parent
+    for path in paths:
+        if path.parent != folder:
+            raise CheckpointError(f"{path} and {paths[0]} are of one model, but not in one folder; move them, or delete both")
+    return folder
+
+
+def _refuse_config(options: LoadOptions) -> None:
+    if options.config is not None:
+        raise ValueError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
+
+
 class Kind(NamedTuple):
     """A kind of model folder."""
 
-    files: tuple[str, ...]
-    """What is fetched of a hub repository besides config.json."""
+    files: tuple[tuple[str, ...], ...]
+    """What is fetched of a hub repository besides config.json: of each group the first that is there, if any."""
     build: Build
 
 
 KINDS: dict[str, Kind] = {
-    "image-reward": Kind((WEIGHTS_NAME,), build_imagereward),
+    "image-reward": Kind(((WEIGHTS_NAME,),), build_imagereward),
+    "clip": Kind(
+        (
+            (WEIGHTS_NAME, "pytorch_model.bin"),
+            (PREPROCESSOR_NAME,),
+            (TOKENIZER_NAME, "vocab.json"),
+            ("merges.txt",),
+            (HEAD_NAME,),
+        ),
+        build_clip,
+    ),
     ENSEMBLE_FORMAT: Kind((), build_ensemble),
 }
 """What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
@@ -187,10 +269,10 @@ KINDS: dict[str, Kind] = {
 _CLIP = tuple(
     HubFile("openai/clip-vit-large-patch14", name, size, sha256)
     for name, size, sha256 in [
-        ("config.json", None, None),
-        ("model.safetensors", 1_710_540_580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
-        ("preprocessor_config.json", None, None),
-        ("tokenizer.json", None, None),
+        (CONFIG_NAME, None, None),
+        (WEIGHTS_NAME, 1_710_540_580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
+        (PREPROCESSOR_NAME, None, None),
+        (TOKENIZER_NAME, None, None),
     ]
 )
 _AESTHETIC_HEAD = WebFile(
@@ -199,11 +281,12 @@ _AESTHETIC_HEAD = WebFile(
     sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
     original_cache="~/.cache/ImageReward",
 )
-_PICKSCORE = tuple(
-    HubFile("yuvalkirstain/PickScore_v1", name)
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+_PICKSCORE = (
+    HubFile("yuvalkirstain/PickScore_v1", CONFIG_NAME),
+    HubFile("yuvalkirstain/PickScore_v1", WEIGHTS_NAME),
+    HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", PREPROCESSOR_NAME),
+    HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", TOKENIZER_NAME),
 )
-_HPSV2, _HPSV21 = (HubFile("xswu/HPSv2", name) for name in ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"))
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 MODELS: dict[str, ModelSpec] = {
@@ -230,6 +313,41 @@ MODELS: dict[str, ModelSpec] = {
             ),
         ),
         config=ScorerConfig(),
+    ),
+    "PickScore": ModelSpec(
+        description="human choice among images for a prompt: exp(logit_scale) * cosine (Kirstain et al., NeurIPS 2023)",
+        licence="MIT",
+        range="about 10 to 30",
+        build=build_pickscore,
+        files=_PICKSCORE,
+    ),
+    "HPSv2": ModelSpec(
+        description="human preference among images for a prompt: a cosine (Wu et al. 2023)",
+        licence="Apache-2.0",
+        range="[-1, 1], about 0.2 to 0.35",
+        build=build_hpsv2,
+        files=(HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), _CLIP[3]),
+    ),
+    "HPSv2.1": ModelSpec(
+        description="as HPSv2, trained on more data; on a scale of its own",
+        licence="Apache-2.0",
+        range="[-1, 1], about 0.2 to 0.35",
+        build=build_hpsv2,
+        files=(HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), _CLIP[3]),
+    ),
+    "CLIP": ModelSpec(
+        description="how near image and prompt are: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
+        licence="MIT",
+        range="[-1, 1], about 0.1 to 0.35",
+        build=build_openai_clip,
+        files=_CLIP,
+    ),
+    "Aesthetic": ModelSpec(
+        description="how good an image looks, whatever the prompt: a head on CLIP's image embedding (Schuhmann 2022)",
+        licence="Apache-2.0",
+        range="1 to 10, about 4 to 7",
+        build=build_aesthetic,
+        files=(_AESTHETIC_HEAD, *_CLIP),
     ),
     "BLIP": ModelSpec(
         description="how near image and prompt are: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",
@@ -354,12 +472,18 @@ def _kind_of(config: Path) -> Kind:
 def _find_on_hub(repo: str) -> Found:
     """A model folder from the hub, or the hub cache."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         config = Path(hf_hub_download(repo, CONFIG_NAME))
         kind = _kind_of(config)
-        for name in kind.files:
-            hf_hub_download(repo, name)
+        for alternatives in kind.files:
+            for name in alternatives:
+                try:
+                    hf_hub_download(repo, name)
+                    break
+                except RemoteEntryNotFoundError:
+                    continue  # whoever reads the folder says what it lacks
     except CheckpointError:
         raise
     except Exception as error:  # httpx and hub errors share no base class
