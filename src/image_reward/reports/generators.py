@@ -88,15 +88,15 @@ def _overview(found: Mapping[str, Any]) -> Grid:
 def _summary(found: Mapping[str, Any], scorer: Mapping[str, Any]) -> Grid:
     human, most = found["human"], len(scorer["generators"][0]["best_of"])
     contested = len(scorer["generators"]) > 1
-    columns = [Column("rank"), Column("generator", "left"), Column("mean"), Column("interval", "center"), Column("median")]
+    columns = [Column("generator", "left"), Column("rank"), Column("mean"), Column("interval", "center"), Column("median")]
     columns += [Column("win rate"), Column("prompts won")] if contested else []
     columns += [Column(f"best of {most}")] if most > 1 else []
-    columns += [Column("ranks", "center")] if contested else []
+    columns += [Column("rank, interval", "center")] if contested else []
     columns += [Column("people"), Column("their rank")] if human else []
     rows = []
     for generator in scorer["generators"]:
         mean, name = generator["mean"], generator["name"]
-        row = [str(generator["rank"]), name, f"{mean['value']:.4f}", _interval(mean), f"{generator['median']:.4f}"]
+        row = [name, str(generator["rank"]), f"{mean['value']:.4f}", _interval(mean), f"{generator['median']:.4f}"]
         row += [_percent(generator["win_rate"]["value"]), _percent(generator["prompt_win_rate"]["value"])] if contested else []
         row += [f"{generator['best_of'][-1]['value']:.4f}"] if most > 1 else []
         low, high = generator["rank_low"], generator["rank_high"]
