@@ -45,7 +45,7 @@ def test_tables() -> None:
     assert overview.rows[0][1:] == ["3", *(f"{s['generators'][0]['mean']['value']:.4f} (1)" for s in data["scorers"])]
     assert overview.rows[3] == ["Spearman with people", "", "1.00", "1.00"]
     summary = tables["S: generators by mean reward"]
-    assert [row[:2] for row in summary.rows] == [["1", "g0"], ["2", "g1"], ["3", "g2"]]
+    assert [row[:2] for row in summary.rows] == [["g0", "1"], ["g1", "2"], ["g2", "3"]]
     assert summary.rows[2][-2:] == ["-", "-"]  # people did not judge it
     assert "With people, over 2 generators: Spearman 1.00" in summary.caption
     assert all(len(row) == len(grid.columns) for grid in tables.values() for row in grid.rows)
@@ -71,8 +71,8 @@ def test_one_generator_with_one_image_of_each_prompt() -> None:
     tables = grids(report.blocks)
     assert list(tables) == ["S: generators by mean reward", "S: mean reward by category of prompt", "S: the best and the worst prompts"]
     assert [column.title for column in tables["S: generators by mean reward"].columns] == [
-        "rank",
         "generator",
+        "rank",
         "mean",
         "interval",
         "median",
