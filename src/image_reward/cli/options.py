@@ -32,8 +32,10 @@ class ModelOptions:
     """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME."""
     device: str | None = None
     """cpu, cuda, cuda:1, …; by default CUDA where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the towers compute in; the head is always float32."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """What the towers compute in; the head is always float32. See `image-reward verify-precision` for what it costs."""
+    compile: bool = False
+    """Compile the image tower first, which takes about a minute."""
     config: Path | None = None
     """The config.json of weights that carry none and are not of the released sizes."""
     batch_size: int | None = None
@@ -65,6 +67,7 @@ class ModelOptions:
             long_prompts=self.long_prompts,
             batch_size=self.batch_size,
             exact=self.exact,
+            compile=self.compile,
         )
 
 

@@ -18,6 +18,7 @@ from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer
+from image_reward.scorers.precision import compile_scorer, quantize
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -130,6 +131,7 @@ def load(
     long_prompts: LongPrompts = "truncate",
     batch_size: int | None = None,
     exact: bool = False,
+    compile: bool = False,
 ) -> Scorer[Any]:
     """Load a scorer, ready to score: in evaluation mode, its weights without gradients.
 
@@ -137,13 +139,14 @@ def load(
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
             ``save_pretrained``, or the hub id of such a folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
-        dtype: "float32" (default), "bfloat16" or "float16" for the towers; the head is always float32.
+        dtype: "float32" (default), "bfloat16", "float16" or "int8" for the towers; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
         orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
         long_prompts: "truncate" (as the original, with a warning) or "error".
         batch_size: images at once; by default 8 on a CPU, 64 elsewhere. Rewards do not depend on it, beyond rounding.
         exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
             repeating published numbers to the last digit with weights that amplify rounding.
+        compile: compile the image tower when it first encodes images; see ``scorers.precision``.
 
     Raises:
         UnknownModelError, FileNotFoundError, DownloadError: there is nothing to load; the message says where it should come from.
@@ -157,7 +160,7 @@ def load(
         long_prompts=long_prompts,
     )
     scorer.network.blip.visual_encoder.original_order = exact
-    return _place(scorer, device, dtype, batch_size).requires_grad_(False)
+    return _place(scorer, device, dtype, batch_size, compile).requires_grad_(False)
 
 
 def build(
@@ -180,19 +183,29 @@ def build(
     return kind.from_tensors(tensors, known or ScorerConfig(), str(path), hint, name=name, **options)
 
 
-def _place(scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None) -> Any:
+def _place(
+    scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None, compiled: bool = False
+) -> Any:
+    quantized = dtype in ("int8", torch.int8)
+    if quantized:
+        dtype = torch.float32  # of all that is not multiplied in int8
     if isinstance(dtype, str):
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype!r}")
         dtype = DTYPES[dtype]
     if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
     chosen = choose_device(device)
     scorer.cast(dtype or torch.float32)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     scorer.batch_size = batch_size or (8 if chosen.type == "cpu" else 64)
-    return scorer.to(chosen)
+    scorer.to(chosen)
+    if quantized:
+        quantize(scorer)
+    if compiled:
+        compile_scorer(scorer)
+    return scorer
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
