@@ -33,7 +33,8 @@ class ModelOptions:
     device: str | None = None
     """cpu, cuda, cuda:1, …; by default CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """What the towers compute in; the head is always float32. See `image-reward verify-precision` for what it costs."""
+    """What the towers compute in; the head is always float32. int8 is of the image tower alone. `image-reward verify-precision` says
+    what it costs."""
     compile: bool = False
     """Compile the image tower first, which takes about a minute."""
     config: Path | None = None

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import tyro
+
 from image_reward.cli.options import Images, ModelOptions, OutputOptions, UsageError, find_images, print_json
 
 _NUM_TIMED = 32
@@ -22,16 +24,16 @@ class VerifyPrecision(ModelOptions, OutputOptions):
     """
 
     images: Images
-    prompt: tuple[str, ...] = ()
-    """What the images were made for; several are each scored with every image."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the images were made for; give it several times for several prompts, each of which meets every image."""
     prompts: Path | None = None
     """A text file of prompts, one a line."""
     max_flips: float | None = None
     """Exit with 1 if more than this share of the pairs flips."""
     repeats: int = 3
     """How many times each way is timed; medians are reported."""
-    report: tuple[Path, ...] = ()
-    """Also write the report to these files: .html, .md, .json."""
+    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Also write the report to this file: .html, .md or .json; give it several times for several files."""
 
     def run(self) -> int:
         self._check_usage()

@@ -64,7 +64,24 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
         raise ValueError(f"{scorer.name} is a {type(scorer).__name__}; only models of ImageReward's architecture can be exported")
     if is_quantized(scorer):
         raise ValueError("a scorer of dtype int8 cannot be exported; load it in float32")
+    size = sum(p.numel() * p.element_size() for p in scorer.parameters())
+    if size > _LARGEST_FILE:
+        raise ValueError(f"{scorer.name} has {size:,} bytes of weights; one ONNX file holds at most {_LARGEST_FILE:,}")
     network = _Rewards(scorer).eval()
+    model = _to_onnx(scorer, network)
+    onnx.helper.set_model_props(model, metadata(scorer))
+    with written_whole(path) as temporary:
+        onnx.save_model(model, temporary)
+        difference = _largest_difference(scorer, network, temporary)
+        if not difference <= TOLERANCE:  # NaN too
+            raise CheckpointError(
+                f"the ONNX file computes rewards up to {difference:.2e} from PyTorch's (at most {TOLERANCE:g} is accepted); it was deleted"
+            )
+    return difference
+
+
+def _to_onnx(scorer: ImageRewardScorer, network: nn.Module) -> Any:
+    """The network as an ``onnx.ModelProto``."""
     # Two images at least: with one, the exporter would take the batch for a constant.
     example = _inputs(scorer, 2, min(5, scorer.config.max_tokens))
     images, tokens = torch.export.Dim("images"), torch.export.Dim("tokens", max=scorer.config.max_tokens)
@@ -82,19 +99,7 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
             verbose=False,
         )
     assert program is not None
-    size = sum(p.numel() * p.element_size() for p in scorer.parameters())
-    if size > _LARGEST_FILE:
-        raise ValueError(f"{scorer.name} has {size:,} bytes of weights; one ONNX file holds at most {_LARGEST_FILE:,}")
-    model = program.model_proto
-    onnx.helper.set_model_props(model, metadata(scorer))
-    with written_whole(path) as temporary:
-        onnx.save_model(model, temporary)
-        difference = _largest_difference(scorer, network, temporary)
-        if not difference <= TOLERANCE:  # NaN too
-            raise CheckpointError(
-                f"the ONNX file computes rewards up to {difference:.2e} from PyTorch's (at most {TOLERANCE:g} is accepted); it was deleted"
-            )
-    return difference
+    return program.model_proto
 
 
 def metadata(scorer: ImageRewardScorer) -> dict[str, str]:

@@ -139,7 +139,7 @@ def load(
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
             ``save_pretrained``, or the hub id of such a folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
-        dtype: "float32" (default), "bfloat16", "float16" or "int8" for the towers; the head is always float32.
+        dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
         orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
         long_prompts: "truncate" (as the original, with a warning) or "error".
