@@ -36,7 +36,7 @@ class ModelOptions:
     """What the towers compute in; the head is always float32. int8 is of the image tower alone. `image-reward verify-precision` says
     what it costs."""
     compile: bool = False
-    """Compile the image tower first, which takes about a minute."""
+    """Compile the image tower first, which takes a minute or more; for many images."""
     config: Path | None = None
     """The config.json of weights that carry none and are not of the released sizes."""
     batch_size: int | None = None

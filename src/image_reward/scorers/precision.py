@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from image_reward.errors import RewardError
 from image_reward.metrics import spearman
@@ -108,7 +109,7 @@ def compile_scorer(scorer: Scorer[Any]) -> None:
 
 
 class CompiledEncoding:
-    """An ``encode_images`` that is compiled twice at most for each type of pixels: for one image, and for any larger number of them."""
+    """An ``encode_images`` that is compiled once for any number of images (and once more for pixels of another type)."""
 
     def __init__(self, encode: Callable[[Tensor], Any]) -> None:
         self.encode = encode
@@ -116,17 +117,20 @@ class CompiledEncoding:
         self.announced = False
 
     def __call__(self, pixels: Tensor) -> Any:
-        if torch.is_grad_enabled() and pixels.requires_grad:
+        if not len(pixels) or (torch.is_grad_enabled() and pixels.requires_grad):
             return self.encode(pixels)
         if not self.announced:
-            print("compiling the image tower: about a minute the first time, less when this machine has done it before", file=sys.stderr)
+            print("compiling the image tower: a minute or more the first time, less when this machine has done it before", file=sys.stderr)
             self.announced = True
+        num_images = len(pixels)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler, about itself
-            pixels = pixels.clone()  # made in this mode, whatever the caller's was: the compiled code is for one of them
-            if len(pixels) > 1:
-                torch._dynamo.mark_dynamic(pixels, 0)
-            return self.compiled(pixels)
+            # The compiler would make code of its own for one image, which takes as long again and rounds otherwise: one goes as two. The
+            # copy is made in this mode, whatever the caller's was, because the code is for one of them.
+            pixels = pixels.repeat(2 if num_images == 1 else 1, 1, 1, 1)
+            torch._dynamo.mark_dynamic(pixels, 0)
+            features = self.compiled(pixels)
+            return tree_map(lambda tensor: tensor[:1], features) if num_images == 1 else features
 
 
 # --- the price -----------------------------------------------------------------------------------------------------------------------
