@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 import image_reward as ir
 from image_reward.comparisons import shapes
@@ -84,8 +86,10 @@ def test_unknown_dtype() -> None:
 
 
 def test_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(ValueError, match=r"install g\+\+"):
         ir.load(NAME, "cpu", compile=True)
 
