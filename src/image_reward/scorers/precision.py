@@ -113,7 +113,9 @@ class CompiledEncoding:
 
     def __init__(self, encode: Callable[[Tensor], Any]) -> None:
         self.encode = encode
-        self.compiled = torch.compile(encode, options={"freezing": True})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's own modules, which this loads
+            self.compiled = torch.compile(encode, options={"freezing": True})
         self.announced = False
 
     def __call__(self, pixels: Tensor) -> Any:
