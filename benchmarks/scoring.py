@@ -26,18 +26,20 @@ import tyro
 
 PROMPT = "a painting of an ocean with clouds and birds, day time, low depth field effect"
 WORDS = ("red", "blue", "old", "new", "small", "large", "cat", "dog", "ocean", "forest", "castle", "portrait", "storm", "night")
-Section = Literal["throughput", "matrix", "start", "memory", "import", "cuda"]
+Section = Literal["throughput", "matrix", "start", "memory", "import", "precision", "cuda"]
 
 
 @dataclass
 class Benchmark:
-    sections: tuple[Section, ...] = ("import", "memory", "start", "throughput", "matrix", "cuda")
+    sections: tuple[Section, ...] = ("import", "memory", "start", "throughput", "matrix", "precision", "cuda")
     repeats: int = 5
     """Repetitions of each measurement; medians are printed."""
     num_images: int = 16
     """Images scored in each repetition of the throughput section."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     threads: int = 2
+    precisions: tuple[str, ...] = ("float32", "bfloat16", "bfloat16+compile", "int8", "int8+compile")
+    """What the precision section measures: a dtype, or one with +compile."""
     checkpoint: Path | None = None
     """A checkpoint of the released layout; by default one with random weights is made in a temporary folder."""
 
@@ -314,6 +316,39 @@ def measure_memory(b: Benchmark, checkpoint: Path, images: list[str]) -> None:
 def measure_import(b: Benchmark, checkpoint: Path, images: list[str]) -> None:  # noqa: ARG001 - sections are called alike
     taken = statistics.median(in_process(b, IMPORT) for _ in range(b.repeats))
     print(f"import image_reward\n  {1000 * taken:.1f} ms\n")
+
+
+def measure_precision(b: Benchmark, checkpoint: Path, images: list[str]) -> None:
+    import torch
+
+    import image_reward as ir
+    from image_reward.scorers.precision import agreement
+
+    plain, prompts = Plain(checkpoint), make_prompts(8)
+    reference = ir.load(checkpoint, "cpu").matrix(prompts, images)
+    print(f"Precision, batch 8, from JPEG file to reward; agreement with float32 over {len(prompts)} prompts x {len(images)} images")
+    for way in b.precisions:  # one in memory at a time, each in turns with the plain way
+        dtype, _, compiled = way.partition("+")
+        start = time.perf_counter()
+        scorer = ir.load(checkpoint, "cpu", dtype, compile=bool(compiled))
+        scorer.score(PROMPT, images[:8])
+        first = time.perf_counter() - start
+        found = agreement(reference, scorer.matrix(prompts, images))
+        taken = interleaved(
+            b.repeats,
+            plain=lambda: [plain.score(PROMPT, image) for image in images[:8]],
+            ours=lambda scorer=scorer: scorer.score(PROMPT, images),
+        )
+        rate = len(images) / taken["ours"]
+        print(
+            f"  {way:<17} {rate:6.2f} images/s   {rate * taken['plain'] / len(images[:8]):5.2f}x plain   first rewards {first:6.1f} s   "
+            f"Spearman {found.spearman:.4f}   flips {found.num_flips} of {found.num_pairs}   "
+            f"differences: mean {found.mean_difference:.4f}, largest {found.largest_difference:.4f}, spread {found.spread:.3f}",
+            flush=True,
+        )
+        del scorer
+        torch._dynamo.reset()
+    print()
 
 
 def measure_cuda(b: Benchmark, checkpoint: Path, images: list[str]) -> None:

@@ -377,12 +377,16 @@ def _resize_and_crop(image: Image.Image, size: int, new_width: int, new_height: 
         x, y = width / new_width, height / new_height
         columns, rows = (left * x, (left + size) * x), (top * y, (top + size) * y)
         new_width, new_height, left, top = size, size, 0, 0
-    image = image.convert({"RGBA": "RGBa", "LA": "La"}.get(mode, mode))  # once for both passes, as Pillow does
+    premultiplied = {"RGBA": "RGBa", "LA": "La"}.get(mode)
+    if premultiplied:  # once for both passes, as Pillow does
+        image = image.convert(premultiplied)
     for is_rows in (rows_first, not rows_first):
         box = (0, rows[0], image.width, rows[1]) if is_rows else (columns[0], 0, columns[1], image.height)
         new_size = (image.width, new_height) if is_rows else (new_width, image.height)
         image = image.resize(new_size, Image.Resampling.BICUBIC, box)
-    return image.convert(mode).crop((left, top, left + size, top + size))
+    if premultiplied:
+        image = image.convert(mode)
+    return image.crop((left, top, left + size, top + size))
 
 
 def unique_images(images: Sequence[ImageLike]) -> tuple[list[ImageLike], list[int]]:

@@ -21,8 +21,11 @@ COMMANDS = {
     "evaluate": "Measure a scorer against people.",
     "benchmark": "Measure image generators against each other.",
     "prompts": "List and print published sets of prompts.",
+    "verify-precision": "Measure what a faster way of computing changes on your own images.",
+    "export": "Write a scorer for programs without PyTorch.",
 }
-"""Name and summary; the command is the class of the same name in the module of the same name, loaded when it is called."""
+"""Name and summary; the command is the class of the same name in the module of the same name, loaded when it is called:
+``verify-precision`` is ``VerifyPrecision`` in ``verify_precision``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,12 +62,16 @@ def parse(arguments: Sequence[str]) -> Any:
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     if not arguments or arguments[0] not in COMMANDS:  # an overview, or a misspelt command, which tyro answers and exits
         options = tuple(
-            Annotated[make_dataclass(name.title(), [], namespace={"__doc__": summary}), tyro.conf.subcommand(name)]
+            Annotated[make_dataclass(_class_name(name), [], namespace={"__doc__": summary}), tyro.conf.subcommand(name)]
             for name, summary in COMMANDS.items()
         )
         description = "Score, rank and compare images for a prompt by what people would prefer; learn and measure what does it."
         tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=config)  # type: ignore[call-overload]
     name = arguments[0]
-    command = getattr(import_module(f"image_reward.cli.{name}"), name.title())
+    command = getattr(import_module(f"image_reward.cli.{name.replace('-', '_')}"), _class_name(name))
     default = command.defaults(arguments[1:]) if hasattr(command, "defaults") else None
     return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=config)
+
+
+def _class_name(command: str) -> str:
+    return command.title().replace("-", "")

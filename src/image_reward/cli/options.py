@@ -31,8 +31,11 @@ class LoadingOptions:
     model: str | tuple[str, ...] = ()
     device: str | None = None
     """cpu, cuda, cuda:1, …; by default CUDA where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the towers compute in; the head is always float32."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """What the towers compute in; the head is always float32. int8 is of the image tower alone. `image-reward verify-precision` says
+    what it costs."""
+    compile: bool = False
+    """Compile the image tower first, which takes a minute or more; for many images."""
     config: Path | None = None
     """The config.json of weights that carry none and are not of the released sizes."""
     batch_size: int | None = None

@@ -45,6 +45,7 @@ from image_reward.scorers.clip import (
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.ensemble import Ensemble
 from image_reward.scorers.imagereward import ImageRewardScorer
+from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
 
 Thing = TypeVar("Thing")
 
@@ -507,6 +508,7 @@ def load(
     long_prompts: LongPrompts = "truncate",
     batch_size: int | None = None,
     exact: bool = False,
+    compile: bool = False,
     shared: dict[Hashable, Any] | None = None,
 ) -> Scorer[Any]:
     """Load a scorer, ready to score: in evaluation mode, its weights without gradients.
@@ -515,13 +517,14 @@ def load(
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
             ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
-        dtype: "float32" (default), "bfloat16" or "float16" for the towers; the head is always float32.
+        dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
         orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
         long_prompts: "truncate" (as the original, with a warning) or "error".
         batch_size: images at once; by default 8 on a CPU, 64 elsewhere. Rewards do not depend on it, beyond rounding.
         exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
             repeating published numbers to the last digit with weights that amplify rounding. Only BLIP's image tower has such an order.
+        compile: compile the image tower when it first encodes images; see ``scorers.precision``.
         shared: one dict for several calls, so that their scorers load what they have in common once (see ``load_all``).
 
     Raises:
@@ -536,7 +539,7 @@ def load(
         exact=exact,
         shared={} if shared is None else shared,
     )
-    return _place(_build(model, options), device, dtype, batch_size).requires_grad_(False)
+    return _place(_build(model, options), device, dtype, batch_size, compile).requires_grad_(False)
 
 
 def load_all(
@@ -558,19 +561,33 @@ def _build(model: str | os.PathLike[str], options: LoadOptions) -> Scorer[Any]:
     return found.build(found.paths, replace(options, name=found.name, registered=found.config))
 
 
-def _place(scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None) -> Any:
+def _place(
+    scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None, compiled: bool = False
+) -> Any:
+    quantized = dtype == "int8"
+    if quantized:
+        dtype = torch.float32  # of all that is not multiplied in int8
     if isinstance(dtype, str):
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype!r}")
         dtype = DTYPES[dtype]
     if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype}")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
     chosen = choose_device(device)
-    scorer.cast(dtype or torch.float32)
+    parts = scorer.parts
+    for part in parts:
+        if not is_quantized(part):  # its tower may be another's that was placed before
+            part.cast(dtype or torch.float32)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     scorer.batch_size = batch_size or (8 if chosen.type == "cpu" else 64)
-    return scorer.to(chosen)
+    scorer.to(chosen)
+    for part in parts:
+        if quantized:
+            quantize(part)
+        if compiled:
+            compile_scorer(part)
+    return scorer
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

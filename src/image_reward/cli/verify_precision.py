@@ -1,0 +1,96 @@
+"""`image-reward verify-precision IMAGE... --prompt TEXT --dtype int8`"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from image_reward.cli.options import Images, ModelOptions, OutputOptions, UsageError, find_images, print_json
+
+_NUM_TIMED = 32
+
+
+@dataclass
+class VerifyPrecision(ModelOptions, OutputOptions):
+    """Measure, on your own images, what `--dtype` and `--compile` change in rewards and in speed.
+
+    The model is loaded twice, in float32 and as asked, and scores every prompt with every image. A pair of images of one prompt flips where
+    the two ways do not put it in the same order. Speeds are from image file to reward, of up to 32 of the images in turns.
+    """
+
+    images: Images
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the images were made for; give it several times for several prompts, each of which meets every image."""
+    prompts: Path | None = None
+    """A text file of prompts, one a line."""
+    max_flips: float | None = None
+    """Exit with 1 if more than this share of the pairs flips."""
+    repeats: int = 3
+    """How many times each way is timed; medians are reported."""
+    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Also write the report to this file: .html, .md or .json; give it several times for several files."""
+
+    def run(self) -> int:
+        self._check_usage()
+        prompts = [*self.prompt, *(_read_prompts(self.prompts) if self.prompts else [])]
+        if not prompts:
+            raise UsageError("give --prompt TEXT or --prompts FILE")
+        images = find_images(self.images)
+
+        from image_reward.reports.precision import precision_report
+        from image_reward.reports.render import show, write
+        from image_reward.scorers.precision import agreement
+
+        reference, reduced = replace(self, dtype="float32", compile=False).load(), self.load()
+        found = agreement(reference.matrix(prompts, images), reduced.matrix(prompts, images))
+        timed = images[:_NUM_TIMED]
+        speeds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(self.repeats):
+            for speed, scorer in zip(speeds, (reference, reduced), strict=True):
+                start = time.perf_counter()
+                scorer.matrix(prompts[:1], timed)
+                speed.append(len(timed) / (time.perf_counter() - start))
+        way = self.dtype + (", compiled" if self.compile else "")
+        report = precision_report(reference.name, way, found, *map(statistics.median, speeds))
+        for path in self.report:
+            write(report, path)
+            print(f"report: {path.resolve()}", file=sys.stderr)
+        if self.json:
+            print_json(report.data)
+        else:
+            show(report)
+        if self.max_flips is not None and found.share_flipped > self.max_flips:
+            print(f"{found.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}", file=sys.stderr)
+            return 1
+        return 0
+
+    def _check_usage(self) -> None:
+        if self.dtype == "float32" and not self.compile:
+            raise UsageError("there is nothing to compare: give --dtype bfloat16, float16 or int8, or --compile")
+        if self.max_flips is not None and not 0 <= self.max_flips <= 1:
+            raise UsageError(f"--max-flips is a share of the pairs from 0 to 1, not {self.max_flips:g}")
+        if self.repeats < 1:
+            raise UsageError(f"--repeats must be at least 1, not {self.repeats}")
+        for path in self.report:
+            if path.suffix.lower() not in (".html", ".md", ".json"):
+                raise UsageError(f"--report {path}: a report is written as .html, .md or .json")
+            if not path.parent.is_dir():
+                raise UsageError(f"--report {path}: there is no folder {path.parent}")
+
+
+def _read_prompts(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file of prompts: {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8; prompts are text, one a line") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; write one a line")
+    return prompts

@@ -1,0 +1,172 @@
+"""A scorer as an ONNX file, for programs without PyTorch, checked against PyTorch before it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from image_reward.checkpoints import written_whole
+from image_reward.errors import CheckpointError
+from image_reward.scorers.base import Scorer
+from image_reward.scorers.imagereward import ImageRewardScorer
+from image_reward.scorers.precision import is_quantized
+
+OPSET = 18
+INPUTS = ["pixels", "ids", "mask"]
+TOLERANCE = 1e-3
+"""How far a reward of the file may be from PyTorch's. Order-one rewards in float32 are some 1e-6 apart unless weights amplify rounding."""
+_LARGEST_FILE = 2_000_000_000  # bytes of weights; protobuf, of which ONNX files are made, ends at 2 GiB
+_CHECKED_SHAPES = ((1, 2), (2, 3), (3, 17), (5, 0))
+"""Images and prompt tokens at which a file is checked; 0 stands for as many tokens as the model reads."""
+
+
+class _Rewards(nn.Module):
+    """Prepared pairs -> rewards: pixels uint8 [I, 3, S, S], ids int64 [I, L], mask bool [I, L] -> [I]."""
+
+    def __init__(self, scorer: ImageRewardScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        images = self.scorer.encode_images(pixels)
+        return self.scorer.read(images, ids[:, None], mask[:, None])[:, 0]
+
+
+def export_onnx(scorer: Scorer[Any], path: Path) -> float:
+    """Write a scorer in float32 as one ONNX file; any number of images, each with its prompt, any prompt length the model reads.
+
+    Inputs: ``pixels`` uint8 [I, 3, S, S], RGB as ``Preparation.pixels`` makes them (normalisation is inside); ``ids`` int64 [I, L];
+    ``mask`` bool [I, L], False for padding. Output: ``rewards`` float32 [I]. The file's metadata say what the model is and how prompts
+    become ids. The file appears only after ONNX Runtime computed, at several shapes, what PyTorch does.
+
+    Returns the largest difference that was found. Raises ``ValueError`` where a library is missing or the scorer cannot be exported,
+    ``CheckpointError`` where the file computes something else.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401 - for the check after the export
+        import onnxscript  # noqa: F401 - what PyTorch's exporter writes with
+    except ImportError as error:
+        raise ValueError(f"export to ONNX needs {error.name}: pip install 'image-reward[export]'") from None
+    if not isinstance(scorer, ImageRewardScorer):
+        raise ValueError(f"{scorer.name} is a {type(scorer).__name__}; only models of ImageReward's architecture can be exported")
+    if is_quantized(scorer):
+        raise ValueError("a scorer of dtype int8 cannot be exported; load it in float32")
+    size = sum(p.numel() * p.element_size() for p in scorer.parameters())
+    if size > _LARGEST_FILE:
+        raise ValueError(f"{scorer.name} has {size:,} bytes of weights; one ONNX file holds at most {_LARGEST_FILE:,}")
+    network = _Rewards(scorer).eval()
+    model = _to_onnx(scorer, network)
+    onnx.helper.set_model_props(model, metadata(scorer))
+    with written_whole(path) as temporary:
+        onnx.save_model(model, temporary)
+        difference = _largest_difference(scorer, network, temporary)
+        if not difference <= TOLERANCE:  # NaN too
+            raise CheckpointError(
+                f"the ONNX file computes rewards up to {difference:.2e} from PyTorch's (at most {TOLERANCE:g} is accepted); it was deleted"
+            )
+    return difference
+
+
+def _to_onnx(scorer: ImageRewardScorer, network: nn.Module) -> Any:
+    """The network as an ``onnx.ModelProto``."""
+    # Two images at least: with one, the exporter would take the batch for a constant.
+    example = _inputs(scorer, 2, min(5, scorer.config.max_tokens))
+    images, tokens = torch.export.Dim("images"), torch.export.Dim("tokens", max=scorer.config.max_tokens)
+    dynamic = ({0: images}, {0: images, 1: tokens}, {0: images, 1: tokens})
+    with _quiet(), torch.no_grad():
+        # Strict: the other way of tracing takes len(tensor) for a constant.
+        traced = torch.export.export(network, example, dynamic_shapes=dynamic, strict=True)
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=["rewards"],
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def metadata(scorer: ImageRewardScorer) -> dict[str, str]:
+    """What stands in the file's ``metadata_props``: all that a program needs besides the network."""
+    tokenizer = {
+        "kind": "WordPiece of bert-base-uncased, lower-cased; [PAD] fills on the right",
+        "cls": scorer.prepare.tokenizer.token_id("[CLS]"),
+        "sep": scorer.prepare.tokenizer.token_id("[SEP]"),
+        "pad": 0,
+        "max_tokens": scorer.config.max_tokens,
+        "vocabulary": scorer.config.vocabulary,
+    }
+    transform = {
+        "resize": f"shorter side to {scorer.config.image.size} px, Pillow's bicubic filter; longer side truncated to an integer",
+        "crop": f"centre {scorer.config.image.size} x {scorer.config.image.size}, offset rounded half to even",
+        "pixels": "RGB, uint8, [I, 3, S, S]; the network normalises them",
+    }
+    return {
+        "name": scorer.name,
+        "config": json.dumps(asdict(scorer.config)),
+        "tokenizer": json.dumps(tokenizer),
+        "transform": json.dumps(transform),
+        "opset": str(OPSET),
+    }
+
+
+def _inputs(scorer: ImageRewardScorer, num_images: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random pixels, and ids of which every second row is shorter by one where there is room for it."""
+    random = torch.Generator().manual_seed(num_images)
+    size = scorer.config.image.size
+    pixels = torch.randint(0, 256, (num_images, 3, size, size), generator=random, dtype=torch.uint8)
+    ids = torch.randint(5, scorer.config.network.vocab_size, (num_images, num_tokens), generator=random)
+    mask = torch.ones(num_images, num_tokens, dtype=torch.bool)
+    if num_tokens > 2:
+        mask[1::2, -1] = False
+    return pixels, ids, mask
+
+
+def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Path) -> float:
+    import onnxruntime
+
+    longest = scorer.config.max_tokens
+    checked = [_inputs(scorer, num_images, min(num_tokens or longest, longest)) for num_images, num_tokens in _CHECKED_SHAPES]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        results = [session.run(None, dict(zip(INPUTS, (value.numpy() for value in inputs), strict=True))) for inputs in checked]
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise CheckpointError(f"ONNX Runtime cannot run the file, so it was deleted: {error}") from error
+    largest = 0.0
+    for inputs, (found,) in zip(checked, results, strict=True):
+        with torch.inference_mode():
+            expected = network(*inputs).numpy()
+        if found.shape != expected.shape:
+            return float("inf")
+        largest = float(np.maximum(largest, np.abs(found - expected).max()))  # NaN stays
+    return largest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes about itself."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
