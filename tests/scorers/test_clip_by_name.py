@@ -20,6 +20,7 @@ from image_reward.errors import CheckpointError
 from image_reward.scorers import MODELS, load_all
 from image_reward.scorers.base import score_together
 from image_reward.scorers.clip import AestheticScorer, ClipScorer, ClipSettings, clip_from_state_dict
+from image_reward.scorers.precision import is_quantized
 
 NAMES = ["CLIP", "Aesthetic", "PickScore", "HPSv2", "HPSv2.1"]
 PROMPTS = ["cat", "a photo of a dog", "two red birds"]
@@ -125,3 +126,13 @@ def test_a_config_is_not_for_them(tmp_path: Path) -> None:
     for name in NAMES:
         with pytest.raises(ValueError, match=f"a config is for ImageReward checkpoints; {name} has its own sizes"):
             ir.load(name, "cpu", config=tmp_path / "config.json")
+
+
+@pytest.mark.usefixtures("published")
+def test_int8_of_a_shared_tower() -> None:
+    exact = score_together(load_all(["CLIP", "Aesthetic"], "cpu"), PROMPTS, IMAGES)
+    scorers = load_all(["CLIP", "Aesthetic"], "cpu", "int8")
+    assert all(is_quantized(scorer) for scorer in scorers)
+    for found, expected in zip(score_together(scorers, PROMPTS, IMAGES), exact, strict=True):
+        assert found != expected
+        assert found == pytest.approx(expected, abs=0.05)

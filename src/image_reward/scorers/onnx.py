@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from image_reward.checkpoints import written_whole
 from image_reward.errors import CheckpointError
+from image_reward.prompts import PromptTokenizer
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.scorers.precision import is_quantized
@@ -104,10 +105,12 @@ def _to_onnx(scorer: ImageRewardScorer, network: nn.Module) -> Any:
 
 def metadata(scorer: ImageRewardScorer) -> dict[str, str]:
     """What stands in the file's ``metadata_props``: all that a program needs besides the network."""
+    words = scorer.prepare.tokenizer
+    assert isinstance(words, PromptTokenizer)
     tokenizer = {
         "kind": "WordPiece of bert-base-uncased, lower-cased; [PAD] fills on the right",
-        "cls": scorer.prepare.tokenizer.token_id("[CLS]"),
-        "sep": scorer.prepare.tokenizer.token_id("[SEP]"),
+        "cls": words.token_id("[CLS]"),
+        "sep": words.token_id("[SEP]"),
         "pad": 0,
         "max_tokens": scorer.config.max_tokens,
         "vocabulary": scorer.config.vocabulary,
