@@ -22,19 +22,24 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: rows of cells that are text already."""
+    """A table: rows of cells that are text already. Raises ``ValueError`` for a row that has not a cell for each column."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     title: str = ""
     caption: str = ""
     strong: frozenset[int] = frozenset()
-    """Rows to set in bold, such as the best."""
+    """Rows to set in bold, such as the best, counted from 0."""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows, start=1):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {number} of the table {self.title!r} has {len(row)} cells for {len(self.columns)} columns")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure. Terminals and Markdown show its caption alone."""
+    """A figure. Terminals and Markdown show its description and caption."""
 
     figure: Figure
     title: str

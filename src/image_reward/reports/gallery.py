@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
@@ -24,8 +25,7 @@ _ENLARGED_BELOW = 160  # px: smaller images are shown with their pixels, not blu
 class _Card:
     name: str
     reward: float
-    picture: str
-    small: bool
+    picture: Picture
     percentile: float | None
     words: str
 
@@ -33,20 +33,43 @@ class _Card:
 def write_gallery(path: Path, rows: Sequence[RewardRow], prompt: str, model: str, notes: Sequence[str] = ()) -> None:
     """Write the gallery of one prompt's images, best first. ``notes`` are sentences shown under the title."""
     ordered = sorted(rows, key=lambda row: -row.reward)
-    template = Environment(loader=PackageLoader("image_reward.reports"), autoescape=True, undefined=StrictUndefined).get_template
-    page = template("gallery.html").render(
-        title=prompt or "(empty prompt)", rows=[_card(row) for row in ordered], model=model, notes=notes, version=__version__
-    )
+    page = filled("gallery.html", title=prompt or "(empty prompt)", rows=[_card(row) for row in ordered], model=model, notes=notes)
+    write_text(path, page)
+
+
+def filled(template: str, **values: Any) -> str:
+    """A page from one of the templates; everything in ``values`` is escaped."""
+    environment = Environment(loader=PackageLoader("image_reward.reports"), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    return environment.get_template(template).render(values, version=__version__)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in a folder that may be new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a page carries it."""
+
+    url: str
+    small: bool
+    """So small that its pixels are to be seen as they are."""
+
+
+def picture(source: ImageLike) -> Picture:
+    """An image, turned upright and made small enough for a page of a hundred. Raises ``ImageReadError`` as ``open_image`` does."""
+    image = _thumbnail(source)
+    return Picture(_data_url(image), max(image.size) < _ENLARGED_BELOW)
 
 
 def _card(row: RewardRow) -> _Card:
-    image = _thumbnail(row.image)
     percentile = row.distribution.percentile(row.reward) if row.distribution else None
     words = row.distribution.in_words(row.reward) if row.distribution else ""
-    return _Card(Path(row.image).name, row.reward, _data_url(image), max(image.size) < _ENLARGED_BELOW, percentile, words)
+    return _Card(Path(row.image).name, row.reward, picture(row.image), percentile, words)
 
 
 def _thumbnail(source: ImageLike) -> Image.Image:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from image_reward.comparisons import Audit
 from image_reward.comparisons.audit import FileSummary
+from image_reward.reports.document import Grid
 from image_reward.scorers import Scorer
 from image_reward.scorers.distribution import Distribution, published_distribution
 from image_reward.types import Preference
@@ -39,15 +40,17 @@ class RewardRow:
         return found | ({"percentile": round(self.distribution.percentile(self.reward), 2)} if self.distribution else {})
 
 
-def show(table: Table) -> None:
-    """Print a table to standard output, as wide as the terminal, or wide enough for any path where there is none."""
-    console = Console()
-    Console(width=console.width if console.is_terminal else _WIDE).print(table)
+def show(*parts: RenderableType) -> None:
+    """Print tables or text to standard output, as wide as the terminal, or wide enough for any path where there is none."""
+    terminal = Console()
+    console = Console(width=terminal.width if terminal.is_terminal else _WIDE)
+    for part in parts:
+        console.print(part)
 
 
 def _table(title: str, caption: str = "") -> Table:
     return Table(
-        title=Text(title, style="bold"),
+        title=Text(title, style="bold") if title else None,
         title_justify="left",
         caption=Text(caption) if caption else None,
         caption_justify="left",
@@ -55,6 +58,17 @@ def _table(title: str, caption: str = "") -> Table:
         pad_edge=False,
         title_style="",
     )
+
+
+def grid_table(grid: Grid) -> Table:
+    """A report's table: words are folded to fit, numbers stay whole."""
+    table = _table(grid.title, grid.caption)
+    for column in grid.columns:
+        words = column.align == "left"
+        table.add_column(Text(column.title), justify=column.align, no_wrap=not words, overflow="fold" if words else "ellipsis")
+    for index, row in enumerate(grid.rows):
+        table.add_row(*map(Text, row), style="bold" if index in grid.strong else "")
+    return table
 
 
 def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:

@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,17 @@ class RunFolder:
     def draw_curves(self) -> Path | None:
         """Loss and pairwise accuracy against steps as ``curves.png``; None without matplotlib."""
         try:
-            from matplotlib.figure import Figure
+            import matplotlib
         except ImportError:
             return None
+        with matplotlib.rc_context(fname=str(files("image_reward").joinpath("assets/image_reward.mplstyle"))):
+            return self._draw_curves()
+
+    def _draw_curves(self) -> Path:
+        from matplotlib.figure import Figure
+
         history = self.history()
-        figure = Figure(figsize=(10, 4), layout="constrained")
+        figure = Figure(figsize=(10, 4))
         for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for kind, style in (("train", {"alpha": 0.4}), ("validation", {"marker": "o"})):
                 points = [(line["step"], line[key]) for line in history if line["kind"] == kind and line.get(key) is not None]

@@ -1,0 +1,135 @@
+"""A report as a terminal's text, one self-contained page, Markdown, or JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import RenderableType
+from rich.text import Text
+
+from image_reward.reports import tables
+from image_reward.reports.document import Block, Cards, Grid, Plot, Report
+from image_reward.reports.gallery import filled, picture, write_text
+from image_reward.reports.plots import COLOURS, ON_DARK, to_svg
+
+
+def show(report: Report) -> None:
+    """Print a report to standard output. Plots are told in words, images by their titles."""
+    parts: list[RenderableType] = [Text(report.title, style="bold"), Text(report.lead)]
+    for block in report.blocks:
+        parts += [Text(), *_printed(block)]
+    tables.show(*parts)
+
+
+def _printed(block: Block) -> list[RenderableType]:
+    if isinstance(block, str):
+        return [Text(block)]
+    if isinstance(block, Grid):
+        return [tables.grid_table(block)]
+    title, caption = Text(block.title, style="bold"), Text(block.caption, style="table.caption")
+    if isinstance(block, Plot):
+        return [title, Text(block.description), *([caption] if block.caption else [])]
+    return [title, *map(Text, _listed(block)), *([caption] if block.caption else [])]
+
+
+def _listed(block: Cards) -> list[str]:
+    """The cards in words, numbered."""
+    said = [f"{card.title}: {'; '.join(card.lines)}" if card.lines else card.title for card in block.cards]
+    return [f"{number}. {words}" for number, words in enumerate(said, start=1)]
+
+
+def write(report: Report, path: Path) -> None:
+    """Write a report as its name's ending asks: ``.html`` (one page that fetches nothing), ``.md`` (GitHub's), or ``.json`` (``data``).
+
+    The file appears whole or not at all. Raises ``ValueError`` for another ending and for JSON that would hold NaN or infinity,
+    ``ImageReadError`` for a card's image that cannot be read.
+    """
+    writers = {".html": _html, ".md": _markdown, ".json": _json}
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise ValueError(f"{path}: a report is written as .html, .md or .json; give it a name that ends so")
+    write_text(path, writer(report))
+
+
+def _json(report: Report) -> str:
+    try:
+        return json.dumps(report.data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(
+            f"the data of {report.title!r} hold a value that JSON cannot ({error}); give None where there is no number"
+        ) from error
+
+
+# --- a page --------------------------------------------------------------------------------------------------------------------------
+
+_NATURAL, _NARROWEST, _WIDEST = 72, 0.66, 1.25  # px to an inch of figure; how far it may shrink on a phone and grow on a desk
+
+
+def _html(report: Report) -> str:
+    blocks = [_on_page(block, f"figure-{number}-") for number, block in enumerate(report.blocks, start=1)]
+    return filled("report.html", title=report.title, lead=report.lead, blocks=blocks, series=list(zip(COLOURS, ON_DARK, strict=False)))
+
+
+def _on_page(block: Block, prefix: str) -> tuple[str, Any]:
+    """The kind of a block and what its part of the template needs."""
+    if isinstance(block, str):
+        return "words", block
+    if isinstance(block, Grid):
+        return "grid", block
+    if isinstance(block, Plot):
+        width = _NATURAL * block.figure.get_figwidth()
+        sizes = {"narrowest": round(_NARROWEST * width), "widest": round(_WIDEST * width)}
+        return "plot", {"title": block.title, "caption": block.caption, "svg": _svg(block, prefix), **sizes}
+    cards = [{"picture": picture(card.image), "title": card.title, "lines": card.lines} for card in block.cards]
+    return "cards", {"title": block.title, "caption": block.caption, "cards": cards}
+
+
+def _svg(plot: Plot, prefix: str) -> Markup:
+    drawn = to_svg(plot.figure, prefix).removeprefix("<svg ")
+    return Markup('<svg role="img" aria-label="{}" {}').format(plot.description, Markup(drawn))
+
+
+# --- Markdown ------------------------------------------------------------------------------------------------------------------------
+
+_RULES = {"left": ":---", "right": "---:", "center": ":---:"}
+
+
+def _markdown(report: Report) -> str:
+    parts = [f"# {_plain(report.title)}", _paragraph(report.lead)]
+    for block in report.blocks:
+        parts += _marked(block)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _marked(block: Block) -> list[str]:
+    if isinstance(block, str):
+        return [_paragraph(block)]
+    title = f"## {_plain(block.title)}" if block.title else ""
+    caption = _paragraph(block.caption)
+    if isinstance(block, Grid):
+        head = [_row([_plain(column.title) for column in block.columns]), _row([_RULES[column.align] for column in block.columns])]
+        body = [_row([_plain(cell) for cell in row], strong=index in block.strong) for index, row in enumerate(block.rows)]
+        return [title, "\n".join(head + body), caption]
+    if isinstance(block, Plot):
+        return [title, _paragraph(block.description), caption]
+    return [title, "\n".join(_plain(item) for item in _listed(block)), caption]
+
+
+def _row(cells: Sequence[str], strong: bool = False) -> str:
+    return "| " + " | ".join(f"**{cell}**" if strong and cell else cell for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text on one line that Markdown, HTML in it and GitHub's mathematics leave as it is."""
+    text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _paragraph(text: str) -> str:
+    """The same where a line's start could make it a heading or a list."""
+    return re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", _plain(text))
