@@ -1,4 +1,4 @@
-"""A model hub on this machine: an HTTP server that speaks as much of the Hugging Face hub's protocol as downloads need."""
+"""A model hub on this machine: an HTTP server that speaks as much of the Hugging Face hub's protocol as downloads need, and plain HTTP."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Hub:
     status: int = 200
     """What to answer instead, for 401, 404, 503."""
     claimed_size: int | None = None
+    claimed_etag: str | None = None
+    says_length: bool = True
+    """Whether answers have a ``Content-Length``."""
     commit: str | None = COMMIT
     elsewhere: str = ""
     """The base URL of another host to redirect to, as the hub does for large files."""
@@ -53,14 +56,14 @@ def serve(**files: bytes) -> Iterator[Hub]:
 
         def answer(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            if "/resolve/" in self.path:  # the library also asks for lists of its own
+            if not self.path.startswith("/api/"):  # the library also asks for lists of its own
                 hub.requests.append((self.command, self.path, headers))
             content = hub.files.get(self.path.strip("/").replace("/resolve/main", ""))
             if content is None or hub.status != 200:
                 return self.reply(
                     404 if hub.status == 200 else hub.status, b"", {"X-Error-Code": "EntryNotFound"} if hub.status == 200 else {}
                 )
-            etag = hashlib.sha256(content).hexdigest()
+            etag = hub.claimed_etag or hashlib.sha256(content).hexdigest()
             facts = {"ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"'}
             facts["X-Linked-Size"] = str(len(content) if hub.claimed_size is None else hub.claimed_size)
             if hub.commit:
@@ -73,8 +76,9 @@ def serve(**files: bytes) -> Iterator[Hub]:
             return self.reply(206 if start else 200, content[start:], facts)
 
         def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            length = {"Content-Length": str(len(body))} if hub.says_length else {}
             self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(body)), "Connection": "close"}).items():
+            for name, value in (headers | {"Connection": "close"} | length).items():
                 self.send_header(name, value)
             self.end_headers()
             self.close_connection = True  # a client that kept it open would be answered after the server is gone

@@ -447,7 +447,7 @@ def registered(tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.M
     path.parent.mkdir()
     torch.save(tensors, path)
     file = HubFile("owner/tiny", "tiny.pt", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.parent))
-    spec = registry.ModelSpec("a tiny network", "Apache-2.0", file, seeded.TINY)
+    spec = registry.ModelSpec("a tiny network", "Apache-2.0", "any", registry.build_imagereward, (file,), seeded.TINY)
     monkeypatch.setitem(registry.MODELS, "tiny-v1", spec)
     return path
 
@@ -463,14 +463,14 @@ def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScor
         load("tiny-v1")
     registered.write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="it has 3 bytes instead of"):
-        verify(registered, registry.MODELS["tiny-v1"].file)
+        verify(registered, registry.MODELS["tiny-v1"].files[0])
 
 
 def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     sha256 = checkpoints._sha256
     monkeypatch.setattr(checkpoints, "_sha256", lambda path: hashed.append(path) or sha256(path))
-    file = registry.MODELS["tiny-v1"].file
+    file = registry.MODELS["tiny-v1"].files[0]
     for _ in range(3):
         verify(registered, file)
     assert hashed == [registered]
@@ -489,4 +489,4 @@ def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyP
 def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    verify(registered, registry.MODELS["tiny-v1"].file)
+    verify(registered, registry.MODELS["tiny-v1"].files[0])

@@ -22,7 +22,7 @@ from huggingface_hub import constants, file_download
 import hub as hubs
 import seeded
 from image_reward import checkpoints
-from image_reward.checkpoints import HubFile, fetch, find_local
+from image_reward.checkpoints import HubFile, WebFile, fetch, find_local, verify
 from image_reward.errors import CheckpointError, DownloadError
 from image_reward.scorers import ImageRewardScorer, load, registry
 
@@ -139,7 +139,9 @@ def test_a_server_that_is_no_hub_is_refused_before_the_download(hub: hubs.Hub) -
 )
 def test_refusals(status: int, message: str, hub: hubs.Hub) -> None:
     hub.status = status
-    by_hand = r"\. By hand: fetch http://\S+/tiny\.pt \(300,000 bytes\) on another machine and give its path instead of the name\.$"
+    by_hand = (
+        r"\. By hand: fetch http://\S+/tiny\.pt \(300,000 bytes\) on another machine and put it at /.*/image-reward/owner/tiny/tiny\.pt\.$"
+    )
     with pytest.raises(DownloadError, match=rf"tiny\.pt could not be downloaded from http://\S+: .*{message}.*{by_hand}"):
         fetch(FILE)
 
@@ -166,7 +168,7 @@ def test_offline_mode(hub: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         fetch(FILE)
     placed = HubFile(FILE.repo, FILE.name, FILE.size, FILE.sha256, str(tmp_path / "original"))
-    with pytest.raises(DownloadError, match=r"and put it at /.*/original/tiny\.pt, or give its path"):
+    with pytest.raises(DownloadError, match=r"and put it at /.*/original/tiny\.pt\.$"):
         fetch(placed)
     (tmp_path / "original").mkdir()
     (tmp_path / "original/tiny.pt").write_bytes(CONTENT[:9])
@@ -174,6 +176,9 @@ def test_offline_mode(hub: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
         fetch(placed)
     (tmp_path / "original/tiny.pt").write_bytes(CONTENT)  # as told
     assert fetch(placed) == tmp_path / "original/tiny.pt"
+    FILE.place.parent.mkdir(parents=True)
+    FILE.place.write_bytes(CONTENT)
+    assert fetch(FILE) == FILE.place
     assert not hub.requests
 
 
@@ -207,7 +212,7 @@ def test_the_remedy_for_a_bad_file_in_the_cache_works(hub: hubs.Hub) -> None:
 def test_a_full_disk_keeps_what_arrived(hub: hubs.Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial_of(cache).parent.mkdir(parents=True)
     partial_of(cache).symlink_to("/dev/full")
-    with pytest.raises(DownloadError, match=r"the disk is too full for tiny\.pt at /.*/blobs: No space left.*set HF_HUB_CACHE .* is kept"):
+    with pytest.raises(DownloadError, match=r"the disk is too full for tiny\.pt at /.*/hub: No space left.*set HF_HUB_CACHE .* is kept"):
         fetch(FILE)
     assert partial_of(cache).is_symlink()
     partial_of(cache).unlink()
@@ -265,6 +270,124 @@ def test_two_processes_and_a_mirror(hub: hubs.Hub, tmp_path: Path) -> None:
     assert len(hub.asked("GET")) == 1
 
 
+# --- files of which less is known ----------------------------------------------------------------------------------------------------
+
+UNPINNED = HubFile("owner/tiny", "tiny.pt")
+
+
+def test_the_hubs_own_hash_and_size_are_what_a_download_must_have(hub: hubs.Hub) -> None:
+    path = fetch(UNPINNED)
+    assert path.read_bytes() == CONTENT
+    num_requests = len(hub.requests)
+    assert fetch(UNPINNED) == path
+    assert len(hub.requests) == num_requests
+    path.resolve().write_bytes(CONTENT[::-1])
+    with pytest.raises(CheckpointError, match=rf"tiny\.pt of owner/tiny: it has sha256 \w{{64}} instead of {FILE.sha256}; delete"):
+        fetch(UNPINNED)
+
+
+def test_content_that_is_not_what_the_hub_said(hub: hubs.Hub) -> None:
+    hub.claimed_etag = "0" * 64
+    with pytest.raises(CheckpointError, match=rf"sent has sha256 {FILE.sha256} instead of 0{{64}}; it was deleted"):
+        fetch(UNPINNED)
+    hub.claimed_etag, hub.claimed_size = None, 299_999
+    with pytest.raises(
+        DownloadError, match=r"tiny\.pt could not be downloaded .*By hand: fetch http://\S+/tiny\.pt on another machine and"
+    ):
+        fetch(UNPINNED)
+
+
+def test_a_small_file_has_gits_hash(hub: hubs.Hub) -> None:
+    hub.claimed_etag = "0" * 40
+    assert fetch(UNPINNED).read_bytes() == CONTENT
+
+
+# --- files outside the hub -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web(cache: Path) -> Iterator[hubs.Hub]:  # noqa: ARG001 - an empty cache
+    with hubs.serve(**{"models/a+b.pth": CONTENT}) as web:
+        yield web
+
+
+def test_a_web_file(web: hubs.Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    file = WebFile(f"{web.url}/models/a+b.pth", len(CONTENT), FILE.sha256)
+    assert find_local(file) is None
+    path = fetch(file)
+    assert (path.name, path.read_bytes()) == ("a+b.pth", CONTENT)
+    assert cache / "image-reward" in path.parents
+    assert sorted(other.suffix for other in path.parent.iterdir()) == [".lock", ".pth"]
+    num_requests = len(web.requests)
+    assert fetch(file) == path
+    assert len(web.requests) == num_requests == 2
+    assert not any("authorization" in headers for _, _, headers in web.requests)
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(CheckpointError, match=r"a\+b\.pth is not a\+b\.pth of 127.0.0.1:\d+: it has sha256 .* delete /.*/a\+b\.pth and"):
+        fetch(file)
+
+
+def test_the_name_of_a_quoted_url() -> None:
+    assert WebFile("https://example.org/raw/main/sac%2Blogos.pth?download=1").name == "sac+logos.pth"
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_cut_web_download_goes_on_where_it_stopped(pinned: bool, web: hubs.Hub) -> None:
+    file = WebFile(f"{web.url}/models/a+b.pth", *((len(CONTENT), FILE.sha256) if pinned else ()))
+    web.cut_after = 123_456
+    with pytest.raises(DownloadError, match=r"a\+b\.pth could not be downloaded from http://\S+: .*503.* put it at /.*/a\+b\.pth\.$"):
+        fetch(file)
+    assert find_local(file) is None
+    web.status = 200
+    num_before = len(web.asked("GET"))
+    assert fetch(file).read_bytes() == CONTENT
+    (asked,) = (headers.get("range", "") for headers in web.asked("GET")[num_before:])
+    assert 100_000 < int(asked.removeprefix("bytes=").rstrip("-")) <= 123_456
+
+
+def test_a_web_file_that_was_replaced_between_two_attempts(web: hubs.Hub) -> None:
+    file = WebFile(f"{web.url}/models/a+b.pth")
+    web.cut_after = 123_456
+    with pytest.raises(DownloadError):
+        fetch(file)
+    web.status, web.files["models/a+b.pth"] = 200, CONTENT[::-1]
+    assert fetch(file).read_bytes() == CONTENT[::-1]  # not the head of one with the tail of the other
+
+
+def test_a_server_that_does_not_say_how_long_a_file_is(web: hubs.Hub) -> None:
+    web.says_length = False
+    with pytest.raises(DownloadError, match=r"does not say how long it is, so a download that broke could pass for a whole one\. By hand"):
+        fetch(WebFile(f"{web.url}/models/a+b.pth"))
+    file = WebFile(f"{web.url}/models/a+b.pth", None, FILE.sha256)
+    web.cut_after = 123_456
+    with pytest.raises(CheckpointError, match=rf"instead of {FILE.sha256}; it was deleted, try again"):
+        fetch(file)
+    web.status = 200
+    assert fetch(file).read_bytes() == CONTENT
+
+
+def test_what_is_wrong_with_a_web_file(web: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{web.url}/models/a+b.pth"
+    with pytest.raises(CheckpointError, match=r"offers 300,000 bytes instead of 7; what is published there has changed\. By hand: fetch"):
+        fetch(WebFile(url, 7))
+    assert not web.asked("GET")
+    with pytest.raises(CheckpointError, match=rf"sent has sha256 {FILE.sha256} instead of abc; it was deleted, try again"):
+        fetch(WebFile(url, None, "abc"))
+    for status in (401, 404, 500):
+        web.status = status
+        with pytest.raises(DownloadError, match=rf"a\+b\.pth could not be downloaded from {url.replace('+', '.')}: .*{status}") as raised:
+            fetch(WebFile(url))
+        assert "token" not in str(raised.value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match=r"a\+b\.pth of 127.0.0.1:\d+ is not on this machine and offline mode"):
+        fetch(WebFile(url))
+    (tmp_path / "a+b.pth").write_bytes(CONTENT)
+    kept = WebFile(url, original_cache=str(tmp_path))
+    assert fetch(kept) == tmp_path / "a+b.pth"  # where image-reward 1.5 keeps it
+    verify(tmp_path / "a+b.pth", kept)
+
+
 # --- what load() makes of it ---------------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +396,9 @@ def test_a_registered_name(hub: hubs.Hub, scorer: ImageRewardScorer, monkeypatch
     torch.save(seeded.weights(seeded.TINY, 7), file)
     hub.files["owner/tiny/v1.pt"] = content = file.getvalue()
     spec = HubFile("owner/tiny", "v1.pt", len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", spec, seeded.TINY))
+    monkeypatch.setitem(
+        registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", "any", registry.build_imagereward, (spec,), seeded.TINY)
+    )
     loaded = load("tiny-v1")
     assert loaded.name == "tiny-v1"
     assert loaded.score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)

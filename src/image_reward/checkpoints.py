@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
+from urllib.parse import unquote, urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -324,14 +324,21 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a model hub repository, and what it must be."""
+    """One file of a model hub repository, and what it must be.
+
+    Where size or sha256 are not given, the hub's own are what a download is checked against.
+    """
 
     repo: str
     name: str
-    size: int
-    sha256: str
+    size: int | None = None
+    sha256: str | None = None
     original_cache: str | None = None
     """The folder where the original package keeps this file, if it has one."""
+
+    @property
+    def source(self) -> str:
+        return self.repo
 
     @property
     def url(self) -> str:
@@ -339,30 +346,72 @@ class HubFile:
 
         return hf_hub_url(self.repo, self.name)
 
+    @property
+    def place(self) -> Path:
+        """Where it may be put by hand."""
+        return _own_folder() / self.repo / self.name
 
-def _places(file: HubFile, cache_dir: Path | None) -> list[Path]:
-    """Where this machine may hold a file: the folder given, the hub cache, the original package's cache."""
+
+@dataclass(frozen=True)
+class WebFile:
+    """One file that is published outside the hub, and what it must be.
+
+    Where the size is not given it is the one that the server says. Where the sha256 is not given only the size is checked.
+    """
+
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    original_cache: str | None = None
+    """The folder where the original package keeps this file, if it has one."""
+
+    @property
+    def name(self) -> str:
+        return unquote(urlsplit(self.url).path).rsplit("/", 1)[-1]
+
+    @property
+    def source(self) -> str:
+        return urlsplit(self.url).netloc
+
+    @property
+    def place(self) -> Path:
+        """Where it is kept, and may be put by hand."""
+        return _own_folder() / self.source.replace(":", "-") / hashlib.sha256(self.url.encode()).hexdigest()[:8] / self.name
+
+
+def _own_folder() -> Path:
+    """Beside the hub's repositories, so that ``HF_HUB_CACHE`` moves all downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / "image-reward"
+
+
+def _places(file: HubFile | WebFile, cache_dir: Path | None) -> list[Path]:
+    """Where this machine may hold a file: the folder given, the cache of downloads, the original package's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     places = [cache_dir / file.name] if cache_dir else []
-    cached = try_to_load_from_cache(file.repo, file.name)
-    if isinstance(cached, str):
+    if isinstance(file, HubFile) and isinstance(cached := try_to_load_from_cache(file.repo, file.name), str):
         places.append(Path(cached))
+    places.append(file.place)
     if file.original_cache:
         places.append(Path(file.original_cache).expanduser() / file.name)
     return [place for place in places if place.is_file()]
 
 
-def find_local(file: HubFile, cache_dir: Path | None = None) -> Path | None:
-    """Where this machine already holds a file: the folder given, the hub cache, or the original package's cache. Only size is checked."""
-    return next((place for place in _places(file, cache_dir) if place.stat().st_size == file.size), None)
+def find_local(file: HubFile | WebFile, cache_dir: Path | None = None) -> Path | None:
+    """Where this machine already holds a file: the folder given, the cache of downloads, or the original package's cache.
+
+    Only size is checked, where it is published.
+    """
+    return next((place for place in _places(file, cache_dir) if file.size in (None, place.stat().st_size)), None)
 
 
-def fetch(file: HubFile, cache_dir: Path | None = None) -> Path:
-    """The verified local path of a hub file, downloading it if need be.
+def fetch(file: HubFile | WebFile, cache_dir: Path | None = None) -> Path:
+    """The verified local path of a file, downloading it if need be.
 
-    Looks into ``cache_dir`` (if given), the hub cache (``HF_HUB_CACHE``) and the original package's cache before the network. A broken
-    download is resumed by the next call. Offline mode (``HF_HUB_OFFLINE=1``) and mirrors (``HF_ENDPOINT``) are honoured.
+    Looks into ``cache_dir`` (if given), the cache of downloads (``HF_HUB_CACHE``) and the original package's cache before the network. A
+    broken download is resumed by the next call. Offline mode (``HF_HUB_OFFLINE=1``) and mirrors (``HF_ENDPOINT``) are honoured.
 
     Raises ``DownloadError`` when there is neither the file nor a way to get it, ``CheckpointError`` when its content is wrong.
     """
@@ -371,17 +420,25 @@ def fetch(file: HubFile, cache_dir: Path | None = None) -> Path:
     return path
 
 
-def verify(path: Path, file: HubFile) -> None:
-    """Check size and sha256 against what the file must be; a file that passed is remembered until it changes."""
+def verify(path: Path, file: HubFile | WebFile) -> None:
+    """Check size and sha256 against what the file must be; a file that passed is remembered until it changes.
+
+    A file in the hub cache whose sha256 is not published here must have the one that the hub gave, which is the name of its blob.
+    """
     size = path.stat().st_size
-    found = _remembered(path) if size == file.size else None
-    if found is None and size == file.size:
+    sha256 = file.sha256 or (path.resolve().name if _SHA256.fullmatch(path.resolve().name) else None)
+    right_size = file.size in (None, size)
+    found = _remembered(path) if right_size else None
+    if found is None and right_size and sha256:
         found = _sha256(path)
         _remember(path, found)
-    if found != file.sha256:
-        what = f"sha256 {found} instead of {file.sha256}" if found else f"{size:,} bytes instead of {file.size:,}"
+    if not right_size or (sha256 and found != sha256):
+        what = f"sha256 {found} instead of {sha256}" if right_size else f"{size:,} bytes instead of {file.size:,}"
         # The hub cache holds links; deleting one would leave the bad file behind it.
-        raise CheckpointError(f"{path} is not {file.name} of {file.repo}: it has {what}; delete {path.resolve()} and download it again")
+        raise CheckpointError(f"{path} is not {file.name} of {file.source}: it has {what}; delete {path.resolve()} and download it again")
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def _sha256(path: Path) -> str:
@@ -422,104 +479,148 @@ def _remember(path: Path, sha256: str) -> None:
         pass  # a read-only home costs a few seconds at the next load, nothing else
 
 
-def _by_hand(file: HubFile, cache_dir: Path | None) -> str:
-    place = f"put it at {Path(file.original_cache).expanduser() / file.name}, or give" if file.original_cache else "give"
+def _by_hand(file: HubFile | WebFile, cache_dir: Path | None) -> str:
+    place = Path(file.original_cache).expanduser() / file.name if file.original_cache else file.place
+    size = "" if file.size is None else f" ({file.size:,} bytes)"
     wrong = "".join(f" ({path} has {path.stat().st_size:,} bytes.)" for path in _places(file, cache_dir))
-    return f"By hand: fetch {file.url} ({file.size:,} bytes) on another machine and {place} its path instead of the name.{wrong}"
+    return f"By hand: fetch {file.url}{size} on another machine and put it at {place}.{wrong}"
 
 
-def _download(file: HubFile, by_hand: str) -> Path:
-    """Download into the hub cache, keeping what has arrived when the connection breaks.
+class _Offer(NamedTuple):
+    """What a server says of a file before it is downloaded."""
+
+    location: str
+    headers: dict[str, str]
+    """For the request."""
+    size: int | None
+    sha256: str | None
+    place: Path
+    """Where the complete file belongs."""
+    version: str
+    """What tells this content from another's, so that a download is only resumed with its own rest."""
+
+
+def _offer_of_hub(file: HubFile, by_hand: str) -> _Offer:
+    from huggingface_hub import constants, get_hf_file_metadata
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    metadata = get_hf_file_metadata(file.url)
+    if metadata.etag is None or metadata.commit_hash is None:
+        raise DownloadError(f"{file.url} was not answered by a model hub: check HF_ENDPOINT. {by_hand}")
+    headers = build_hf_headers()
+    if urlsplit(metadata.location)[:2] != urlsplit(file.url)[:2]:
+        headers.pop("authorization", None)  # the hub's token is not for the host it redirects to
+    sha256 = metadata.etag if _SHA256.fullmatch(metadata.etag) else None  # small files have git's hash instead
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs"
+    return _Offer(metadata.location, headers, metadata.size, sha256, blobs / metadata.etag, file.sha256 or metadata.etag)
+
+
+def _offer_of_web(file: WebFile) -> _Offer:
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import hf_raise_for_status
+
+    headers = {"Accept-Encoding": "identity"}  # a length and ranges are those of the file
+    response = get_session().head(file.url, headers=headers, follow_redirects=True, timeout=30)
+    hf_raise_for_status(response)
+    size = response.headers.get("Content-Length")
+    version = hashlib.sha256(f"{response.headers.get('ETag')} {size}".encode()).hexdigest()[:16]
+    return _Offer(file.url, headers, int(size) if size else None, None, file.place, f"{file.name}.{version}")
+
+
+def _download(file: HubFile | WebFile, by_hand: str) -> Path:
+    """Download into the cache, keeping what has arrived when the connection breaks.
 
     huggingface_hub 2 deletes a partial file when a download fails, so this keeps its own beside the blob: complete, it becomes the blob
     and the hub library links it into its snapshot as usual.
     """
     import huggingface_hub
     from filelock import FileLock
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download
-    from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import http_get
 
     if huggingface_hub.is_offline_mode():
-        raise DownloadError(f"{file.name} of {file.repo} is not on this machine and offline mode (HF_HUB_OFFLINE) is on. {by_hand}")
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs"
-    partial = blobs / f"{file.sha256}.partial"
+        raise DownloadError(f"{file.name} of {file.source} is not on this machine and offline mode (HF_HUB_OFFLINE) is on. {by_hand}")
     try:
-        metadata = get_hf_file_metadata(file.url)
-        if metadata.size is not None and metadata.size != file.size:
-            raise CheckpointError(
-                f"{file.url} offers {metadata.size:,} bytes instead of {file.size:,}; the server is not the hub or is out of date: "
-                "check HF_ENDPOINT"
-            )
-        if metadata.etag is None or metadata.commit_hash is None:
-            raise DownloadError(f"{file.url} was not answered by a model hub: check HF_ENDPOINT. {by_hand}")
-        headers = build_hf_headers()
-        if urlsplit(metadata.location)[:2] != urlsplit(file.url)[:2]:
-            headers.pop("authorization", None)  # the hub's token is not for the host it redirects to
-        blobs.mkdir(parents=True, exist_ok=True)
-        blob = blobs / metadata.etag
+        offer = _offer_of_hub(file, by_hand) if isinstance(file, HubFile) else _offer_of_web(file)
+        if file.size is not None and offer.size not in (None, file.size):
+            remedy = "the server is not the hub or is out of date: check HF_ENDPOINT"
+            if isinstance(file, WebFile):
+                remedy = f"what is published there has changed. {by_hand}"
+            raise CheckpointError(f"{file.url} offers {offer.size:,} bytes instead of {file.size:,}; {remedy}")
+        size, sha256 = file.size or offer.size, file.sha256 or offer.sha256
+        if size is None and sha256 is None:
+            raise DownloadError(f"{file.url} does not say how long it is, so a download that broke could pass for a whole one. {by_hand}")
+        place = offer.place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.parent / f"{offer.version}.partial"
         with FileLock(f"{partial}.lock"):
-            if not blob.is_file() or blob.stat().st_size != file.size:
+            if not place.is_file() or size not in (None, place.stat().st_size):
                 have = partial.stat().st_size if partial.exists() else 0
-                if have > file.size:
+                if have and (size is None or have > size):  # nothing says how much is missing
                     partial.unlink()
                     have = 0
-                _check_free_space(blobs, file.size - have, file)
+                _check_free_space(place.parent, (size or 0) - have, file)
                 with partial.open("ab") as stream:
                     http_get(
-                        metadata.location,
+                        offer.location,
                         stream,
                         resume_size=have,
-                        headers=headers,
-                        expected_size=file.size,
+                        headers=offer.headers,
+                        expected_size=size,
                         displayed_filename=file.name,
                     )
-                if (found := _sha256(partial)) != file.sha256:
+                if sha256 and (found := _sha256(partial)) != sha256:
                     partial.unlink()
-                    raise CheckpointError(f"what {file.url} sent has sha256 {found} instead of {file.sha256}; it was deleted, try again")
-                partial.replace(blob)
-                _remember(blob, found)
-        return Path(hf_hub_download(file.repo, file.name))
+                    raise CheckpointError(f"what {file.url} sent has sha256 {found} instead of {sha256}; it was deleted, try again")
+                partial.replace(place)
+                if sha256:
+                    _remember(place, sha256)
+        return Path(hf_hub_download(file.repo, file.name)) if isinstance(file, HubFile) else place
     except (CheckpointError, DownloadError):
         raise
     except Exception as error:  # httpx and hub errors share no base class
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(blobs, file, str(error.strerror)) from None
-        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {_reason(error)}. {by_hand}") from error
+            raise _disk_full(Path(constants.HF_HUB_CACHE), file, str(error.strerror)) from None
+        reason = _reason(error, wants_token=isinstance(file, HubFile))
+        raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {reason}. {by_hand}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, wants_token: bool) -> str:
     """What an HTTP or hub error says, in one line without its advice."""
     text = " ".join(str(error).split()).split(" For more information")[0].rstrip(".") or type(error).__name__
-    wants_token = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+    wants_token = wants_token and getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
     return text + (" (if it asks for a token: `hf auth login`, or set HF_TOKEN)" if wants_token else "")
 
 
-def _check_free_space(folder: Path, needed: int, file: HubFile) -> None:
+def _check_free_space(folder: Path, needed: int, file: HubFile | WebFile) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise _disk_full(folder, file, f"{free:,} bytes are free and {needed:,} are needed")
 
 
-def _disk_full(folder: Path, file: HubFile, detail: str) -> DownloadError:
+def _disk_full(folder: Path, file: HubFile | WebFile, detail: str) -> DownloadError:
     return DownloadError(
         f"the disk is too full for {file.name} at {folder}: {detail}. Free space there or set HF_HUB_CACHE to a folder on "
         "another disk; what has arrived is kept and the next attempt goes on from it."
     )
 
 
-# --- BLIP's pretraining checkpoints --------------------------------------------------------------------------------------------------
+# --- BLIP's own checkpoints ----------------------------------------------------------------------------------------------------------
 
 
-def blip_pretraining_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The towers and projections in a BLIP pretraining checkpoint (``model_large.pth``) under our names; None if it is none.
+def blip_pretraining_weights(tensors: Mapping[str, Tensor], matching_head: bool = False) -> dict[str, Tensor] | None:
+    """The towers and projections in one of BLIP's pretraining or retrieval checkpoints under our names; None if it is none.
 
-    What pretraining alone needs is left out by name (Salesforce BLIP, ``models/blip_pretrain.py``): the momentum copies (``*_m``), the
-    decoder, the matching head, the queues and the temperature. Whatever else is there stays, for ``load_strictly`` to judge.
+    What training alone needs is left out by name (Salesforce BLIP, ``models/blip_pretrain.py`` and ``models/blip_retrieval.py``): the
+    momentum copies (``*_m``), the decoder, the queues and the temperature; and the matching head, unless it is asked for. Whatever else is
+    there stays, for ``load_strictly`` to judge.
     """
     parts = {name.split(".")[0] for name in tensors}
     if not {"visual_encoder", "text_encoder", "vision_proj", "text_proj"} <= parts or "mlp" in parts:
         return None
-    left_out = {"text_decoder", "itm_head", "image_queue", "text_queue", "queue_ptr", "ptr_queue", "temp"}
+    left_out = {"text_decoder", "image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue", "temp"}
     left_out |= {part for part in parts if part.endswith("_m")}
-    return {f"blip.{name}": tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}
+    found = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}
+    head = {name: found.pop(name) for name in list(found) if name.split(".")[0] == "itm_head"}
+    return {f"blip.{name}": tensor for name, tensor in found.items()} | (head if matching_head else {})

@@ -5,15 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 import seeded
 from image_reward import __version__
 from image_reward.cli import main
-from image_reward.cli.options import UsageError, find_images
+from image_reward.cli.options import SeveralModelOptions, UsageError, find_images
 from image_reward.scorers import ImageRewardScorer
 
 
@@ -169,8 +171,8 @@ def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: p
     from image_reward.scorers import MODELS
 
     spec = MODELS["ImageReward-v1.0"]
-    there = replace(spec.file, size=5, original_cache=str(tmp_path))
-    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, file=there))
+    there = replace(spec.files[0], size=5, original_cache=str(tmp_path))
+    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, files=(there,)))
     assert main(["models", "list"]) == 0
     assert "ImageReward-v1.0" in capsys.readouterr().out
     assert main(["models", "path", "ImageReward-v1.0"]) == 1
@@ -179,7 +181,9 @@ def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["models", "path", "ImageReward-v1.0"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "ImageReward.pt")
     assert main(["models", "list", "--json"]) == 0
-    assert {row["name"]: row["path"] for row in json.loads(capsys.readouterr().out)}["ImageReward-v1.0"] == str(tmp_path / "ImageReward.pt")
+    assert {row["name"]: row["paths"] for row in json.loads(capsys.readouterr().out)}["ImageReward-v1.0"] == [
+        str(tmp_path / "ImageReward.pt")
+    ]
     assert main(["models", "path", "something"]) == 2
     assert main(["models", "verify", "ImageReward-v1.0"]) == 1  # five bytes are not the model
     assert "sha256" in capsys.readouterr().err
@@ -206,3 +210,15 @@ def test_models_convert_verify_info(capsys: pytest.CaptureFixture[str], model_fo
     half = tmp_path / "half"
     assert main(["models", "convert", str(converted), str(half), "--dtype", "float16"]) == 0
     assert os.path.getsize(half / "model.safetensors") < 0.6 * os.path.getsize(converted / "model.safetensors")  # noqa: PTH202
+
+
+@dataclass
+class Several(SeveralModelOptions):
+    """A command that takes several models."""
+
+
+def test_several_models(model_folder: str) -> None:
+    one, other = tyro.cli(Several, args=["--model", model_folder, "--batch-size", "3", "--model", "ImageReward-mini"]).load_all()
+    assert (one.name, other.name) == (Path(model_folder).name, "ImageReward-mini")
+    assert one.batch_size == other.batch_size == 3
+    assert tyro.cli(Several, args=[]).model == ()

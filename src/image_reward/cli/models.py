@@ -19,17 +19,18 @@ class List(OutputOptions):
     """List the models that have a name, and whether they are on this machine."""
 
     def run(self) -> int:
-        from image_reward.scorers import MODELS
+        from image_reward.scorers.registry import specs
 
         rows = [
             {
                 "name": name,
                 "description": spec.description,
+                "range": spec.range,
                 "licence": spec.licence,
                 "bytes": spec.size,
-                "path": str(path) if (path := spec.local_path()) else None,
+                "paths": None if (paths := spec.local_paths()) is None else [str(path) for path in paths],
             }
-            for name, spec in MODELS.items()
+            for name, spec in specs().items()
         ]
         if self.json:
             print_json(rows)
@@ -43,33 +44,34 @@ class List(OutputOptions):
 
 @dataclass
 class Where:
-    """Print where a model's file is on this machine; exit code 1 if it is not."""
+    """Print where a model's files are on this machine, one a line; exit code 1 if they are not all there."""
 
     model: Model
 
     def run(self) -> int:
-        from image_reward.scorers import MODELS
+        from image_reward.scorers.registry import spec_of, specs
 
-        if self.model not in MODELS:
-            raise UsageError(f"{self.model} is not a registered name; those are: {', '.join(MODELS)}")
-        path = MODELS[self.model].local_path()
-        if path is None:
+        spec = spec_of(self.model)
+        if spec is None:
+            raise UsageError(f"{self.model} is not a registered name; those are: {', '.join(specs())}")
+        paths = spec.local_paths()
+        if paths is None:
             print(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`", file=sys.stderr)
             return 1
-        print(path)
+        print(*paths, sep="\n")
         return 0
 
 
 @dataclass
 class Download:
-    """Fetch and verify a model, going on from what an earlier attempt left, and print its path."""
+    """Fetch and verify a model, going on from what an earlier attempt left, and print the paths of its files, one a line."""
 
     model: Model
 
     def run(self) -> int:
-        from image_reward.scorers.registry import locate
+        from image_reward.scorers.registry import find
 
-        print(locate(self.model)[0])
+        print(*find(self.model).paths, sep="\n")
         return 0
 
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,9 +27,10 @@ class UsageError(Exception):
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
-    model: str = "ImageReward-v1.0"
-    """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME."""
+class LoadingOptions:
+    """How models are loaded, be it one or several."""
+
+    model: str | tuple[str, ...] = ()
     device: str | None = None
     """cpu, cuda, cuda:1, …; by default CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -49,23 +50,37 @@ class ModelOptions:
     max_pixels: int = 178_956_970
     """Refuse images with more pixels than this."""
 
-    def load(self) -> Scorer[Any]:
-        from image_reward.scorers import MODELS, load
+    def load_models(self, models: Sequence[str]) -> list[Scorer[Any]]:
+        from image_reward.scorers import load_all
+        from image_reward.scorers.registry import spec_of
 
-        if (spec := MODELS.get(self.model)) and spec.notice:
-            print(spec.notice, file=sys.stderr)
-        return load(
-            self.model,
-            self.device,
-            self.dtype,
-            config=self.config,
-            orient=self.orient,
-            allow_truncated=self.allow_truncated,
-            max_pixels=self.max_pixels,
-            long_prompts=self.long_prompts,
-            batch_size=self.batch_size,
-            exact=self.exact,
-        )
+        for model in models:
+            if (spec := spec_of(model)) and spec.notice:
+                print(spec.notice, file=sys.stderr)
+        options = {field.name: getattr(self, field.name) for field in fields(LoadingOptions) if field.name != "model"}
+        return load_all(models, **options)
+
+
+@dataclass(kw_only=True)
+class ModelOptions(LoadingOptions):
+    model: str = "ImageReward-v1.0"
+    """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME."""
+
+    def load(self) -> Scorer[Any]:
+        return self.load_models([self.model])[0]
+
+
+@dataclass(kw_only=True)
+class SeveralModelOptions(LoadingOptions):
+    """For commands that take several models: `--model A --model B`."""
+
+    model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME; give it
+    several times for several models. By default ImageReward-v1.0."""
+
+    def load_all(self) -> list[Scorer[Any]]:
+        """The models in the order given; files and towers that they have in common are loaded once."""
+        return self.load_models(self.model or ("ImageReward-v1.0",))
 
 
 @dataclass(kw_only=True)
@@ -83,9 +98,9 @@ class GalleryOptions:
         """Write the page if it was asked for, and say on standard error where it is."""
         if self.gallery:
             from image_reward.reports.gallery import write_gallery
-            from image_reward.scorers import MODELS
+            from image_reward.scorers.registry import spec_of
 
-            notes = [spec.notice] if (spec := MODELS.get(scorer.name)) and spec.notice else []
+            notes = [spec.notice] if (spec := spec_of(scorer.name)) and spec.notice else []
             write_gallery(self.gallery, rows, prompt, scorer.name, notes)
             print(f"gallery: {self.gallery.resolve()}", file=sys.stderr)
 

@@ -336,19 +336,26 @@ class Blip(nn.Module):
 
     def contrastive_features(self, image_tokens: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """L2-normalised image [I, projection] and prompt [N, projection] features; their dot product is BLIP's contrastive score."""
-        image = F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
+        return self.project_images(image_tokens), self.project_prompts(ids, mask)
+
+    def project_images(self, image_tokens: Tensor) -> Tensor:
+        return F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
+
+    def project_prompts(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The text tower reads the prompts alone, without cross-attention."""
         text = self.text_encoder.encode(ids, mask, first_token_only=True)[:, 0]
-        return image, F.normalize(self.text_proj(text).float(), dim=-1)
+        return F.normalize(self.text_proj(text).float(), dim=-1)
 
 
-class ImageRewardNetwork(nn.Module):
-    """Pixels and token ids -> raw rewards, before the mean and standard deviation of the published scale are applied."""
+class CrossEncoder(nn.Module):
+    """Both towers, and a head on what the text tower's first token has become after reading prompt and image."""
 
-    def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.blip = Blip(config)
-        self.mlp = LinearHead(config.text_width, config.head_widths)
+    config: BlipConfig
+    blip: Blip
+
+    def head(self, first: Tensor) -> Tensor:
+        """Features of the first token [N, W] -> [N], float32."""
+        raise NotImplementedError
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
         """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
@@ -356,8 +363,7 @@ class ImageRewardNetwork(nn.Module):
 
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
-        first = self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0]
-        return self.mlp(first)[:, 0]
+        return self.head(self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0])
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
@@ -367,3 +373,31 @@ class ImageRewardNetwork(nn.Module):
         """Recompute activations in the backward pass: about a third more time for a fraction of the memory."""
         self.blip.visual_encoder.gradient_checkpointing = enabled
         self.blip.text_encoder.gradient_checkpointing = enabled
+
+
+class ImageRewardNetwork(CrossEncoder):
+    """Raw rewards, before the mean and standard deviation of the published scale are applied."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blip = Blip(config)
+        self.mlp = LinearHead(config.text_width, config.head_widths)
+
+    def head(self, first: Tensor) -> Tensor:
+        return self.mlp(first)[:, 0]
+
+
+class MatchingNetwork(CrossEncoder):
+    """BLIP's image-text matching: the log odds that the prompt describes the image. Prompts begin with [ENC] in place of [CLS]."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blip = Blip(config)
+        self.itm_head = nn.Linear(config.text_width, 2)
+
+    def head(self, first: Tensor) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):  # as ``LinearHead``: in float32 whatever the towers compute in
+            no, yes = F.linear(first.float(), self.itm_head.weight.float(), self.itm_head.bias.float()).unbind(dim=-1)
+            return yes - no

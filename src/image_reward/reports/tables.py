@@ -111,13 +111,16 @@ def _percent(probability: float) -> str:
 
 
 def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("Models")
-    for column in ("name", "what the score means", "licence"):
-        table.add_column(column, overflow="fold")
+    table = _table("Models", "`image-reward models path NAME` prints where the files of a model are on this machine.")
+    table.add_column("model, and what its score means", overflow="fold", ratio=1)
+    for column in ("range", "licence"):
+        table.add_column(column, overflow="fold", max_width=14)
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("on this machine", overflow="fold")
+    table.add_column("here", no_wrap=True)
     for row in rows:
-        table.add_row(row["name"], row["description"], row["licence"], _size(row["bytes"]), Text(row["path"] or "no"))
+        name = Text.assemble((row["name"], "bold"), "\n", row["description"])
+        size = "-" if row["bytes"] is None else _size(row["bytes"])
+        table.add_row(name, Text(row["range"]), Text(row["licence"]), size, "no" if row["paths"] is None else "yes")
     return table
 
 

@@ -2,6 +2,17 @@
 
 from image_reward.scorers.base import Batch, Preparation, Scorer
 from image_reward.scorers.imagereward import ImageReward, ImageRewardScorer
-from image_reward.scorers.registry import MODELS, ModelSpec, load
+from image_reward.scorers.registry import MODELS, LoadOptions, ModelSpec, load, load_all
 
-__all__ = ["MODELS", "Batch", "ImageReward", "ImageRewardScorer", "ModelSpec", "Preparation", "Scorer", "load"]
+__all__ = [
+    "MODELS",
+    "Batch",
+    "ImageReward",
+    "ImageRewardScorer",
+    "LoadOptions",
+    "ModelSpec",
+    "Preparation",
+    "Scorer",
+    "load",
+    "load_all",
+]

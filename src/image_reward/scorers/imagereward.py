@@ -11,14 +11,35 @@ from torch import Tensor, nn
 from image_reward.checkpoints import ScorerConfig, load_strictly, save_checkpoint
 from image_reward.errors import PromptError
 from image_reward.images import ImageLike, ImageOptions, ImageTransform
-from image_reward.models.blip import Blip, ImageRewardNetwork, KeysValues
+from image_reward.models.blip import Blip, CrossEncoder, ImageRewardNetwork, KeysValues
 from image_reward.prompts import LongPrompts, PromptTokenizer, transformers_tokenizer
 from image_reward.scorers.base import Preparation, Scorer
 from image_reward.types import Ranking
 
 
-class ImageRewardScorer(Scorer[list[KeysValues]]):
+class CrossEncoderScorer(Scorer[list[KeysValues]]):
+    """A scorer whose text tower reads the image while it reads the prompt."""
+
+    network: CrossEncoder
+
+    def encode_images(self, pixels: Tensor) -> list[KeysValues]:
+        dtype = self.network.blip.vision_proj.weight.dtype
+        return self.network.encode_images(self.prepare.transform.normalize(pixels, dtype))
+
+    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
+        num_images = len(images[0][0])
+        ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
+        return self.network.read(images, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the towers compute in ``dtype``; the head stays in float32."""
+        self.network.blip.to(dtype)
+
+
+class ImageRewardScorer(CrossEncoderScorer):
     """Rewards of the BLIP network on the published scale: (raw - mean) / std."""
+
+    network: ImageRewardNetwork
 
     def __init__(
         self,
@@ -46,19 +67,8 @@ class ImageRewardScorer(Scorer[list[KeysValues]]):
         load_strictly(network, tensors, source, hint)
         return cls(network, config, **options).eval()
 
-    def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        dtype = self.network.blip.vision_proj.weight.dtype
-        return self.network.encode_images(self.prepare.transform.normalize(pixels, dtype))
-
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
-        num_images = len(images[0][0])
-        ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
-        raw = self.network.read(images, ids.flatten(0, 1), mask.flatten(0, 1))
-        return ((raw - self.config.reward.mean) / self.config.reward.std).view(ids.shape[:2])
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Let the towers compute in ``dtype``; the head stays in float32."""
-        self.network.blip.to(dtype)
+        return (super().read(images, ids, mask) - self.config.reward.mean) / self.config.reward.std
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and a model card; ``load(folder)`` gives this scorer again."""

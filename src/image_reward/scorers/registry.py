@@ -3,23 +3,72 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, HubFile, ScorerConfig, fetch, find_local, read_checkpoint
+from image_reward.checkpoints import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    HubFile,
+    ScorerConfig,
+    WebFile,
+    blip_pretraining_weights,
+    fetch,
+    find_local,
+    read_checkpoint,
+)
 from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
 from image_reward.scorers.imagereward import ImageRewardScorer
 
+Thing = TypeVar("Thing")
+
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ENTRY_POINTS = "image_reward.scorers"
+"""The entry point group in which other packages name their ``ModelSpec``s."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What ``load`` hands to whatever builds a scorer."""
+
+    name: str
+    """The name that the scorer shows."""
+    images: ImageOptions = field(default_factory=ImageOptions)
+    long_prompts: LongPrompts = "truncate"
+    config: ScorerConfig | str | os.PathLike[str] | None = None
+    """The config that the user gave."""
+    registered: ScorerConfig | None = None
+    """The config in the table of names."""
+    exact: bool = False
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    """What scorers that are loaded together have in common."""
+
+    def once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
+        """What ``make`` returns, made only once for all scorers that are loaded together.
+
+        The key says what it is and what it is made of, as in ``once(("CLIP", path), lambda: read_clip(path))``.
+        """
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+
+Build = Callable[[tuple[Path, ...], LoadOptions], Scorer[Any]]
+"""Builds a scorer in float32 on the CPU from the files of its ``ModelSpec``, in their order, or from the one file or folder given."""
 
 
 @dataclass(frozen=True)
@@ -27,94 +76,287 @@ class ModelSpec:
     """A scorer that can be loaded by name."""
 
     description: str
+    """What the score means, in one line."""
     licence: str
-    file: HubFile | None
-    """Where it is downloaded from; None for a model in this package."""
+    """Of the weights."""
+    range: str
+    """The values that the score takes, in words."""
+    build: Build
+    files: tuple[HubFile | WebFile, ...] = ()
+    """Where they are downloaded from."""
     config: ScorerConfig | None = None
     """For a file that carries none."""
     packaged: str = ""
-    """The folder of this package that holds it."""
+    """The folder of this package that holds it, in place of ``files``."""
     notice: str = ""
     """What whoever uses it must know, in one line."""
 
+    def local_paths(self) -> tuple[Path, ...] | None:
+        """Where its files are on this machine, if they all are."""
+        if self.packaged:
+            return (self._folder,)
+        found = tuple(path for file in self.files if (path := find_local(file)))
+        return found if len(found) == len(self.files) else None
+
+    def fetch(self, cache_dir: Path | None = None) -> tuple[Path, ...]:
+        """Its verified files, downloaded if need be. Raises what ``checkpoints.fetch`` raises."""
+        return (self._folder,) if self.packaged else tuple(fetch(file, cache_dir) for file in self.files)
+
     @property
-    def folder(self) -> Path:
-        """Where a model in this package is."""
+    def size(self) -> int | None:
+        """Bytes of all files; None where it is not known before the download."""
+        if self.packaged:
+            return (self._folder / WEIGHTS_NAME).stat().st_size
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
+
+    @property
+    def _folder(self) -> Path:
         return Path(str(files("image_reward").joinpath(self.packaged)))
 
-    def local_path(self) -> Path | None:
-        """Where it is on this machine, if it is."""
-        return find_local(self.file) if self.file else self.folder
 
-    @property
-    def size(self) -> int:
-        """Bytes of the weights."""
-        return self.file.size if self.file else (self.folder / WEIGHTS_NAME).stat().st_size
+# --- how each kind is built ----------------------------------------------------------------------------------------------------------
 
+
+def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[ImageRewardScorer] = ImageRewardScorer) -> Any:
+    """A checkpoint of the released layout, or a folder or file of this package's own format."""
+    tensors, carried = read_checkpoint(paths[0])
+    if blip_pretraining_weights(tensors) is not None:
+        raise CheckpointError(f"{paths[0]} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
+    given = options.config
+    if given is not None and not isinstance(given, ScorerConfig):
+        given = ScorerConfig.from_json(Path(given).read_text(encoding="utf-8"), os.fspath(given))
+    known = given or carried or options.registered
+    if known is not None and known.architecture != "ImageReward":
+        raise CheckpointError(f"{paths[0]} is of architecture {known.architecture!r}, which this release does not know")
+    hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
+    scorer = kind.from_tensors(
+        tensors,
+        known or ScorerConfig(),
+        str(paths[0]),
+        hint,
+        name=options.name,
+        options=options.images,
+        long_prompts=options.long_prompts,
+    )
+    scorer.network.blip.visual_encoder.original_order = options.exact
+    return scorer
+
+
+def build_blip(paths: tuple[Path, ...], options: LoadOptions, kind: Any = BlipScorer) -> Any:
+    """One of BLIP's own checkpoints, of the large network."""
+    if options.config is not None:
+        raise ValueError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
+    tensors = options.once(("tensors", paths[0].resolve()), lambda: read_checkpoint(paths[0])[0])
+    scorer = kind.from_tensors(tensors, str(paths[0]), name=options.name, options=options.images, long_prompts=options.long_prompts)
+    scorer.blip.visual_encoder.original_order = options.exact
+    return scorer
+
+
+def build_blip_matching(paths: tuple[Path, ...], options: LoadOptions) -> Any:
+    return build_blip(paths, options, BlipMatchingScorer)
+
+
+class Kind(NamedTuple):
+    """A kind of model folder."""
+
+    files: tuple[str, ...]
+    """What is fetched of a hub repository besides config.json."""
+    build: Build
+
+
+KINDS: dict[str, Kind] = {
+    "image-reward": Kind((WEIGHTS_NAME,), build_imagereward),
+}
+"""What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
+
+
+# --- the table -----------------------------------------------------------------------------------------------------------------------
+
+_CLIP = tuple(
+    HubFile("openai/clip-vit-large-patch14", name, size, sha256)
+    for name, size, sha256 in [
+        ("config.json", None, None),
+        ("model.safetensors", 1_710_540_580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
+        ("preprocessor_config.json", None, None),
+        ("tokenizer.json", None, None),
+    ]
+)
+_AESTHETIC_HEAD = WebFile(
+    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+    size=3_714_759,
+    sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+    original_cache="~/.cache/ImageReward",
+)
+_PICKSCORE = tuple(
+    HubFile("yuvalkirstain/PickScore_v1", name)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+)
+_HPSV2, _HPSV21 = (HubFile("xswu/HPSv2", name) for name in ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"))
+_BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 MODELS: dict[str, ModelSpec] = {
     "ImageReward-mini": ModelSpec(
         description="a careful person's preference among drawn shapes; a small model to try things with",
         licence="Apache-2.0",
-        file=None,
+        range="about -2.5 to 2",
+        build=build_imagereward,
         packaged="assets/ImageReward-mini",
         notice="ImageReward-mini knows only drawn shapes; for pictures use --model ImageReward-v1.0, which is downloaded once (1.8 GB)",
     ),
     "ImageReward-v1.0": ModelSpec(
         description="human preference for an image given its prompt (Xu et al., NeurIPS 2023)",
         licence="Apache-2.0",
-        file=HubFile(
-            repo="THUDM/ImageReward",
-            name="ImageReward.pt",
-            size=1_786_880_927,
-            sha256="d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6",
-            original_cache="~/.cache/ImageReward",
+        range="about -2.5 to 2",
+        build=build_imagereward,
+        files=(
+            HubFile(
+                repo="THUDM/ImageReward",
+                name="ImageReward.pt",
+                size=1_786_880_927,
+                sha256="d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6",
+                original_cache="~/.cache/ImageReward",
+            ),
         ),
         config=ScorerConfig(),
     ),
+    "BLIP": ModelSpec(
+        description="how near image and prompt are: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",
+        licence="BSD-3-Clause",
+        range="[-1, 1]",
+        build=build_blip,
+        files=(WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward"),),
+    ),
+    "BLIP-ITM": ModelSpec(
+        description="whether the prompt describes the image: the log odds of BLIP's matching head, tuned on COCO (Li et al., ICML 2022)",
+        licence="BSD-3-Clause",
+        range="any number; 0 is even odds",
+        build=build_blip_matching,
+        files=(WebFile(_BLIP_URL + "model_large_retrieval_coco.pth"),),
+    ),
 }
+
+
+def specs() -> dict[str, ModelSpec]:
+    """All scorers that have a name: those of this package, then those of other packages. One that cannot be loaded is a warning."""
+    return MODELS | {name: spec for name, point in _entry_points().items() if (spec := _spec_of(point))}
+
+
+def spec_of(name: str) -> ModelSpec | None:
+    """The scorer of a name, or None. No other package is imported but the one that the name is from."""
+    if name in MODELS:
+        return MODELS[name]
+    point = _entry_points().get(name)
+    return _spec_of(point) if point else None
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    """By name; a name that is taken is a warning."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in MODELS or found.setdefault(point.name, point) != point:
+            by = "this package's own" if point.name in MODELS else f"that of {_package(found[point.name])}"
+            warnings.warn(f"{_package(point)} names a scorer {point.name}, but the name is taken: {by} is used", stacklevel=3)
+    return found
+
+
+def _spec_of(point: EntryPoint) -> ModelSpec | None:
+    try:
+        spec = point.load()
+    except Exception as error:  # whatever the code of another package does
+        warnings.warn(f"the scorer {point.name} of {_package(point)} cannot be loaded: {type(error).__name__}: {error}", stacklevel=3)
+        return None
+    if not isinstance(spec, ModelSpec):
+        warnings.warn(f"the scorer {point.name} of {_package(point)} is no ModelSpec: {point.value} is {spec!r:.80}", stacklevel=3)
+        return None
+    return spec
+
+
+def _package(point: EntryPoint) -> str:
+    return f"the package {point.dist.name}" if point.dist else f"the module {point.module}"
+
+
+# --- from what a user gives to a scorer ----------------------------------------------------------------------------------------------
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def locate(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> tuple[Path, str, ScorerConfig | None]:
-    """A registered name, a path or a hub id -> the local path (fetched and verified if need be), a name to show, the registered config.
+class Found(NamedTuple):
+    """What ``find`` makes of a name, a path or a hub id."""
+
+    paths: tuple[Path, ...]
+    """The files of a ``ModelSpec``, or one file or folder."""
+    name: str
+    """To show."""
+    config: ScorerConfig | None
+    """The one in the table of names."""
+    build: Build
+
+
+def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Found:
+    """A registered name, a path or a hub id -> local files, fetched and verified if need be, and what builds a scorer from them.
 
     A name wins over a file of the same name; write ``./NAME`` for the file.
     """
     given = os.fspath(model)
-    if given in MODELS:
-        spec = MODELS[given]
-        if spec.file is None:
-            return spec.folder, given, spec.config
-        return fetch(spec.file, Path(cache_dir) if cache_dir else None), given, spec.config
+    if spec := spec_of(given):
+        return Found(spec.fetch(Path(cache_dir) if cache_dir else None), given, spec.config, spec.build)
     path = Path(given).expanduser()
     if given and path.exists():
-        return path, path.name if path.is_dir() else path.stem, None
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
+        name = path.name if path.is_dir() else path.stem
+        config = path / CONFIG_NAME if path.is_dir() else path if path.suffix == ".json" else None
+        # A folder without a config goes to ImageReward's reader, which says what it lacks.
+        build = _kind_of(config).build if config and config.exists() else build_imagereward
+        return Found((path,), name, None, build)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"):
         raise FileNotFoundError(f"no such checkpoint: {given}")
     if _HUB_ID.fullmatch(given):
-        return _fetch_folder(given), given, None
-    near = difflib.get_close_matches(given.lower(), [name.lower() for name in MODELS], n=1, cutoff=0.4)
-    hint = next((f" Did you mean {name}?" for name in MODELS if near and name.lower() == near[0]), "")
+        return _find_on_hub(given)
+    names = [*MODELS, *_entry_points()]
+    near = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
+    hint = next((f" Did you mean {name}?" for name in names if near and name.lower() == near[0]), "")
     raise UnknownModelError(
-        f"no model, file or folder is called {given!r}.{hint} Known names: {', '.join(MODELS)}; a hub id has the form OWNER/NAME"
+        f"no model, file or folder is called {given!r}.{hint} Known names: {', '.join(names)}; a hub id has the form OWNER/NAME"
     )
 
 
-def _fetch_folder(repo: str) -> Path:
-    """A model of this package's own format from the hub, or the hub cache."""
+def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | None]:
+    """As ``find``, for whoever reads checkpoints: the first file or the folder, a name to show, the registered config."""
+    found = find(model)
+    return found.paths[0], found.name, found.config
+
+
+def _kind_of(config: Path) -> Kind:
+    try:
+        values = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{config} is not JSON: {error}") from None
+    kind = (values.get("format") or values.get("model_type")) if isinstance(values, dict) else None
+    if kind not in KINDS:
+        raise CheckpointError(
+            f'{config} describes no model that this release knows: its "format" or "model_type" is {kind!r} and not one of '
+            f"{', '.join(KINDS)}"
+        )
+    return KINDS[kind]
+
+
+def _find_on_hub(repo: str) -> Found:
+    """A model folder from the hub, or the hub cache."""
     from huggingface_hub import hf_hub_download
 
     try:
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            path = Path(hf_hub_download(repo, name))
+        config = Path(hf_hub_download(repo, CONFIG_NAME))
+        kind = _kind_of(config)
+        for name in kind.files:
+            hf_hub_download(repo, name)
+    except CheckpointError:
+        raise
     except Exception as error:  # httpx and hub errors share no base class
         raise DownloadError(
             f"{repo} is neither a file here nor a model that could be downloaded: {error}. "
             f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
         ) from error
-    return path.parent
+    return Found((config.parent,), repo, None, kind.build)
 
 
 def load(
@@ -130,6 +372,7 @@ def load(
     long_prompts: LongPrompts = "truncate",
     batch_size: int | None = None,
     exact: bool = False,
+    shared: dict[Hashable, Any] | None = None,
 ) -> Scorer[Any]:
     """Load a scorer, ready to score: in evaluation mode, its weights without gradients.
 
@@ -143,41 +386,41 @@ def load(
         long_prompts: "truncate" (as the original, with a warning) or "error".
         batch_size: images at once; by default 8 on a CPU, 64 elsewhere. Rewards do not depend on it, beyond rounding.
         exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
-            repeating published numbers to the last digit with weights that amplify rounding.
+            repeating published numbers to the last digit with weights that amplify rounding. Only BLIP's image tower has such an order.
+        shared: one dict for several calls, so that their scorers load what they have in common once (see ``load_all``).
 
     Raises:
         UnknownModelError, FileNotFoundError, DownloadError: there is nothing to load; the message says where it should come from.
         CheckpointError: the file is damaged or does not fit the network.
     """
-    scorer = build(
-        ImageRewardScorer,
-        model,
-        config=config,
-        options=ImageOptions(orient, allow_truncated, max_pixels, min_side),
+    options = LoadOptions(
+        name="",
+        images=ImageOptions(orient, allow_truncated, max_pixels, min_side),
         long_prompts=long_prompts,
+        config=config,
+        exact=exact,
+        shared={} if shared is None else shared,
     )
-    scorer.network.blip.visual_encoder.original_order = exact
-    return _place(scorer, device, dtype, batch_size).requires_grad_(False)
+    return _place(_build(model, options), device, dtype, batch_size).requires_grad_(False)
 
 
-def build(
-    kind: type[ImageRewardScorer],
-    model: str | os.PathLike[str],
-    *,
-    config: ScorerConfig | str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+def load_all(
+    models: Sequence[str | os.PathLike[str]],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     **options: Any,
-) -> Any:
-    """Find, verify and strictly load a checkpoint into a scorer class."""
-    path, name, registered = locate(model, cache_dir)
-    tensors, carried = read_checkpoint(path)
-    if config is not None and not isinstance(config, ScorerConfig):
-        config = ScorerConfig.from_json(Path(config).read_text(encoding="utf-8"), os.fspath(config))
-    known = config or carried or registered
-    if known is not None and known.architecture != "ImageReward":
-        raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")
-    hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
-    return kind.from_tensors(tensors, known or ScorerConfig(), str(path), hint, name=name, **options)
+) -> list[Scorer[Any]]:
+    """Several scorers, which load the files and towers that they have in common once. Options and errors are those of ``load``.
+
+    ``scorers.base.score_together`` then also computes with them once.
+    """
+    shared: dict[Hashable, Any] = {}
+    return [load(model, device, dtype, shared=shared, **options) for model in models]
+
+
+def _build(model: str | os.PathLike[str], options: LoadOptions) -> Scorer[Any]:
+    found = find(model)
+    return found.build(found.paths, replace(options, name=found.name, registered=found.config))
 
 
 def _place(scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None) -> Any:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, UnknownModelError
 from image_reward.models.blip import BlipConfig
 from image_reward.scorers.imagereward import ImageReward
-from image_reward.scorers.registry import MODELS, build, choose_device
+from image_reward.scorers.registry import LoadOptions, build_imagereward, choose_device, find
 
 
 def available_models() -> list[str]:
     """Names of the models that 1.5 knows; ``load`` takes all that ``image_reward.load`` does."""
-    return [name for name, spec in MODELS.items() if spec.file]
+    return ["ImageReward-v1.0"]
 
 
 def load(
@@ -30,7 +30,10 @@ def load(
     ``name`` is a registered name or a path. ``download_root`` is a folder that may hold ``ImageReward.pt`` already; the hub cache is
     searched too. ``med_config``, the JSON of the text tower, need not be given; one that describes another network is an error.
     """
-    model: ImageReward = build(ImageReward, name, cache_dir=download_root)
+    found = find(name, download_root)
+    if found.build is not build_imagereward:
+        raise UnknownModelError(f"{name} is no ImageReward model; load_score() or image_reward.load() may know it")
+    model: ImageReward = build_imagereward(found.paths, LoadOptions(found.name, registered=found.config), ImageReward)
     if med_config is not None:
         _check_med_config(Path(med_config), model.config.network)
     return model.to(choose_device(device))
