@@ -26,17 +26,21 @@ from image_reward.jobs.shards import ShardScorer
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """23 rows of 5 images as rows.csv."""
-    names = stubs.draw(tmp_path / "in", 5)
+    images = stubs.draw(tmp_path / "in", 5)
     path = tmp_path / "in" / "rows.csv"
-    path.write_text("id,prompt,image\n" + "".join(f"r{n},{'a ' * (n % 4 + 1)},{names[n % 5]}\n" for n in range(23)))
+    path.write_text("id,prompt,image\n" + "".join(f"r{n},{'a ' * (n % 4 + 1)},{images[n % 5]}\n" for n in range(23)))
     return path
 
 
 EXPECTED = [n % 4 + 1 + n % 5 / 255 for n in range(23)]
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def result(folder: Path) -> dict[str, list[Any]]:
-    return pq.read_table([folder / name for name in sorted(os.listdir(folder)) if name.endswith(".parquet")]).to_pydict()
+    return pq.read_table([folder / name for name in names(folder) if name.endswith(".parquet")]).to_pydict()
 
 
 def test_a_job_and_the_same_again(rows: Path, tmp_path: Path, inline: list[stubs.InlinePool]) -> None:
@@ -61,7 +65,8 @@ def test_a_job_and_the_same_again(rows: Path, tmp_path: Path, inline: list[stubs
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_rows"] == 23
 
 
-def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path, inline: list[stubs.InlinePool]) -> None:
+@pytest.mark.usefixtures("inline")
+def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     score_files(rows, out, stubs.load, shard_size=5)
     before = result(out)
@@ -79,7 +84,7 @@ def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path, inline: 
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(JobError, match=r"mine is not empty and holds no job \(it has thesis\.tex\)"):
         score_files(rows, tmp_path / "mine", stubs.load)
-    assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
+    assert names(tmp_path / "mine") == ["thesis.tex"]
     with pytest.raises(JobError, match="a file is in its way"):
         score_files(rows, rows, stubs.load)
     (out / "manifest.json").write_text("{}")
@@ -122,8 +127,8 @@ def test_a_full_disk_leaves_nothing_half_written(rows: Path, tmp_path: Path, mon
     with pytest.raises(JobError, match=r"the disk is full: .*part-00000\d\.parquet could not be written; free some space and run"):
         score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
     monkeypatch.setattr(os, "fsync", fsync)
-    names = sorted(os.listdir(tmp_path / "out"))
-    assert names == [".lock", "manifest.json", *(part_name(n) for n in range(len(names) - 2))]
+    left = names(tmp_path / "out")
+    assert left == [".lock", "manifest.json", *(part_name(n) for n in range(len(left) - 2))]
     score_files(rows, tmp_path / "out", stubs.load)
     assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED)
 
@@ -163,7 +168,7 @@ def test_workers_that_always_die_end_the_job(rows: Path, tmp_path: Path, monkeyp
         raise MemoryError("every time")
 
     monkeypatch.setattr(ShardScorer, "score", die)
-    with pytest.raises(JobError, match="the first 3 shards all ended their workers, so it is not the rows: .*every time"):
+    with pytest.raises(JobError, match=r"the first 3 shards all ended their workers, so it is not the rows: .*every time"):
         score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
 
 
@@ -182,7 +187,7 @@ def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
         score_files(rows, tmp_path / "out", stubs.load, engine="slurm")  # type: ignore[arg-type]
     with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
         score_files(rows, tmp_path / "out", stubs.load, ray_address="auto")
-    assert os.listdir(tmp_path / "out") == [".lock"]
+    assert names(tmp_path / "out") == [".lock"]
 
 
 # --- with real processes ---
@@ -212,18 +217,6 @@ def wait_for_parts(out: Path, count: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"no {count} parts in {out}")
-
-
-def processes_of(out: Path) -> list[int]:
-    """Processes that hold the folder's name in their command or environment."""
-    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if str(out.with_suffix(".py")).encode() in _read(path)]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def test_killed_at_any_moment_and_begun_again(rows: Path, tmp_path: Path) -> None:
@@ -257,8 +250,8 @@ def test_ctrl_c_finishes_the_shards_in_work(rows: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    names = stubs.draw(tmp_path / "in", 5)
-    table = pa.table({"prompt": ["kill" if n == 7 else "a" for n in range(20)], "image": [names[n % 5] for n in range(20)]})
+    images = stubs.draw(tmp_path / "in", 5)
+    table = pa.table({"prompt": ["kill" if n == 7 else "a" for n in range(20)], "image": [images[n % 5] for n in range(20)]})
     pq.write_table(table, tmp_path / "in" / "rows.parquet")
     running = job(tmp_path / "in" / "rows.parquet", tmp_path / "out")
     printed, errors = running.communicate()

@@ -91,7 +91,7 @@ def test_every_wrong_row_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert result.num_errors == len(bad) + 4
 
 
-def test_a_prompt_too_long_is_an_error_or_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_too_long_is_an_error_or_a_warning(tmp_path: Path) -> None:
     names = stubs.draw(tmp_path, 2)
     rows = [("a b c d e f g h i", names[0]), ("a", names[1])]
     table, worker, result = score(tmp_path, rows)

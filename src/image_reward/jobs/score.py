@@ -36,9 +36,9 @@ class LoadModels:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, device: str | None) -> list[Any]:
-        from image_reward.scorers import load
+        from image_reward.scorers import load_all
 
-        return [load(model, device, self.dtype, **self.options) for model in self.models]
+        return load_all(self.models, device, self.dtype, **self.options)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,6 @@ def score_files(
             "repeated_ids": source.num_repeated_ids,
             "shard_size": shard_size,
             "columns": source.schema.names,
-            "options": {name: repr(value) for name, value in (options or {}).items() if value},
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("image-reward", "torch", "pillow", "pyarrow")},
         }
@@ -165,7 +164,8 @@ def score_files(
 
         def on_ready(identity: list[dict[str, str]]) -> None:
             columns[:] = reward_columns([scorer["name"] for scorer in identity])
-            job.settle(found | {"scorers": identity})
+            exact = {"exact": "yes"} if (options or {}).get("exact") else {}
+            job.settle(found | {"scorers": [scorer | exact for scorer in identity]})
 
         pool, ahead = _pool(
             engine, partial(Work, source, job.folder.path, load, batch_size), workers, decoders, device, ray_address, len(todo)
