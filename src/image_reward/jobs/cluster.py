@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Actor:
-    """A ``ShardScorer`` on some machine of the cluster. The job's own troubles come back as values: Ray would tell them with a traceback."""
+    """A ``ShardScorer`` on some machine of the cluster. The job's own troubles come back as text: Ray would tell them with a traceback."""
 
     def __init__(self, work: Work, device: str | None) -> None:
         import warnings
@@ -62,7 +62,7 @@ class ActorPool:
         address: str | None,
         num_shards: int,
     ) -> None:
-        self.ray = _connect(address)
+        self.ray, self.started_here = _connect(address)
         resources = self.ray.cluster_resources()
         num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         cuda = (device or "cuda").startswith("cuda") and (num_gpus > 0 or device is not None)
@@ -125,10 +125,12 @@ class ActorPool:
     def close(self) -> None:
         for worker in list(self.actors):
             self.stop(worker)
+        if self.started_here:
+            self.ray.shutdown()
 
 
-def _connect(address: str | None) -> Any:
-    """Ray, connected to a cluster, or to one that is started on this machine. Raises ``JobError``."""
+def _connect(address: str | None) -> tuple[Any, bool]:
+    """Ray, connected to a cluster, or to one that is started on this machine; and whether it was not before. Raises ``JobError``."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -136,7 +138,7 @@ def _connect(address: str | None) -> Any:
     except ImportError:
         raise JobError("the engine 'ray' needs Ray: pip install 'image-reward[jobs]'") from None
     if ray.is_initialized():
-        return ray
+        return ray, False
     try:
         if address is None:
             ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -145,4 +147,4 @@ def _connect(address: str | None) -> Any:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"the cluster at {address}" if address else "Ray on this machine"
         raise JobError(f"{where} could not be reached: {error}; see `ray status`, or use engine 'local'") from None
-    return ray
+    return ray, True
