@@ -8,7 +8,6 @@ autoscaling cluster grow; those that have nothing left to do are let go.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,6 @@ class ActorPool:
         self.actors: dict[int, Any] = {}
         self.nodes: dict[int, str] = {}
         self.calls: dict[Any, int] = {}  # what was asked of actors and not yet answered -> the worker
-        self.pending: deque[Event] = deque()
 
     @property
     def workers(self) -> list[int]:
@@ -101,7 +99,7 @@ class ActorPool:
         try:
             answer = self.ray.get(call)
         except self.ray.exceptions.RayActorError as error:
-            return self._died(worker, " ".join(str(error).split())[:300])
+            return self._died(worker, _reason(str(error)))
         except self.ray.exceptions.RayTaskError as error:
             return self._died(worker, f"{type(error.cause).__name__}: {error.cause}")
         if isinstance(answer, str):
@@ -113,9 +111,10 @@ class ActorPool:
 
     def _died(self, worker: int, reason: str) -> Died:
         node = self.nodes.pop(worker, None)
+        # Where the cluster has not noticed yet that the machine is gone, one try is counted, which is two too few to give a shard up.
         alive = {found["NodeID"] for found in self.ray.nodes() if found["Alive"]}
         self.stop(worker)
-        return Died(worker, reason, blameless=node is not None and node not in alive)
+        return Died(worker, reason, blameless="node has died" in reason or (node is not None and node not in alive))
 
     def stop(self, worker: int) -> None:
         if (actor := self.actors.pop(worker, None)) is not None:
@@ -127,6 +126,12 @@ class ActorPool:
             self.stop(worker)
         if self.started_here:
             self.ray.shutdown()
+
+
+def _reason(text: str) -> str:
+    """What Ray says of a dead actor, in one line: of an exception its last line, else its first words."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if "ray::" in text else " ".join(lines)[:300]
 
 
 def _connect(address: str | None) -> tuple[Any, bool]:
