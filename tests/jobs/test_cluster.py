@@ -108,7 +108,9 @@ def test_as_many_actors_as_there_are_cores_or_as_asked() -> None:
     def work(decoders: int, threads: int | None) -> Any:
         return decoders, threads
 
-    assert ActorPool(work, None, None, None, None, 100).workers == [0]
+    import ray
+
+    assert len(ActorPool(work, None, None, None, None, 100).workers) == ray.cluster_resources()["CPU"]
     assert ActorPool(work, 7, None, None, None, 100).workers == [*range(7)]
     assert ActorPool(work, 7, None, None, None, 3).workers == [0, 1, 2]
     assert ActorPool(work, None, None, "cpu", None, 3).work == (0, 1)
