@@ -86,7 +86,12 @@ def test_a_node_that_goes_costs_nothing_but_time(cluster: Any, tmp_path: Path) -
     thread.start()
     seen: list[int] = []
     done = score_files(
-        rows, out, partial(stubs.load, seconds=0.1), engine="ray", shard_size=2, on_progress=lambda progress: seen.append(progress.num_workers)
+        rows,
+        out,
+        partial(stubs.load, seconds=0.1),
+        engine="ray",
+        shard_size=2,
+        on_progress=lambda progress: seen.append(progress.num_workers),
     )
     thread.join()
     assert max(seen) == 2

@@ -31,7 +31,7 @@ def scored(tmp_path: Path, inline: list[stubs.InlinePool]) -> Path:
     (tmp_path / "in" / "9.png").write_bytes((tmp_path / "in" / "8.png").read_bytes())
     order = list(range(NUM))
     random.Random(0).shuffle(order)
-    rows = [{"id": n, "prompt": f"{'a ' * (n % 4)}{'cat dog'.split()[n % 8 // 4]}", "image": names[n % 10]} for n in order]
+    rows = [{"id": n, "prompt": f"{'a ' * (n % 4)}{['cat', 'dog'][n % 8 // 4]}", "image": names[n % 10]} for n in order]
     for place, wrong in enumerate([{"prompt": None}, {"image": "none.png"}, {"image": "none.png"}, {"prompt": "nan"}]):
         rows[9 * place] |= wrong
     (tmp_path / "in" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -117,7 +117,7 @@ def test_several_scorers_are_told_apart(tmp_path: Path) -> None:
     assert [scorer.best[0]["image"] for scorer in summarize(tmp_path / "out").scorers] == ["3.png", "0.png"]
 
 
-def test_the_best_share_is_exact_whatever_the_rewards(scored: Path) -> None:
+def test_the_best_share_is_exact_whatever_the_rewards() -> None:
     values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     values[::7], values[::11], values[3], values[4] = 0.25, np.nan, -0.0, np.float32(1e-40)
 
