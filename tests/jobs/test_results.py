@@ -145,7 +145,7 @@ def test_a_summary(scored: Path) -> None:
     assert found.errors == {"FileNotFoundError": 2, "PromptError": 1, "RewardError": 1}
     assert found.examples["PromptError"] == "the row has no prompt"
     assert found.num_images == 9
-    assert found.num_copies == NUM - 2 - 9  # all rows but two have an image that could be read
+    assert found.num_copies == NUM - 3 - 9  # all rows but three have a prompt and an image that could be read
     [scorer] = found.scorers
     assert (scorer.num, sum(scorer.counts)) == (36, 36)
     assert scorer.mean == pytest.approx(rewards.mean())
@@ -155,8 +155,12 @@ def test_a_summary(scored: Path) -> None:
     assert [row["reward"] for row in scorer.best] == sorted(rewards, reverse=True)[:3]
     assert [row["reward"] for row in scorer.worst] == sorted(rewards)[:3]
     assert all(rows[row["row"]]["image"] == row["image"] for row in scorer.best)
-    pairs = {(row["prompt"], "8.png" if row["image"] == "9.png" else row["image"]) for row in rows if row["image"] != "none.png"}
-    assert found.num_repeated_pairs == NUM - 2 - len(pairs)
+    pairs = {
+        (row["prompt"], "8.png" if row["image"] == "9.png" else row["image"])
+        for row in rows
+        if row["prompt"] and row["image"] != "none.png"
+    }
+    assert found.num_repeated_pairs == NUM - 3 - len(pairs)
 
 
 def test_a_report_as_a_page_and_on_a_terminal(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

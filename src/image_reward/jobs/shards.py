@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from image_reward.errors import ImageReadError, ImageRewardError, JobError, PromptError
-from image_reward.images import describe, open_image
+from image_reward.images import ImageOptions, describe, open_image
 from image_reward.jobs.files import Access, Folder, ImageSource, digest
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.rows import Input, Rows, Shard
@@ -117,29 +118,42 @@ def group_rows(rows: Rows, image_column: str, access: Access) -> tuple[list[Grou
     return groups, errors
 
 
+class _Opening:
+    """Reads and opens a group's image when it is its turn. If that fails, notes why, and gives a blank image, to be dropped."""
+
+    def __init__(self, group: Group, options: ImageOptions, access: Access) -> None:
+        self.group, self.options, self.access = group, options, access
+        self.error = ""
+        self.digest = b""
+
+    def __call__(self) -> Image.Image:
+        data = b""
+        try:
+            data = self.access.read(self.group.source)
+            self.digest = digest(data)
+            return open_image(data, self.options)
+        except Exception as error:
+            named = str(error).replace(describe(data), self.group.name) if isinstance(error, ImageReadError) else str(error)
+            self.error = f"{type(error).__name__}: {named}"
+            return Image.new("RGB", (self.options.min_side,) * 2)
+
+
 def prepare_groups(preparations: Sequence[Preparation], groups: Sequence[Group], access: Access) -> Prepared:
     """Open, decode and tokenize. Whatever is wrong with an image or a prompt is an error of its rows, never of the others."""
     done = Prepared()
     prompts: list[str] = []
-    images: list[Any] = []
+    images: list[_Opening] = []
+    for group in groups:
+        image = _Opening(group, preparations[0].transform.options, access)
+        for row, prompt in zip(group.rows, group.prompts, strict=True):
+            if problem := _prompt_problem(prompt):
+                done.errors[row] = problem
+                continue
+            done.rows.append(row)
+            prompts.append(prompt)  # type: ignore[arg-type]
+            images.append(image)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for group in groups:
-            try:
-                data = access.read(group.source)
-                done.digests |= dict.fromkeys(group.rows, digest(data))
-                image = open_image(data, preparations[0].transform.options)
-            except Exception as error:
-                named = str(error).replace(describe(data), group.name) if isinstance(error, ImageReadError) else str(error)
-                done.errors |= dict.fromkeys(group.rows, f"{type(error).__name__}: {named}")
-                continue
-            for row, prompt in zip(group.rows, group.prompts, strict=True):
-                if problem := _prompt_problem(prompt):
-                    done.errors[row] = problem
-                    continue
-                done.rows.append(row)
-                prompts.append(prompt)  # type: ignore[arg-type]
-                images.append(image)
         try:
             done.batches = prepare_together(preparations, prompts, images)
         except Exception:  # of one row or more: each is tried alone
@@ -151,8 +165,14 @@ def prepare_groups(preparations: Sequence[Preparation], groups: Sequence[Group],
                 except Exception as error:
                     done.errors[row] = f"{type(error).__name__}: {error}"
             done.rows = [done.rows[place] for place in keep]
-            done.batches = prepare_together(preparations, [prompts[place] for place in keep], [images[place] for place in keep])
+            prompts, images = [prompts[place] for place in keep], [images[place] for place in keep]
+            done.batches = prepare_together(preparations, prompts, images)
     done.warnings = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    done.digests = {row: image.digest for row, image in zip(done.rows, images, strict=True) if image.digest}
+    if failed := {row: image.error for row, image in zip(done.rows, images, strict=True) if image.error}:
+        done.errors |= failed
+        good = torch.tensor([row not in failed for row in done.rows])
+        done.batches, done.rows = taken(done.batches, good), [row for row in done.rows if row not in failed]
     return done
 
 
@@ -256,27 +276,19 @@ class Scoring:
         return best
 
 
-def halves(batches: Sequence[Batch]) -> Iterator[tuple[list[int], list[Batch]]]:
-    """Batches of the same rows -> two parts, by image; by row where there is one image. Yields which rows they are, and their batches.
+def taken(batches: Sequence[Batch], rows: Tensor) -> list[Batch]:
+    """Some rows (bool [N]) of batches of the same rows, and the images that they need. What shared a tensor of pixels shares it still."""
+    images, index = batches[0].image_index[rows].unique(return_inverse=True)
+    pixels = {id(batch.pixels): batch.pixels[images] for batch in batches}
+    return [replace(b, pixels=pixels[id(b.pixels)], ids=b.ids[rows], mask=b.mask[rows], image_index=index) for b in batches]
 
-    What shared a tensor of pixels shares it still.
-    """
+
+def halves(batches: Sequence[Batch]) -> Iterator[tuple[list[int], list[Batch]]]:
+    """Batches of the same rows -> two parts, by image; by row where there is one image. Yields which rows they are, and their batches."""
     index, num_images = batches[0].image_index, len(batches[0].pixels)
-    for part in range(2):
-        if num_images > 1:
-            first, last = (0, num_images // 2) if part == 0 else (num_images // 2, num_images)
-            keep = (index >= first) & (index < last)
-        else:
-            first, last = 0, 1
-            keep = (torch.arange(len(index)) < len(index) // 2) == (part == 0)
-        pixels = {id(batch.pixels): batch.pixels[first:last] for batch in batches}
-        yield (
-            keep.nonzero()[:, 0].tolist(),
-            [
-                replace(b, pixels=pixels[id(b.pixels)], ids=b.ids[keep], mask=b.mask[keep], image_index=b.image_index[keep] - first)
-                for b in batches
-            ],
-        )
+    first = index < num_images // 2 if num_images > 1 else torch.arange(len(index)) < len(index) // 2
+    for rows in (first, ~first):
+        yield rows.nonzero()[:, 0].tolist(), taken(batches, rows)
 
 
 def reward_columns(scorers: Sequence[str]) -> list[str]:
@@ -295,6 +307,7 @@ class ShardScorer:
     """Scorers on a device that score shards and write the parts."""
 
     def __init__(self, work: Work, device: str | None = None) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for a batch of prompts, threads cost more than they give
         if work.threads:
             torch.set_num_threads(work.threads)
         self.work = work
