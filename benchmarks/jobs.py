@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -255,7 +255,6 @@ def measure_growth(benchmark: Benchmark, folder: Path) -> None:
         memory_axes.plot(counts, [cost[key] / 2**30 for cost in costs], marker=marker, color=colour, label=name)
     memory_axes.set(xscale="log", xlabel="rows", ylabel="peak memory in GiB", ylim=(0, None))
     memory_axes.legend()
-    drawn.tight_layout()
     benchmark.figure.parent.mkdir(parents=True, exist_ok=True)
     benchmark.figure.write_text(to_svg(drawn) + "\n", encoding="utf-8")
 
@@ -266,12 +265,11 @@ def measure_resume(benchmark: Benchmark, folder: Path) -> None:
 
     place = folder / "resume"
     rows = write_rows(place, draw(place, 1000, 64), benchmark.num_resume_rows)
-    whole = replace(benchmark, workers=benchmark.workers)
-    cost = job(whole, rows, folder / "out-whole", benchmark.model, shard_size=100)
+    cost = job(benchmark, rows, folder / "out-whole", benchmark.model, shard_size=100)
     output = folder / "out-killed"
     for number in range(benchmark.num_kills):
         process = start(benchmark, rows, output, benchmark.model, shard_size=100)
-        moment = random.uniform(0.5, 1.0) * (cost["whole"] - cost["seconds"]) + random.uniform(0.0, 0.4) * cost["seconds"]
+        moment = cost["whole"] - cost["seconds"] + random.uniform(0.0, 0.5) * cost["seconds"]  # after start-up, when parts are written
         time.sleep(moment)
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)

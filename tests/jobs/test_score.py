@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import random
@@ -18,8 +19,9 @@ import pytest
 import stubs
 
 from image_reward.errors import JobError
-from image_reward.jobs import score_files
+from image_reward.jobs import files, score_files
 from image_reward.jobs.folder import JobFolder, part_name
+from image_reward.jobs.results import filter_rows
 from image_reward.jobs.shards import ShardScorer
 
 
@@ -198,7 +200,7 @@ def job(rows: Path, out: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
     code = f"""
 if __name__ == "__main__":
     import functools, stubs
-    from image_reward.jobs import score_files
+    from image_reward.jobs import files, score_files
     load = functools.partial(stubs.load, seconds={seconds})
     result = score_files({str(rows)!r}, {str(out)!r}, load, workers=2, shard_size=5, on_note=lambda note: print(note, flush=True))
     print(result.num_scored_now, result.num_quarantined)
@@ -265,3 +267,39 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_loaded(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"no model, file or folder is called 'ImageReward-mono'\. Did you mean ImageReward-mini\?"):
         score_files(rows, tmp_path / "out", "ImageReward-mono", workers=1)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(files, "OBJECT_STORES", ("memory",))
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    store = MemoryFileSystem()
+    for path in rows.parent.iterdir():
+        store.pipe_file(f"/bucket/in/{path.name}", path.read_bytes())
+    done = score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load, shard_size=5, format="csv")
+    assert (done.num_rows, done.num_errors, done.file) == (23, 0, "memory://bucket/out/rewards.csv")
+    names_there = sorted(path.removeprefix("/bucket/out/") for path in store.ls("/bucket/out", detail=False))
+    assert names_there == ["manifest.json", *(part_name(n) for n in range(5)), "rewards.csv", "summary.json"]
+    lines = store.cat_file("/bucket/out/rewards.csv").decode().splitlines()
+    assert [float(line.split(",")[3]) for line in lines[1:]] == pytest.approx(EXPECTED)
+    store.rm_file("/bucket/out/part-000001.parquet")
+    assert score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load).num_scored_now == 5
+    assert filter_rows("memory://bucket/out", tmp_path / "best.csv", top_fraction=0.1) == 3
+    assert "memory://bucket/in/" in (tmp_path / "best.csv").read_text()
+    table = pa.table({"prompt": ["a"], "image": ["memory://bucket/in/3.png"]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    store.pipe_file("/bucket/in/rows.parquet", sink.getvalue())
+    score_files("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
+    assert result(tmp_path / "local")["reward"] == pytest.approx([1 + 3 / 255])
+
+
+def test_decoders_prepare_ahead(rows: Path, tmp_path: Path) -> None:
+    rows.write_text(rows.read_text() + "late,a,none.png\n")
+    load = partial(stubs.load, seconds=0.01)
+    done = score_files(rows, tmp_path / "out", load, workers=1, decoders=2, shard_size=5, batch_size=2)
+    assert (done.num_rows, done.num_errors) == (24, 1)
+    assert result(tmp_path / "out")["reward"][:23] == pytest.approx(EXPECTED)

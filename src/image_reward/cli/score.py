@@ -125,7 +125,11 @@ class Score(SeveralModelOptions, OutputOptions, GalleryOptions, RowOptions):
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
         from image_reward.jobs import score_files
+        from image_reward.scorers.registry import spec_of
 
+        for model in self.model:
+            if (spec := spec_of(model)) and spec.notice:
+                print(spec.notice, file=sys.stderr)
         teller = _Teller(self.log_json, self.log_every)
         result = score_files(
             self.first,
