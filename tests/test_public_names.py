@@ -26,6 +26,7 @@ def test_the_names_of_the_package() -> None:
         "ImageReadError",
         "ImageRewardError",
         "ImageRewardScorer",
+        "JobError",
         "LongPromptWarning",
         "Preference",
         "PromptError",
@@ -36,6 +37,7 @@ def test_the_names_of_the_package() -> None:
         "UnknownModelError",
         "__version__",
         "load",
+        "score_files",
     ]
     for name in image_reward.__all__:
         assert getattr(image_reward, name) is not None

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         DownloadError,
         ImageReadError,
         ImageRewardError,
+        JobError,
         LongPromptWarning,
         PromptError,
         RewardError,
         UnknownModelError,
     )
+    from image_reward.jobs import score_files
     from image_reward.scorers import ImageRewardScorer, Scorer, load
     from image_reward.types import Comparison, Preference, Ranking
 
@@ -33,11 +35,13 @@ _HOMES = {
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",
+        "JobError",
         "LongPromptWarning",
         "PromptError",
         "RewardError",
         "UnknownModelError",
     ],
+    "image_reward.jobs": ["score_files"],
     "image_reward.scorers": ["ImageRewardScorer", "Scorer", "load"],
     "image_reward.types": ["Comparison", "Preference", "Ranking"],
 }
@@ -51,6 +55,7 @@ __all__ = [
     "ImageReadError",
     "ImageRewardError",
     "ImageRewardScorer",
+    "JobError",
     "LongPromptWarning",
     "Preference",
     "PromptError",
@@ -61,6 +66,7 @@ __all__ = [
     "UnknownModelError",
     "__version__",
     "load",
+    "score_files",
 ]
 
 

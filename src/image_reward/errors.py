@@ -44,3 +44,7 @@ class ComparisonError(ImageRewardError, ValueError):
 
 class TrainingError(ImageRewardError, RuntimeError):
     """Training cannot go on: the loss is not a number, the rewards have become constant, or the state cannot be saved."""
+
+
+class JobError(ImageRewardError, RuntimeError):
+    """A job over a file of rows cannot begin or go on: wrong input, another job's folder, a full disk. What is scored is kept."""

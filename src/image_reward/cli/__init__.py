@@ -12,7 +12,9 @@ from typing import Annotated, Any, Union
 PROGRAM = "image-reward"
 COMMANDS = {
     "rank": "Order the images of a prompt, best first.",
-    "score": "Print the reward of each image, in the order given.",
+    "score": "Print the reward of each image, in the order given; or score a file of rows.",
+    "filter": "Keep the best rows of a scored file.",
+    "report": "Say what is in a scored file.",
     "compare": "Say how likely people are to prefer one image to another.",
     "models": "List, fetch, verify, convert and describe models.",
     "data": "Check and split files of human rankings.",
@@ -47,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more on its way out
         return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{PROGRAM}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ArithmeticError, OSError, RuntimeError, ValueError) as error:  # every error of this package is one of these
         print(f"{PROGRAM}: {error}", file=sys.stderr)

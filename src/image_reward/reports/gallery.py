@@ -6,13 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from image_reward import __version__
 from image_reward.checkpoints import written_whole
 from image_reward.images import ImageLike, ImageOptions, open_image
 from image_reward.reports.tables import RewardRow
@@ -41,7 +41,7 @@ def filled(template: str, **values: Any) -> str:
     """A page from one of the templates; everything in ``values`` is escaped."""
     environment = Environment(loader=PackageLoader("image_reward.reports"), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    return environment.get_template(template).render(values, version=__version__)
+    return environment.get_template(template).render(values, version=version("image-reward"))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,52 @@
+"""`image-reward filter FOLDER`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from image_reward.cli.options import UsageError
+
+
+@dataclass
+class Filter:
+    """Keep the best rows of a scored file, in their order. Rows with an error are never kept.
+
+    Give one of --min-reward, --top-fraction and --best-per-prompt.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="What `image-reward score ROWS FOLDER` wrote.")]
+    min_reward: float | None = None
+    """Keep rewards of at least this."""
+    top_fraction: float | None = None
+    """Keep this share of the rows that have a reward, the best."""
+    best_per_prompt: int | None = None
+    """Keep so many rows of each prompt, the best."""
+    by: str | None = None
+    """The scorer to go by, where there are several."""
+    output: Path | None = None
+    """A .parquet, .csv or .jsonl file; image paths in it are relative to it. By default JSONL on standard output, with whole paths."""
+
+    def run(self) -> int:
+        given = [self.min_reward, self.top_fraction, self.best_per_prompt]
+        if sum(value is not None for value in given) != 1:
+            raise UsageError("give one of --min-reward, --top-fraction and --best-per-prompt")
+        if self.output and self.output.suffix.lower() not in (".parquet", ".csv", ".jsonl"):
+            raise UsageError(f"--output {self.output}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
+
+        from image_reward.jobs.results import filter_rows
+
+        count = filter_rows(
+            self.folder,
+            self.output or sys.stdout,
+            min_reward=self.min_reward,
+            top_fraction=self.top_fraction,
+            best_per_prompt=self.best_per_prompt,
+            by=self.by,
+        )
+        print(f"{count:,} rows kept{f': {self.output}' if self.output else ''}", file=sys.stderr)
+        return 0

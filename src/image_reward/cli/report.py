@@ -1,0 +1,49 @@
+"""`image-reward report FOLDER`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from image_reward.cli.options import OutputOptions, UsageError, print_json
+
+
+@dataclass
+class Report(OutputOptions):
+    """Say what is in a scored file: how rewards are distributed, the best and worst rows, errors by kind, what occurs more than once."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="What `image-reward score ROWS FOLDER` wrote.")]
+    report: Path | None = None
+    """Also write it with plots and images: a self-contained .html page, .md, or .json."""
+    show: int = 12
+    """How many of the best and of the worst rows."""
+
+    def run(self) -> int:
+        if self.show < 0:
+            raise UsageError(f"--show must be at least 0, not {self.show}")
+        if self.report and self.report.suffix.lower() not in (".html", ".md", ".json"):
+            raise UsageError(f"--report {self.report}: a report is written as .html, .md or .json; give it a name that ends so")
+
+        from image_reward.jobs.results import Scored, summarize
+
+        found = summarize(self.folder, self.show).as_dict()
+        if self.json and not self.report:
+            print_json(found)
+            return 0
+
+        from image_reward.reports.jobs import job_report
+        from image_reward.reports.render import show, write
+
+        report = job_report(found, Scored(self.folder).image, plots=self.report is not None)
+        if self.json:
+            print_json(found)
+        else:
+            show(report)
+        if self.report:
+            write(report, self.report)
+            print(f"report: {self.report.resolve()}", file=sys.stderr)
+        return 0

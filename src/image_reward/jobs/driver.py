@@ -1,0 +1,293 @@
+"""The one loop that hands shards to workers, whatever runs them, and copes with those that die."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Union
+
+from image_reward.errors import JobError
+from image_reward.jobs.folder import JobFolder
+from image_reward.jobs.rows import Shard
+
+if TYPE_CHECKING:
+    from image_reward.jobs.shards import ShardResult
+
+MAX_TRIES = 3
+_MAX_STARTS = 3  # of a worker that never gets ready
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is given."""
+
+    shard: Shard
+    upcoming: Shard | None = None
+    """What it will be given next, to prepare ahead."""
+    give_up: str | None = None
+    """Do not score the shard: write its rows with this reason."""
+
+
+@dataclass
+class Ready:
+    """A worker has loaded its scorers."""
+
+    worker: int
+    identity: list[dict[str, str]]
+
+
+@dataclass
+class Progressed:
+    """So many rows of the worker's shard are done."""
+
+    worker: int
+    num_rows: int
+    num_errors: int
+
+
+@dataclass
+class Done:
+    """The part of a shard is written."""
+
+    worker: int
+    result: ShardResult
+
+
+@dataclass
+class Died:
+    """A worker is gone. ``blameless``: its machine went with it, so the shard is not to blame."""
+
+    worker: int
+    reason: str
+    blameless: bool = False
+
+
+@dataclass
+class Failed:
+    """What every worker would run into: the disk is full, the input has changed, there is no such model."""
+
+    worker: int
+    reason: str
+
+
+Event = Union[Ready, Progressed, Done, Died, Failed]
+
+
+class Pool(Protocol):
+    """Workers of some kind."""
+
+    @property
+    def workers(self) -> list[int]: ...
+    def start(self, worker: int) -> None: ...
+    def give(self, worker: int, task: Task) -> None: ...
+    def events(self, timeout: float) -> list[Event]: ...
+    def stop(self, worker: int) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is."""
+
+    num_rows: int
+    """Done, those of earlier runs included."""
+    total: int
+    num_errors: int
+    """Of this run."""
+    rows_per_second: float
+    """Of this run, since the first worker was ready."""
+    seconds_left: float | None
+    busy: float
+    """The share of the time since the first worker was ready in which the workers' devices computed, from the shards that are done."""
+    num_workers: int
+    """Ready and not yet let go."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.num_rows,
+            "total": self.total,
+            "errors": self.num_errors,
+            "rows_per_second": round(self.rows_per_second, 2),
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+            "busy": round(self.busy, 4),
+            "workers": self.num_workers,
+        }
+
+
+class Driver:
+    """Hands out shards until all are done, or until ``stopping``."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        folder: JobFolder,
+        shards: Sequence[Shard],
+        done: set[int],
+        *,
+        ahead: bool,
+        on_ready: Callable[[list[dict[str, str]]], None],
+        on_progress: Callable[[Progress], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """``ahead``: tell workers what comes next. ``on_ready`` judges what the scorers are, and raises if they are not the job's."""
+        self.pool, self.folder, self.shards = pool, folder, shards
+        self.ahead, self.on_ready, self.on_progress, self.stopping = ahead, on_ready, on_progress, stopping
+        self.tries = folder.tries()
+        missing = [shard for shard in shards if shard.number not in done]
+        self.waiting = deque(shard for shard in missing if not self.tries.get(shard.number))
+        self.suspects = deque(shard for shard in missing if self.tries.get(shard.number))
+        self.working: dict[int, Task] = {}
+        self.reserved: dict[int, Shard] = {}
+        self.idle: set[int] = set()
+        self.starting: dict[int, int] = {}
+        self.partial: dict[int, tuple[int, int]] = {}
+        self.rows_before = sum(shard.num_rows for shard in shards if shard.number in done)
+        self.total = sum(shard.num_rows for shard in shards)
+        self.rows_now = self.errors_now = 0
+        self.busy = 0.0
+        self.warnings: dict[str, None] = {}
+        self.reasons: dict[int, str] = {}
+        self.num_scored = 0
+        self.lost: set[int] = set()
+        self.quarantined = 0
+        self.began: float | None = None
+        self.seconds = 0.0
+
+    def run(self) -> None:
+        """Raises ``JobError`` for what no worker can help; parts that are written stay."""
+        num_needed = max(1, len(self.waiting) + len(self.suspects))  # one at least, to see what the scorers are
+        try:
+            for worker in self.pool.workers[:num_needed]:
+                self._start(worker)
+            while self.starting or self.working or self._more():
+                if self.stopping() and not self.working:
+                    break
+                for event in self.pool.events(0.25):
+                    self._take(event)
+                self._hand_out()
+                self.on_progress(self.progress())
+                if self.began is not None and not self.working and not self._more():
+                    break
+        finally:
+            self.seconds = time.monotonic() - self.began if self.began is not None else 0.0
+            self.pool.close()
+
+    def progress(self) -> Progress:
+        elapsed = time.monotonic() - self.began if self.began is not None else 0.0
+        within = sum(rows for rows, _ in self.partial.values())
+        now = self.rows_now + within
+        rate = now / elapsed if elapsed > 0 else 0.0
+        left = self.total - self.rows_before - now
+        num_workers = len(self.idle) + len(self.working)
+        busy = self.busy / (elapsed * max(1, num_workers)) if elapsed > 0 else 0.0
+        num_errors = self.errors_now + sum(errors for _, errors in self.partial.values())
+        return Progress(self.rows_before + now, self.total, num_errors, rate, left / rate if rate else None, min(busy, 1.0), num_workers)
+
+    # --- events ---
+
+    def _start(self, worker: int) -> None:
+        self.starting[worker] = self.starting.get(worker, 0) + 1
+        self.pool.start(worker)
+
+    def _take(self, event: Event) -> None:
+        worker = event.worker
+        if isinstance(event, Ready):
+            self.on_ready(event.identity)
+            self.starting.pop(worker, None)
+            self.idle.add(worker)
+            self.began = self.began or time.monotonic()
+        elif isinstance(event, Progressed):
+            self.partial[worker] = (event.num_rows, event.num_errors)
+        elif isinstance(event, Done):
+            self._finish(worker, event.result)
+        elif isinstance(event, Failed):
+            raise JobError(event.reason)
+        elif worker in self.starting:
+            if self.starting[worker] >= _MAX_STARTS:
+                raise JobError(f"workers cannot start: {event.reason}")
+            self._start(worker)
+        else:
+            self._bury(worker, event)
+
+    def _finish(self, worker: int, result: ShardResult) -> None:
+        task = self.working.pop(worker)
+        self.partial.pop(worker, None)
+        self.idle.add(worker)
+        self.rows_now += result.num_rows
+        self.errors_now += result.num_errors
+        self.busy += result.busy
+        self.warnings |= dict.fromkeys(result.warnings[: max(0, 20 - len(self.warnings))])
+        if task.give_up is None:
+            self.num_scored += 1
+        else:
+            self._quarantine(task.shard, task.give_up)
+
+    def _bury(self, worker: int, event: Died) -> None:
+        """A worker died. Its shard is tried again, alone, and after three deaths no more."""
+        self.idle.discard(worker)
+        self.partial.pop(worker, None)
+        if (shard := self.reserved.pop(worker, None)) is not None:
+            self.waiting.appendleft(shard)
+        task = self.working.pop(worker, None)
+        if task is not None:
+            shard = task.shard
+            if task.give_up is not None:  # not even its rows can be read
+                self.rows_now += shard.num_rows
+                self.errors_now += shard.num_rows
+                self.lost.add(shard.number)
+                self._quarantine(shard, task.give_up)
+            elif event.blameless:
+                self.waiting.appendleft(shard)
+            else:
+                self.tries[shard.number] = self.tries.get(shard.number, 0) + 1
+                self.folder.write_tries(self.tries)
+                self.reasons[shard.number] = event.reason
+                self.suspects.append(shard)
+        if self._more() and not self.stopping():
+            self._start(worker)
+
+    def _quarantine(self, shard: Shard, reason: str) -> None:
+        self.folder.quarantine(shard, reason)
+        self.quarantined += 1
+        if self.quarantined >= MAX_TRIES and not self.num_scored:
+            raise JobError(f"the first {self.quarantined} shards all ended their workers, so it is not the rows: {reason}")
+
+    # --- handing out ---
+
+    def _more(self) -> bool:
+        return bool(self.waiting or self.suspects or self.reserved)
+
+    def _hand_out(self) -> None:
+        if self.stopping():
+            return
+        for worker in sorted(self.idle):
+            task = self._next(worker)
+            if task is None:
+                break
+            self.idle.discard(worker)
+            self.working[worker] = task
+            self.pool.give(worker, task)
+        busy_elsewhere = bool(self.working or self.starting)
+        if not self._more() and busy_elsewhere:  # let go of those that have nothing left to do, but keep one for what may come back
+            for worker in sorted(self.idle)[1:]:
+                self.idle.discard(worker)
+                self.pool.stop(worker)
+
+    def _next(self, worker: int) -> Task | None:
+        shard = self.reserved.pop(worker, None)
+        if shard is None and self.waiting:
+            shard = self.waiting.popleft()
+        if shard is not None:
+            if self.ahead and self.waiting:
+                self.reserved[worker] = self.waiting.popleft()
+            return Task(shard, self.reserved.get(worker))
+        if self.suspects:  # last, so that they hold up nothing else; and with nothing beside them, so that it is clear who is to blame
+            shard = self.suspects.popleft()
+            count = self.tries[shard.number]
+            if count < MAX_TRIES:
+                return Task(shard)
+            reason = self.reasons.get(shard.number, "in an earlier run")
+            return Task(shard, give_up=f"the worker died {count} times on this shard: {reason}")
+        return None

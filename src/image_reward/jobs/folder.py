@@ -1,0 +1,262 @@
+"""The folder of a job: parts of rewards, and all that is needed to go on after an interruption.
+
+====================  =============================================================================================================
+manifest.json         what is scored by what; another input or another scorer is refused
+part-NNNNNN.parquet   the rows of shard NNNNNN with their rewards and errors; there, or not there, never half
+tries.json            shards on which a worker died, and how often
+quarantine.jsonl      the rows of shards on which a worker died every time
+summary.json          what came of it, once all is done
+rewards.csv, .jsonl   all rows in one file, if it was asked for
+====================  =============================================================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from image_reward.errors import JobError
+from image_reward.jobs.files import Folder, writing
+from image_reward.jobs.rows import Shard
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MANIFEST, TRIES, QUARANTINE, SUMMARY = "manifest.json", "tries.json", "quarantine.jsonl", "summary.json"
+Format = Literal["parquet", "csv", "jsonl"]
+DIGESTS = b"image_reward.digests"
+"""Key of a part's metadata: the digests of its images' files, 16 bytes a row, base64; zeros where no file could be read."""
+DIGEST_SIZE = 16
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:06d}.parquet"
+
+
+def part_numbers(names: Sequence[str]) -> list[int]:
+    """The shards whose parts are among the files of a folder."""
+    stems = (name[5:-8] for name in names if name.startswith("part-") and name.endswith(".parquet"))
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def write_part(
+    folder: Folder,
+    shard: Shard,
+    table: pyarrow.Table,
+    columns: Mapping[str, Sequence[float]],
+    errors: Mapping[int, str],
+    digests: Mapping[int, bytes],
+) -> None:
+    """Write the rows of a shard with their rewards (NaN becomes no value) and errors."""
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values, pa.float32(), from_pandas=True))
+    table = table.append_column("error", pa.array([errors.get(row) for row in range(len(table))], pa.string()))
+    stored = b"".join(digests.get(row, bytes(DIGEST_SIZE)) for row in range(len(table)))
+    table = table.replace_schema_metadata({DIGESTS: base64.b64encode(stored)})
+    sink = io.BytesIO()
+    write_table(table, sink, compression="zstd")
+    folder.write(part_name(shard.number), sink.getvalue())
+
+
+class JobFolder:
+    """The folder that a job writes to. One job at a time, on a file system with locks."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.folder = Folder(os.fspath(path).rstrip("/") or "/")
+        self.manifest: dict[str, Any] | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, or read what is in it, and keep other jobs out. Raises ``JobError``."""
+        path = self.folder.path
+        names = self.folder.names() if self.folder.remote or Path(path).is_dir() else []
+        text = self.folder.read(MANIFEST) if names else None
+        if names and text is None:
+            raise JobError(f"{path} is not empty and holds no job (it has {names[0]}); give an empty or a new folder")
+        if text is not None:
+            self.manifest = read_manifest(self.folder, text)
+        self.folder.create()
+        if self.folder.remote:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(Path(path, ".lock"), timeout=0)
+        with writing(path):
+            try:
+                lock.acquire()
+            except Timeout:
+                raise JobError(f"another process is writing to {path}; wait for it, or give another folder") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def settle(self, found: Mapping[str, Any]) -> None:
+        """Begin a job, or go on with one if it is the same, by what a manifest says of it. Raises ``JobError`` that says what differs."""
+        if self.manifest is None:
+            self.manifest = dict(found)
+            self.folder.write(MANIFEST, (json.dumps(found, indent=1) + "\n").encode())
+            return
+        for part, what in (("input", "the input"), ("shard_size", "the shard size"), ("columns", "the columns"), ("scorers", "the scorer")):
+            if part in found and found[part] != self.manifest[part]:
+                where, before, now = _first_difference(self.manifest[part], found[part], "")
+                raise JobError(
+                    f"{self.folder.path} holds another job: {what} has changed since it began "
+                    f"({where or part}: {before!r:.90} then, {now!r:.90} now). Give another folder, or what it was begun with"
+                )
+
+    # --- parts ---
+
+    def done(self, shards: Sequence[Shard]) -> set[int]:
+        """The shards whose parts are there and whole. Others are removed."""
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_metadata
+
+        found = set()
+        for number in part_numbers(self.folder.names()):
+            try:
+                with self.folder.open(part_name(number)) as file:
+                    whole = number < len(shards) and read_metadata(file).num_rows == shards[number].num_rows
+            except (ArrowException, OSError):
+                whole = False
+            if whole:
+                found.add(number)
+            else:
+                self.folder.remove(part_name(number))
+        return found
+
+    def num_errors(self, shards: Sequence[Shard]) -> int:
+        """Rows with an error in all parts, from what is written at their ends."""
+        return sum(_num_errors(self.folder, shard) for shard in shards)
+
+    # --- shards that kill their workers ---
+
+    def tries(self) -> dict[int, int]:
+        """How often a worker died on a shard."""
+        text = self.folder.read(TRIES)
+        return {int(number): count for number, count in json.loads(text).items()} if text else {}
+
+    def write_tries(self, tries: Mapping[int, int]) -> None:
+        self.folder.write(TRIES, json.dumps({str(number): count for number, count in sorted(tries.items())}).encode())
+
+    def quarantined(self) -> list[int]:
+        text = self.folder.read(QUARANTINE)
+        return sorted({json.loads(line)["shard"] for line in text.splitlines()}) if text else []
+
+    def quarantine(self, shard: Shard, reason: str) -> None:
+        """List the rows of a shard, whose part holds them with an error, or is missing because reading them kills too."""
+        text = self.folder.read(QUARANTINE) or b""
+        place = {"shard": shard.number, "reason": reason, "file": shard.file}
+        try:
+            with self.folder.open(part_name(shard.number)) as file:
+                from pyarrow.parquet import read_table
+
+                rows = [{name: value for name, value in row.items() if name != "error"} for row in read_table(file).to_pylist()]
+        except FileNotFoundError:
+            rows = [{} for _ in range(shard.num_rows)]
+        lines = [json.dumps(place | {"row": shard.first_row + n} | row, default=str) for n, row in enumerate(rows)]
+        self.folder.write(QUARANTINE, text + "".join(f"{line}\n" for line in lines).encode())
+
+    def release_quarantine(self) -> None:
+        """Let quarantined shards be tried again."""
+        numbers, tries = self.quarantined(), self.tries()
+        names = set(self.folder.names())
+        for number in numbers:
+            tries.pop(number, None)
+            if part_name(number) in names:
+                self.folder.remove(part_name(number))
+        self.write_tries(tries)
+        if QUARANTINE in names:
+            self.folder.remove(QUARANTINE)
+
+    # --- the end ---
+
+    def assemble(self, form: Format) -> str | None:
+        """All rows in one file, part by part; it appears when it is whole. The file's path, or None for Parquet, which stays in parts."""
+        if form == "parquet":
+            return None
+        name = f"rewards.{form}"
+        with self.folder.writer(name) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+            write_rows(text, form, tables(self.folder))
+            text.detach()
+        return f"{self.folder.path}/{name}"
+
+
+def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
+    """Tables as CSV or JSONL, one after another. JSONL has null where there is no value, CSV an empty cell."""
+    first = True
+    for table in parts:
+        rows = table.to_pylist()
+        if form == "csv":
+            writer = csv.DictWriter(file, table.column_names, lineterminator="\n")
+            if first:
+                writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        first = False
+
+
+def tables(folder: Folder, columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
+    """The parts of a job, one at a time, in order."""
+    from pyarrow.parquet import ParquetFile
+
+    for number in part_numbers(folder.names()):
+        with folder.open(part_name(number)) as file:
+            yield ParquetFile(file).read(columns)
+
+
+def digests_of(table: pyarrow.Table) -> bytes:
+    """The digests of the images' files of a part, 16 bytes a row."""
+    return base64.b64decode((table.schema.metadata or {}).get(DIGESTS, b"")) or bytes(DIGEST_SIZE * len(table))
+
+
+def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:
+    """Raises ``JobError`` where there is no job, or one of another version."""
+    text = text or (folder.read(MANIFEST) if folder.remote or Path(folder.path).is_dir() else None)
+    if text is None:
+        raise JobError(f"{folder.path} is not the folder of a job: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("format") != "image-reward job" or manifest.get("version") != 1:
+        raise JobError(f"{folder.path}/{MANIFEST} is not that of a job of this release; give another folder")
+    return manifest
+
+
+def _num_errors(folder: Folder, shard: Shard) -> int:
+    from pyarrow.parquet import read_metadata
+
+    try:
+        with folder.open(part_name(shard.number)) as file:
+            metadata = read_metadata(file)
+    except FileNotFoundError:  # quarantined, and not even its rows could be read
+        return shard.num_rows
+    place = metadata.num_columns - 1
+    nulls = sum(metadata.row_group(group).column(place).statistics.null_count for group in range(metadata.num_row_groups))
+    return int(metadata.num_rows - nulls)
+
+
+def _first_difference(before: Any, now: Any, where: str) -> tuple[str, Any, Any]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            if before.get(key) != now.get(key):
+                return _first_difference(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for a, b in zip(before, now, strict=True):
+            if a != b:
+                return _first_difference(a, b, where)
+    return where, before, now

@@ -1,0 +1,864 @@
+"""Files of rows, each a prompt and an image, cut into shards that can be read alone.
+
+======================  ================================================================  ===============================================
+input                   a row is                                                          a shard is read by
+======================  ================================================================  ===============================================
+CSV                     a record: prompt, image, optional id                              seeking to the byte where it begins
+JSONL                   an object on a line                                               seeking to the byte where it begins
+Parquet                 a row; the image is a path, bytes, or {bytes, path}               its row groups
+Hugging Face data set   a row of the .arrow files that ``save_to_disk`` wrote             their record batches
+WebDataset              the files of a .tar that share a name: KEY.jpg, KEY.txt or .json  seeking to the byte where it begins
+folder of images        an image, its prompt in a .txt file beside it                     the names in it
+======================  ================================================================  ===============================================
+
+Paths of images are relative to the file that names them. The kinds are told apart by suffix.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+from image_reward.errors import JobError
+from image_reward.jobs.buckets import Buckets, group_starts
+from image_reward.jobs.files import Access, ImageSource, Member, digest, join, parent, scheme
+
+if TYPE_CHECKING:
+    import pyarrow
+
+IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a WebDataset sample, which has no columns to choose from
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows that are scored together and become one part of the output. Small and picklable."""
+
+    number: int
+    file: str
+    start: int
+    """Where it begins in the file, and ``stop`` where it ends: bytes or rows, as the kind of input has it."""
+    stop: int
+    num_rows: int
+    first_row: int
+    """The number of its first row within the file, from 0."""
+    names: tuple[str, ...] = ()
+    """Of the images, for a folder of them."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a shard."""
+
+    table: pyarrow.Table
+    """The columns that the output takes over; images are named, never contained."""
+    prompts: Sequence[object]
+    images: Sequence[ImageSource | None]
+    problems: Sequence[str | None]
+    """What is wrong with the row itself, where anything is."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which columns hold what; None for the usual name."""
+
+    prompt: str | None = None
+    image: str | None = None
+    id: str | None = None
+
+
+@dataclass
+class Input(ABC):
+    """Files of rows of one kind. ``scan`` must run before anything else; then it can be pickled and read anywhere."""
+
+    given: str
+    files: tuple[str, ...]
+    access: Access
+    names: Names
+    prompt: str | None = None
+    """One prompt for all rows, where the rows have none."""
+    stamps: dict[str, str] = field(default_factory=dict)
+    schema: Any = None
+    """pyarrow.Schema of the columns that the output takes over."""
+    num_repeated_ids: int = 0
+    repeated_id: str = ""
+    """One of them."""
+
+    kind = ""
+
+    @property
+    def prompt_column(self) -> str:
+        return self.names.prompt or "prompt"
+
+    @property
+    def image_column(self) -> str:
+        return self.names.image or "image"
+
+    @property
+    def id_column(self) -> str:
+        return self.names.id or "id"
+
+    @property
+    def base(self) -> str:
+        """The folder that image paths are relative to."""
+        return parent(self.files[0])
+
+    def scan(self, shard_size: int) -> list[Shard]:
+        """Count the rows, learn the columns, look for ids that occur twice, and cut the rows into shards.
+
+        Raises ``JobError`` for a column that is not there, files that do not go together, or no rows at all.
+        """
+        self.stamps = {file: self.access.stamp(file) for file in self.files}
+        self._size = shard_size
+        shards: list[Shard] = []
+        with Buckets([("row", "<u8")]) as ids:
+            self._ids = _Ids(ids)
+            for file in self.files:
+                for start, stop, num_rows, first_row in self._pieces(file):
+                    names = self._piece_names(start, stop)
+                    shards.append(Shard(len(shards), file, start, stop, num_rows, first_row, names))
+            self._finish_ids()
+        del self._ids
+        if not shards:
+            raise JobError(f"{self.given} holds no rows")
+        self._check_columns()
+        self.check_unchanged()
+        return shards
+
+    def read(self, shard: Shard) -> Rows:
+        """Raises ``JobError`` if the file is not what it was when it was scanned."""
+        self.check_unchanged(shard.file)
+        rows = self._read(shard)
+        self.check_unchanged(shard.file)
+        if len(rows.problems) != shard.num_rows:
+            raise JobError(f"{shard.file}: {len(rows.problems)} rows where there were {shard.num_rows}; it has changed since the job began")
+        return rows
+
+    def check_unchanged(self, file: str | None = None) -> None:
+        for name in [file] if file else self.files:
+            try:
+                now = self.access.stamp(name)
+            except FileNotFoundError:
+                raise JobError(f"{name} is gone; put it back and run the same command again") from None
+            if now != self.stamps[name]:
+                raise JobError(
+                    f"{name} has changed while it was being read: it had {self.stamps[name]}, and now has {now}. What was scored before is "
+                    "kept; restore the file and run the same command again, or score the new one into another folder"
+                )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this input from another, for the manifest."""
+        return {
+            "kind": self.kind,
+            "files": {PurePosixPath(Path(file).as_posix()).name: stamp for file, stamp in self.stamps.items()},
+            "prompt": self.prompt,
+            "prompt_column": self.prompt_column,
+            "image_column": self.image_column,
+        }
+
+    # --- what the kinds differ in ---
+
+    @abstractmethod
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        """Where the shards of a file begin and end, how many rows they have, and the number of their first row."""
+
+    @abstractmethod
+    def _read(self, shard: Shard) -> Rows: ...
+
+    def _piece_names(self, start: int, stop: int) -> tuple[str, ...]:
+        del start, stop
+        return ()
+
+    # --- what they share ---
+
+    def _check_columns(self) -> None:
+        columns = self.schema.names
+        for column, option in ((self.image_column, "--image-column"), (self.prompt_column, "--prompt-column")):
+            if column not in columns and not (column == self.prompt_column and self.prompt is not None):
+                text = " or --prompt TEXT" if column == self.prompt_column else ""
+                raise JobError(f"{self.given} has no column {column!r}; it has {', '.join(columns)}. Name it with {option}{text}")
+        if self.prompt is not None and self.prompt_column in columns:
+            raise JobError(f"{self.given} has a column {self.prompt_column!r} of prompts; leave --prompt out")
+        if self.names.id is not None and self.names.id not in columns:
+            raise JobError(f"{self.given} has no column {self.names.id!r}; it has {', '.join(columns)}. Name it with --id-column")
+        if taken := [name for name in columns if name in ("error", "reward") or name.startswith("reward:")]:
+            raise JobError(f"{self.given} has a column {taken[0]!r} already, which the result would hide; rename or drop it")
+        if self.prompt is not None:
+            self.schema = self.schema.append(_arrow().field(self.prompt_column, _arrow().string()))
+
+    def _finish_ids(self) -> None:
+        self.num_repeated_ids, self.repeated_id = self._ids.repeated()
+        if self.num_repeated_ids and self.names.id is not None:
+            raise JobError(
+                f"{self.given}: {self.num_repeated_ids:,} ids in the column {self.names.id!r} occur more than once, such as "
+                f"{self.repeated_id}; make them unique, or leave --id-column out"
+            )
+
+    def _rows(self, table: pyarrow.Table, shard: Shard, problems: list[str | None] | None = None, images: list[Any] | None = None) -> Rows:
+        """A table as it is in the file -> its prompts and images, and the table with images named."""
+        pa = _arrow()
+        problems = problems or [None] * len(table)
+        place = table.schema.get_field_index(self.image_column)
+        if images is None:
+            images, named = self._images(table.column(place).to_pylist(), shard)
+            table = table.set_column(place, self.image_column, pa.array(named, pa.string()))
+        if self.prompt is not None:
+            table = table.append_column(self.prompt_column, pa.array([self.prompt] * len(table), pa.string()))
+        prompts = table.column(self.prompt_column).to_pylist()
+        return Rows(table.select(self.schema.names).cast(self.schema), prompts, images, problems)
+
+    def _images(self, values: list[Any], shard: Shard) -> tuple[list[ImageSource | None], list[str | None]]:
+        base, file = parent(shard.file), shard.file
+        sources: list[ImageSource | None] = []
+        named: list[str | None] = []
+        for number, value in enumerate(values, start=shard.first_row):
+            inside = None
+            if isinstance(value, Mapping):  # as Hugging Face data sets hold an image
+                inside, value = value.get("bytes"), value.get("path")
+            elif isinstance(value, bytes):
+                inside = value
+            if inside is not None:
+                sources.append(inside)
+                named.append(f"{PurePosixPath(Path(file).as_posix()).name}#{number}")
+            else:
+                sources.append(join(base, value) if isinstance(value, str) and value else None)
+                named.append(value if isinstance(value, str) else None)
+        return sources, named
+
+
+def named_images(schema: pyarrow.Schema, image_column: str) -> pyarrow.Schema:
+    """The schema of the output: without the notes of whoever wrote the input, and with images as text."""
+    pa = _arrow()
+    place = schema.get_field_index(image_column)
+    schema = schema.remove_metadata()
+    return schema if place < 0 else schema.set(place, pa.field(image_column, pa.string()))
+
+
+class _Ids:
+    """Looks for ids that occur twice, without holding them."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self.buckets = buckets
+        self.num_rows = 0
+        self.rows: list[int] = []
+        self.digests: list[bytes] = []
+
+    def add(self, value: object) -> None:
+        """The id of the next row; no value is no id."""
+        if value is not None and value != "":
+            self.rows.append(self.num_rows)
+            self.digests.append(digest(str(value).encode("utf-8", "surrogatepass")))
+            if len(self.rows) >= 65_536:
+                self._flush()
+        self.num_rows += 1
+
+    def _flush(self) -> None:
+        self.buckets.add(b"".join(self.digests), row=self.rows)
+        self.rows, self.digests = [], []
+
+    def repeated(self) -> tuple[int, str]:
+        """How many ids occur more than once, and where one does."""
+        self._flush()
+        num, example = 0, ""
+        for records in self.buckets:
+            starts = group_starts(records)
+            again = ~starts
+            if again.any():
+                first = again & starts[[*range(len(starts) - 1, len(starts)), *range(len(starts) - 1)]]
+                num += int(first.sum())
+                place = int(again.argmax())
+                example = example or f"that of rows {records['row'][place - 1] + 1:,} and {records['row'][place] + 1:,}"
+        return num, example
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise JobError("jobs over files of rows need pyarrow: pip install 'image-reward[jobs]'") from None
+    return pyarrow
+
+
+def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    for start in range(0, num_rows, size):
+        stop = min(start + size, num_rows)
+        yield start, stop, stop - start, start
+
+
+def _cut_records(records: Iterator[tuple[int, int]], size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Records as (first byte, byte after the last) -> shards of so many."""
+    first_row = 0
+    while piece := list(islice(records, size)):
+        yield piece[0][0], piece[-1][1], len(piece), first_row
+        first_row += len(piece)
+
+
+# --- text ----------------------------------------------------------------------------------------------------------------------------
+
+
+class _CountedLines:
+    """Lines of a file as text, and where the last one ended. Bytes that are no UTF-8 become lone surrogates."""
+
+    def __init__(self, file: IO[bytes], start: int = 0, stop: int | None = None) -> None:
+        file.seek(start)
+        self.file, self.end, self.stop = file, start, stop
+        self.byte_order_mark = start == 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.stop is not None and self.end >= self.stop:
+            raise StopIteration
+        line = self.file.readline()
+        if not line:
+            raise StopIteration
+        self.end += len(line)
+        if self.byte_order_mark:
+            line, self.byte_order_mark = line.removeprefix(b"\xef\xbb\xbf"), False
+        return line.decode("utf-8", "surrogateescape")
+
+
+def _plain(text: str) -> str:
+    """Lone surrogates, which no file can hold, become replacement characters."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class CsvInput(Input):
+    """CSV with a header. All columns stay text, as they are in the file; an empty cell is no value."""
+
+    kind = "CSV"
+
+    def _header(self, file: IO[bytes]) -> tuple[list[str], int]:
+        lines = _CountedLines(file)
+        header = next(csv.reader(lines), [])
+        return header, lines.end
+
+    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, list[str] | str]]:
+        """First byte, byte after the last, and the cells, or what is wrong with them."""
+        reader = csv.reader(lines)
+        while True:
+            start = lines.end
+            try:
+                cells: list[str] | str = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells = f"not CSV: {error}"
+            if cells:
+                yield start, lines.end, cells
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        with self.access.open(file) as stream:
+            header, end = self._header(stream)
+            if not header or len(set(header)) < len(header) or not all(_is_utf8(name) for name in header):
+                raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is no header: column names, each once, in UTF-8")
+            pa = _arrow()
+            schema = pa.schema([(name, pa.string()) for name in header])
+            self.schema = self.schema or schema
+            if schema != self.schema:
+                raise JobError(f"{file} has the columns {', '.join(header)}, and {self.files[0]} {', '.join(self.schema.names)}")
+            place = header.index(self.id_column) if self.id_column in header else None
+
+            def records() -> Iterator[tuple[int, int]]:
+                for start, stop, cells in self._records(_CountedLines(stream, end)):
+                    if place is not None and isinstance(cells, list) and len(cells) == len(header):
+                        self._ids.add(cells[place])
+                    yield start, stop
+
+            yield from _cut_records(records(), self._size)
+
+    def _read(self, shard: Shard) -> Rows:
+        pa = _arrow()
+        columns = [name for name in self.schema.names if self.prompt is None or name != self.prompt_column]
+        rows: list[list[str | None]] = []
+        problems: list[str | None] = []
+        with self.access.open(shard.file) as stream:
+            for number, (_, _, cells) in enumerate(
+                self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
+            ):
+                problem = cells if isinstance(cells, str) else None
+                if not problem and len(cells) != len(columns):
+                    problem = f"row {number} has {len(cells)} cells and the header {len(columns)}; quote cells that hold commas"
+                values = list(cells) if isinstance(cells, list) else []
+                if not problem and not all(map(_is_utf8, values)):
+                    problem = f"row {number} is not UTF-8"
+                filled = [*values, *[""] * len(columns)][: len(columns)]
+                rows.append([_plain(value) or None for value in filled])
+                problems.append(problem)
+        arrays = (
+            [pa.array(values, pa.string()) for values in zip(*rows, strict=True)] if rows else [pa.array([], pa.string())] * len(columns)
+        )
+        return self._rows(pa.table(arrays, names=columns), shard, problems)
+
+
+class JsonLinesInput(Input):
+    """An object on each line. A column that holds different types, or lists or objects, becomes text (JSON)."""
+
+    kind = "JSONL"
+
+    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+        while True:
+            start = lines.end
+            line = next(lines, None)
+            if line is None:
+                return
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                value = f"not JSON: {error}"
+            if not _is_utf8(line):
+                value = "not UTF-8"
+            yield start, lines.end, value if isinstance(value, dict | str) else f"not an object but {value!r:.40}"
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        kinds: dict[str, set[str]] = self.__dict__.setdefault("_kinds", {})
+        with self.access.open(file) as stream:
+            if stream.read(1) == b"[":
+                raise JobError(f"{file} is one JSON list; write one object on each line, without brackets and commas around them")
+
+            def records() -> Iterator[tuple[int, int]]:
+                for start, stop, row in self._records(_CountedLines(stream)):
+                    if isinstance(row, dict):
+                        self._ids.add(row.get(self.id_column))
+                        for name, value in row.items():
+                            kinds.setdefault(name, set()).add(_json_kind(value))
+                    yield start, stop
+
+            yield from _cut_records(records(), self._size)
+        pa = _arrow()
+        self.schema = pa.schema([(_plain_json(name), _json_type(pa, found - {"null"})) for name, found in kinds.items()])
+
+    def _read(self, shard: Shard) -> Rows:
+        pa = _arrow()
+        schema = self.schema
+        if self.prompt is not None:
+            schema = schema.remove(schema.get_field_index(self.prompt_column))
+        found: list[dict[str, Any]] = []
+        problems: list[str | None] = []
+        with self.access.open(shard.file) as stream:
+            for number, (_, _, row) in enumerate(self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1):
+                found.append(row if isinstance(row, dict) else {})
+                problems.append(None if isinstance(row, dict) else f"row {number} is {row}")
+        prompts = [row.get(self.prompt_column) for row in found]
+        arrays = [pa.array([_json_value(row.get(f.name), f.type, pa) for row in found], f.type) for f in schema]
+        rows = self._rows(pa.table(arrays, schema=schema), shard, problems)
+        return rows if self.prompt is not None else Rows(rows.table, prompts, rows.images, rows.problems)  # a number is no prompt
+
+
+def _json_kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return "object"
+    return type(value).__name__
+
+
+def _json_type(pa: Any, kinds: set[str]) -> Any:
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds == {"int"}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {"int", "float"} else pa.string()
+
+
+def _json_value(value: object, kind: Any, pa: Any) -> object:
+    if value is None or kind != pa.string():
+        return value
+    return _plain_json(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _plain_json(text: str) -> str:
+    return text if _is_utf8(text) else text.encode("utf-8", "replace").decode()
+
+
+# --- Arrow ---------------------------------------------------------------------------------------------------------------------------
+
+
+class ParquetInput(Input):
+    """Parquet files with the same columns."""
+
+    kind = "Parquet"
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        opened = _parquet(file, self.access)
+        self._join_schema(opened.schema_arrow, file)
+        if self.id_column in opened.schema_arrow.names:
+            for batch in opened.iter_batches(columns=[self.id_column]):
+                for value in batch.column(0).to_pylist():
+                    self._ids.add(value)
+        yield from _cut(opened.metadata.num_rows, self._size)
+
+    def _join_schema(self, schema: pyarrow.Schema, file: str) -> None:
+        if self.image_column in schema.names and not _holds_images(schema.field(self.image_column).type):
+            found = schema.field(self.image_column).type
+            raise JobError(f"{file}: the column {self.image_column!r} holds {found}; images are paths, bytes, or {{bytes, path}}")
+        schema = named_images(schema, self.image_column)
+        self.schema = self.schema or schema
+        if not schema.equals(self.schema):
+            raise JobError(f"{file} has other columns than {self.files[0]}: {_columns(schema)} instead of {_columns(self.schema)}")
+
+    def _read(self, shard: Shard) -> Rows:
+        groups = _row_groups(shard.file, self.stamps[shard.file], self.access)
+        parts = []
+        first = 0
+        for number, num_rows in enumerate(groups):
+            begin, end = max(shard.start, first), min(shard.stop, first + num_rows)
+            if begin < end:
+                group = _row_group(shard.file, self.stamps[shard.file], self.access, number)
+                parts.append(group.slice(begin - first, end - begin))
+            first += num_rows
+        return self._rows(_arrow().concat_tables(parts), shard)
+
+
+def _parquet(file: str, access: Access) -> Any:
+    pa = _arrow()
+    try:
+        return pa.parquet.ParquetFile(file if not scheme(file) else access.open(file))
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{file} is not a whole Parquet file: {error}; write or download it again") from None
+
+
+@lru_cache(maxsize=16)
+def _row_groups(file: str, stamp: str, access: Access) -> tuple[int, ...]:
+    del stamp  # part of the key: another content is another file
+    metadata = _parquet(file, access).metadata
+    return tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+
+
+@lru_cache(maxsize=1)  # a row group may be larger than a shard; the shards that follow each other come from the same one
+def _row_group(file: str, stamp: str, access: Access, number: int) -> Any:
+    del stamp
+    pa = _arrow()
+    try:
+        return _parquet(file, access).read_row_group(number)
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{file}, row group {number} cannot be read: {error}; write or download it again") from None
+
+
+def _holds_images(kind: Any) -> bool:
+    types = _arrow().types
+    if types.is_struct(kind):
+        return {"bytes", "path"} & {kind.field(i).name for i in range(kind.num_fields)} != set()
+    plain = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null)
+    return any(test(kind) for test in plain) or (types.is_dictionary(kind) and types.is_string(kind.value_type))
+
+
+def _columns(schema: pyarrow.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+class ArrowInput(ParquetInput):
+    """The .arrow files of a Hugging Face data set on disk, which are Arrow streams."""
+
+    kind = "Hugging Face data set"
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        table = _arrow_stream(file, self.access.stamp(file), self.access)
+        self._join_schema(table.schema, file)
+        if self.id_column in table.column_names:
+            for batch in table.select([self.id_column]).to_batches():
+                for value in batch.column(0).to_pylist():
+                    self._ids.add(value)
+        yield from _cut(table.num_rows, self._size)
+
+    def _read(self, shard: Shard) -> Rows:
+        table = _arrow_stream(shard.file, self.stamps[shard.file], self.access)
+        return self._rows(table.slice(shard.start, shard.num_rows), shard)
+
+
+@lru_cache(maxsize=4)
+def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
+    del stamp
+    pa = _arrow()
+    try:
+        source = access.open(file) if scheme(file) else pa.memory_map(file)  # mapped: nothing is read before it is used
+        return pa.ipc.open_stream(source).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{file} is not a whole Arrow stream: {error}; save the data set again") from None
+
+
+# --- images in tars and folders ------------------------------------------------------------------------------------------------------
+
+
+class TarInput(Input):
+    """WebDataset: files with the same name up to the first dot of their last part are a sample."""
+
+    kind = "WebDataset"
+
+    def _samples(self, stream: IO[bytes], file: str, start: int = 0) -> Iterator[tuple[int, int, str, dict[str, tarfile.TarInfo]]]:
+        """First byte, byte after the last, key, and members by extension."""
+        stream.seek(start)
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                key, members, first = None, dict[str, tarfile.TarInfo](), start
+                while member := archive.next():
+                    archive.members = []  # type: ignore[attr-defined] # a list of every member of a large tar would fill the memory
+                    if not member.isfile():
+                        continue
+                    path = PurePosixPath(member.name)
+                    stem, _, extension = path.name.partition(".")
+                    if not stem:  # hidden files, such as the ._NAME that macOS leaves
+                        continue
+                    this = str(path.with_name(stem))
+                    if key is not None and this != key:
+                        yield first, member.offset, key, members
+                        members, first = {}, member.offset
+                    key = this
+                    members[extension.lower()] = member
+                if key is not None:
+                    yield first, archive.offset, key, members
+        except tarfile.TarError as error:
+            raise JobError(f"{file} is not a whole, uncompressed tar: {error}; write or download it again") from None
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        pa = _arrow()
+        self.schema = pa.schema(
+            [(name, pa.string()) for name in ("id", "image", *(() if self.prompt is not None else (self.prompt_column,)))]
+        )
+        with self.access.open(file) as stream:
+
+            def records() -> Iterator[tuple[int, int]]:
+                for start, stop, key, _ in self._samples(stream, file):
+                    self._ids.add(key)
+                    yield start, stop
+
+            yield from _cut_records(records(), self._size)
+
+    @property
+    def image_column(self) -> str:
+        return "image"
+
+    @property
+    def id_column(self) -> str:
+        return "id"
+
+    def _read(self, shard: Shard) -> Rows:
+        pa = _arrow()
+        keys: list[str] = []
+        prompts: list[str | None] = []
+        images: list[Any] = []
+        named: list[str | None] = []
+        problems: list[str | None] = []
+        name = PurePosixPath(Path(shard.file).as_posix()).name
+        with self.access.open(shard.file) as stream:
+            for _, stop, key, members in self._samples(stream, shard.file, shard.start):
+                pictures = [member for extension, member in members.items() if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+                place = stream.tell()
+                prompt, problem = self._prompt(stream, members)
+                stream.seek(place)
+                if len(pictures) != 1:
+                    problem = f"the sample {key} has {len(pictures)} images; it must have one"
+                picture = pictures[0] if pictures else None
+                keys.append(key)
+                prompts.append(prompt)
+                images.append(picture and Member(shard.file, picture.offset_data, picture.size))
+                named.append(f"{name}#{picture.name}" if picture else None)
+                problems.append(problem)
+                if stop >= shard.stop:
+                    break
+        columns = {"id": keys, "image": named} | ({} if self.prompt is not None else {self.prompt_column: prompts})
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        return self._rows(table, shard, problems, images)
+
+    def _prompt(self, stream: IO[bytes], members: Mapping[str, tarfile.TarInfo]) -> tuple[str | None, str | None]:
+        if self.prompt is not None:
+            return None, None
+        try:
+            if self.names.prompt is None and "txt" in members:
+                return _content(stream, members["txt"]).decode().strip(), None
+            if "json" in members:
+                values = json.loads(_content(stream, members["json"]))
+                keys = [self.names.prompt] if self.names.prompt else [key for key in _PROMPT_KEYS if key in values]
+                if not keys or keys[0] not in values:
+                    return None, f"the sample's json has no {self.names.prompt or ' or '.join(_PROMPT_KEYS)}; it has {', '.join(values)}"
+                return values[keys[0]] if isinstance(values[keys[0]], str) else None, None
+        except (ValueError, TypeError) as error:
+            return None, f"the sample's text cannot be read: {error}"
+        return None, "the sample has neither a .txt nor a .json with its prompt"
+
+
+def _content(stream: IO[bytes], member: tarfile.TarInfo) -> bytes:
+    stream.seek(member.offset_data)
+    return stream.read(member.size)
+
+
+class ImageFolder(Input):
+    """A folder of images, those in folders within it too; the prompt of NAME.png is in NAME.txt."""
+
+    kind = "folder of images"
+
+    @property
+    def base(self) -> str:
+        return self.files[0]
+
+    @property
+    def image_column(self) -> str:
+        return "image"
+
+    def scan(self, shard_size: int) -> list[Shard]:
+        self._found = self._list()
+        try:
+            return super().scan(shard_size)
+        finally:
+            del self._found
+
+    def _list(self) -> list[tuple[str, str]]:
+        """Names of images relative to the folder, in order, and their stamps."""
+        root = Path(self.files[0])
+        found = []
+        for path in root.rglob("*"):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts):
+                status = path.stat()
+                found.append((path.relative_to(root).as_posix(), f"{status.st_size} {status.st_mtime_ns}"))
+        return sorted(found)
+
+    def check_unchanged(self, file: str | None = None) -> None:
+        if file is None:  # for a single shard, an image that is gone is an error of its row
+            now = self._stamp(self.__dict__.get("_found") or self._list())
+            if now != self.stamps[self.files[0]]:
+                raise JobError(
+                    f"images in {self.files[0]} have changed while they were being read; score the folder again into another one"
+                )
+
+    @staticmethod
+    def _stamp(found: Sequence[tuple[str, str]]) -> str:
+        whole = hashlib.blake2b(digest_size=16)
+        for name, stamp in found:
+            whole.update(f"{name}\0{stamp}\0".encode("utf-8", "surrogatepass"))
+        return f"{len(found)} images, {whole.hexdigest()}"
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        pa = _arrow()
+        self.stamps = {file: self._stamp(self._found)}
+        self.schema = pa.schema([("image", pa.string())] + ([] if self.prompt is not None else [(self.prompt_column, pa.string())]))
+        yield from _cut(len(self._found), self._size)
+
+    def _piece_names(self, start: int, stop: int) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._found[start:stop])
+
+    def _read(self, shard: Shard) -> Rows:
+        pa = _arrow()
+        root = Path(shard.file)
+        prompts: list[str | None] = []
+        problems: list[str | None] = []
+        for name in shard.names if self.prompt is None else ():
+            try:
+                prompts.append((root / name).with_suffix(".txt").read_text(encoding="utf-8").strip())
+                problems.append(None)
+            except FileNotFoundError:
+                prompts.append(None)
+                problems.append(f"there is no {Path(name).with_suffix('.txt')} with its prompt")
+            except (OSError, ValueError) as error:
+                prompts.append(None)
+                problems.append(f"{Path(name).with_suffix('.txt')} cannot be read: {error}")
+        columns = {"image": list(shard.names)} | ({} if self.prompt is not None else {self.prompt_column: prompts})
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        return self._rows(table, shard, problems or None, [str(root / name) for name in shard.names])
+
+
+# --- which kind it is ----------------------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, type[Input]] = {
+    ".csv": CsvInput,
+    ".jsonl": JsonLinesInput,
+    ".parquet": ParquetInput,
+    ".tar": TarInput,
+}
+"""By suffix."""
+
+
+def open_input(given: str, names: Names | None = None, prompt: str | None = None, access: Access | None = None) -> Input:
+    """The rows that a file, a glob or a folder holds. Raises ``FileNotFoundError``, or ``JobError`` that says what was looked for."""
+    names, access = names or Names(), access or Access()
+    if prompt is not None and names.prompt is not None:
+        raise JobError("one prompt for all rows, or a column of prompts, not both")
+    _arrow()
+    if not scheme(given) and (folder := Path(given)).is_dir():
+        if (folder / "dataset_dict.json").exists():
+            splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+            raise JobError(f"{given} is a Hugging Face data set of several splits; give one of them: {', '.join(splits)}")
+        if (folder / "state.json").exists():
+            return ArrowInput(given, _arrow_files(folder), access, names, prompt)
+    listed = access.listing(given)
+    files = tuple(file for file in listed if PurePosixPath(file).suffix.lower() in KINDS)
+    is_folder = not scheme(given) and Path(given).is_dir()
+    if not files and is_folder:
+        return ImageFolder(given, (given,), access, names, prompt)
+    if not files:
+        if not listed:
+            raise FileNotFoundError(f"no such file of rows: {given}")
+        raise JobError(
+            f"{given} is of no known kind of rows: {', '.join(KINDS)} (an uncompressed WebDataset), the folder of a Hugging Face data set, "
+            "or a folder of images"
+        )
+    suffixes = sorted({PurePosixPath(file).suffix.lower() for file in files})
+    if len(suffixes) > 1:
+        raise JobError(
+            f"{given} holds rows of several kinds ({', '.join(suffixes)}); give one kind, such as {given.rstrip('/')}/*{suffixes[0]}"
+        )
+    if is_folder and (pictures := [file for file in listed if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]):
+        raise JobError(
+            f"{given} holds both {Path(files[0]).name} and images such as {Path(pictures[0]).name}; "
+            f"give {files[0]}, or a folder of images alone"
+        )
+    return KINDS[suffixes[0]](given, files, access, names, prompt)
+
+
+def _arrow_files(folder: Path) -> tuple[str, ...]:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        names = [entry["filename"] for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise JobError(
+            f"{folder / 'state.json'} is not that of a Hugging Face data set: {error!r}; save it again with save_to_disk"
+        ) from None
+    if state.get("_indices_data_files") or (folder / "indices.arrow").exists():
+        raise JobError(f"{folder} selects or orders its rows by a list of indices; call flatten_indices() and save it again")
+    if not names:
+        raise JobError(f"{folder} holds no rows")
+    return tuple(str(folder / name) for name in names)
+
+
+def image_named(base: str, name: str, image_column: str, access: Access) -> Any:
+    """What the image column of a result names: a path, or the content of an image inside a file (FILE#ROW, or FILE#MEMBER of a tar)."""
+    file, _, inside = name.rpartition("#")
+    path, container = join(base, name), join(base, file)
+    suffix = PurePosixPath(file).suffix.lower()
+    if suffix not in (".arrow", ".parquet", ".tar") or (not scheme(path) and Path(path).exists()):
+        return path
+    if suffix == ".tar":
+        with access.open(container) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            member = archive.getmember(inside)
+            return access.read(Member(container, member.offset_data, member.size))
+    row, stamp = int(inside), access.stamp(container)
+    if suffix == ".arrow":
+        table = _arrow_stream(container, stamp, access)
+    else:
+        group, groups = 0, _row_groups(container, stamp, access)
+        while row >= groups[group]:
+            row -= groups[group]
+            group += 1
+        table = _row_group(container, stamp, access, group)
+    value = table.column(image_column)[row].as_py()
+    return value["bytes"] if isinstance(value, Mapping) else value

@@ -1,0 +1,251 @@
+"""A file of millions of rows -> the same rows with rewards, in a folder of parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Literal, Union
+
+from image_reward.errors import JobError
+from image_reward.jobs.driver import Driver, Pool, Progress
+from image_reward.jobs.files import Access
+from image_reward.jobs.folder import SUMMARY, Format, JobFolder
+from image_reward.jobs.rows import Names, open_input
+
+Engine = Literal["local", "ray"]
+SHARD_SIZE = 500  # rows: what is scored again after an interruption, and what workers take at a time
+
+PathLike = Union[str, os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class LoadModels:
+    """Loads scorers by name. Picklable, for workers."""
+
+    models: tuple[str, ...]
+    dtype: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, device: str | None) -> list[Any]:
+        from image_reward.scorers import load_all
+
+        return load_all(self.models, device, self.dtype, **self.options)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What came of a job."""
+
+    output: str
+    """The folder."""
+    num_rows: int
+    num_errors: int
+    """Rows that have an ``error`` instead of a reward."""
+    num_quarantined: int
+    """Rows of shards on which a worker died three times; see quarantine.jsonl."""
+    num_repeated_ids: int
+    num_scored_now: int
+    """Rows scored in this run; the others were there."""
+    seconds: float
+    """Of this run, from the first worker's being ready to the last part."""
+    busy: float
+    """The share of that time in which the workers' devices computed."""
+    columns: tuple[str, ...]
+    """Those that hold rewards."""
+    file: str | None
+    """The one file of all rows, if it was asked for."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The job was stopped after whole shards; run it again to go on."""
+
+
+def score_files(
+    rows: PathLike,
+    output: PathLike,
+    model: str | Sequence[str] | Callable[[str | None], Sequence[Any]] = "ImageReward-v1.0",
+    *,
+    engine: Engine = "local",
+    ray_address: str | None = None,
+    workers: int | None = None,
+    decoders: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+    shard_size: int | None = None,
+    format: Format = "parquet",
+    prompt: str | None = None,
+    prompt_column: str | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    allow_https: bool = False,
+    retry_quarantined: bool = False,
+    options: Mapping[str, Any] | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> JobResult:
+    """Score every row of a file into a folder of parts. The same call again does what is missing.
+
+    In a script, call it under ``if __name__ == "__main__":``, because worker processes load the script too.
+
+    Args:
+        rows: a .csv, .jsonl, .parquet or .tar (WebDataset) file, a glob or folder of such files, the folder of a Hugging Face data set
+            saved to disk, or a folder of images with their prompts in .txt files beside them. ``s3://``, ``gs://`` … too.
+        output: a new or empty folder, or that of the same job; may be in an object store.
+        model: a name, file, folder or hub id, or several; or a function of a device that returns scorers, which workers can import.
+        engine: "local" for processes of this machine, "ray" for the actors of a Ray cluster (``ray_address``; by default a local one).
+        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, at most so many.
+        decoders: processes that prepare batches for each worker; by default none on a CPU, and the cores' share of each CUDA device.
+        batch_size: images at once; by default found by trial on CUDA. Halved when memory runs out; rewards do not depend on it.
+        shard_size: rows in a part; 500 unless the job was begun with another.
+        format: "csv" or "jsonl" also write one file, rewards.csv or rewards.jsonl, at the end.
+        prompt: one prompt for all rows, where the input has none.
+        prompt_column, image_column, id_column: where the columns are not called prompt, image, id. A named id must be unique.
+        allow_https: let rows and images come from the web.
+        retry_quarantined: try shards again that were given up.
+        options: further arguments of ``image_reward.load``.
+        on_progress: called several times a second. on_note: called with what a person should know.
+
+    Raises:
+        JobError, FileNotFoundError: the message says what is wrong with the input, the folder or the scorer; parts that are done are kept.
+        KeyboardInterrupt: Ctrl-C; the shards in work were finished first. A second Ctrl-C does not wait for them.
+    """
+    for name, value in (("workers", workers), ("batch_size", batch_size), ("shard_size", shard_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    job = JobFolder(output)
+    names = Names(prompt_column, image_column, id_column)
+    source = open_input(os.fspath(rows), names, prompt, Access(allow_https))
+    load = model if callable(model) else LoadModels((model,) if isinstance(model, str) else tuple(model), dtype, dict(options or {}))
+    with job.opened():
+        if shard_size is None:
+            shard_size = job.manifest["shard_size"] if job.manifest else SHARD_SIZE
+        shards = source.scan(shard_size)
+        if source.num_repeated_ids:
+            on_note(
+                f"{source.num_repeated_ids:,} ids occur more than once in the column {source.id_column!r}, such as {source.repeated_id}"
+            )
+        found: dict[str, Any] = {
+            "format": "image-reward job",
+            "version": 1,
+            "input": source.fingerprint(),
+            "base": os.path.abspath(source.base) if "://" not in source.base else source.base,  # noqa: PTH100 - may be remote
+            "image_column": source.image_column,
+            "num_rows": sum(shard.num_rows for shard in shards),
+            "repeated_ids": source.num_repeated_ids,
+            "shard_size": shard_size,
+            "columns": source.schema.names,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("image-reward", "torch", "pillow", "pyarrow")},
+        }
+        if job.manifest:
+            job.settle({name: value for name, value in found.items() if name in ("input", "shard_size", "columns")})
+        if retry_quarantined:
+            job.release_quarantine()
+        done = job.done(shards)
+        earlier = set(job.quarantined()) - done
+        todo = [shard for shard in shards if shard.number not in done and shard.number not in earlier]
+
+        from image_reward.jobs.shards import Work, reward_columns
+
+        columns: list[str] = []
+
+        def on_ready(identity: list[dict[str, str]]) -> None:
+            columns[:] = reward_columns([scorer["name"] for scorer in identity])
+            exact = {"exact": "yes"} if (options or {}).get("exact") else {}
+            job.settle(found | {"scorers": [scorer | exact for scorer in identity]})
+
+        pool, ahead = _pool(
+            engine, partial(Work, source, job.folder.path, load, batch_size), workers, decoders, device, ray_address, len(todo)
+        )
+        with _stoppable(on_note) as stopping:
+            driver = Driver(
+                pool, job, shards, done | earlier, ahead=ahead, on_ready=on_ready, on_progress=on_progress, stopping=stopping.is_set
+            )
+            driver.run()
+        for heard in driver.warnings:
+            on_note(heard)
+        source.check_unchanged()
+        if stopping.is_set() and driver.progress().num_rows < driver.total:
+            raise Interrupted(f"{driver.progress().num_rows:,} of {driver.total:,} rows are done; run the same command again to go on")
+        quarantined = job.quarantined()
+        num_rows = sum(shard.num_rows for shard in shards)
+        result = JobResult(
+            job.folder.path,
+            num_rows,
+            job.num_errors(shards),
+            sum(shards[number].num_rows for number in quarantined),
+            source.num_repeated_ids,
+            driver.rows_now,
+            driver.seconds,
+            driver.progress().busy,
+            tuple(columns),
+            job.assemble(format),
+        )
+        summary = result.as_dict() | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        job.folder.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+    return result
+
+
+def _pool(
+    engine: str,
+    work: Callable[..., Any],
+    workers: int | None,
+    decoders: int | None,
+    device: str | None,
+    ray_address: str | None,
+    num_shards: int,
+) -> tuple[Pool, bool]:
+    """The workers, and whether they prepare ahead."""
+    if engine == "ray":
+        from image_reward.jobs.cluster import ActorPool
+
+        pool = ActorPool(work, workers, decoders, device, ray_address, num_shards)
+        return pool, pool.decoders > 0
+    if engine != "local":
+        raise ValueError(f"engine must be 'local' or 'ray', not {engine!r}")
+    if ray_address is not None:
+        raise JobError("a Ray address was given, but the engine is 'local'; choose engine 'ray'")
+    from image_reward.jobs.processes import ProcessPool, check_can_start, local_devices, num_cores
+
+    check_can_start()
+    devices = local_devices(device, workers, num_shards)
+    cuda = (devices[0] or "").startswith("cuda")
+    if decoders is None:
+        decoders = max(1, num_cores() // len(devices) - 1) if cuda else 0
+    threads = None if cuda else max(1, num_cores() // (len(devices) * (1 + decoders)))
+    return ProcessPool(work(decoders, threads), devices), decoders > 0
+
+
+@contextmanager
+def _stoppable(on_note: Callable[[str], None]) -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM asks to stop after the shards in work; the second stops at once."""
+    stopping = threading.Event()
+
+    def on_signal(_number: int, _frame: Any) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+        on_note("finishing the shards in work, then stopping; press Ctrl-C again to stop at once (they will be scored again)")
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield stopping
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

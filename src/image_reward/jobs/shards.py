@@ -1,0 +1,445 @@
+"""A shard of rows -> the same rows with rewards. Every engine's workers do their work here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from image_reward.errors import ImageReadError, ImageRewardError, JobError, PromptError
+from image_reward.images import ImageOptions, describe, open_image
+from image_reward.jobs.files import Access, Folder, ImageSource, digest
+from image_reward.jobs.folder import write_part
+from image_reward.jobs.rows import Input, Rows, Shard
+from image_reward.prompts import check_prompts
+from image_reward.scorers.base import Batch, Preparation, Scorer, preparations_of, prepare_together, rewards_together
+from image_reward.scorers.precision import is_quantized
+
+if TYPE_CHECKING:
+    import pyarrow
+
+LoadScorers = Callable[[str | None], Sequence[Scorer[Any]]]
+"""A device -> scorers on it. Picklable: every worker calls it."""
+
+_LARGEST_TRIED = 512  # images at once: beyond this no device gets faster
+_REPORT_EVERY = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker must know. Picklable."""
+
+    input: Input
+    output: str
+    load: LoadScorers
+    batch_size: int | None
+    """Images at once; None to find out."""
+    decoders: int
+    """Processes that prepare batches for a worker; 0 to prepare them in the worker itself."""
+    threads: int | None = None
+    """CPU threads of the network; None leaves it to PyTorch."""
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What is told of a shard that is done."""
+
+    shard: int
+    num_rows: int
+    num_errors: int
+    seconds: float
+    busy: float
+    """Seconds in which the device computed."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """An image and the rows that it is in, with their prompts."""
+
+    source: ImageSource
+    name: str
+    rows: tuple[int, ...]
+    prompts: tuple[object, ...]
+
+
+@dataclass
+class Prepared:
+    """Groups as batches, one for each preparation, and what could not be prepared."""
+
+    rows: list[int] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    digests: dict[int, bytes] = field(default_factory=dict)
+    """Row -> digest of its image file."""
+    warnings: tuple[str, ...] = ()
+
+
+# --- preparing -----------------------------------------------------------------------------------------------------------------------
+
+
+def group_rows(rows: Rows, image_column: str, access: Access) -> tuple[list[Group], dict[int, str]]:
+    """The rows of a shard by image, those of one content together, and what is wrong with the others.
+
+    Files are compared by size first, and by content only where two have the same.
+    """
+    errors: dict[int, str] = {}
+    by_source: dict[ImageSource, list[int]] = {}
+    for number, (image, problem) in enumerate(zip(rows.images, rows.problems, strict=True)):
+        if problem or image is None:
+            errors[number] = f"RowError: {problem or 'the row names no image'}"
+        else:
+            by_source.setdefault(image, []).append(number)
+    by_size: dict[int, list[ImageSource]] = {}
+    for source in by_source:
+        if isinstance(source, str):
+            with suppress(OSError, ValueError):  # remote, or not there, which preparing will say
+                by_size.setdefault(os.stat(source).st_size, []).append(source)  # noqa: PTH116 - a million times
+    first_of: dict[bytes, ImageSource] = {}
+    for source in [source for alike in by_size.values() if len(alike) > 1 for source in alike]:
+        try:
+            same = first_of.setdefault(digest(access.read(source)), source)
+        except (ImageRewardError, OSError):
+            continue
+        if same != source:
+            by_source[same] += by_source.pop(source)
+    names, prompts = rows.table.column(image_column).to_pylist(), rows.prompts
+    groups = [Group(source, str(names[found[0]]), tuple(found), tuple(prompts[n] for n in found)) for source, found in by_source.items()]
+    return groups, errors
+
+
+class _Opening:
+    """Reads and opens a group's image when it is its turn. If that fails, notes why, and gives a blank image, to be dropped."""
+
+    def __init__(self, group: Group, options: ImageOptions, access: Access) -> None:
+        self.group, self.options, self.access = group, options, access
+        self.error = ""
+        self.digest = b""
+
+    def __call__(self) -> Image.Image:
+        data = b""
+        try:
+            data = self.access.read(self.group.source)
+            self.digest = digest(data)
+            return open_image(data, self.options)
+        except Exception as error:
+            named = str(error).replace(describe(data), self.group.name) if isinstance(error, ImageReadError) else str(error)
+            self.error = f"{type(error).__name__}: {named}"
+            return Image.new("RGB", (self.options.min_side,) * 2)
+
+
+def prepare_groups(preparations: Sequence[Preparation], groups: Sequence[Group], access: Access) -> Prepared:
+    """Open, decode and tokenize. Whatever is wrong with an image or a prompt is an error of its rows, never of the others."""
+    done = Prepared()
+    prompts: list[str] = []
+    images: list[_Opening] = []
+    for group in groups:
+        image = _Opening(group, preparations[0].transform.options, access)
+        for row, prompt in zip(group.rows, group.prompts, strict=True):
+            if problem := _prompt_problem(prompt):
+                done.errors[row] = problem
+                continue
+            done.rows.append(row)
+            prompts.append(prompt)  # type: ignore[arg-type]
+            images.append(image)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            done.batches = prepare_together(preparations, prompts, images)
+        except Exception:  # of one row or more: each is tried alone
+            keep = []
+            for place, row in enumerate(done.rows):
+                try:
+                    prepare_together(preparations, [prompts[place]], [images[place]])
+                    keep.append(place)
+                except Exception as error:
+                    done.errors[row] = f"{type(error).__name__}: {error}"
+            done.rows = [done.rows[place] for place in keep]
+            prompts, images = [prompts[place] for place in keep], [images[place] for place in keep]
+            done.batches = prepare_together(preparations, prompts, images)
+    done.warnings = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    done.digests = {row: image.digest for row, image in zip(done.rows, images, strict=True) if image.digest}
+    if failed := {row: image.error for row, image in zip(done.rows, images, strict=True) if image.error}:
+        done.errors |= failed
+        good = torch.tensor([row not in failed for row in done.rows])
+        done.batches, done.rows = taken(done.batches, good), [row for row in done.rows if row not in failed]
+    return done
+
+
+def _prompt_problem(prompt: object) -> str | None:
+    if prompt is None:
+        return "PromptError: the row has no prompt"
+    try:
+        check_prompts([prompt])
+    except PromptError as error:
+        return f"PromptError: {error}"
+    return None
+
+
+class Decoders:
+    """Processes that prepare groups, each with a copy of the preparations."""
+
+    def __init__(self, count: int, preparations: Sequence[Preparation], access: Access) -> None:
+        from multiprocessing import get_context
+
+        from image_reward.jobs.processes import end_with_parent
+
+        self.ahead = 2 * count
+        self.pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)
+        self.preparations, self.access = list(preparations), access
+
+    def submit(self, groups: Sequence[Group]) -> Future[Prepared]:
+        return self.pool.submit(prepare_groups, self.preparations, groups, self.access)
+
+
+# --- scoring -------------------------------------------------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory for what was asked."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "out of memory", "can't allocate memory")
+    )
+
+
+class Scoring:
+    """Batches -> rewards, as many images at once as memory allows."""
+
+    def __init__(self, scorers: Sequence[Scorer[Any]], batch_size: int | None) -> None:
+        self.scorers = scorers
+        self.batch_size = batch_size or min(scorer.batch_size for scorer in scorers)
+        self.busy = 0.0
+        if batch_size is None and scorers[0].device.type == "cuda":
+            self.batch_size = self._fastest()
+
+    def __call__(self, rows: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Rows and their rewards [num_scorers, rows]: all at once, or in parts where memory does not allow that."""
+        started = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                rewards = torch.stack([found.float().cpu() for found in rewards_together(self.scorers, batches)])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            rewards = None
+        self.busy += time.perf_counter() - started
+        if rewards is not None:
+            yield rows, rewards
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            raise JobError(f"there is not enough memory on {self.scorers[0].device} to score a single image; use another device or dtype")
+        self.batch_size = min(self.batch_size, max(1, len(batches[0].pixels) // 2))
+        for places, half in halves(batches):
+            yield from self([rows[place] for place in places], half)
+
+    def _fastest(self) -> int:
+        """The number of images at once that gives the most images a second, by trial."""
+        best, best_rate, size = self.batch_size, 0.0, 16
+        words = ["a photograph of a cat"]
+        while size <= _LARGEST_TRIED:
+            batches = []
+            pixels: dict[int, Tensor] = {}
+            for preparation in preparations_of(self.scorers):
+                side = preparation.transform.size
+                tokens = preparation.tokenizer(words * size)
+                images = pixels.setdefault(side, torch.zeros(size, 3, side, side, dtype=torch.uint8))
+                batches.append(Batch(images, tokens.ids, tokens.mask, torch.arange(size)))
+            try:
+                with torch.inference_mode():
+                    for _ in range(2):  # the first run chooses kernels and fills caches
+                        started = time.perf_counter()
+                        for found in rewards_together(self.scorers, batches):
+                            found.cpu()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                torch.cuda.empty_cache()
+                break
+            rate = size / (time.perf_counter() - started)
+            if rate > 1.03 * best_rate:
+                best, best_rate = size, rate
+            size *= 2
+        return best
+
+
+def taken(batches: Sequence[Batch], rows: Tensor) -> list[Batch]:
+    """Some rows (bool [N]) of batches of the same rows, and the images that they need. What shared a tensor of pixels shares it still."""
+    images, index = batches[0].image_index[rows].unique(return_inverse=True)
+    pixels = {id(batch.pixels): batch.pixels[images] for batch in batches}
+    return [replace(b, pixels=pixels[id(b.pixels)], ids=b.ids[rows], mask=b.mask[rows], image_index=index) for b in batches]
+
+
+def halves(batches: Sequence[Batch]) -> Iterator[tuple[list[int], list[Batch]]]:
+    """Batches of the same rows -> two parts, by image; by row where there is one image. Yields which rows they are, and their batches."""
+    index, num_images = batches[0].image_index, len(batches[0].pixels)
+    first = index < num_images // 2 if num_images > 1 else torch.arange(len(index)) < len(index) // 2
+    for rows in (first, ~first):
+        yield rows.nonzero()[:, 0].tolist(), taken(batches, rows)
+
+
+def reward_columns(scorers: Sequence[str]) -> list[str]:
+    """The names of the columns that rewards go to, by the scorers' names.
+
+    >>> reward_columns(["ImageReward-v1.0"]), reward_columns(["ImageReward-v1.0", "CLIP"])
+    (['reward'], ['reward:ImageReward-v1.0', 'reward:CLIP'])
+    """
+    return ["reward"] if len(scorers) == 1 else [f"reward:{name}" for name in scorers]
+
+
+# --- a worker ------------------------------------------------------------------------------------------------------------------------
+
+
+class ShardScorer:
+    """Scorers on a device that score shards and write the parts."""
+
+    def __init__(self, work: Work, device: str | None = None) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for a batch of prompts, threads cost more than they give
+        if work.threads:
+            torch.set_num_threads(work.threads)
+        self.work = work
+        self.folder = Folder(work.output)
+        self.scorers = [scorer.eval() for scorer in work.load(device)]
+        self.preparations = preparations_of(self.scorers)
+        if len({preparation.transform.options for preparation in self.preparations}) > 1:
+            raise JobError("scorers of one job must open images in the same way; load them with the same image options")
+        if len({scorer.name for scorer in self.scorers}) < len(self.scorers):
+            raise JobError(f"two scorers are called {self.scorers[0].name}; each needs a name of its own for its column")
+        self.scoring = Scoring(self.scorers, work.batch_size)
+        self.decoders = Decoders(work.decoders, self.preparations, work.input.access) if work.decoders else None
+        self.feeds: dict[int, _Feed] = {}
+
+    def identity(self) -> list[dict[str, str]]:
+        return [identity_of(scorer) for scorer in self.scorers]
+
+    def score(
+        self, shard: Shard, upcoming: Shard | None = None, on_progress: Callable[[int, int], None] = lambda _rows, _errors: None
+    ) -> ShardResult:
+        """Score a shard and write its part; meanwhile begin to prepare the one that comes next.
+
+        ``on_progress`` is told, every second or so, how many rows of the shard are done and how many of them have errors.
+        """
+        started, busy = time.perf_counter(), self.scoring.busy
+        feed = self.feeds.pop(shard.number, None) or _Feed(self, shard)
+        rewards = torch.full((len(self.scorers), shard.num_rows), torch.nan)
+        errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
+        told = started
+        num_done = 0
+        for prepared in feed.run(upcoming):
+            errors |= prepared.errors
+            digests |= prepared.digests
+            heard += prepared.warnings
+            if prepared.rows:
+                self._score(prepared, rewards, errors)
+            num_done += len(prepared.rows) + len(prepared.errors)
+            if time.perf_counter() - told > _REPORT_EVERY:
+                told = time.perf_counter()
+                on_progress(num_done, len(errors))
+        self._write(shard, feed.rows.table, rewards, errors, digests)
+        return ShardResult(
+            shard.number, shard.num_rows, len(errors), time.perf_counter() - started, self.scoring.busy - busy, tuple(dict.fromkeys(heard))
+        )
+
+    def _score(self, prepared: Prepared, rewards: Tensor, errors: dict[int, str]) -> None:
+        try:
+            for rows, found in self.scoring(prepared.rows, prepared.batches):
+                rewards[:, list(rows)] = found
+        except (ArithmeticError, ValueError) as error:  # a scorer that refuses a row: find which one
+            if len(prepared.rows) == 1:
+                errors[prepared.rows[0]] = f"{type(error).__name__}: {error}"
+                return
+            for places, half in halves(prepared.batches):
+                self._score(Prepared([prepared.rows[place] for place in places], half), rewards, errors)
+            return
+        for scorer, column in zip(self.scorers, rewards, strict=True):
+            for row in prepared.rows:
+                if not bool(column[row].isfinite()):
+                    column[row] = torch.nan
+                    errors.setdefault(row, f"RewardError: {scorer.name} gave a reward that is not a finite number; try dtype float32")
+
+    def give_up(self, shard: Shard, reason: str) -> ShardResult:
+        """Write the part of a shard that cannot be scored: its rows, each with the reason."""
+        rows = self.work.input.read(shard)
+        errors = dict.fromkeys(range(shard.num_rows), f"Quarantined: {reason}")
+        self._write(shard, rows.table, torch.full((len(self.scorers), shard.num_rows), torch.nan), errors, {})
+        return ShardResult(shard.number, shard.num_rows, shard.num_rows, 0.0, 0.0)
+
+    def _write(self, shard: Shard, table: pyarrow.Table, rewards: Tensor, errors: dict[int, str], digests: dict[int, bytes]) -> None:
+        columns = dict(zip(reward_columns([scorer.name for scorer in self.scorers]), rewards.tolist(), strict=True))
+        write_part(self.folder, shard, table, columns, errors, digests)
+
+
+class _Feed:
+    """The rows of a shard, prepared one batch after another; with decoders, some batches ahead of the device."""
+
+    def __init__(self, owner: ShardScorer, shard: Shard) -> None:
+        self.owner = owner
+        self.rows = owner.work.input.read(shard)
+        groups, self.errors = group_rows(self.rows, owner.work.input.image_column, owner.work.input.access)
+        self.groups = deque(groups)
+        self.futures: deque[Future[Prepared]] = deque()
+
+    def next_groups(self) -> list[Group]:
+        return [self.groups.popleft() for _ in range(min(self.owner.scoring.batch_size, len(self.groups)))]
+
+    def submit(self, limit: int) -> None:
+        """Let the decoders work on more of this shard, up to so many batches at once."""
+        assert self.owner.decoders is not None
+        while self.groups and len(self.futures) < limit:
+            self.futures.append(self.owner.decoders.submit(self.next_groups()))
+
+    def run(self, upcoming: Shard | None) -> Iterator[Prepared]:
+        owner, decoders = self.owner, self.owner.decoders
+        if decoders is None:
+            while self.groups:
+                yield prepare_groups(owner.preparations, self.next_groups(), owner.work.input.access)
+            return
+        self.submit(decoders.ahead)
+        while self.futures:
+            prepared = self.futures.popleft().result()
+            self.submit(decoders.ahead)
+            if upcoming is not None and not self.groups:
+                if upcoming.number not in owner.feeds:
+                    owner.feeds[upcoming.number] = _Feed(owner, upcoming)
+                owner.feeds[upcoming.number].submit(decoders.ahead - len(self.futures))
+            yield prepared
+
+
+def identity_of(scorer: Scorer[Any]) -> dict[str, str]:
+    """What rewards depend on: kind, weights, dtype, and what is done to images and prompts. The device is not among it."""
+    config = getattr(scorer, "config", None)
+    tensors = dict(chain(scorer.named_parameters(), scorer.named_buffers()))  # a state dict is refused where weights are int8
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()}
+    whole = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        weights = tensors[name].detach()
+        tensor = (weights if type(weights) is Tensor else weights.dequantize()).cpu().contiguous().reshape(-1)
+        whole.update(f"{name} {tensor.dtype} {tuple(weights.shape)}\n".encode())
+        whole.update(memoryview(tensor.view(torch.uint8).numpy()))
+    return {
+        "name": scorer.name,
+        "kind": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
+        "dtype": ", ".join(sorted(dtypes | ({"int8"} if is_quantized(scorer) else set()))),
+        "weights": whole.hexdigest(),
+        "config": _hash(repr(config)),
+        "preparation": _hash(repr(scorer.prepare)),
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

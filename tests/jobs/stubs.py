@@ -1,0 +1,110 @@
+"""Scorers that are quick, and misbehave where a prompt tells them to. Worker processes import this file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from image_reward.images import ImageTransform
+from image_reward.jobs.driver import Died, Done, Event, Failed, Ready, Task
+from image_reward.jobs.shards import ShardScorer, Work
+from image_reward.prompts import PromptTokenizer
+from image_reward.scorers import Preparation, Scorer
+
+
+class Brightness(Scorer[Tensor]):
+    """The mean of the pixels in [0, 1] plus the number of words of the prompt, and what the words ask for."""
+
+    def __init__(self, name: str = "brightness", weight: float = 1.0, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.name = name
+        self.prepare = Preparation(ImageTransform(8), PromptTokenizer(max_tokens=8))
+        self.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
+        self.seconds = seconds
+        self.images_seen = 0
+        self.largest = 0
+        self.memory = 10_000
+        word = self.prepare.tokenizer.token_id
+        self.kill, self.nan, self.refuse = word("kill"), word("nan"), word("no")
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        if len(pixels) > self.memory:
+            raise torch.OutOfMemoryError("stub out of memory")
+        time.sleep(self.seconds * len(pixels))
+        self.images_seen += len(pixels)
+        self.largest = max(self.largest, len(pixels))
+        return pixels.float().mean(dim=(1, 2, 3)) / 255
+
+    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        if (ids == self.kill).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (ids == self.refuse).any():
+            raise ValueError("the stub refuses this prompt")
+        rewards = self.weight * images[:, None] + mask.sum(dim=-1) - 2
+        return torch.where((ids == self.nan).any(dim=-1), torch.nan, rewards)
+
+
+def load(device: str | None, names: Iterable[str] = ("brightness",), **options: Any) -> list[Brightness]:
+    return [Brightness(name, **options).to(device or "cpu") for name in names]
+
+
+class InlinePool:
+    """Workers that are no processes: a death is an exception of ``Brightness`` or of a test."""
+
+    def __init__(self, work: Work, count: int = 2) -> None:
+        self.workers = list(range(count))
+        self.work = work
+        self.scorers: dict[int, ShardScorer] = {}
+        self.pending: list[Event] = []
+        self.given: list[tuple[int, Task]] = []
+        self.num_started = 0
+
+    def start(self, worker: int) -> None:
+        self.num_started += 1
+        try:
+            self.scorers[worker] = ShardScorer(self.work)
+            self.pending.append(Ready(worker, self.scorers[worker].identity()))
+        except Exception as error:
+            self.pending.append(Failed(worker, str(error)))
+
+    def give(self, worker: int, task: Task) -> None:
+        self.given.append((worker, task))
+
+    def events(self, timeout: float) -> list[Event]:
+        del timeout
+        found, self.pending = self.pending, []
+        for worker, task in self.given:
+            scorer = self.scorers[worker]
+            try:
+                if task.give_up is not None:
+                    found.append(Done(worker, scorer.give_up(task.shard, task.give_up)))
+                else:
+                    found.append(Done(worker, scorer.score(task.shard, task.upcoming)))
+            except MemoryError as error:
+                found.append(Died(worker, str(error)))
+            except Exception as error:
+                found.append(Failed(worker, str(error)))
+        self.given = []
+        return found
+
+    def stop(self, worker: int) -> None:
+        self.scorers.pop(worker, None)
+
+    def close(self) -> None:
+        self.scorers.clear()
+
+
+def draw(folder: Path, count: int, side: int = 8) -> list[str]:
+    """Plain pictures, each of its own brightness: 0.png, 1.png, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (side, side), (number % 256,) * 3).save(folder / f"{number}.png")
+    return [f"{number}.png" for number in range(count)]

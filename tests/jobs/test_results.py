@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import stubs
+
+from image_reward.cli import main
+from image_reward.errors import JobError
+from image_reward.jobs import buckets, score_files
+from image_reward.jobs.buckets import Buckets, group_starts
+from image_reward.jobs.files import digest
+from image_reward.jobs.results import Scored, _Top, filter_rows, summarize
+from image_reward.reports.jobs import job_report
+from image_reward.reports.render import write
+
+NUM = 40
+
+
+@pytest.fixture
+def scored(tmp_path: Path, inline: list[stubs.InlinePool]) -> Path:
+    """40 rows, 4 of them wrong, of 8 prompts and 10 images, two of which are the same; rewards are -n/255 for image n, plus words."""
+    del inline
+    names = stubs.draw(tmp_path / "in", 10)
+    (tmp_path / "in" / "9.png").write_bytes((tmp_path / "in" / "8.png").read_bytes())
+    order = list(range(NUM))
+    random.Random(0).shuffle(order)
+    rows = [{"id": n, "prompt": f"{'a ' * (n % 4)}{['cat', 'dog'][n % 8 // 4]}", "image": names[n % 10]} for n in order]
+    for place, wrong in enumerate([{"prompt": None}, {"image": "none.png"}, {"image": "none.png"}, {"prompt": "nan"}]):
+        rows[9 * place] |= wrong
+    (tmp_path / "in" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    score_files(tmp_path / "in" / "rows.jsonl", tmp_path / "out", lambda _: [stubs.Brightness(weight=-1.0)], shard_size=7)
+    return tmp_path / "out"
+
+
+def all_rows(folder: Path) -> list[dict]:  # type: ignore[type-arg]
+    return pq.read_table(sorted(folder.glob("part-*.parquet"))).to_pylist()
+
+
+def kept(folder: Path, **how: object) -> list[int]:
+    out = io.StringIO()
+    count = filter_rows(folder, out, **how)  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert len(rows) == count
+    return [row["id"] for row in rows]
+
+
+def test_keeping_the_best(scored: Path) -> None:
+    rows = all_rows(scored)
+    good = [row for row in rows if row["reward"] is not None]
+    assert len(good) == NUM - 4
+    assert kept(scored, min_reward=3.0) == [row["id"] for row in good if row["reward"] >= 3.0]
+    assert kept(scored, min_reward=-99) == [row["id"] for row in good]
+    for fraction in (0.01, 0.1, 0.25, 0.5, 0.999, 1.0):
+        best = sorted(range(len(good)), key=lambda n: (-good[n]["reward"], n))[: int(np.ceil(fraction * len(good)))]
+        assert kept(scored, top_fraction=fraction) == [good[n]["id"] for n in sorted(best)]
+    for count in (1, 2, 100):
+        best_of = set()
+        for prompt in {row["prompt"] for row in good}:
+            of_prompt = [row for row in good if row["prompt"] == prompt]
+            best_of |= {row["id"] for row in sorted(of_prompt, key=lambda row: -row["reward"])[:count]}
+        assert kept(scored, best_per_prompt=count) == [row["id"] for row in good if row["id"] in best_of]
+
+
+def test_kept_rows_can_be_scored_again(scored: Path, tmp_path: Path) -> None:
+    for suffix in ("csv", "jsonl", "parquet"):
+        target = tmp_path / "kept" / f"rows.{suffix}"
+        assert filter_rows(scored, target, min_reward=3.0) > 3
+        if suffix == "parquet":
+            table = pq.read_table(target)
+            assert table["image"][0].as_py().startswith("../in/")
+            pq.write_table(table.drop_columns(["reward", "error"]), target)
+            again = score_files(target, tmp_path / "again", lambda _: [stubs.Brightness(weight=-1.0)])
+            assert again.num_errors == 0
+            assert pq.read_table(tmp_path / "again" / "part-000000.parquet")["reward"].to_pylist() == table["reward"].to_pylist()
+    with pytest.raises(ValueError, match=r"rows are written as \.parquet, \.csv or \.jsonl"):
+        filter_rows(scored, tmp_path / "rows.txt", min_reward=3.0)
+
+
+def test_what_filter_refuses(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, message in [
+        ({}, "give one of"),
+        ({"min_reward": 1.0, "top_fraction": 0.1}, "give one of"),
+        ({"min_reward": float("nan")}, "not a number"),
+        ({"top_fraction": 0.0}, r"must be in \(0, 1\]"),
+        ({"best_per_prompt": 0}, "at least 1"),
+        ({"min_reward": 1.0, "by": "clip"}, "has no scorer 'clip': --by brightness"),
+    ]:
+        with pytest.raises((ValueError, JobError), match=message):
+            kept(scored, **wrong)
+    (scored / "part-000002.parquet").unlink()
+    with pytest.raises(JobError, match=r"holds 33 of 40 rows; finish the job first"):
+        kept(scored, min_reward=1.0)
+    with pytest.raises(JobError, match=r"is not the folder of a job: it has no manifest\.json"):
+        kept(tmp_path, min_reward=1.0)
+    assert main(["filter", str(scored)]) == 2
+    assert "give one of --min-reward, --top-fraction and --best-per-prompt" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("inline")
+def test_several_scorers_are_told_apart(tmp_path: Path) -> None:
+    names = stubs.draw(tmp_path / "in", 4)
+    pq.write_table(pa.table({"prompt": ["a"] * 4, "image": names, "id": range(4)}), tmp_path / "in" / "rows.parquet")
+    score_files(
+        tmp_path / "in" / "rows.parquet", tmp_path / "out", lambda _: [stubs.Brightness("up"), stubs.Brightness("down", weight=-1.0)]
+    )
+    assert kept(tmp_path / "out", top_fraction=0.25, by="up") == [3]
+    assert kept(tmp_path / "out", top_fraction=0.25, by="reward:down") == [0]
+    with pytest.raises(JobError, match="has several scorers; name the one to go by: --by up or down"):
+        kept(tmp_path / "out", min_reward=0.0)
+    assert [scorer.best[0]["image"] for scorer in summarize(tmp_path / "out").scorers] == ["3.png", "0.png"]
+
+
+def test_the_best_share_is_exact_whatever_the_rewards() -> None:
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    values[::7], values[::11], values[3], values[4] = 0.25, np.nan, -0.0, np.float32(1e-40)
+
+    class Rewards(Scored):
+        def __init__(self) -> None:
+            pass
+
+        def rewards(self, column: str):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            return iter(np.split(values, 8))
+
+    for fraction in (0.001, 0.3, 0.5, 0.9, 1.0):
+        top = _Top(Rewards(), "reward", fraction)
+        mask = np.concatenate([top(0, part) for part in np.split(values, 8)])
+        valid = np.flatnonzero(~np.isnan(values))
+        wanted = int(np.ceil(fraction * len(valid)))
+        assert mask.sum() == wanted
+        assert np.array_equal(np.sort(values[mask]), np.sort(values[valid])[-wanted:])
+
+
+def test_a_summary(scored: Path) -> None:
+    rows = all_rows(scored)
+    rewards = np.array([row["reward"] for row in rows if row["reward"] is not None])
+    found = summarize(scored, num_shown=3)
+    assert (found.num_rows, found.num_errors) == (NUM, 4)
+    assert found.errors == {"FileNotFoundError": 2, "PromptError": 1, "RewardError": 1}
+    assert found.examples["PromptError"] == "the row has no prompt"
+    assert found.num_images == 9
+    assert found.num_copies == NUM - 3 - 9  # all rows but three have a prompt and an image that could be read
+    [scorer] = found.scorers
+    assert (scorer.num, sum(scorer.counts)) == (36, 36)
+    assert scorer.mean == pytest.approx(rewards.mean())
+    assert scorer.std == pytest.approx(rewards.std())
+    width = (rewards.max() - rewards.min()) / 6000
+    assert scorer.quantiles["0.5"] == pytest.approx(np.quantile(rewards, 0.5, method="inverted_cdf"), abs=1.01 * width)
+    assert [row["reward"] for row in scorer.best] == sorted(rewards, reverse=True)[:3]
+    assert [row["reward"] for row in scorer.worst] == sorted(rewards)[:3]
+    assert all(rows[row["row"]]["image"] == row["image"] for row in scorer.best)
+    pairs = {
+        (row["prompt"], "8.png" if row["image"] == "9.png" else row["image"])
+        for row in rows
+        if row["prompt"] and row["image"] != "none.png"
+    }
+    assert found.num_repeated_pairs == NUM - 3 - len(pairs)
+
+
+def test_a_report_as_a_page_and_on_a_terminal(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "report.html"
+    assert main(["report", str(scored), "--report", str(page), "--show", "2"]) == 0
+    printed = capsys.readouterr()
+    assert "36 have a reward and 4 an error" in printed.out
+    assert "FileNotFoundError" in printed.out
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data:image/") == 4
+    assert "<svg" in html
+    assert main(["report", str(scored), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_rows"] == NUM
+    assert main(["report", str(scored), "--report", "page.pdf"]) == 2
+    (tmp_path / "in" / "0.png").unlink()
+    write(job_report(summarize(scored).as_dict(), Scored(scored).image), page)
+    assert "some of them cannot be opened from here" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_whose_rows_are_all_wrong_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,image\na,none.png\n")
+    score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load)
+    found = summarize(tmp_path / "out")
+    assert (found.scorers[0].num, found.scorers[0].mean, found.num_images) == (0, None, 0)
+    write(job_report(found.as_dict(), Scored(tmp_path / "out").image), tmp_path / "report.md")
+    assert "FileNotFoundError" in (tmp_path / "report.md").read_text()
+    assert kept(tmp_path / "out", top_fraction=0.5) == []
+    assert filter_rows(tmp_path / "out", tmp_path / "none.parquet", best_per_prompt=1) == 0
+    assert pq.read_table(tmp_path / "none.parquet").column_names == ["prompt", "image", "reward", "error"]
+
+
+@pytest.mark.parametrize("in_memory", [1 << 20, 10])
+def test_buckets_bring_equal_keys_together(monkeypatch: pytest.MonkeyPatch, in_memory: int) -> None:
+    monkeypatch.setattr(buckets, "_IN_MEMORY", in_memory)
+    words = [str(n % 17) for n in range(200)]
+    with Buckets([("row", "<u8")]) as found:
+        for start in range(0, 200, 8):
+            found.add(b"".join(digest(word.encode()) for word in words[start : start + 8]), row=range(start, start + 8))
+        groups = []
+        for records in found:
+            groups += [part["row"].tolist() for part in np.split(records, np.flatnonzero(group_starts(records))[1:]) if len(part)]
+    assert sorted(groups) == [list(range(n, 200, 17)) for n in range(17)]

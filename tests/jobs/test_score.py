@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import stubs
+
+from image_reward.errors import JobError
+from image_reward.jobs import files, score_files
+from image_reward.jobs.folder import JobFolder, part_name
+from image_reward.jobs.results import filter_rows
+from image_reward.jobs.shards import ShardScorer
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """23 rows of 5 images as rows.csv."""
+    images = stubs.draw(tmp_path / "in", 5)
+    path = tmp_path / "in" / "rows.csv"
+    path.write_text("id,prompt,image\n" + "".join(f"r{n},{'a ' * (n % 4 + 1)},{images[n % 5]}\n" for n in range(23)))
+    return path
+
+
+EXPECTED = [n % 4 + 1 + n % 5 / 255 for n in range(23)]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def result(folder: Path) -> dict[str, list[Any]]:
+    return pq.read_table([folder / name for name in names(folder) if name.endswith(".parquet")]).to_pydict()
+
+
+def test_a_job_and_the_same_again(rows: Path, tmp_path: Path, inline: list[stubs.InlinePool]) -> None:
+    seen = []
+    done = score_files(rows, tmp_path / "out", stubs.load, shard_size=5, format="csv", on_progress=seen.append)
+    assert (done.num_rows, done.num_errors, done.num_scored_now, done.columns) == (23, 0, 23, ("reward",))
+    table = result(tmp_path / "out")
+    assert table["reward"] == pytest.approx(EXPECTED)
+    assert table["id"] == [f"r{n}" for n in range(23)]
+    assert seen[-1].num_rows == seen[-1].total == 23
+    with (tmp_path / "out" / "rewards.csv").open(newline="") as file:
+        assert [float(row["reward"]) for row in csv.DictReader(file)] == pytest.approx(EXPECTED)
+    (tmp_path / "out" / part_name(2)).unlink()
+    (tmp_path / "out" / part_name(3)).write_bytes(b"cut short")
+    again = score_files(rows, tmp_path / "out", stubs.load, format="jsonl")  # the shard size is the job's
+    assert again.num_scored_now == 10
+    assert result(tmp_path / "out") == table
+    lines = (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reward"] for line in lines] == pytest.approx(EXPECTED)
+    assert score_files(rows, tmp_path / "out", stubs.load).num_scored_now == 0
+    assert [pool.num_started for pool in inline] == [2, 2, 1]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_rows"] == 23
+
+
+@pytest.mark.usefixtures("inline")
+def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    score_files(rows, out, stubs.load, shard_size=5)
+    before = result(out)
+    with pytest.raises(JobError, match=r"the scorer has changed since it began \(weights: '.*' then, '.*' now\)\. Give another folder"):
+        score_files(rows, out, partial(stubs.load, weight=2.0))
+    with pytest.raises(JobError, match=r"the scorer has changed since it began \(scorers"):
+        score_files(rows, out, partial(stubs.load, names=["a", "b"]))
+    with pytest.raises(JobError, match=r"the shard size has changed since it began \(shard_size: 5 then, 6 now\)"):
+        score_files(rows, out, stubs.load, shard_size=6)
+    rows.write_text(rows.read_text() + "late,x,0.png\n")
+    with pytest.raises(JobError, match=r"the input has changed since it began \(files\.rows\.csv: '\d+ bytes, \d+ ns' then"):
+        score_files(rows, out, stubs.load)
+    assert result(out) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(JobError, match=r"mine is not empty and holds no job \(it has thesis\.tex\)"):
+        score_files(rows, tmp_path / "mine", stubs.load)
+    assert names(tmp_path / "mine") == ["thesis.tex"]
+    with pytest.raises(JobError, match="a file is in its way"):
+        score_files(rows, rows, stubs.load)
+    (out / "manifest.json").write_text("{}")
+    with pytest.raises(JobError, match="is not that of a job of this release"):
+        score_files(rows, out, stubs.load)
+
+
+@pytest.mark.usefixtures("inline")
+def test_one_job_at_a_time_in_a_folder(rows: Path, tmp_path: Path) -> None:
+    with JobFolder(tmp_path / "out").opened(), pytest.raises(JobError, match="another process is writing to"):
+        score_files(rows, tmp_path / "out", stubs.load)
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_input_that_changes_keeps_the_parts(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = ShardScorer.score
+
+    def change_after_two(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 2:
+            rows.write_text("id,prompt,image\n")
+        return score(self, shard, *others)
+
+    monkeypatch.setattr(ShardScorer, "score", change_after_two)
+    with pytest.raises(JobError, match="has changed while it was being read"):
+        score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
+    assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED[:10])
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_full_disk_leaves_nothing_half_written(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JobError, match=r"the disk is full: .*part-00000\d\.parquet could not be written; free some space and run"):
+        score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
+    monkeypatch.setattr(os, "fsync", fsync)
+    left = names(tmp_path / "out")
+    assert left == [".lock", "manifest.json", *(part_name(n) for n in range(len(left) - 2))]
+    score_files(rows, tmp_path / "out", stubs.load)
+    assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_shard_that_kills_is_given_up_after_three_tries(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score, deaths = ShardScorer.score, []
+
+    def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 1:
+            deaths.append(shard.number)
+            raise MemoryError("stands for a crash")
+        return score(self, shard, *others)
+
+    monkeypatch.setattr(ShardScorer, "score", die)
+    out = tmp_path / "out"
+    done = score_files(rows, out, stubs.load, shard_size=5)
+    assert (len(deaths), done.num_quarantined, done.num_errors) == (3, 5, 5)
+    table = result(out)
+    assert table["reward"] == [None if 5 <= n < 10 else pytest.approx(EXPECTED[n]) for n in range(23)]
+    assert set(table["error"][5:10]) == {"Quarantined: the worker died 3 times on this shard: stands for a crash"}
+    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert [(row["shard"], row["row"], row["id"]) for row in listed] == [(1, n, f"r{n}") for n in range(5, 10)]
+    assert json.loads((out / "tries.json").read_text()) == {"1": 3}
+    score_files(rows, out, stubs.load)
+    assert len(deaths) == 3  # a restart remembers
+    monkeypatch.setattr(ShardScorer, "score", score)
+    done = score_files(rows, out, stubs.load, retry_quarantined=True)
+    assert (done.num_scored_now, done.num_quarantined) == (5, 0)
+    assert result(out)["reward"] == pytest.approx(EXPECTED)
+    assert not (out / "quarantine.jsonl").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_workers_that_always_die_end_the_job(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        raise MemoryError("every time")
+
+    monkeypatch.setattr(ShardScorer, "score", die)
+    with pytest.raises(JobError, match=r"the first 3 shards all ended their workers, so it is not the rows: .*every time"):
+        score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
+
+
+@pytest.mark.usefixtures("inline")
+def test_repeated_ids_are_told(rows: Path, tmp_path: Path) -> None:
+    rows.write_text(rows.read_text() + "r3,x,0.png\n")
+    notes: list[str] = []
+    assert score_files(rows, tmp_path / "out", stubs.load, on_note=notes.append).num_repeated_ids == 1
+    assert notes == ["1 ids occur more than once in the column 'id', such as that of rows 4 and 24"]
+
+
+def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
+        score_files(rows, tmp_path / "out", stubs.load, workers=0)
+    with pytest.raises(ValueError, match="engine must be 'local' or 'ray'"):
+        score_files(rows, tmp_path / "out", stubs.load, engine="slurm")  # type: ignore[arg-type]
+    with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
+        score_files(rows, tmp_path / "out", stubs.load, ray_address="auto")
+    assert names(tmp_path / "out") == [".lock"]
+
+
+# --- with real processes ---
+
+
+def job(rows: Path, out: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
+    """A job of two workers in a process of its own."""
+    code = f"""
+if __name__ == "__main__":
+    import functools, stubs
+    from image_reward.jobs import files, score_files
+    load = functools.partial(stubs.load, seconds={seconds})
+    result = score_files({str(rows)!r}, {str(out)!r}, load, workers=2, shard_size=5, on_note=lambda note: print(note, flush=True))
+    print(result.num_scored_now, result.num_quarantined)
+"""
+    script = out.with_suffix(".py")
+    script.write_text(code)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_parts(out: Path, count: int) -> None:
+    for _ in range(3000):
+        if len(list(out.glob("part-*.parquet"))) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} parts in {out}")
+
+
+def test_killed_at_any_moment_and_begun_again(rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed = job(rows, out, seconds=0.05)
+    wait_for_parts(out, random.randint(1, 3))
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    again = job(rows, out)
+    printed, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert 0 < int(printed.split()[0]) < 23
+    assert result(out)["reward"] == pytest.approx(EXPECTED)
+    assert result(out)["id"] == [f"r{n}" for n in range(23)]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is scored twice
+    assert not list(out.glob(".*.part"))
+
+
+def test_ctrl_c_finishes_the_shards_in_work(rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    running = job(rows, out, seconds=0.05)
+    wait_for_parts(out, 1)
+    running.send_signal(signal.SIGINT)
+    printed, errors = running.communicate()
+    assert "finishing the shards in work" in printed
+    assert "rows are done; run the same command again to go on" in errors
+    num_done = len(list(out.glob("part-*.parquet")))
+    assert 1 <= num_done < 5
+    assert result(out)["reward"] == pytest.approx([reward for n, reward in enumerate(EXPECTED) if (out / part_name(n // 5)).exists()])
+
+
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    images = stubs.draw(tmp_path / "in", 5)
+    table = pa.table({"prompt": ["kill" if n == 7 else "a" for n in range(20)], "image": [images[n % 5] for n in range(20)]})
+    pq.write_table(table, tmp_path / "in" / "rows.parquet")
+    running = job(tmp_path / "in" / "rows.parquet", tmp_path / "out")
+    printed, errors = running.communicate()
+    assert running.returncode == 0, errors
+    assert printed.split() == ["20", "5"]
+    found = result(tmp_path / "out")
+    assert found["reward"] == [None if 5 <= n < 10 else pytest.approx(1 + n % 5 / 255) for n in range(20)]
+    assert "ended by SIGKILL, which the system does to programs when memory runs out" in found["error"][7]
+
+
+def test_a_model_that_cannot_be_loaded(rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"no model, file or folder is called 'ImageReward-mono'\. Did you mean ImageReward-mini\?"):
+        score_files(rows, tmp_path / "out", "ImageReward-mono", workers=1)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(files, "OBJECT_STORES", ("memory",))
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    store = MemoryFileSystem()
+    for path in rows.parent.iterdir():
+        store.pipe_file(f"/bucket/in/{path.name}", path.read_bytes())
+    done = score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load, shard_size=5, format="csv")
+    assert (done.num_rows, done.num_errors, done.file) == (23, 0, "memory://bucket/out/rewards.csv")
+    names_there = sorted(path.removeprefix("/bucket/out/") for path in store.ls("/bucket/out", detail=False))
+    assert names_there == ["manifest.json", *(part_name(n) for n in range(5)), "rewards.csv", "summary.json"]
+    lines = store.cat_file("/bucket/out/rewards.csv").decode().splitlines()
+    assert [float(line.split(",")[3]) for line in lines[1:]] == pytest.approx(EXPECTED)
+    store.rm_file("/bucket/out/part-000001.parquet")
+    assert score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load).num_scored_now == 5
+    assert filter_rows("memory://bucket/out", tmp_path / "best.csv", top_fraction=0.1) == 3
+    assert "memory://bucket/in/" in (tmp_path / "best.csv").read_text()
+    table = pa.table({"prompt": ["a"], "image": ["memory://bucket/in/3.png"]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    store.pipe_file("/bucket/in/rows.parquet", sink.getvalue())
+    score_files("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
+    assert result(tmp_path / "local")["reward"] == pytest.approx([1 + 3 / 255])
+
+
+def test_decoders_prepare_ahead(rows: Path, tmp_path: Path) -> None:
+    rows.write_text(rows.read_text() + "late,a,none.png\n")
+    load = partial(stubs.load, seconds=0.01)
+    done = score_files(rows, tmp_path / "out", load, workers=1, decoders=2, shard_size=5, batch_size=2)
+    assert (done.num_rows, done.num_errors) == (24, 1)
+    assert result(tmp_path / "out")["reward"][:23] == pytest.approx(EXPECTED)
