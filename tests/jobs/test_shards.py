@@ -14,11 +14,15 @@ from image_reward.errors import JobError
 from image_reward.jobs.folder import digests_of, part_name
 from image_reward.jobs.rows import open_input
 from image_reward.jobs.shards import ShardScorer, Work, halves, identity_of, is_out_of_memory
-from image_reward.scorers import Batch, ImageRewardScorer
+from image_reward.scorers import Batch, Ensemble, ImageRewardScorer, Reference, load
 
 
 def score(tmp_path: Path, rows: list[tuple[str | None, str]], batch_size: int | None = 4, **options: Any) -> tuple[Any, ShardScorer, Any]:
     """The table of the part that a worker writes for rows of (prompt, image), the worker, and what it says of the shard."""
+    return score_with(tmp_path, rows, partial(stubs.load, **options), batch_size)
+
+
+def score_with(tmp_path: Path, rows: list[tuple[str | None, str]], load: Any, batch_size: int | None = 4) -> tuple[Any, ShardScorer, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -26,7 +30,7 @@ def score(tmp_path: Path, rows: list[tuple[str | None, str]], batch_size: int | 
     pq.write_table(pa.table({"prompt": [prompt for prompt, _ in rows], "image": [image for _, image in rows]}), path)
     source = open_input(str(path))
     [shard] = source.scan(10_000)
-    worker = ShardScorer(Work(source, str(tmp_path), partial(stubs.load, **options), batch_size, decoders=0))
+    worker = ShardScorer(Work(source, str(tmp_path), load, batch_size, decoders=0))
     result = worker.score(shard)
     return pq.read_table(tmp_path / part_name(0)), worker, result
 
@@ -170,3 +174,15 @@ def test_the_identity_is_of_what_rewards_depend_on(scorer: ImageRewardScorer) ->
     before = identity_of(scorer)
     scorer.cast(torch.bfloat16)
     assert (before["dtype"], identity_of(scorer)["dtype"]) == ("float32", "bfloat16, float32")
+    assert identity_of(load("ImageReward-mini", "cpu", "int8"))["dtype"] == "float32, int8"
+
+
+def test_an_ensemble_beside_its_member(tmp_path: Path) -> None:
+    names = stubs.draw(tmp_path, 3)
+    brightness = stubs.Brightness()
+    ensemble = Ensemble({"brightness": brightness}, references={"brightness": Reference(1.0, 2.0, 10, "none")})
+    table, _, _ = score_with(tmp_path, [("a", name) for name in [*names, "missing.png"]], lambda _: [brightness, ensemble])
+    alone, together = (table[f"reward:{scorer.name}"].to_pylist() for scorer in (brightness, ensemble))
+    assert together[:3] == pytest.approx([(reward - 1) / 2 for reward in alone[:3]], abs=1e-6)
+    assert table["error"].to_pylist()[:3] == [None] * 3
+    assert "FileNotFoundError" in table["error"][3].as_py()

@@ -430,7 +430,7 @@ def identity_of(scorer: Scorer[Any]) -> dict[str, str]:
         weights = tensors[name].detach()
         tensor = (weights if type(weights) is Tensor else weights.dequantize()).cpu().contiguous().reshape(-1)
         whole.update(f"{name} {tensor.dtype} {tuple(weights.shape)}\n".encode())
-        whole.update(memoryview(tensor.view(torch.uint8).numpy()))
+        whole.update(tensor.view(torch.uint8).numpy().data)
     return {
         "name": scorer.name,
         "kind": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
