@@ -83,8 +83,8 @@ def write_rows(folder: Path, images: list[str], count: int) -> Path:
     return path
 
 
-def nothing(device: str | None) -> list[Any]:
-    """A scorer that costs nothing but its preparation."""
+def nothing(device: str | None, size: int = 16) -> list[Any]:
+    """A scorer that costs nothing but its preparation, of images of ``size`` px."""
     import torch
 
     from image_reward.images import ImageTransform
@@ -96,7 +96,7 @@ def nothing(device: str | None) -> list[Any]:
 
         def __init__(self) -> None:
             super().__init__()
-            self.prepare = Preparation(ImageTransform(16), PromptTokenizer())
+            self.prepare = Preparation(ImageTransform(size), PromptTokenizer())
             self.batch_size = 64
 
         def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -112,12 +112,12 @@ def nothing(device: str | None) -> list[Any]:
 # --- jobs in processes of their own ----------------------------------------------------------------------------------------------------
 
 
-def run_child(rows: str, output: str, model: str, **options: Any) -> None:
+def run_child(rows: str, output: str, model: str, nothing_size: int = 16, **options: Any) -> None:
     """Run a job and print what it cost."""
     from image_reward.jobs import score_files
 
     started = time.perf_counter()
-    result = score_files(rows, output, model or nothing, **options)
+    result = score_files(rows, output, model or partial(nothing, size=nothing_size), **options)
     print(
         json.dumps(
             {
@@ -163,19 +163,18 @@ def measure_end_to_end(benchmark: Benchmark, folder: Path) -> None:
     import image_reward as ir
 
     torch.set_num_threads(benchmark.workers)
-    scorer = ir.load(benchmark.model, "cpu")
-    transform = scorer.prepare.transform
-    print(
-        "| files | job | computing alone | decoding alone | both, in one after the other | job / both | job / computing | job / decoding |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for side in (512, transform.size):
+    network = ir.load(benchmark.model, "cpu")
+    transform = network.prepare.transform
+    print("| files | model | job | computing alone | decoding alone | both in turn | job / both | job / computing | job / decoding |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for side, model in ((transform.size, benchmark.model), (512, benchmark.model), (512, "")):
+        scorer = network if model else nothing("cpu", transform.size)[0]
         place = folder / f"files-{side}"
         rows = write_rows(place, draw(place, benchmark.num_rows, side), benchmark.num_rows)
         paths = [str(place / f"{n}.jpg") for n in range(benchmark.num_rows)]
         jobs, computing, decoding = [], [], []
         for repeat in range(benchmark.repeats):
-            cost = job(benchmark, rows, folder / f"out-{side}-{repeat}", benchmark.model)
+            cost = job(benchmark, rows, folder / f"out-{side}-{model}-{repeat}", model, nothing_size=transform.size)
             assert cost["errors"] == 0
             jobs.append(cost["rows"] / cost["seconds"])
             computing.append(forward_rate(scorer, paths[: 16 * scorer.batch_size], benchmark.num_rows))
@@ -183,7 +182,9 @@ def measure_end_to_end(benchmark: Benchmark, folder: Path) -> None:
         done, compute, decode = (float(np.median(rates)) for rates in (jobs, computing, decoding))
         both = 1 / (1 / compute + 1 / decode)
         rates = f"{done:.1f} | {compute:.1f} | {decode:.1f} | {both:.1f}"
-        print(f"| {side} px | {rates} | {done / both:.3f} | {done / compute:.3f} | {done / decode:.3f} |", flush=True)
+        print(
+            f"| {side} px | {model or 'nothing'} | {rates} | {done / both:.3f} | {done / compute:.3f} | {done / decode:.3f} |", flush=True
+        )
 
 
 def forward_rate(scorer: Any, paths: list[str], num_rows: int) -> float:

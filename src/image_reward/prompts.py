@@ -99,16 +99,16 @@ class BaseTokenizer(ABC):
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         check_prompts(prompts)
         first, last = self.token_id(self.first), self.token_id(self.last)
-        words = self.words(prompts)
-        self._report_long_prompts(prompts, [len(row) + 2 for row in words])
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}  # prompts often repeat: one for many images
+        distinct = list(place)
+        words = self.words(distinct)
+        self._report_long_prompts(distinct, [len(row) + 2 for row in words])
         rows = [[first, *row[: self.max_tokens - 2], last] for row in words]
         length = max((len(row) for row in rows), default=2)
-        ids = torch.zeros(len(rows), length, dtype=torch.int64)
-        mask = torch.zeros(len(rows), length, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
-        return Tokens(ids, mask)
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).view(len(rows), length)
+        mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+        index = torch.tensor([place[prompt] for prompt in prompts], dtype=torch.int64)
+        return Tokens(ids[index], mask[index])
 
     def _report_long_prompts(self, prompts: Sequence[str], lengths: Sequence[int]) -> None:
         cut = {prompt: length - self.max_tokens for prompt, length in zip(prompts, lengths, strict=True) if length > self.max_tokens}
