@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from image_reward.reports.document import Block, Column, Grid, Plot, Report
+from image_reward.reports.document import Block, Column, Grid, Plot, Report, few_prompts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def people_report(found: Found, data: str, plots: bool = False) -> Report:
         f"{found['num_untied_pairs']:,} untied and {found['num_tied_pairs']:,} tied pairs. "
         f"{_percentage(found['confidence'])} intervals are from {found['num_resamples']:,} resamples of the prompts, the same for all "
         f"scorers, seed {found['seed']}."
-    )
+    ) + few_prompts(found["num_distinct_prompts"])
     blocks: list[Block] = [_metrics(found)]
     if plots:
         blocks.append(_accuracy_plot(found))
@@ -66,8 +66,10 @@ def _metrics(found: Found) -> Grid:
     rows = []
     for metric in dict.fromkeys(metric for measured in scorers.values() for metric in measured["metrics"]):
         estimates = [measured["metrics"].get(metric) for measured in scorers.values()]
-        num_prompts = next(estimate["num_prompts"] for estimate in estimates if estimate)
-        rows.append([_name(metric), *(_cell(estimate, metric) for estimate in estimates), f"{num_prompts:,}"])
+        # One number, or one for each scorer: a scorer that ties all images of a prompt has no correlation there.
+        nums = [f"{estimate['num_prompts']:,}" if estimate else "-" for estimate in estimates]
+        nums = nums[:1] if len(set(nums)) == 1 else nums
+        rows.append([_name(metric), *(_cell(estimate, metric) for estimate in estimates), " / ".join(nums)])
     rows.append(["pairs of equal reward", *(f"{measured['num_predicted_ties']:,}" for measured in scorers.values()), ""])
     caption = f"In accuracies, {found['treatment_of_ties']}. Chance is 50 %. In brackets {_percentage(found['confidence'])} intervals."
     return Grid([Column("metric", "left"), *map(Column, scorers), Column("prompts")], rows, "Agreement with people", caption)
