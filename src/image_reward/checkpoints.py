@@ -500,7 +500,7 @@ def _by_hand(file: HubFile | WebFile, cache_dir: Path | None) -> str:
     place = Path(file.original_cache).expanduser() / file.name if file.original_cache else file.place
     size = "" if file.size is None else f" ({file.size:,} bytes)"
     wrong = "".join(f" ({path} has {path.stat().st_size:,} bytes.)" for path in _places(file, cache_dir))
-    return f"By hand: fetch {file.url}{size} on another machine and put it at {place}.{wrong}"
+    return f"By hand: fetch {file.url}{size} on another machine and put it at {place}{wrong}"
 
 
 class _Offer(NamedTuple):

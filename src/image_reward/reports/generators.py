@@ -92,7 +92,7 @@ def _summary(found: Mapping[str, Any], scorer: Mapping[str, Any]) -> Grid:
     columns = [Column("generator", "left"), Column("rank"), Column("mean"), Column("interval", "center"), Column("median")]
     columns += [Column("win rate"), Column("prompts won")] if contested else []
     columns += [Column(f"best of {most}")] if most > 1 else []
-    columns += [Column("ranks", "center")] if contested else []
+    columns += [Column("rank, interval", "center")] if contested else []
     columns += [Column("people"), Column("their rank")] if human else []
     rows = []
     for generator in scorer["generators"]:
