@@ -213,7 +213,7 @@ def _accuracy_plot(found: Found) -> Plot:
 
 
 def _groups_plot(found: Found, kind: str, what: str) -> Plot:
-    from image_reward.reports.plots import COLOURS, MARKERS, figure, style
+    from image_reward.reports.plots import COLOURS, MARKERS, figure, legend, style
 
     groups, scorers = found[kind], list(found["scorers"])
     drawn = figure(height=max(4.0, 1.2 + 0.28 * len(groups) * len(scorers)))
@@ -229,13 +229,13 @@ def _groups_plot(found: Found, kind: str, what: str) -> Plot:
         axes.set_yticks(range(len(groups)), [group["name"].replace("$", r"\$") for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlabel("pooled accuracy (%)")
-        _legend(axes, len(scorers))
+    legend(axes, drawn.get_figheight())
     described = f"Pooled accuracy by {what}, a dot with its interval for each scorer; the numbers are in the table above."
     return Plot(drawn, f"Accuracy by {what}, drawn", described, "Chance is dashed.")
 
 
 def _calibration_plot(found: Found) -> Plot:
-    from image_reward.reports.plots import COLOURS, MARKERS, figure, style
+    from image_reward.reports.plots import COLOURS, MARKERS, figure, legend, style
 
     drawn = figure(6.0, 5.0)
     axes = drawn.subplots()
@@ -249,7 +249,7 @@ def _calibration_plot(found: Found) -> Plot:
             axes.plot(xs, ys, color=colour, marker=marker, label=name.replace("$", r"\$"))
             said.append(f"{name} errs by {_decimal(measured['metrics']['expected_calibration_error']['value'])} on average")
         axes.set(xlabel="how sure the scorer is (%)", ylabel="how often people agree (%)")
-        _legend(axes, len(found["scorers"]))
+    legend(axes, drawn.get_figheight())
     described = f"How often people agree against how sure the scorer is of the image it puts first: {'; '.join(said)}."
     return Plot(drawn, "Calibration", described, "On the dashed line, probabilities are what they say.")
 
@@ -269,11 +269,6 @@ def _agreement_plot(matrices: Found) -> Plot:
 
 def _dashed(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
     axes.plot(xs, ys, color="#8a8f98", linewidth=1.5, linestyle=(0, (4, 3)), zorder=1.5)
-
-
-def _legend(axes: Axes, num: int) -> None:
-    if num > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(num, 3), borderaxespad=0.2)
 
 
 # --- numbers in words ----------------------------------------------------------------------------------------------------------------
