@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -331,3 +332,12 @@ def test_ranks_of_rewards_let_two_scorers_be_compared(random: np.random.Generato
         if len(set(rewards)) > 1 and len(set(other)) > 1:
             assert metrics.kendall_tau_b(rewards, ranks) == pytest.approx(stats.kendalltau(rewards, other).statistic)
             assert metrics.spearman(rewards, ranks) == pytest.approx(stats.spearmanr(rewards, other).statistic)
+
+
+def test_one_long_prompt_does_not_widen_all_others() -> None:
+    groups = ["x" * 2_000_000, *(str(i) for i in range(200))]  # as a numpy array: 1.6 GB
+    tracemalloc.start()
+    metrics.bootstrap(np.ones(201), groups=groups, num_resamples=2)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 50e6

@@ -336,7 +336,7 @@ def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> Floats
 def bootstrap(
     values: ArrayLike,
     weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
+    groups: Sequence[Any] | None = None,
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> Floats:
@@ -354,7 +354,8 @@ def bootstrap(
     if not len(totals):
         raise ValueError("there is no prompt to resample")
     if groups is not None:
-        _, index = np.unique(np.asarray(groups), return_inverse=True)
+        place = {group: i for i, group in enumerate(sorted(set(groups)))}  # an array of strings is as wide as the longest prompt
+        index = np.array([place[group] for group in groups])
         if len(index) != len(totals):
             raise ValueError(f"{len(index)} groups for {len(totals)} values: one each is needed")
         totals, weight = _sum_by(index, totals), _sum_by(index, weight)
@@ -395,7 +396,7 @@ def paired_bootstrap(
     values_a: ArrayLike,
     values_b: ArrayLike,
     weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
+    groups: Sequence[Any] | None = None,
     num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def command(world: Path, *more: str) -> list[str]:
 def test_images_to_reports_and_results(world: Path, scorer: ImageRewardScorer, capsys: pytest.CaptureFixture[str]) -> None:
     reports = [str(world / f"report.{suffix}") for suffix in ("html", "md", "json")]
     saved = ["--save-results", str(world / "results")]
-    assert main(command(world, "--json", *saved, "--report", *reports)) == 0
+    assert main(command(world, "--json", *saved, *(part for file in reports for part in ("--report", file)))) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert found == json.loads(Path(reports[2]).read_text())
@@ -144,3 +145,27 @@ def test_table_1_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
         assert means == {generator: pytest.approx(row[column], abs=1e-4) for generator, row in TABLE_1.items()}
     assert scorers["ImageReward-v1.0"]["spearman"]["value"] == pytest.approx(1.0)
     assert scorers["CLIP"]["spearman"]["value"] == pytest.approx(0.6)
+
+
+def test_models_of_one_name_are_called_what_was_given(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "runs" / "tiny").parent.mkdir()
+    shutil.copytree(world / "tiny", world / "runs" / "tiny")
+    assert main(command(world, "--model", str(world / "runs" / "tiny"), "--json")) == 0
+    assert [scorer["name"] for scorer in json.loads(capsys.readouterr().out)["scorers"]] == [
+        str(world / "tiny"),
+        str(world / "runs" / "tiny"),
+    ]
+    assert main(command(world, "--model", str(world / "tiny"))) == 2
+    assert "tiny is there twice" in capsys.readouterr().err
+
+
+def test_what_people_said_is_read_before_scoring(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("image_reward.cli.options.SeveralModelOptions.load_all", lambda _: pytest.fail("a model was loaded"))
+    assert main(command(world, "--human", str(world / "gone.json"), "--human-better", "higher")) == 1
+    assert "no such file of human rankings" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "folder.md").mkdir()
+    assert main(command(world, "--report", str(world / "folder.md"))) == 2
+    assert "this is a folder; give the name of a file" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_options(capsys: pytest.CaptureFixture[str], rewards: str) -> None:
 def test_reports_in_files(capsys: pytest.CaptureFixture[str], rewards: str, tmp_path: Path) -> None:
     files = [str(tmp_path / f"report.{suffix}") for suffix in ("html", "md", "json")]
     command = ["evaluate", str(TINY), "--rewards", f"a={rewards}", "--rewards", f"b={rewards}", "--resamples", "100"]
-    assert main([*command, "--report", *files]) == 0
+    assert main([*command, *(part for file in files for part in ("--report", file))]) == 0
     assert "2 scorers against people" in capsys.readouterr().out
     page, words, data = (Path(file).read_text() for file in files)
     assert page.count("<svg") == 4

@@ -102,6 +102,7 @@ def test_manifest(tmp_path: Path, suffix: str) -> None:
         path.write_text("\n".join(map(json.dumps, MANIFEST)))
     else:
         path.write_text("\n".join(",".join(row) for row in [list(MANIFEST[0]), *(list(row.values()) for row in MANIFEST)]))
+    touch(tmp_path, "x/1.png", "x/2.png", "y.png")
     prompts, images = read_manifest(path)
     assert prompts == [Prompt("p1", "a cat"), Prompt("p2", "a green car")]
     assert images.paths == {
@@ -111,7 +112,7 @@ def test_manifest(tmp_path: Path, suffix: str) -> None:
 
 
 def test_manifest_with_prompts_given(tmp_path: Path) -> None:
-    path = tmp_path / "images.jsonl"
+    path = touch(tmp_path, "1", "z", "x/1.png") / "images.jsonl"
 
     def read(*rows: dict[str, str], prompts: list[Prompt] | None = None) -> Any:
         path.write_text("\n".join(map(json.dumps, rows)))
@@ -130,11 +131,14 @@ def test_manifest_with_prompts_given(tmp_path: Path) -> None:
         ([row, row | {"prompt": "a dog", "image": "z"}], None, "row 2 has another prompt for 'p1' than a row before it"),
         ([{"generator": "a", "prompt_id": "p1", "image": "z"}], None, "row 1 has no prompt; add them, or give the prompts"),
         ([{"generator": "a", "image": "z"}], PROMPTS, "row 1 has generator, image; a row needs"),
+        ([row | {"image": ""}], PROMPTS, "row 1 has generator, prompt_id, prompt; a row needs"),
         ([{"generator": "a", "prompt": "a cat", "image": "z"}], same, r"several prompts read 'a cat' \(p1, p3\); give the prompt_id"),
         ([], PROMPTS, "holds no rows"),
     ]:
         with pytest.raises(ValueError, match=message):
             read(*rows, prompts=given)
+    with pytest.raises(FileNotFoundError, match=r"images\.jsonl, row 1: no such image: .*gone\.png"):
+        read(row | {"image": "gone.png"}, prompts=PROMPTS)
 
 
 # --- rewards ---

@@ -127,3 +127,14 @@ def test_what_cannot_be_downloaded_can_be_placed_by_hand(server: hub.Hub, monkey
 def test_hub_files_come_from_the_mirror(server: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     assert json.loads(fetch_text("https://huggingface.co/styles/resolve/main/photo.json").read_text()) == ["a car"]
+
+
+def test_strings_of_jsonl_are_prompts_without_their_quotes(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('"a cat"\n"a dog"\n')
+    assert [prompt.prompt for prompt in read_prompts(tmp_path / "x.jsonl")] == ["a cat", "a dog"]
+    (tmp_path / "x.jsonl").write_text("a cat\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 1 is not JSON"):
+        read_prompts(tmp_path / "x.jsonl")
+    (tmp_path / "x.json").write_text('"a cat')
+    with pytest.raises(ValueError, match=r"x\.json is no JSON list or JSONL; name plain text .* \.txt"):
+        read_prompts(tmp_path / "x.json")

@@ -68,6 +68,8 @@ def test_of_many_generators_neighbours_are_shown() -> None:
 def test_one_generator_with_one_image_of_each_prompt() -> None:
     report = generators_report(found(1, num_images=1), pictures=False)
     assert report.lead.startswith("1 generator, 4 prompts, 1 image of each,")
+    assert report.lead.endswith("With 4 distinct prompts, intervals are too narrow and p-values too small: take at least 20.")
+    assert generators_report(found(1, num_prompts=20)).lead.endswith("seed 0.")
     tables = grids(report.blocks)
     assert list(tables) == ["S: generators by mean reward", "S: mean reward by category of prompt", "S: the best and the worst prompts"]
     assert [column.title for column in tables["S: generators by mean reward"].columns] == [
@@ -119,3 +121,10 @@ def test_pictures(image_folder: Path, tmp_path: Path) -> None:
 def test_written(tmp_path: Path, suffix: str) -> None:
     write(generators_report(found(2)), tmp_path / f"report.{suffix}")
     assert "g0" in (tmp_path / f"report.{suffix}").read_text()
+
+
+def test_images_to_choose_from_are_whole() -> None:
+    blocks = generators_report(found(2, num_images=2), pictures=True).blocks
+    [plot] = [block for block in blocks if isinstance(block, Plot) and block.title == "S: best of n"]
+    low, high = plot.figure.axes[0].get_xlim()
+    assert [tick for tick in plot.figure.axes[0].get_xticks() if low <= tick <= high] == [1, 2]

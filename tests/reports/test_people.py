@@ -52,6 +52,20 @@ def test_all_metrics_of_all_scorers_are_in_one_table() -> None:
     json.dumps(report.data, allow_nan=False)
 
 
+def test_a_metric_that_scorers_have_on_different_prompts_says_so() -> None:
+    told = found()
+    told["scorers"]["reversed"]["metrics"]["spearman"]["num_prompts"] = 9
+    table = grids(people_report(told, "mine"))["Agreement with people"]
+    assert cells(table, "Spearman's rho")[-1] == "11 / 9"
+    assert cells(table, "Kendall's tau-b")[-1] == "11"
+
+
+def test_few_prompts_are_said_to_be_few() -> None:
+    assert people_report(found(), "mine").lead.endswith(
+        "With 10 distinct prompts, intervals are too narrow and p-values too small: take at least 20."
+    )
+
+
 def test_differences_say_who_is_better() -> None:
     few = grids(people_report(found(scorers=3), "mine"))["Differences between scorers"]
     assert [column.title for column in few.columns] == ["scorers", "accuracy", "difference", "p", "corrected", "better"]

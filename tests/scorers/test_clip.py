@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +378,15 @@ def test_a_folder_of_transformers(plain_folder: Path, clip: ClipScorer) -> None:
         ("config.json", {"text_config.eos_token_id": 7}, "reads prompts at token 7, but its tokenizer ends them with 49407"),
         ("config.json", {"text_config.num_hidden_layers": 1}, r"text_model\.encoder\.layers\.1\.\S+ is unexpected"),
         ("config.json", {"vision_config.image_size": 32}, "size is 64; .* shorter side to the network's 32 px"),
+        (
+            "config.json",
+            {"image_reward": {**asdict(ClipSettings()), "version": 1, "max_tokens": 2}},
+            r"config\.json: max_tokens .* at least 3",
+        ),
+        ("config.json", {"vision_config": 5}, r"config\.json describes no CLIP that can be built: .*'vision_config'"),
+        ("config.json", {"vision_config.patch_size": 0}, r"config\.json describes no CLIP that can be built: "),
+        ("config.json", {"text_config.hidden_act": "other"}, r"config\.json describes no CLIP that can be built: .*'other'"),
+        ("preprocessor_config.json", {"rescale_factor": None}, "rescale_factor is None"),
         ("preprocessor_config.json", {"resample": 2}, r"preprocessor_config\.json: resample is 2; .* with the bicubic filter \(3\)"),
         ("preprocessor_config.json", {"size": {"height": 64, "width": 64}}, "size is {'height': 64, 'width': 64}"),
         ("preprocessor_config.json", {"crop_size": {"height": 64, "width": 32}}, "crop_size is"),

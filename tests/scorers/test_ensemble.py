@@ -14,7 +14,7 @@ import torch
 import seeded
 from conftest import tiny
 from image_reward.cli import main
-from image_reward.errors import CheckpointError, LongPromptWarning
+from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
 from image_reward.scorers import BlipScorer, Ensemble, ImageRewardScorer, Reference, load, load_all
 from image_reward.scorers.base import score_together
 from image_reward.scorers.ensemble import published_reference
@@ -214,3 +214,34 @@ def test_beside_other_scorers_it_shares_their_images_and_towers() -> None:
     one, two = (member.score(prompts, images) for member in members.values())
     assert together[0] == pytest.approx(one, abs=1e-6)
     assert together[1] == pytest.approx([(a + b) / 4 for a, b in zip(one, two, strict=True)], abs=1e-6)
+
+
+def test_a_member_that_is_an_ensemble_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "both.json"
+    file.write_text(json.dumps(described(members=[{"model": "both.json"}])))
+    with pytest.raises(CheckpointError, match=r"the member .*both\.json is an ensemble itself; give its members in its place"):
+        load(file, "cpu")
+
+
+def test_a_matrix_for_an_ensemble_that_reads_no_prompt(members: dict[str, Any]) -> None:
+    ensemble = ensemble_of(members)
+    ensemble.reads_prompt = False
+    with pytest.raises(ValueError, match="ensemble does not read the prompt: all 2 rows would be the same"):
+        ensemble.matrix(["cat", "dog"], seeded.images()[:1])
+    with pytest.raises(PromptError, match="a prompt is a string, not int"):
+        ensemble.matrix([1], [])  # type: ignore[list-item]
+
+
+def test_a_folder_of_a_published_name_does_not_get_its_reference(tmp_path: Path) -> None:
+    member = BlipScorer.from_tensors(seeded.weights(seeded.TINY, 8), "seeded weights", seeded.TINY.network)
+    assert published_reference("CLIP") is not None
+    tiny(ImageRewardScorer).save_pretrained(tmp_path / "CLIP")
+    member.name = load(tmp_path / "CLIP", "cpu").name
+    assert member.name == str(tmp_path / "CLIP")
+    with pytest.raises(ValueError, match="has no reference to normalise its rewards on"):
+        Ensemble({"CLIP": member})
+
+
+def test_fewer_images_than_prompts_are_refused(members: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="2 prompts and 1 images: aligned lists must have the same length"):
+        score_together(list(members.values()), ["cat", "dog"], seeded.images()[:1])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, SeveralModelOptions, UsageError, print_json
+from image_reward.cli.options import ReportOptions, SeveralModelOptions, UsageError, print_json
 
 if TYPE_CHECKING:
     from image_reward.evaluation.generators import HumanRanking, Rewards, Selection
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Benchmark(SeveralModelOptions, OutputOptions):
+class Benchmark(SeveralModelOptions, ReportOptions):
     """Measure image generators against each other by the rewards of what they made for the same prompts.
 
     IMAGES_ROOT has a folder for each generator, with images PROMPT_ID_NUMBER.png (any image suffix), or PROMPT_ID.png where there is one of
@@ -43,14 +42,6 @@ class Benchmark(SeveralModelOptions, OutputOptions):
     """What people said: a JSON object {generator: number}. By default the published wins, where prompts and generators are the paper's."""
     human_better: Literal["higher", "lower"] | None = None
     """Which numbers of --human are better: higher (wins, ratings) or lower (ranks)."""
-    resamples: int = 10_000
-    """How many times prompts are resampled for the intervals."""
-    confidence: float = 0.95
-    """What part of the resamples an interval covers."""
-    seed: int = 0
-    """Of the resampling."""
-    report: tuple[Path, ...] = ()
-    """Also write the report to these files: .html (with figures and galleries), .md, .json."""
 
     def run(self) -> int:
         self._check_usage()
@@ -59,8 +50,7 @@ class Benchmark(SeveralModelOptions, OutputOptions):
         from image_reward.reports.generators import generators_report
         from image_reward.reports.render import show, write
 
-        rewards, selection, images = self._scored()
-        human = self._human(list(next(iter(rewards.values()))), selection.prompts)
+        rewards, selection, images, human = self._scored()
         found = benchmark(
             rewards,
             selection,
@@ -83,20 +73,13 @@ class Benchmark(SeveralModelOptions, OutputOptions):
     def _check_usage(self) -> None:
         if sum(given is not None for given in (self.images, self.manifest, self.results)) != 1:
             raise UsageError("give either IMAGES_ROOT, or --manifest FILE, or --results FOLDER")
-        if self.resamples < 1 or not 0 < self.confidence < 1:
-            raise UsageError("--resamples must be at least 1, and --confidence between 0 and 1")
+        self.check_models()
+        self.check_report()
         if (self.human is None) != (self.human_better is None):
             raise UsageError("--human FILE and --human-better higher|lower go together: say which numbers are better")
-        for path in self.report:
-            if path.suffix.lower() not in (".html", ".md", ".json"):
-                raise UsageError(f"--report {path}: a report is written as .html, .md or .json")
-            if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
-                raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
-            if not path.parent.is_dir():
-                raise UsageError(f"--report {path}: there is no folder {path.parent}")
 
-    def _scored(self) -> tuple[Rewards, Selection, GeneratedImages | None]:
-        """The rewards, of saved results or of images scored now; which of them compare; and the images, if they are here."""
+    def _scored(self) -> tuple[Rewards, Selection, GeneratedImages | None, HumanRanking | None]:
+        """The rewards, of saved results or of images scored now; which of them compare; the images, if they are here; what people said."""
         from image_reward.evaluation import generators
         from image_reward.evaluation.prompt_sets import prompts
 
@@ -112,7 +95,8 @@ class Benchmark(SeveralModelOptions, OutputOptions):
                 for scorer, by_generator in rewards.items()
                 for generator, of_prompts in by_generator.items()
             }
-            return rewards, generators.select(found, held, self.allow_missing), None
+            selection = generators.select(found, held, self.allow_missing)
+            return rewards, selection, None, self._human(list(next(iter(rewards.values()))), selection.prompts)
         if self.manifest:
             found, images = generators.read_manifest(self.manifest, given)
         elif given is None:
@@ -125,6 +109,7 @@ class Benchmark(SeveralModelOptions, OutputOptions):
             print(f"{len(images.extra)} files belong to no prompt and are passed over: {shown}", file=sys.stderr)
         held = {generator: {name: len(paths) for name, paths in by_prompt.items()} for generator, by_prompt in images.paths.items()}
         selection = generators.select(found, held, self.allow_missing)
+        human = self._human(list(images.paths), selection.prompts)  # before hours of scoring, not after them
         scorers = self.load_all()
 
         from image_reward.cli.progress import progress
@@ -133,7 +118,7 @@ class Benchmark(SeveralModelOptions, OutputOptions):
             rewards, reused = generators.score_images(scorers, images, selection, self.save_results, on_image)
         if reused:
             print(f"{reused:,} rewards are those saved in {self.save_results}", file=sys.stderr)
-        return rewards, selection, images
+        return rewards, selection, images, human
 
     def _only_asked(self, rewards: Rewards, folder: Path) -> Rewards:
         if missing := [model for model in self.model if model not in rewards]:

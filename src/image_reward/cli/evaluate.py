@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, SeveralModelOptions, UsageError, print_json
+from image_reward.cli.options import ReportOptions, SeveralModelOptions, UsageError, check_output, print_json
 
 
 @dataclass
-class Evaluate(SeveralModelOptions, OutputOptions):
+class Evaluate(SeveralModelOptions, ReportOptions):
     """Measure how well models agree with people who ranked images, several models at once with `--model A --model B`.
 
     Accuracy is the share of the pairs that people put in an order in which the model agrees: pooled, every pair weighs the same; per
@@ -37,27 +37,21 @@ class Evaluate(SeveralModelOptions, OutputOptions):
     """What a pair counts in accuracies that people put in an order and the model gives equal rewards."""
     human_ties: Literal["excluded", "half"] = "excluded"
     """What a pair counts in accuracies that people tied."""
-    resamples: int = 10_000
-    """How many times prompts are resampled for the intervals."""
-    confidence: float = 0.95
-    """What part of the resamples an interval covers."""
-    seed: int = 0
-    """Of the resampling."""
-    report: tuple[Path, ...] = ()
-    """Also write the results, with plots, to these files: .html, .md or .json."""
     per_prompt: Path | None = None
     """Write the results of each prompt and model to this Parquet file."""
 
     def run(self) -> int:
         if self.k is not None and (not self.k or min(self.k) < 1):
             raise UsageError("--k takes integers from 1")
-        if self.resamples < 1 or not 0 < self.confidence < 1:
-            raise UsageError("--resamples must be at least 1, and --confidence between 0 and 1")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be at least 1, not {self.limit}")
         saved = [_named(given) for given in self.rewards]
-        _check_names([*(name for name, _ in saved), *self.model])
-        self._check_outputs()
+        self.check_models([name for name, _ in saved])
+        self.check_report()
+        if self.per_prompt:
+            if find_spec("pyarrow") is None:
+                raise UsageError("--per-prompt writes Parquet, which needs pyarrow: pip install 'image-reward[data]'")
+            check_output("per-prompt", self.per_prompt)
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import read
@@ -68,10 +62,7 @@ class Evaluate(SeveralModelOptions, OutputOptions):
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
         computing = bool(self.model) or not saved
         if computing:
-            models = self.load_all()
-            names = [*scorers, *(model.name for model in models)]
-            for model, given in zip(models, self.model or names[-1:], strict=True):  # runs/a/model and runs/b/model are both called model
-                scorers[model.name if names.count(model.name) == 1 else given] = model
+            scorers |= {model.name: model for model in self.load_all(list(scorers))}
         with progress("images") if computing else nullcontext() as on_image:
             found = evaluate(
                 scorers,
@@ -100,21 +91,6 @@ class Evaluate(SeveralModelOptions, OutputOptions):
             show(report)
         return 0
 
-    def _check_outputs(self) -> None:
-        """Before hours of scoring, not after them."""
-        from importlib.util import find_spec
-
-        if self.per_prompt and find_spec("pyarrow") is None:
-            raise UsageError("--per-prompt writes Parquet, which needs pyarrow: pip install 'image-reward[data]'")
-        for path in self.report:
-            if path.suffix.lower() not in (".html", ".md", ".json"):
-                raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
-            if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
-                raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
-        for option, path in [*(("report", path) for path in self.report), *([("per-prompt", self.per_prompt)] if self.per_prompt else [])]:
-            if not path.parent.is_dir():
-                raise UsageError(f"--{option} {path}: there is no folder {path.parent}")
-
 
 def _named(given: str) -> tuple[str, Path]:
     """[NAME=]FILE -> the name and the file. A file whose own name holds = is found as it is."""
@@ -124,12 +100,3 @@ def _named(given: str) -> tuple[str, Path]:
     if not name or not file:
         raise UsageError(f"--rewards {given}: write NAME=FILE, or FILE alone")
     return name, Path(file)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise UsageError(
-            f"{twice[0]} is there twice, and a table of results needs different names: leave one out, or name saved rewards with "
-            "--rewards NAME=FILE"
-        )

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,15 +81,72 @@ class SeveralModelOptions(LoadingOptions):
     """A registered name (see `image-reward models list`), a checkpoint file, a folder, a hub id OWNER/NAME, or the JSON file
     of an ensemble; give it several times for several models. By default ImageReward-v1.0."""
 
-    def load_all(self) -> list[Scorer[Any]]:
-        """The models in the order given; files and towers that they have in common are loaded once."""
-        return self.load_models(self.model or ("ImageReward-v1.0",))
+    def check_models(self, others: Sequence[str] = ()) -> None:
+        """Before anything is loaded: a table of results needs different names. ``others`` are names in it that are no models."""
+        names = [*others, *self.model]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UsageError(f"{twice[0]} is there twice, and a table of results needs different names: leave one out, or rename it")
+
+    def load_all(self, others: Sequence[str] = ()) -> list[Scorer[Any]]:
+        """The models in the order given; files and towers that they have in common are loaded once.
+
+        Models of one name, such as runs/a/model and runs/b/model, or of the name of one of ``others``, are called what was given.
+        """
+        given = self.model or ("ImageReward-v1.0",)
+        models = self.load_models(given)
+        for a, b in combinations(range(len(models)), 2):
+            if models[a] is models[b]:
+                raise UsageError(f"{given[a]} and {given[b]} are the same model; give it once")
+        names = [*others, *(model.name for model in models)]
+        for model, as_given in zip(models, given, strict=True):
+            if names.count(model.name) > 1:
+                model.name = as_given
+        return models
 
 
 @dataclass(kw_only=True)
 class OutputOptions:
     json: bool = False
     """Print JSON for programs instead of a table."""
+
+
+@dataclass(kw_only=True)
+class ReportOptions(OutputOptions):
+    """For commands whose results are estimates over prompts, and make a report."""
+
+    resamples: int = 10_000
+    """How many times prompts are resampled for the intervals."""
+    confidence: float = 0.95
+    """What part of the resamples an interval covers."""
+    seed: int = 0
+    """Of the resampling."""
+    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Also write the report to this file: .html (with figures), .md or .json; give it several times for several files."""
+
+    def check_report(self) -> None:
+        """Before hours of scoring, not after them."""
+        from importlib.util import find_spec
+
+        if self.resamples < 1 or not 0 < self.confidence < 1:
+            raise UsageError("--resamples must be at least 1, and --confidence between 0 and 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed must be at least 0, not {self.seed}")
+        for path in self.report:
+            if path.suffix.lower() not in (".html", ".md", ".json"):
+                raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
+            if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
+                raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
+            check_output("report", path)
+
+
+def check_output(option: str, path: Path) -> None:
+    """Raise ``UsageError`` for a file that cannot be written where it is."""
+    if not path.parent.is_dir():
+        raise UsageError(f"--{option} {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"--{option} {path}: this is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--{option} {path}: the folder {path.parent} cannot be written to")
 
 
 @dataclass(kw_only=True)

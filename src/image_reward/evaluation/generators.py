@@ -92,7 +92,7 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
 
     Rows may have both; without ``prompts`` these are the rows' own. Rows of prompts that are not among ``prompts`` are extra.
 
-    Raises ``FileNotFoundError``, or ``ValueError`` that names the row.
+    Raises ``FileNotFoundError`` for the file or an image that is not there, or ``ValueError`` that names the row.
     """
     path = Path(path)
     by_id = {prompt.id: prompt for prompt in prompts or ()}
@@ -107,7 +107,8 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
         where = f"{path}, row {number}"
         generator, name, text, image = (row.get(key) for key in ("generator", "prompt_id", "prompt", "image"))
         if not (generator and image and (name is not None or text)):
-            raise ValueError(f"{where} has {', '.join(row)}; a row needs generator, image, and prompt_id or prompt")
+            held = ", ".join(str(key) for key, value in row.items() if value not in (None, "")) or "nothing"
+            raise ValueError(f"{where} has {held}; a row needs generator, image, and prompt_id or prompt")
         image = path.parent / str(image)
         if (other := seen.setdefault((str(generator), image), number)) != number:
             raise ValueError(f"{where} names {image}, which row {other} names for {generator} too")
@@ -129,6 +130,8 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
         images = found.setdefault(str(generator), {})
         if name is None or (prompts is not None and str(name) not in by_id):
             extra.append(image)
+        elif not image.is_file():  # before a model is loaded, or hours of scoring are lost
+            raise FileNotFoundError(f"{where}: no such image: {image}")
         else:
             images.setdefault(str(name), []).append(image)
     if not found:

@@ -178,11 +178,13 @@ def rows(path: Path) -> Iterator[Mapping[str, Any]]:
             if None in row or None in row.values():
                 raise ValueError(f"{path}, line {reader.line_num} has not as many cells as the header; quote cells that hold commas")
             yield {key: value or None for key, value in row.items()}
-    elif suffix != ".txt" and text.lstrip().startswith("["):
-        yield from _objects(_json(text, f"{path}"), path)
-    elif suffix != ".txt" and text.lstrip().startswith("{"):
+    elif suffix == ".jsonl" or (suffix != ".txt" and text.lstrip().startswith("{")):
         lines = enumerate(text.split("\n"), start=1)
         yield from _objects([_json(line, f"{path}, line {number}") for number, line in lines if line.strip()], path)
+    elif suffix != ".txt" and text.lstrip().startswith("["):
+        yield from _objects(_json(text, f"{path}"), path)
+    elif suffix == ".json" and text.strip():
+        raise ValueError(f"{path} is no JSON list or JSONL; name plain text with a prompt on each line .txt")
     else:
         yield from ({"prompt": line.strip()} for line in text.split("\n") if line.strip())
 

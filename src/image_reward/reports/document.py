@@ -78,3 +78,20 @@ class Report:
     blocks: Sequence[Block]
     data: Mapping[str, Any] = field(default_factory=dict)
     """The same for programs: JSON values only, None where there is no number."""
+
+
+_FEW_PROMPTS = 20
+
+
+def few_prompts(num: int) -> str:
+    """What a report's lead must add where it rests on few prompts; else nothing.
+
+    The bootstrap knows no more than the prompts it draws from: where all of four favour one side, so does every resample.
+
+    >>> few_prompts(100)
+    ''
+    """
+    if num >= _FEW_PROMPTS:
+        return ""
+    prompts = "prompt" if num == 1 else "distinct prompts"
+    return f" With {num} {prompts}, intervals are too narrow and p-values too small: take at least {_FEW_PROMPTS}."

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report
+from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report, few_prompts
 
 _SHOWN_PROMPTS = 3  # best and worst each
 _ALL_PAIRS = 15  # as many as six generators have; of more, only neighbours are shown
@@ -42,6 +42,7 @@ def generators_report(found: Mapping[str, Any], pictures: bool = False) -> Repor
         f"scored by {' and '.join(scorer['name'] for scorer in found['scorers'])}. "
         f"Intervals: bootstrap of prompts, {100 * found['confidence']:g} %, {found['num_resamples']:,} resamples, seed {found['seed']}."
     )
+    lead += few_prompts(len({prompt["prompt"] for prompt in found["per_prompt"]}))
     data = {key: value for key, value in found.items() if key != "per_prompt"}
     return Report("Generators against each other", lead, blocks, data)
 
@@ -139,6 +140,8 @@ def _tables(scorer: Mapping[str, Any]) -> list[Block]:
 
 
 def _figures(found: Mapping[str, Any], scorer: Mapping[str, Any]) -> list[Block]:
+    from matplotlib.ticker import MaxNLocator
+
     from image_reward.reports.plots import curves, distributions, figure, heat_map
 
     generators, name = scorer["generators"], scorer["name"]
@@ -170,6 +173,7 @@ def _figures(found: Mapping[str, Any], scorer: Mapping[str, Any]) -> list[Block]
         axes = plot.add_subplot()
         curves(axes, np.arange(1, most + 1), {g["name"]: [estimate["value"] for estimate in g["best_of"]] for g in generators})
         axes.set(xlabel="images to choose from", ylabel="expected best reward")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         ends = ", ".join(f"{g['name']} {g['best_of'][0]['value']:.2f} to {g['best_of'][-1]['value']:.2f}" for g in generators)
         said = f"The expected reward of the best of 1 to {most} images: {ends}."
         blocks.append(Plot(plot, f"{name}: best of n", said))

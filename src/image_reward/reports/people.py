@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from image_reward.reports.document import Block, Column, Grid, Plot, Report
+from image_reward.reports.document import Block, Column, Grid, Plot, Report, few_prompts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def people_report(found: Found, data: str, plots: bool = False) -> Report:
         f"{found['num_untied_pairs']:,} untied and {found['num_tied_pairs']:,} tied pairs. "
         f"{_percentage(found['confidence'])} intervals are from {found['num_resamples']:,} resamples of the prompts, the same for all "
         f"scorers, seed {found['seed']}."
-    )
+    ) + few_prompts(found["num_distinct_prompts"])
     blocks: list[Block] = [_metrics(found)]
     if plots:
         blocks.append(_accuracy_plot(found))
@@ -66,8 +66,10 @@ def _metrics(found: Found) -> Grid:
     rows = []
     for metric in dict.fromkeys(metric for measured in scorers.values() for metric in measured["metrics"]):
         estimates = [measured["metrics"].get(metric) for measured in scorers.values()]
-        num_prompts = next(estimate["num_prompts"] for estimate in estimates if estimate)
-        rows.append([_name(metric), *(_cell(estimate, metric) for estimate in estimates), f"{num_prompts:,}"])
+        # One number, or one for each scorer: a scorer that ties all images of a prompt has no correlation there.
+        nums = [f"{estimate['num_prompts']:,}" if estimate else "-" for estimate in estimates]
+        nums = nums[:1] if len(set(nums)) == 1 else nums
+        rows.append([_name(metric), *(_cell(estimate, metric) for estimate in estimates), " / ".join(nums)])
     rows.append(["pairs of equal reward", *(f"{measured['num_predicted_ties']:,}" for measured in scorers.values()), ""])
     caption = f"In accuracies, {found['treatment_of_ties']}. Chance is 50 %. In brackets {_percentage(found['confidence'])} intervals."
     return Grid([Column("metric", "left"), *map(Column, scorers), Column("prompts")], rows, "Agreement with people", caption)
@@ -211,7 +213,7 @@ def _accuracy_plot(found: Found) -> Plot:
 
 
 def _groups_plot(found: Found, kind: str, what: str) -> Plot:
-    from image_reward.reports.plots import COLOURS, MARKERS, figure, style
+    from image_reward.reports.plots import COLOURS, MARKERS, figure, legend, style
 
     groups, scorers = found[kind], list(found["scorers"])
     drawn = figure(height=max(4.0, 1.2 + 0.28 * len(groups) * len(scorers)))
@@ -227,13 +229,13 @@ def _groups_plot(found: Found, kind: str, what: str) -> Plot:
         axes.set_yticks(range(len(groups)), [group["name"].replace("$", r"\$") for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlabel("pooled accuracy (%)")
-        _legend(axes, len(scorers))
+    legend(axes, drawn.get_figheight())
     described = f"Pooled accuracy by {what}, a dot with its interval for each scorer; the numbers are in the table above."
     return Plot(drawn, f"Accuracy by {what}, drawn", described, "Chance is dashed.")
 
 
 def _calibration_plot(found: Found) -> Plot:
-    from image_reward.reports.plots import COLOURS, MARKERS, figure, style
+    from image_reward.reports.plots import COLOURS, MARKERS, figure, legend, style
 
     drawn = figure(6.0, 5.0)
     axes = drawn.subplots()
@@ -247,7 +249,7 @@ def _calibration_plot(found: Found) -> Plot:
             axes.plot(xs, ys, color=colour, marker=marker, label=name.replace("$", r"\$"))
             said.append(f"{name} errs by {_decimal(measured['metrics']['expected_calibration_error']['value'])} on average")
         axes.set(xlabel="how sure the scorer is (%)", ylabel="how often people agree (%)")
-        _legend(axes, len(found["scorers"]))
+    legend(axes, drawn.get_figheight())
     described = f"How often people agree against how sure the scorer is of the image it puts first: {'; '.join(said)}."
     return Plot(drawn, "Calibration", described, "On the dashed line, probabilities are what they say.")
 
@@ -267,11 +269,6 @@ def _agreement_plot(matrices: Found) -> Plot:
 
 def _dashed(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
     axes.plot(xs, ys, color="#8a8f98", linewidth=1.5, linestyle=(0, (4, 3)), zorder=1.5)
-
-
-def _legend(axes: Axes, num: int) -> None:
-    if num > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(num, 3), borderaxespad=0.2)
 
 
 # --- numbers in words ----------------------------------------------------------------------------------------------------------------

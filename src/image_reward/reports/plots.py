@@ -230,11 +230,18 @@ def curves(axes: Axes, x: ArrayLike, series: Mapping[str, ArrayLike]) -> None:
         for (name, values), (colour, marker) in zip(series.items(), looks, strict=False):
             every = max(len(xs) // 8, 1)  # markers say which line it is, not where the points are
             axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=_label(name))
-        if len(series) > 1:
-            inches = 0.11 * max(len(_label(name)) for name in series) + 0.7
+    legend(axes, 3.2)
+
+
+def legend(axes: Axes, height: float) -> None:
+    """The names of labelled artists above the axes, if there are several, in as many columns as fit; ``height``: inches the rest needs."""
+    with style():
+        _, names = axes.get_legend_handles_labels()
+        if len(names) > 1:
+            inches = 0.11 * max(map(len, names)) + 0.7
             columns = max(int(0.9 * _figure_of(axes).get_figwidth() / inches), 1)
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, len(series)), borderaxespad=0.2)
-            _make_room(axes, 3.2 + 0.26 * -(-len(series) // columns))
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, len(names)), borderaxespad=0.2)
+            _make_room(axes, height + 0.26 * -(-len(names) // columns))
 
 
 # --- what they share -----------------------------------------------------------------------------------------------------------------

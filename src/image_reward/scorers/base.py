@@ -244,13 +244,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
 
         Raises what ``score`` raises, and ``ValueError`` for several prompts where the scorer reads none.
         """
-        if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
-            raise ValueError("matrix() takes a list of prompts and a list of images")
-        check_prompts(prompts)
-        if not self.reads_prompt and len(prompts) > 1:
-            raise ValueError(
-                f"{self.name} does not read the prompt: all {len(prompts)} rows would be the same; give matrix() one prompt, or use score()"
-            )
+        self._check_matrix(prompts, images)
         self._check_evaluating()
         rewards = torch.empty(len(prompts), len(images))
         if not rewards.numel():
@@ -266,6 +260,15 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         rewards = torch.cat(columns, dim=1)[:, index]
         _check_finite(rewards, self.name)
         return rewards.numpy()
+
+    def _check_matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> None:
+        if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
+            raise ValueError("matrix() takes a list of prompts and a list of images")
+        check_prompts(prompts)
+        if not self.reads_prompt and len(prompts) > 1:
+            raise ValueError(
+                f"{self.name} does not read the prompt: all {len(prompts)} rows would be the same; give matrix() one prompt, or use score()"
+            )
 
     def rank(self, prompt: str, images: Sequence[ImageLike]) -> Ranking:
         """The images of one prompt in order of reward. Raises ``ValueError`` for no images: there is nothing to rank."""
@@ -309,6 +312,8 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
     that the scorers give one by one. Raises what ``Scorer.score`` raises.
     """
     check_prompts(prompts)
+    if len(prompts) != len(images):
+        raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
     for scorer in scorers:
         scorer._check_evaluating()
     rewards = torch.empty(len(scorers), len(prompts))

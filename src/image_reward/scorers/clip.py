@@ -55,6 +55,10 @@ class ClipSettings:
     fit: Fit = "crop"
     """See ``ImageTransform.fit``."""
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 3:
+            raise ValueError(f"max_tokens counts the two tokens around a prompt and must be at least 3, not {self.max_tokens}")
+
 
 class _ClipImages(Scorer[Tensor]):
     """What scorers with a CLIP have in common. Those with the same network share the image features that they read: [I, D], of length 1."""
@@ -282,7 +286,11 @@ def clip_from_folder(
             raise CheckpointError(f"{config_file}: {SETTINGS_KEY} has version {version!r}; this release of image-reward reads version 1")
         settings = settings or fill(ClipSettings, carried, str(config_file))
     settings = settings or ClipSettings()
-    config = CLIPConfig.from_dict(values)
+    try:
+        config = CLIPConfig.from_dict(values)
+        network = clip_network(config)
+    except Exception as error:  # nearly anything, from a wrong type to a division by zero
+        raise CheckpointError(f"{config_file} describes no CLIP that can be built: {type(error).__name__}: {error}") from error
     processor = processor or folder
     transform = _transform(processor / PREPROCESSOR_NAME, config.vision_config.image_size, settings, options or ImageOptions())
     weights = [folder / file for file in (WEIGHTS_NAME, "pytorch_model.bin") if (folder / file).is_file()]
@@ -290,7 +298,6 @@ def clip_from_folder(
         raise CheckpointError(
             f"{folder} lacks {WEIGHTS_NAME} and pytorch_model.bin (weights in several files are not read); download it again"
         )
-    network = clip_network(config)
     load_strictly(network, read_checkpoint(weights[0])[0], str(weights[0]))
     name = name or folder.name
     if settings.architecture == "Aesthetic":
@@ -324,6 +331,7 @@ def _transform(file: Path, image_size: int, settings: ClipSettings, options: Ima
     """What a preprocessor_config.json asks for, which must be what ``ImageTransform`` does; OpenAI's values for what it leaves out."""
     asked = _read_json(file)
     size, crop = asked.get("size", image_size), asked.get("crop_size", image_size)
+    factor = asked.get("rescale_factor", 1 / 255)
     expected = {
         "do_resize": asked.get("do_resize", True) is True,
         "size": (size.get("shortest_edge") if isinstance(size, dict) else size) == image_size,
@@ -331,7 +339,7 @@ def _transform(file: Path, image_size: int, settings: ClipSettings, options: Ima
         "do_center_crop": asked.get("do_center_crop", True) is True,
         "crop_size": crop in (image_size, {"height": image_size, "width": image_size}),
         "do_rescale": asked.get("do_rescale", True) is True,
-        "rescale_factor": math.isclose(asked.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
+        "rescale_factor": isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-6),
         "do_normalize": asked.get("do_normalize", True) is True,
         "do_convert_rgb": asked.get("do_convert_rgb", True) is True,
     }

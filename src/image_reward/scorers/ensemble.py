@@ -215,8 +215,7 @@ class Ensemble(Scorer[Any]):
         return self(EnsembleBatch(batches))
 
     def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Any:
-        if not isinstance(prompts, list | tuple) or not isinstance(images, list | tuple):
-            raise ValueError("matrix() takes a list of prompts and a list of images")
+        self._check_matrix(prompts, images)
         pairs = [prompt for prompt in prompts for _ in images], list(images) * len(prompts)
         return np.array(score_together([self], *pairs)[0], dtype=np.float32).reshape(len(prompts), len(images))
 

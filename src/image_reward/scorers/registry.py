@@ -174,7 +174,14 @@ def build_ensemble(paths: tuple[Path, ...], options: LoadOptions) -> Ensemble:
     if options.config is not None:
         raise ValueError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
     file = paths[0] / CONFIG_NAME if paths[0].is_dir() else paths[0]
-    return Ensemble.from_json(file, lambda model: _build(model, options), options.name)
+
+    def member(model: str) -> Scorer[Any]:
+        found = find(model)
+        if found.build is build_ensemble:  # which could be this one, again and again
+            raise CheckpointError(f"{file}: the member {model} is an ensemble itself; give its members in its place")
+        return _built(found, options)
+
+    return Ensemble.from_json(file, member, options.name)
 
 
 def build_clip(paths: tuple[Path, ...], options: LoadOptions) -> Any:
@@ -433,7 +440,8 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
         return Found(spec.fetch(Path(cache_dir) if cache_dir else None), given, spec.config, spec.build)
     path = Path(given).expanduser()
     if given and path.exists():
-        name = path.name if path.is_dir() else path.stem
+        name = path.resolve().name if path.is_dir() else path.stem
+        name = given if name in MODELS else name  # a folder called CLIP need not hold that CLIP
         config = path / CONFIG_NAME if path.is_dir() else path if path.suffix == ".json" else None
         # A folder without a config goes to ImageReward's reader, which says what it lacks.
         build = _kind_of(config).build if config and config.exists() else build_imagereward
@@ -539,7 +547,7 @@ def load(
         exact=exact,
         shared={} if shared is None else shared,
     )
-    return _place(_build(model, options), device, dtype, batch_size, compile).requires_grad_(False)
+    return _place(_built(find(model), options), device, dtype, batch_size, compile).requires_grad_(False)
 
 
 def load_all(
@@ -556,8 +564,7 @@ def load_all(
     return [load(model, device, dtype, shared=shared, **options) for model in models]
 
 
-def _build(model: str | os.PathLike[str], options: LoadOptions) -> Scorer[Any]:
-    found = find(model)
+def _built(found: Found, options: LoadOptions) -> Scorer[Any]:
     return found.build(found.paths, replace(options, name=found.name, registered=found.config))
 
 
