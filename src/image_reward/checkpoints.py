@@ -160,7 +160,8 @@ def _checked(kind: Any, value: Any, name: str, source: str) -> Any:
             return kind(value)
         raise CheckpointError(f"{name} must be at least 1, not {value}")
     shown = "an object" if is_dataclass(kind) else f"a list of {len(kinds)} numbers" if kinds and ... not in kinds else ""
-    shown = shown or ("a list of whole numbers" if kinds else f"of type {kind.__name__}")
+    many = "objects" if kinds and is_dataclass(kinds[0]) else "whole numbers"
+    shown = shown or (f"a list of {many}" if kinds else f"of type {kind.__name__}")
     raise CheckpointError(f"{name} must be {shown}, not {value!r:.60}")
 
 

@@ -342,3 +342,8 @@ def test_nothing_to_evaluate() -> None:
         evaluated([[1, 2], [1, 2]], [TWO[0], TWO[0]])
     with pytest.raises(ComparisonError, match=r"^x: the reward of image 2 of y is nan"):
         evaluated([[1, 2], [1, math.nan]], TWO)
+
+
+def test_no_scorer_can_be_called_what_people_are_called() -> None:
+    with pytest.raises(ValueError, match="a scorer cannot be called 'people'"):
+        evaluate({"people": [[1.0, 0.0]]}, [Comparison("a cat", ("a.png", "b.png"), (1, 2))])

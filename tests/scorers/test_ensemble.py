@@ -187,6 +187,7 @@ def test_from_a_file(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureF
         (json.dumps(described(version=2)), "has format version 2; this release of image-reward reads version 1"),
         (json.dumps(described(weights=[1])), "unknown key 'weights'"),
         (json.dumps(described(members=[{"weight": 1}])), "_MemberConfig lacks 'model'"),
+        (json.dumps(described(members=5)), "members of _EnsembleConfig must be a list of objects, not 5"),
         (json.dumps(described(members=[])), r"both\.json: an ensemble needs members"),
         (json.dumps(described(members=described()["members"][:1] * 2)), "a member is there twice"),
         (json.dumps(described(reward="median")), r"both\.json: reward must be one of"),
@@ -219,7 +220,9 @@ def test_beside_other_scorers_it_shares_their_images_and_towers() -> None:
 def test_a_member_that_is_an_ensemble_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "both.json"
     file.write_text(json.dumps(described(members=[{"model": "both.json"}])))
-    with pytest.raises(CheckpointError, match=r"the member .*both\.json is an ensemble itself; give its members in its place"):
+    with pytest.raises(
+        CheckpointError, match=r"^\S+both\.json: the member \S+both\.json is an ensemble itself; give its members in its place"
+    ):
         load(file, "cpu")
 
 

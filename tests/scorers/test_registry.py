@@ -83,14 +83,18 @@ def test_the_documents_table_has_the_rows_of_the_code() -> None:
 
 def test_packages_that_are_broken_are_warned_of_by_name(site: Path) -> None:
     install(site, "broken", "[image_reward.scorers]\nBroken = broken:SPEC\n", broken="raise RuntimeError('half installed')")
+    install(site, "quits", "[image_reward.scorers]\nQuits = quits:SPEC\n", quits="raise SystemExit(3)")
     install(site, "nonsense", "[image_reward.scorers]\nNonsense = nonsense:SPEC\n", nonsense="SPEC = 'a string'")
     install(site, "taker", "[image_reward.scorers]\nBLIP = taker:SPEC\n", taker="SPEC = None")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         assert list(specs()) == list(MODELS)
         assert spec_of("BLIP") is MODELS["BLIP"]
+        with pytest.raises(UnknownModelError, match="the scorer Broken of the package broken cannot be loaded: see the warning"):
+            load("Broken")
     text = [str(warning.message) for warning in seen]
     assert any(t == "the scorer Broken of the package broken cannot be loaded: RuntimeError: half installed" for t in text)
+    assert any(t == "the scorer Quits of the package quits cannot be loaded: SystemExit: 3" for t in text)
     assert any(t == "the scorer Nonsense of the package nonsense is no ModelSpec: nonsense:SPEC is 'a string'" for t in text)
     assert any("the package taker names a scorer BLIP, but the name is taken: this package's own is used" in t for t in text)
 

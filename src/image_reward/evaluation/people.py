@@ -15,7 +15,7 @@ import numpy as np
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError
-from image_reward.evaluation.agreement import Agreement, Annotators, agreement, annotators
+from image_reward.evaluation.agreement import PEOPLE, Agreement, Annotators, agreement, annotators
 from image_reward.evaluation.published import published_results
 from image_reward.evaluation.rewards import Rewards, aligned, score_comparisons
 from image_reward.metrics import CalibrationBin, HumanTies, PredictedTies
@@ -211,6 +211,8 @@ def evaluate(
     """
     if not scorers:
         raise ValueError("there are no scorers to evaluate")
+    if PEOPLE in scorers:
+        raise ValueError(f"a scorer cannot be called {PEOPLE!r}, which stands for those it is measured against; give it another name")
     ks = usable_ks(comparisons, ks)
     pair_counts = [metrics.num_pairs(c.ranks) for c in comparisons]
     num_untied, num_tied = (sum(column) for column in zip(*pair_counts, strict=True))

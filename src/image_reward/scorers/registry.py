@@ -178,7 +178,7 @@ def build_ensemble(paths: tuple[Path, ...], options: LoadOptions) -> Ensemble:
     def member(model: str) -> Scorer[Any]:
         found = find(model)
         if found.build is build_ensemble:  # which could be this one, again and again
-            raise CheckpointError(f"{file}: the member {model} is an ensemble itself; give its members in its place")
+            raise CheckpointError(f"the member {model} is an ensemble itself; give its members in its place")
         return _built(found, options)
 
     return Ensemble.from_json(file, member, options.name)
@@ -400,7 +400,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 def _spec_of(point: EntryPoint) -> ModelSpec | None:
     try:
         spec = point.load()
-    except Exception as error:  # whatever the code of another package does
+    except (Exception, SystemExit) as error:  # whatever the code of another package does
         warnings.warn(f"the scorer {point.name} of {_package(point)} cannot be loaded: {type(error).__name__}: {error}", stacklevel=3)
         return None
     if not isinstance(spec, ModelSpec):
@@ -450,7 +450,10 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
         raise FileNotFoundError(f"no such checkpoint: {given}")
     if _HUB_ID.fullmatch(given):
         return _find_on_hub(given)
-    names = [*MODELS, *_entry_points()]
+    points = _entry_points()
+    if given in points:
+        raise UnknownModelError(f"the scorer {given} of {_package(points[given])} cannot be loaded: see the warning; update that package")
+    names = [*MODELS, *points]
     near = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
     hint = next((f" Did you mean {name}?" for name in names if near and name.lower() == near[0]), "")
     raise UnknownModelError(
