@@ -29,12 +29,12 @@ import numpy as np
 import tyro
 
 PROMPT = "a large green square above a yellow triangle on a blue background"
-Section = Literal["end-to-end", "ray", "million", "growth", "resume"]
+Section = Literal["end-to-end", "ray", "million", "growth", "resume", "cluster-kills"]
 
 
 @dataclass
 class Benchmark:
-    sections: tuple[Section, ...] = ("end-to-end", "ray", "million", "growth", "resume")
+    sections: tuple[Section, ...] = ("end-to-end", "ray", "growth", "resume", "cluster-kills")
     model: str = "ImageReward-mini"
     num_rows: int = 2000
     """Rows of the end-to-end section, each with a file of its own."""
@@ -254,8 +254,9 @@ def measure_growth(benchmark: Benchmark, folder: Path) -> None:
     time_axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds, start-up included")
     for (name, key), colour, marker in zip((("driver", "driver_rss"), ("a worker", "worker_rss")), COLOURS, MARKERS, strict=False):
         memory_axes.plot(counts, [cost[key] / 2**30 for cost in costs], marker=marker, color=colour, label=name)
-    memory_axes.set(xscale="log", xlabel="rows", ylabel="peak memory in GiB", ylim=(0, None))
-    memory_axes.legend()
+    most = max(cost[key] for cost in costs for key in ("driver_rss", "worker_rss")) / 2**30
+    memory_axes.set(xscale="log", xlabel="rows", ylabel="peak memory in GiB", ylim=(0, 1.25 * most))
+    memory_axes.legend(loc="lower right")
     benchmark.figure.parent.mkdir(parents=True, exist_ok=True)
     benchmark.figure.write_text(to_svg(drawn) + "\n", encoding="utf-8")
 
@@ -283,6 +284,45 @@ def measure_resume(benchmark: Benchmark, folder: Path) -> None:
     results = []
     for out in (folder / "out-whole", output):
         results.append(pq.read_table(sorted(out.glob("part-*.parquet"))))
+    print("the results are equal row for row" if results[0].equals(results[1]) else "THE RESULTS DIFFER")
+
+
+def measure_cluster_kills(benchmark: Benchmark, folder: Path) -> None:
+    """A job on a cluster of two nodes on this machine, whose actors and second node are killed at random moments, against a whole one."""
+    import pyarrow.parquet as pq
+
+    place = folder / "cluster"
+    rows = write_rows(place, draw(place, 1000, 64), benchmark.num_resume_rows)
+    job(benchmark, rows, folder / "out-local", benchmark.model, shard_size=50)
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    output = folder / "out-cluster"
+    told: list[str] = []
+    try:
+        second = cluster.add_node(**node)
+        process = start(benchmark, rows, output, benchmark.model, shard_size=50, engine="ray", ray_address=cluster.address)
+        for number in range(2 * benchmark.num_kills):
+            before = len(list(output.glob("part-*")))
+            while process.poll() is None and len(list(output.glob("part-*"))) < before + 4:  # both nodes are at work again
+                time.sleep(0.02)
+            time.sleep(random.uniform(0.0, 0.3))
+            actors = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if path.read_bytes().startswith(b"ray::Actor")]
+            if process.poll() is not None:
+                break
+            if number % 2:
+                cluster.remove_node(second, allow_graceful=False)
+                second = cluster.add_node(**node)
+            elif actors:
+                os.kill(random.choice(actors), signal.SIGKILL)
+            told.append(f"{'node' if number % 2 else 'actor'} after {len(list(output.glob('part-*')))} parts")
+        process.communicate()
+    finally:
+        cluster.shutdown()
+    results = [pq.read_table(sorted(out.glob("part-*.parquet"))) for out in (folder / "out-local", output)]
+    print(f"killed: {', '.join(told)}")
     print("the results are equal row for row" if results[0].equals(results[1]) else "THE RESULTS DIFFER")
 
 
