@@ -267,19 +267,18 @@ def measure_resume(benchmark: Benchmark, folder: Path) -> None:
 
     place = folder / "resume"
     rows = write_rows(place, draw(place, 1000, 64), benchmark.num_resume_rows)
-    cost = job(benchmark, rows, folder / "out-whole", benchmark.model, shard_size=100)
+    job(benchmark, rows, folder / "out-whole", benchmark.model, shard_size=100)
     output = folder / "out-killed"
     for number in range(benchmark.num_kills):
         process = start(benchmark, rows, output, benchmark.model, shard_size=100)
-        moment = cost["whole"] - cost["seconds"] + random.uniform(0.0, 0.5) * cost["seconds"]  # after start-up, when parts are written
-        time.sleep(moment)
+        parts = len(list(output.glob("part-*"))) + random.randint(0, 7)
+        while process.poll() is None and len(list(output.glob("part-*"))) < parts:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.0, 0.3))
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        print(
-            f"kill {number + 1} after {moment:.1f} s{' (it was done)' if ended else ''}: {len(list(output.glob('part-*')))} parts",
-            flush=True,
-        )
+        print(f"kill {number + 1}{' (it was done)' if ended else ''}: {len(list(output.glob('part-*')))} parts", flush=True)
     job(benchmark, rows, output, benchmark.model, shard_size=100)
     results = []
     for out in (folder / "out-whole", output):
