@@ -94,6 +94,12 @@ def test_what_filter_refuses(scored: Path, tmp_path: Path, capsys: pytest.Captur
     ]:
         with pytest.raises((ValueError, JobError), match=message):
             kept(scored, **wrong)
+    with pytest.raises(ValueError, match=r"part-000001\.parquet is a part of the job itself"):
+        filter_rows(scored, scored / "part-000001.parquet", min_reward=0)
+    assert kept(scored, top_fraction=1e-12) == kept(scored, top_fraction=0.01)  # one row: rounded up
+    (scored / "part-000002.parquet").write_bytes(b"cut short")
+    with pytest.raises(JobError, match=r"part-000002\.parquet is damaged \(.*\); run the command that began the job again"):
+        kept(scored, min_reward=0)
     (scored / "part-000002.parquet").unlink()
     with pytest.raises(JobError, match=r"holds 33 of 40 rows; finish the job first"):
         kept(scored, min_reward=1.0)

@@ -187,9 +187,66 @@ def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
         score_files(rows, tmp_path / "out", stubs.load, workers=0)
     with pytest.raises(ValueError, match="engine must be 'local' or 'ray'"):
         score_files(rows, tmp_path / "out", stubs.load, engine="slurm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="format must be 'parquet' or 'csv' or 'jsonl', not 'xml'"):
+        score_files(rows, tmp_path / "out", stubs.load, format="xml")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="decoders must be at least 0, not -1"):
+        score_files(rows, tmp_path / "out", stubs.load, decoders=-1)
     with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
-        score_files(rows, tmp_path / "out", stubs.load, ray_address="auto")
-    assert names(tmp_path / "out") == [".lock"]
+        score_files(rows, tmp_path / "deep" / "out", stubs.load, ray_address="auto")
+    assert not (tmp_path / "deep" / "out").exists()  # of a job that never began nothing stays
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(JobError, match="no column 'picture'"):
+        score_files(rows, tmp_path / "mine", stubs.load, image_column="picture")
+    assert (tmp_path / "mine").is_dir()  # which was there before
+
+
+@pytest.mark.usefixtures("inline")
+def test_files_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        stubs.draw(tmp_path / folder, number + 1)
+        (tmp_path / folder / f"{number}.png").rename(tmp_path / folder / "x.png")
+        (tmp_path / folder / "rows.csv").write_text("prompt,image\ncat,x.png\n")
+    out = tmp_path / "out"
+    score_files(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
+    assert result(out)["image"] == ["x.png", "../b/x.png"]
+    filter_rows(out, tmp_path / "best.jsonl", top_fraction=0.5)
+    assert json.loads((tmp_path / "best.jsonl").read_text())["image"] == "b/x.png"
+    (tmp_path / "a" / "rows.csv").write_text("prompt,image\na dog,x.png\n")
+    with pytest.raises(JobError, match=r"the input has changed since it began \(files\.rows\.csv"):
+        score_files(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
+
+
+@pytest.mark.usefixtures("inline")
+def test_one_file_of_values_that_text_has_no_place_for(tmp_path: Path) -> None:
+    image = tmp_path / stubs.draw(tmp_path, 1)[0]
+    columns = {"prompt": ["a"], "image": [image.read_bytes()], "nan": [float("nan")], "blob": [b"\xff"], "list": [[{"x": float("inf")}]]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    for form in ("csv", "jsonl"):
+        score_files(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form)  # type: ignore[arg-type]
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "out" / "rewards.csv").read_text()))
+    assert (row["blob"], row["list"], row["nan"]) == ("/w==", '[{"x": null}]', "nan")
+    text = (tmp_path / "out" / "rewards.jsonl").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (found["nan"], found["blob"], found["list"]) == (None, "/w==", [{"x": None}])
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_quarantine_names_its_shards_whatever_the_columns_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubs.draw(tmp_path, 1)
+    (tmp_path / "rows.csv").write_text("prompt,image,shard\nfine,0.png,left\nbad,0.png,right\n")
+    score = ShardScorer.score
+
+    def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 1:
+            raise MemoryError("every time")
+        return score(self, shard, *others)
+
+    monkeypatch.setattr(ShardScorer, "score", die)
+    assert score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load, shard_size=1).num_quarantined == 1
+    assert JobFolder(tmp_path / "out").quarantined() == [1]
+    monkeypatch.setattr(ShardScorer, "score", score)
+    again = score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load, retry_quarantined=True)
+    assert (again.num_quarantined, again.num_scored_now) == (0, 1)
 
 
 # --- with real processes ---

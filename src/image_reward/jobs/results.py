@@ -17,7 +17,7 @@ import numpy as np
 from image_reward.errors import JobError
 from image_reward.jobs.buckets import Buckets, group_starts
 from image_reward.jobs.files import Access, Folder, digest, join, scheme, whole_file, writing
-from image_reward.jobs.folder import DIGEST_SIZE, digests_of, read_manifest, tables, write_rows
+from image_reward.jobs.folder import DIGEST_SIZE, digests_of, part_numbers, read_manifest, tables, write_rows
 from image_reward.jobs.rows import image_named
 from image_reward.jobs.shards import reward_columns
 
@@ -132,6 +132,8 @@ def filter_rows(
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv", ".jsonl"):
         raise ValueError(f"{path}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
+    if part_numbers([path.name]) and os.path.realpath(path.parent) == os.path.realpath(scored.folder.path):
+        raise ValueError(f"{path} is a part of the job itself; give the rows another name")
     with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(str(path)), whole_file(path) as file:
@@ -190,7 +192,8 @@ class _Top:
                 yield _sortable(rewards[~np.isnan(rewards)])
 
         upper = sum((np.bincount(found >> 16, minlength=1 << 16) for found in keys()), np.zeros(1 << 16, dtype=np.int64))
-        wanted = math.ceil(round(fraction * int(upper.sum()), 6))  # rounded: 0.1 of 30 rows are 3, not 4
+        num = int(upper.sum())
+        wanted = max(min(1, num), math.ceil(round(fraction * num, 6)))  # rounded: 0.1 of 30 rows are 3, not 4
         high, wanted = _place_from_the_end(upper, wanted)
         lower = sum(
             (np.bincount(found[found >> 16 == high] & 0xFFFF, minlength=1 << 16) for found in keys()), np.zeros(1 << 16, dtype=np.int64)

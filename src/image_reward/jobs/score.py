@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 from image_reward.errors import JobError
 from image_reward.jobs.driver import Driver, Pool, Progress
@@ -125,6 +125,11 @@ def score_files(
     for name, value in (("workers", workers), ("batch_size", batch_size), ("shard_size", shard_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if decoders is not None and decoders < 0:
+        raise ValueError(f"decoders must be at least 0, not {decoders}")
+    for name, choice, known in (("engine", engine, get_args(Engine)), ("format", format, get_args(Format))):
+        if choice not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, not {choice!r}")
     job = JobFolder(output)
     names = Names(prompt_column, image_column, id_column)
     source = open_input(os.fspath(rows), names, prompt, Access(allow_https))
@@ -214,8 +219,6 @@ def _pool(
 
         pool = ActorPool(work, workers, decoders, device, ray_address, num_shards)
         return pool, pool.decoders > 0
-    if engine != "local":
-        raise ValueError(f"engine must be 'local' or 'ray', not {engine!r}")
     if ray_address is not None:
         raise JobError("a Ray address was given, but the engine is 'local'; choose engine 'ray'")
     from image_reward.jobs.processes import ProcessPool, check_can_start, local_devices, num_cores
