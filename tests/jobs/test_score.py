@@ -19,7 +19,7 @@ import pytest
 import stubs
 
 from image_reward.errors import JobError
-from image_reward.jobs import files, score_files
+from image_reward.jobs import files, processes, score_files
 from image_reward.jobs.folder import JobFolder, part_name
 from image_reward.jobs.results import filter_rows
 from image_reward.jobs.shards import ShardScorer
@@ -252,12 +252,27 @@ def test_the_quarantine_names_its_shards_whatever_the_columns_are_called(tmp_pat
 # --- with real processes ---
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
+def test_workers_that_still_load_leave_ctrl_c_to_the_job() -> None:
+    arrived: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
+    try:
+        with processes._sheltered_from_ctrl_c():
+            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # which a process that is started inherits
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not arrived
+        assert arrived
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def job(rows: Path, out: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
     """A job of two workers in a process of its own."""
     code = f"""
 if __name__ == "__main__":
     import functools, stubs
-    from image_reward.jobs import files, score_files
+    from image_reward.jobs import files, processes, score_files
     load = functools.partial(stubs.load, seconds={seconds})
     result = score_files({str(rows)!r}, {str(out)!r}, load, workers=2, shard_size=5, on_note=lambda note: print(note, flush=True))
     print(result.num_scored_now, result.num_quarantined)

@@ -166,9 +166,7 @@ class JobFolder:
         place = {"shard": shard.number, "reason": reason, "file": shard.file}
         try:
             with self.folder.open(part_name(shard.number)) as file:
-                from pyarrow.parquet import read_table
-
-                rows = [{name: value for name, value in row.items() if name != "error"} for row in read_table(file).to_pylist()]
+                rows = [{name: value for name, value in row.items() if name != "error"} for row in read_part(file).to_pylist()]
         except FileNotFoundError:
             rows = [{} for _ in range(shard.num_rows)]
         lines = [json_text(row | place | {"row": shard.first_row + n}) for n, row in enumerate(rows)]
@@ -244,15 +242,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_part(file: Any, columns: list[str] | None = None) -> pyarrow.Table:
+    """An open part. Without Arrow's threads: one that still holds Python's file when the program ends aborts it (apache/arrow#50482)."""
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(file).read(columns, use_threads=False)
+
+
 def tables(folder: Folder, columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
     """The parts of a job, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
     from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     for number in part_numbers(folder.names()):
         with folder.open(part_name(number)) as file:
             try:
-                table = ParquetFile(file).read(columns)
+                table = read_part(file, columns)
             except (ArrowException, OSError) as error:
                 path = f"{folder.path}/{part_name(number)}"
                 raise JobError(

@@ -532,7 +532,7 @@ class ParquetInput(Input):
         opened = _parquet(file, self.access)
         self._join_schema(opened.schema_arrow, file)
         if self.id_column in opened.schema_arrow.names:
-            for batch in opened.iter_batches(columns=[self.id_column]):
+            for batch in opened.iter_batches(columns=[self.id_column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     self._ids.add(value)
         yield from _cut(opened.metadata.num_rows, self._size)
@@ -581,7 +581,7 @@ def _row_group(file: str, stamp: str, access: Access, number: int) -> Any:
     del stamp
     pa = _arrow()
     try:
-        return _parquet(file, access).read_row_group(number)
+        return _parquet(file, access).read_row_group(number, use_threads=False)  # as in ``read_part``; workers share the cores
     except (pa.ArrowException, OSError) as error:
         raise JobError(f"{file}, row group {number} cannot be read: {error}; write or download it again") from None
 
@@ -623,7 +623,7 @@ def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
     pa = _arrow()
     try:
         source = access.open(file) if scheme(file) else pa.memory_map(file)  # mapped: nothing is read before it is used
-        return pa.ipc.open_stream(source).read_all()
+        return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
     except (pa.ArrowException, OSError) as error:
         raise JobError(f"{file} is not a whole Arrow stream: {error}; save the data set again") from None
 

@@ -69,7 +69,7 @@ class JobResult:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The job was stopped after whole shards; run it again to go on."""
+    """The job was stopped; run it again to go on."""
 
 
 def score_files(
@@ -239,7 +239,7 @@ def _stoppable(on_note: Callable[[str], None]) -> Iterator[threading.Event]:
 
     def on_signal(_number: int, _frame: Any) -> None:
         if stopping.is_set():
-            raise KeyboardInterrupt
+            raise Interrupted("stopped at once; run the same command again to go on")
         stopping.set()
         on_note("finishing the shards in work, then stopping; press Ctrl-C again to stop at once (they will be scored again)")
 
