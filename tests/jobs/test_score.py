@@ -21,7 +21,7 @@ import stubs
 from image_reward.errors import JobError
 from image_reward.jobs import files, processes, score_files
 from image_reward.jobs.folder import JobFolder, part_name
-from image_reward.jobs.results import filter_rows
+from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
 
 
@@ -157,11 +157,44 @@ def test_a_shard_that_kills_is_given_up_after_three_tries(rows: Path, tmp_path: 
     assert json.loads((out / "tries.json").read_text()) == {"1": 3}
     score_files(rows, out, stubs.load)
     assert len(deaths) == 3  # a restart remembers
+    (out / "quarantine.jsonl").unlink()  # as if the job had been killed just before it was written
+    assert score_files(rows, out, stubs.load).num_quarantined == 5
     monkeypatch.setattr(ShardScorer, "score", score)
     done = score_files(rows, out, stubs.load, retry_quarantined=True)
     assert (done.num_scored_now, done.num_quarantined) == (5, 0)
     assert result(out)["reward"] == pytest.approx(EXPECTED)
     assert not (out / "quarantine.jsonl").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 1:
+            raise MemoryError("reading crashes")
+        return work[len(others) > 1](self, shard, *others)
+
+    work = [ShardScorer.give_up, ShardScorer.score]
+    monkeypatch.setattr(ShardScorer, "score", lambda self, shard, upcoming=None, told=lambda *_: None: die(self, shard, upcoming, told))
+    monkeypatch.setattr(ShardScorer, "give_up", die)
+    out = tmp_path / "out"
+    done = score_files(rows, out, stubs.load, shard_size=5)
+    assert (done.num_rows, done.num_quarantined, done.num_errors) == (23, 5, 5)
+    assert not (out / part_name(1)).exists()
+    found = summarize(out)
+    assert (found.num_rows, found.num_errors, found.errors, found.num_quarantined) == (23, 5, {"Quarantined": 5}, 5)
+    assert filter_rows(out, io.StringIO(), top_fraction=0.5) == 9
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_package_that_is_missing_ends_the_job_instead_of_every_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Any:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    rows.write_text("prompt,image\na,0.png\nb,s3://bucket/1.png\n")
+    with pytest.raises(JobError, match="s3:// needs a package that is not installed: pip install s3fs"):
+        score_files(rows, tmp_path / "out", stubs.load)
+    assert part_name(0) not in names(tmp_path / "out")
 
 
 @pytest.mark.usefixtures("inline")

@@ -164,8 +164,8 @@ class Score(SeveralModelOptions, OutputOptions, GalleryOptions, RowOptions):
 
 def reads_rows(first: str, rest: tuple[str, ...]) -> bool:
     """Whether the arguments are ROWS FOLDER rather than PROMPT IMAGE... Raises ``UsageError`` where they could be both, or neither."""
-    named = PurePosixPath(first).suffix.lower() in _ROW_SUFFIXES and not any(space in first for space in " \n\t")
     exists = _exists(first)
+    named = PurePosixPath(first).suffix.lower() in _ROW_SUFFIXES and (exists or not any(space in first for space in " \n\t"))
     folder = exists and Path(first).is_dir()
     if not (named or folder or "://" in first.split(" ")[0]):
         return False

@@ -157,8 +157,7 @@ class JobFolder:
         self.folder.write(TRIES, json.dumps({str(number): count for number, count in sorted(tries.items())}).encode())
 
     def quarantined(self) -> list[int]:
-        text = self.folder.read(QUARANTINE)
-        return sorted({json.loads(line)["shard"] for line in text.splitlines()}) if text else []
+        return sorted(set(quarantined_rows(self.folder)))
 
     def quarantine(self, shard: Shard, reason: str) -> None:
         """List the rows of a shard, whose part holds them with an error, or is missing because reading them kills too."""
@@ -240,6 +239,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def quarantined_rows(folder: Folder) -> list[int]:
+    """The shard of every row that was given up."""
+    return [json.loads(line)["shard"] for line in (folder.read(QUARANTINE) or b"").splitlines()]
 
 
 def read_part(file: Any, columns: list[str] | None = None) -> pyarrow.Table:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any, Literal, Union, get_args
 
 from image_reward.errors import JobError
-from image_reward.jobs.driver import Driver, Pool, Progress
+from image_reward.jobs.driver import MAX_TRIES, Driver, Pool, Progress
 from image_reward.jobs.files import Access
 from image_reward.jobs.folder import SUMMARY, Format, JobFolder
 from image_reward.jobs.rows import Names, open_input
@@ -160,7 +160,11 @@ def score_files(
         if retry_quarantined:
             job.release_quarantine()
         done = job.done(shards)
-        earlier = set(job.quarantined()) - done
+        tries, listed = job.tries(), set(job.quarantined())
+        for number in sorted(done - listed):
+            if tries.get(number, 0) >= MAX_TRIES:  # the job was killed between writing the part and listing its rows
+                job.quarantine(shards[number], f"the worker died {tries[number]} times on this shard: in an earlier run")
+        earlier = listed - done
         todo = [shard for shard in shards if shard.number not in done and shard.number not in earlier]
 
         from image_reward.jobs.shards import Work, reward_columns
