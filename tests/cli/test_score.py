@@ -19,6 +19,7 @@ def folder(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for place in (tmp_path, tmp_path / "images"):
         (place / "a.png").write_bytes((image_folder / "a.png").read_bytes())
     (tmp_path / "rows.csv").write_text("prompt,image\ncat,a.png\ndog,none.png\n")
+    (tmp_path / "my rows.csv").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "manifest.json").touch()
@@ -41,6 +42,7 @@ def folder(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("images|a.png|b.png", False),  # rows go into one folder
         ("x" * 5000 + "|a.png", False),
         ("rows.csv|out", True),
+        ("my rows.csv|out", True),
         ("rows.csv|empty", True),
         ("rows.csv|job", True),
         ("images|out", True),
@@ -94,6 +96,7 @@ def test_usage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["a cat", "a.png", "--workers", "2"], "--workers is for files of rows, and 'a cat' was taken for a prompt"),
         (["a cat", "a.png", "--prompt", "x"], "--prompt is for files of rows"),
         (["a cat", "a.png", "--model", "A", "--model", "B"], "several models score files of rows"),
+        (["rows.csv", "out", "--decoders", "-1"], "--decoders must be at least 0, not -1"),
         (["rows.csv", "out", "--workers", "0"], "--workers must be at least 1, not 0"),
         (["rows.csv", "out", "--gallery", "x.html"], "--gallery is for the images of one prompt"),
         (["rows.csv", "out", "more", "--read-as", "rows"], "rows are scored into one folder, and 2 were given"),

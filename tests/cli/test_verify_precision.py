@@ -49,6 +49,13 @@ def test_too_many_flips(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert main([*COMMAND, "--dtype", "bfloat16", "--prompt", PROMPT, "--max-flips", "1"]) == 0
 
 
+def test_flips_cannot_be_judged_without_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["verify-precision", f"{EXAMPLES}/faultless-1.png", *COMMAND[2:], "--dtype", "bfloat16", "--prompt", PROMPT]
+    assert main(one) == 0
+    assert main([*one, "--max-flips", "0.5"]) == 1
+    assert "so no pair can flip; give more images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

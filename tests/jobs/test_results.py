@@ -94,13 +94,36 @@ def test_what_filter_refuses(scored: Path, tmp_path: Path, capsys: pytest.Captur
     ]:
         with pytest.raises((ValueError, JobError), match=message):
             kept(scored, **wrong)
+    with pytest.raises(ValueError, match=r"part-000001\.parquet is a part of the job itself"):
+        filter_rows(scored, scored / "part-000001.parquet", min_reward=0)
+    assert kept(scored, top_fraction=1e-12) == kept(scored, top_fraction=0.01)  # one row: rounded up
+    (scored / "part-000002.parquet").write_bytes(b"cut short")
+    with pytest.raises(JobError, match=r"part-000002\.parquet is damaged \(.*\); run the command that began the job again"):
+        kept(scored, min_reward=0)
     (scored / "part-000002.parquet").unlink()
     with pytest.raises(JobError, match=r"holds 33 of 40 rows; finish the job first"):
         kept(scored, min_reward=1.0)
     with pytest.raises(JobError, match=r"is not the folder of a job: it has no manifest\.json"):
         kept(tmp_path, min_reward=1.0)
+    for option, message in [
+        ("--top-fraction=2", "--top-fraction is a share of the rows, more than 0 and at most 1, not 2"),
+        ("--best-per-prompt=0", "--best-per-prompt must be at least 1, not 0"),
+        ("--min-reward=nan", "--min-reward is not a number"),
+    ]:
+        assert main(["filter", str(scored), option]) == 2
+        assert message in capsys.readouterr().err
     assert main(["filter", str(scored)]) == 2
     assert "give one of --min-reward, --top-fraction and --best-per-prompt" in capsys.readouterr().err
+
+
+def test_parts_are_read_without_threads_that_could_outlive_the_program(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    read = pq.ParquetFile.read
+    monkeypatch.setattr(
+        pq.ParquetFile, "read", lambda *args, **options: (threads.append(options["use_threads"]), read(*args, **options))[1]
+    )
+    assert kept(scored, min_reward=-99)
+    assert set(threads) == {False}
 
 
 @pytest.mark.usefixtures("inline")

@@ -56,6 +56,40 @@ def test_a_wrong_record_is_a_problem_of_its_row(tmp_path: Path) -> None:
     assert rows[3][0] == {"prompt": "\ufffd", "image": "d.png"}
 
 
+def test_a_quote_that_is_not_closed_costs_its_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    for text, prompts in [
+        ('image,prompt\n0.png,"a\n1.png,b\n2.png,c\n', [None, "b", "c"]),  # the rest of the file would be its prompt
+        ('prompt,image\n"a,0.png\nb,1.png\n"c d",2.png\n', [None, "b", "c d"]),  # 2.png would be scored for all three lines
+        ('image,prompt\n0.png,a\n1.png,"b\n' + "2.png,c\n" * 20_000, ["a", None, *"c" * 20_000]),  # longer than a cell may be
+    ]:
+        path.write_text(text)
+        for size in (1, 2, 1000) if len(text) < 1000 else (1000,):
+            _, rows = read_all(path, size)
+            assert [row[1] for row in rows] == prompts
+            assert [n for n, row in enumerate(rows) if row[3]] == [prompts.index(None)]
+            assert "is not CSV: " in rows[prompts.index(None)][3]
+            assert "close every quote" in rows[prompts.index(None)][3]
+
+
+def test_columns_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["a"], ["0.png"], ["b"]], names=["prompt", "image", "prompt"]), tmp_path / "rows.parquet")
+    with pytest.raises(JobError, match=r"several columns of one name: prompt, image, prompt; rename or drop one"):
+        read_all(tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("prompt,image\na,0.png\n")
+    with pytest.raises(JobError, match="the column 'image' cannot hold both images and prompts"):
+        read_all(tmp_path / "rows.csv", names=Names(prompt="image"))
+    (tmp_path / "old.csv").write_bytes(b"prompt,image\ra,0.png\r")
+    with pytest.raises(JobError, match=r"the first line of .*old\.csv is not CSV: new-line character"):
+        read_all(tmp_path / "old.csv")
+
+
+def test_a_link_to_nothing_is_an_image_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("nowhere.png")
+    _, rows = read_all(tmp_path, prompt="cat")
+    assert [(row[0]["image"], row[2]) for row in rows] == [("a.png", str(tmp_path / "a.png"))]
+
+
 def test_json_lines_with_columns_of_every_type(tmp_path: Path) -> None:
     lines = [
         {"prompt": "a", "image": "a.png", "n": 1, "x": 1, "ok": True, "mixed": 1, "list": [1, 2]},

@@ -19,9 +19,9 @@ import pytest
 import stubs
 
 from image_reward.errors import JobError
-from image_reward.jobs import files, score_files
+from image_reward.jobs import files, processes, score_files
 from image_reward.jobs.folder import JobFolder, part_name
-from image_reward.jobs.results import filter_rows
+from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
 
 
@@ -157,11 +157,44 @@ def test_a_shard_that_kills_is_given_up_after_three_tries(rows: Path, tmp_path: 
     assert json.loads((out / "tries.json").read_text()) == {"1": 3}
     score_files(rows, out, stubs.load)
     assert len(deaths) == 3  # a restart remembers
+    (out / "quarantine.jsonl").unlink()  # as if the job had been killed just before it was written
+    assert score_files(rows, out, stubs.load).num_quarantined == 5
     monkeypatch.setattr(ShardScorer, "score", score)
     done = score_files(rows, out, stubs.load, retry_quarantined=True)
     assert (done.num_scored_now, done.num_quarantined) == (5, 0)
     assert result(out)["reward"] == pytest.approx(EXPECTED)
     assert not (out / "quarantine.jsonl").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 1:
+            raise MemoryError("reading crashes")
+        return work[len(others) > 1](self, shard, *others)
+
+    work = [ShardScorer.give_up, ShardScorer.score]
+    monkeypatch.setattr(ShardScorer, "score", lambda self, shard, upcoming=None, told=lambda *_: None: die(self, shard, upcoming, told))
+    monkeypatch.setattr(ShardScorer, "give_up", die)
+    out = tmp_path / "out"
+    done = score_files(rows, out, stubs.load, shard_size=5)
+    assert (done.num_rows, done.num_quarantined, done.num_errors) == (23, 5, 5)
+    assert not (out / part_name(1)).exists()
+    found = summarize(out)
+    assert (found.num_rows, found.num_errors, found.errors, found.num_quarantined) == (23, 5, {"Quarantined": 5}, 5)
+    assert filter_rows(out, io.StringIO(), top_fraction=0.5) == 9
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_package_that_is_missing_ends_the_job_instead_of_every_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Any:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    rows.write_text("prompt,image\na,0.png\nb,s3://bucket/1.png\n")
+    with pytest.raises(JobError, match="s3:// needs a package that is not installed: pip install s3fs"):
+        score_files(rows, tmp_path / "out", stubs.load)
+    assert part_name(0) not in names(tmp_path / "out")
 
 
 @pytest.mark.usefixtures("inline")
@@ -187,12 +220,84 @@ def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
         score_files(rows, tmp_path / "out", stubs.load, workers=0)
     with pytest.raises(ValueError, match="engine must be 'local' or 'ray'"):
         score_files(rows, tmp_path / "out", stubs.load, engine="slurm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="format must be 'parquet' or 'csv' or 'jsonl', not 'xml'"):
+        score_files(rows, tmp_path / "out", stubs.load, format="xml")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="decoders must be at least 0, not -1"):
+        score_files(rows, tmp_path / "out", stubs.load, decoders=-1)
     with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
-        score_files(rows, tmp_path / "out", stubs.load, ray_address="auto")
-    assert names(tmp_path / "out") == [".lock"]
+        score_files(rows, tmp_path / "deep" / "out", stubs.load, ray_address="auto")
+    assert not (tmp_path / "deep" / "out").exists()  # of a job that never began nothing stays
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(JobError, match="no column 'picture'"):
+        score_files(rows, tmp_path / "mine", stubs.load, image_column="picture")
+    assert (tmp_path / "mine").is_dir()  # which was there before
+
+
+@pytest.mark.usefixtures("inline")
+def test_files_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        stubs.draw(tmp_path / folder, number + 1)
+        (tmp_path / folder / f"{number}.png").rename(tmp_path / folder / "x.png")
+        (tmp_path / folder / "rows.csv").write_text("prompt,image\ncat,x.png\n")
+    out = tmp_path / "out"
+    score_files(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
+    assert result(out)["image"] == ["x.png", "../b/x.png"]
+    filter_rows(out, tmp_path / "best.jsonl", top_fraction=0.5)
+    assert json.loads((tmp_path / "best.jsonl").read_text())["image"] == "b/x.png"
+    (tmp_path / "a" / "rows.csv").write_text("prompt,image\na dog,x.png\n")
+    with pytest.raises(JobError, match=r"the input has changed since it began \(files\.rows\.csv"):
+        score_files(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
+
+
+@pytest.mark.usefixtures("inline")
+def test_one_file_of_values_that_text_has_no_place_for(tmp_path: Path) -> None:
+    image = tmp_path / stubs.draw(tmp_path, 1)[0]
+    columns = {"prompt": ["a"], "image": [image.read_bytes()], "nan": [float("nan")], "blob": [b"\xff"], "list": [[{"x": float("inf")}]]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    for form in ("csv", "jsonl"):
+        score_files(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form)  # type: ignore[arg-type]
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "out" / "rewards.csv").read_text()))
+    assert (row["blob"], row["list"], row["nan"]) == ("/w==", '[{"x": null}]', "nan")
+    text = (tmp_path / "out" / "rewards.jsonl").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (found["nan"], found["blob"], found["list"]) == (None, "/w==", [{"x": None}])
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_quarantine_names_its_shards_whatever_the_columns_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubs.draw(tmp_path, 1)
+    (tmp_path / "rows.csv").write_text("prompt,image,shard\nfine,0.png,left\nbad,0.png,right\n")
+    score = ShardScorer.score
+
+    def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 1:
+            raise MemoryError("every time")
+        return score(self, shard, *others)
+
+    monkeypatch.setattr(ShardScorer, "score", die)
+    assert score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load, shard_size=1).num_quarantined == 1
+    assert JobFolder(tmp_path / "out").quarantined() == [1]
+    monkeypatch.setattr(ShardScorer, "score", score)
+    again = score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load, retry_quarantined=True)
+    assert (again.num_quarantined, again.num_scored_now) == (0, 1)
 
 
 # --- with real processes ---
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
+def test_workers_that_still_load_leave_ctrl_c_to_the_job() -> None:
+    arrived: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
+    try:
+        with processes._sheltered_from_ctrl_c():
+            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # which a process that is started inherits
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not arrived
+        assert arrived
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def job(rows: Path, out: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
@@ -200,7 +305,7 @@ def job(rows: Path, out: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
     code = f"""
 if __name__ == "__main__":
     import functools, stubs
-    from image_reward.jobs import files, score_files
+    from image_reward.jobs import files, processes, score_files
     load = functools.partial(stubs.load, seconds={seconds})
     result = score_files({str(rows)!r}, {str(out)!r}, load, workers=2, shard_size=5, on_note=lambda note: print(note, flush=True))
     print(result.num_scored_now, result.num_quarantined)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ class Filter:
         given = [self.min_reward, self.top_fraction, self.best_per_prompt]
         if sum(value is not None for value in given) != 1:
             raise UsageError("give one of --min-reward, --top-fraction and --best-per-prompt")
+        if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
+            raise UsageError(f"--top-fraction is a share of the rows, more than 0 and at most 1, not {self.top_fraction:g}")
+        if self.best_per_prompt is not None and self.best_per_prompt < 1:
+            raise UsageError(f"--best-per-prompt must be at least 1, not {self.best_per_prompt}")
+        if self.min_reward is not None and math.isnan(self.min_reward):
+            raise UsageError("--min-reward is not a number")
         if self.output and self.output.suffix.lower() not in (".parquet", ".csv", ".jsonl"):
             raise UsageError(f"--output {self.output}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
 

@@ -120,9 +120,9 @@ class Score(SeveralModelOptions, OutputOptions, GalleryOptions, RowOptions):
             raise UsageError(f"rows are scored into one folder, and {len(self.rest)} were given; {_HOW_TO_SAY_IT}")
         if self.gallery:
             raise UsageError("--gallery is for the images of one prompt; see `image-reward report FOLDER --report FILE.html`")
-        for name in ("workers", "shard_size", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        for name, least in (("workers", 1), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
         from image_reward.jobs import score_files
         from image_reward.scorers.registry import spec_of
@@ -164,8 +164,8 @@ class Score(SeveralModelOptions, OutputOptions, GalleryOptions, RowOptions):
 
 def reads_rows(first: str, rest: tuple[str, ...]) -> bool:
     """Whether the arguments are ROWS FOLDER rather than PROMPT IMAGE... Raises ``UsageError`` where they could be both, or neither."""
-    named = PurePosixPath(first).suffix.lower() in _ROW_SUFFIXES and not any(space in first for space in " \n\t")
     exists = _exists(first)
+    named = PurePosixPath(first).suffix.lower() in _ROW_SUFFIXES and (exists or not any(space in first for space in " \n\t"))
     folder = exists and Path(first).is_dir()
     if not (named or folder or "://" in first.split(" ")[0]):
         return False

@@ -29,7 +29,7 @@ class VerifyPrecision(ModelOptions, OutputOptions):
     prompts: Path | None = None
     """A text file of prompts, one a line."""
     max_flips: float | None = None
-    """Exit with 1 if more than this share of the pairs flips."""
+    """Exit with 1 if more than this share of the pairs flips, or there are no pairs."""
     repeats: int = 3
     """How many times each way is timed; medians are reported."""
     report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
@@ -64,6 +64,9 @@ class VerifyPrecision(ModelOptions, OutputOptions):
             print_json(report.data)
         else:
             show(report)
+        if self.max_flips is not None and not found.num_pairs:
+            print("no prompt has two images that float32 puts in an order, so no pair can flip; give more images", file=sys.stderr)
+            return 1
         if self.max_flips is not None and found.share_flipped > self.max_flips:
             print(f"{found.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}", file=sys.stderr)
             return 1

@@ -23,6 +23,10 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs":
 _LARGEST_IMAGE = 1 << 30  # bytes: a file beyond this is no picture, and would fill the memory before Pillow could say so
 
 
+class PackageError(JobError):
+    """A package that reading needs is not installed. The job ends instead of giving every row an error that another try would not undo."""
+
+
 def scheme(path: str) -> str:
     """``s3`` for ``s3://…``; empty for a path of this machine.
 
@@ -75,7 +79,7 @@ class Access:
             return url_to_fs(path)
         except ImportError as error:
             package = _PACKAGES.get(kind, "its fsspec package")
-            raise JobError(f"{kind}:// needs a package that is not installed: pip install {package} ({error})") from None
+            raise PackageError(f"{kind}:// needs a package that is not installed: pip install {package} ({error})") from None
 
     def open(self, path: str) -> IO[bytes]:
         if not scheme(path):

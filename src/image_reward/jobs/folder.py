@@ -16,9 +16,10 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,10 +86,11 @@ class JobFolder:
             raise JobError(f"{path} is not empty and holds no job (it has {names[0]}); give an empty or a new folder")
         if text is not None:
             self.manifest = read_manifest(self.folder, text)
-        self.folder.create()
         if self.folder.remote:
             yield
             return
+        made = not Path(path).exists()
+        self.folder.create()
         from filelock import FileLock, Timeout
 
         lock = FileLock(Path(path, ".lock"), timeout=0)
@@ -100,6 +102,10 @@ class JobFolder:
         try:
             yield
         finally:
+            if made and self.manifest is None:  # the job never began, so nothing of it stays
+                with suppress(OSError):
+                    Path(lock.lock_file).unlink()
+                    Path(path).rmdir()
             lock.release()
 
     def settle(self, found: Mapping[str, Any]) -> None:
@@ -151,8 +157,7 @@ class JobFolder:
         self.folder.write(TRIES, json.dumps({str(number): count for number, count in sorted(tries.items())}).encode())
 
     def quarantined(self) -> list[int]:
-        text = self.folder.read(QUARANTINE)
-        return sorted({json.loads(line)["shard"] for line in text.splitlines()}) if text else []
+        return sorted(set(quarantined_rows(self.folder)))
 
     def quarantine(self, shard: Shard, reason: str) -> None:
         """List the rows of a shard, whose part holds them with an error, or is missing because reading them kills too."""
@@ -160,12 +165,10 @@ class JobFolder:
         place = {"shard": shard.number, "reason": reason, "file": shard.file}
         try:
             with self.folder.open(part_name(shard.number)) as file:
-                from pyarrow.parquet import read_table
-
-                rows = [{name: value for name, value in row.items() if name != "error"} for row in read_table(file).to_pylist()]
+                rows = [{name: value for name, value in row.items() if name != "error"} for row in read_part(file).to_pylist()]
         except FileNotFoundError:
             rows = [{} for _ in range(shard.num_rows)]
-        lines = [json.dumps(place | {"row": shard.first_row + n} | row, default=str) for n, row in enumerate(rows)]
+        lines = [json_text(row | place | {"row": shard.first_row + n}) for n, row in enumerate(rows)]
         self.folder.write(QUARANTINE, text + "".join(f"{line}\n" for line in lines).encode())
 
     def release_quarantine(self) -> None:
@@ -195,7 +198,10 @@ class JobFolder:
 
 
 def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
-    """Tables as CSV or JSONL, one after another. JSONL has null where there is no value, CSV an empty cell."""
+    """Tables as CSV or JSONL, one after another. JSONL has null where there is no value, CSV an empty cell, and JSON for lists and objects.
+
+    Bytes become base64. NaN and infinities, which JSON has not, become null in it.
+    """
     first = True
     for table in parts:
         rows = table.to_pylist()
@@ -203,19 +209,64 @@ def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
             writer = csv.DictWriter(file, table.column_names, lineterminator="\n")
             if first:
                 writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         else:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            file.writelines(json_text(row) + "\n" for row in rows)
         first = False
 
 
-def tables(folder: Folder, columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
-    """The parts of a job, one at a time, in order."""
+def _cell(value: object) -> object:
+    if isinstance(value, list | dict):
+        return json_text(value)
+    return _plain(value) if isinstance(value, bytes) else value
+
+
+def json_text(value: object) -> str:
+    """JSON of what a table holds."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def quarantined_rows(folder: Folder) -> list[int]:
+    """The shard of every row that was given up."""
+    return [json.loads(line)["shard"] for line in (folder.read(QUARANTINE) or b"").splitlines()]
+
+
+def read_part(file: Any, columns: list[str] | None = None) -> pyarrow.Table:
+    """An open part. Without Arrow's threads: one that still holds Python's file when the program ends aborts it (apache/arrow#50482)."""
     from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(file).read(columns, use_threads=False)
+
+
+def tables(folder: Folder, columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
+    """The parts of a job, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
+    from pyarrow import ArrowException
 
     for number in part_numbers(folder.names()):
         with folder.open(part_name(number)) as file:
-            yield ParquetFile(file).read(columns)
+            try:
+                table = read_part(file, columns)
+            except (ArrowException, OSError) as error:
+                path = f"{folder.path}/{part_name(number)}"
+                raise JobError(
+                    f"{path} is damaged ({error}); run the command that began the job again, which scores its rows anew"
+                ) from None
+        yield table
 
 
 def digests_of(table: pyarrow.Table) -> bytes:

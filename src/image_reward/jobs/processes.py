@@ -8,8 +8,9 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -71,7 +72,8 @@ class ProcessPool:
     def start(self, worker: int) -> None:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=work_in_process, args=(self.work, self.devices[worker], theirs), name=f"scorer-{worker}")
-        process.start()
+        with _sheltered_from_ctrl_c():
+            process.start()
         theirs.close()  # so that the end of the process ends the pipe
         self.processes[worker], self.pipes[worker] = process, ours
 
@@ -112,6 +114,20 @@ class ProcessPool:
             process.terminate()
         for worker in list(self.processes):
             self.stop(worker)
+
+
+@contextmanager
+def _sheltered_from_ctrl_c() -> Iterator[None]:
+    """Processes that are started here never get a Ctrl-C, not even before ``end_with_parent``; this one gets it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which lifts the block where it must start first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(code: int | None) -> str:

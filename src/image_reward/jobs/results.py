@@ -17,7 +17,7 @@ import numpy as np
 from image_reward.errors import JobError
 from image_reward.jobs.buckets import Buckets, group_starts
 from image_reward.jobs.files import Access, Folder, digest, join, scheme, whole_file, writing
-from image_reward.jobs.folder import DIGEST_SIZE, digests_of, read_manifest, tables, write_rows
+from image_reward.jobs.folder import DIGEST_SIZE, digests_of, part_numbers, quarantined_rows, read_manifest, tables, write_rows
 from image_reward.jobs.rows import image_named
 from image_reward.jobs.shards import reward_columns
 
@@ -40,7 +40,10 @@ class Scored:
         self.image_column: str = self.manifest["image_column"]
         self.prompt_column: str = self.manifest["input"]["prompt_column"]
         self.num_rows = sum(len(table) for table in tables(self.folder, ["error"]))
-        if self.num_rows != self.manifest["num_rows"]:
+        self.quarantined = quarantined_rows(self.folder)
+        parts = set(part_numbers(self.folder.names()))
+        self.num_lost = sum(shard not in parts for shard in self.quarantined)  # given up, and even reading them ends a worker
+        if self.num_rows + self.num_lost != self.manifest["num_rows"]:
             raise JobError(
                 f"{self.folder.path} holds {self.num_rows:,} of {self.manifest['num_rows']:,} rows; "
                 "finish the job first, with the command that began it"
@@ -132,6 +135,8 @@ def filter_rows(
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv", ".jsonl"):
         raise ValueError(f"{path}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
+    if part_numbers([path.name]) and os.path.realpath(path.parent) == os.path.realpath(scored.folder.path):
+        raise ValueError(f"{path} is a part of the job itself; give the rows another name")
     with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(str(path)), whole_file(path) as file:
@@ -190,7 +195,8 @@ class _Top:
                 yield _sortable(rewards[~np.isnan(rewards)])
 
         upper = sum((np.bincount(found >> 16, minlength=1 << 16) for found in keys()), np.zeros(1 << 16, dtype=np.int64))
-        wanted = math.ceil(round(fraction * int(upper.sum()), 6))  # rounded: 0.1 of 30 rows are 3, not 4
+        num = int(upper.sum())
+        wanted = max(min(1, num), math.ceil(round(fraction * num, 6)))  # rounded: 0.1 of 30 rows are 3, not 4
         high, wanted = _place_from_the_end(upper, wanted)
         lower = sum(
             (np.bincount(found[found >> 16 == high] & 0xFFFF, minlength=1 << 16) for found in keys()), np.zeros(1 << 16, dtype=np.int64)
@@ -318,10 +324,12 @@ def summarize(folder: str | os.PathLike[str], num_shown: int = 12) -> JobSummary
             num_images += int(group_starts(records).sum())
         for records in pairs:
             num_pairs += int(group_starts(records).sum())
-    quarantine = scored.folder.read("quarantine.jsonl") or b""
+    if scored.num_lost:
+        errors["Quarantined"] += scored.num_lost
+        examples.setdefault("Quarantined", "not even the row could be read")
     return JobSummary(
         scored.folder.path,
-        scored.num_rows,
+        scored.num_rows + scored.num_lost,
         sum(errors.values()),
         dict(errors.most_common()),
         examples,
@@ -329,7 +337,7 @@ def summarize(folder: str | os.PathLike[str], num_shown: int = 12) -> JobSummary
         num_seen - num_images,
         num_seen - num_pairs,
         scored.manifest["repeated_ids"],
-        len(quarantine.splitlines()),
+        len(scored.quarantined),
         [_summary(scored, name, column, num_shown) for name, column in zip(scored.names, scored.columns, strict=True)],
     )
 

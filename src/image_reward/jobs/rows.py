@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,7 +160,7 @@ class Input(ABC):
         """What tells this input from another, for the manifest."""
         return {
             "kind": self.kind,
-            "files": {PurePosixPath(Path(file).as_posix()).name: stamp for file, stamp in self.stamps.items()},
+            "files": {self._name(file): stamp for file, stamp in self.stamps.items()},
             "prompt": self.prompt,
             "prompt_column": self.prompt_column,
             "image_column": self.image_column,
@@ -180,12 +181,23 @@ class Input(ABC):
 
     # --- what they share ---
 
+    def _name(self, file: str) -> str:
+        """One of the input's files, relative to ``base``."""
+        return PurePosixPath(Path(file).as_posix()).name if self.base in (file, parent(file)) else self._from_base(file)
+
+    def _from_base(self, path: str) -> str:
+        """Relative to ``base``, however many folders lie between; of an object store the whole address."""
+        return path if scheme(path) else Path(os.path.relpath(path, self.base)).as_posix()
+
     def _check_columns(self) -> None:
         columns = self.schema.names
         for column, option in ((self.image_column, "--image-column"), (self.prompt_column, "--prompt-column")):
             if column not in columns and not (column == self.prompt_column and self.prompt is not None):
                 text = " or --prompt TEXT" if column == self.prompt_column else ""
-                raise JobError(f"{self.given} has no column {column!r}; it has {', '.join(columns)}. Name it with {option}{text}")
+                found = ", ".join(columns) or "none at all"
+                raise JobError(f"{self.given} has no column {column!r}; it has {found}. Name it with {option}{text}")
+        if self.image_column == self.prompt_column:
+            raise JobError(f"the column {self.image_column!r} cannot hold both images and prompts; name two columns")
         if self.prompt is not None and self.prompt_column in columns:
             raise JobError(f"{self.given} has a column {self.prompt_column!r} of prompts; leave --prompt out")
         if self.names.id is not None and self.names.id not in columns:
@@ -217,7 +229,7 @@ class Input(ABC):
         return Rows(table.select(self.schema.names).cast(self.schema), prompts, images, problems)
 
     def _images(self, values: list[Any], shard: Shard) -> tuple[list[ImageSource | None], list[str | None]]:
-        base, file = parent(shard.file), shard.file
+        folder = parent(shard.file)
         sources: list[ImageSource | None] = []
         named: list[str | None] = []
         for number, value in enumerate(values, start=shard.first_row):
@@ -228,10 +240,13 @@ class Input(ABC):
                 inside = value
             if inside is not None:
                 sources.append(inside)
-                named.append(f"{PurePosixPath(Path(file).as_posix()).name}#{number}")
+                named.append(f"{self._name(shard.file)}#{number}")
             else:
-                sources.append(join(base, value) if isinstance(value, str) and value else None)
-                named.append(value if isinstance(value, str) else None)
+                path = join(folder, value) if isinstance(value, str) and value else None
+                sources.append(path)
+                # In the output every path is relative to one folder, whichever of the input's files names it.
+                moved = path and path != value and folder != self.base
+                named.append(self._from_base(path) if path and moved else value if isinstance(value, str) else None)
         return sources, named
 
 
@@ -317,6 +332,11 @@ class _CountedLines:
     def __iter__(self) -> Iterator[str]:
         return self
 
+    def go_on_after_line(self, start: int) -> None:
+        """Let the line after the one that begins at ``start`` be the next."""
+        self.file.seek(start)
+        self.end = start + len(self.file.readline())
+
     def __next__(self) -> str:
         if self.stop is not None and self.end >= self.stop:
             raise StopIteration
@@ -343,18 +363,21 @@ def _is_utf8(text: str) -> bool:
 
 
 class CsvInput(Input):
-    """CSV with a header. All columns stay text, as they are in the file; an empty cell is no value."""
+    """CSV with a header. All columns stay text, as they are in the file; an empty cell is no value.
+
+    A quote that is not closed costs the line that it is on. Without ``strict``, it would take the rows after it into its cell.
+    """
 
     kind = "CSV"
 
     def _header(self, file: IO[bytes]) -> tuple[list[str], int]:
         lines = _CountedLines(file)
-        header = next(csv.reader(lines), [])
+        header = next(csv.reader(lines, strict=True), [])
         return header, lines.end
 
     def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, list[str] | str]]:
         """First byte, byte after the last, and the cells, or what is wrong with them."""
-        reader = csv.reader(lines)
+        reader = csv.reader(lines, strict=True)
         while True:
             start = lines.end
             try:
@@ -362,13 +385,18 @@ class CsvInput(Input):
             except StopIteration:
                 return
             except csv.Error as error:
-                cells = f"not CSV: {error}"
+                cells = f"not CSV: {error}; close every quote, and double quotes within a cell"
+                lines.go_on_after_line(start)
+                reader = csv.reader(lines, strict=True)
             if cells:
                 yield start, lines.end, cells
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
         with self.access.open(file) as stream:
-            header, end = self._header(stream)
+            try:
+                header, end = self._header(stream)
+            except csv.Error as error:
+                raise JobError(f"the first line of {file} is not CSV: {error}; save it as CSV with a row on each line") from None
             if not header or len(set(header)) < len(header) or not all(_is_utf8(name) for name in header):
                 raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is no header: column names, each once, in UTF-8")
             pa = _arrow()
@@ -395,7 +423,7 @@ class CsvInput(Input):
             for number, (_, _, cells) in enumerate(
                 self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
             ):
-                problem = cells if isinstance(cells, str) else None
+                problem = f"row {number} is {cells}" if isinstance(cells, str) else None
                 if not problem and len(cells) != len(columns):
                     problem = f"row {number} has {len(cells)} cells and the header {len(columns)}; quote cells that hold commas"
                 values = list(cells) if isinstance(cells, list) else []
@@ -504,12 +532,14 @@ class ParquetInput(Input):
         opened = _parquet(file, self.access)
         self._join_schema(opened.schema_arrow, file)
         if self.id_column in opened.schema_arrow.names:
-            for batch in opened.iter_batches(columns=[self.id_column]):
+            for batch in opened.iter_batches(columns=[self.id_column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     self._ids.add(value)
         yield from _cut(opened.metadata.num_rows, self._size)
 
     def _join_schema(self, schema: pyarrow.Schema, file: str) -> None:
+        if len(set(schema.names)) < len(schema.names):
+            raise JobError(f"{file} has several columns of one name: {', '.join(schema.names)}; rename or drop one")
         if self.image_column in schema.names and not _holds_images(schema.field(self.image_column).type):
             found = schema.field(self.image_column).type
             raise JobError(f"{file}: the column {self.image_column!r} holds {found}; images are paths, bytes, or {{bytes, path}}")
@@ -551,7 +581,7 @@ def _row_group(file: str, stamp: str, access: Access, number: int) -> Any:
     del stamp
     pa = _arrow()
     try:
-        return _parquet(file, access).read_row_group(number)
+        return _parquet(file, access).read_row_group(number, use_threads=False)  # as in ``read_part``; workers share the cores
     except (pa.ArrowException, OSError) as error:
         raise JobError(f"{file}, row group {number} cannot be read: {error}; write or download it again") from None
 
@@ -593,7 +623,7 @@ def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
     pa = _arrow()
     try:
         source = access.open(file) if scheme(file) else pa.memory_map(file)  # mapped: nothing is read before it is used
-        return pa.ipc.open_stream(source).read_all()
+        return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
     except (pa.ArrowException, OSError) as error:
         raise JobError(f"{file} is not a whole Arrow stream: {error}; save the data set again") from None
 
@@ -660,7 +690,7 @@ class TarInput(Input):
         images: list[Any] = []
         named: list[str | None] = []
         problems: list[str | None] = []
-        name = PurePosixPath(Path(shard.file).as_posix()).name
+        name = self._name(shard.file)
         with self.access.open(shard.file) as stream:
             for _, stop, key, members in self._samples(stream, shard.file, shard.start):
                 pictures = [member for extension, member in members.items() if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
@@ -729,8 +759,12 @@ class ImageFolder(Input):
         found = []
         for path in root.rglob("*"):
             if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts):
-                status = path.stat()
-                found.append((path.relative_to(root).as_posix(), f"{status.st_size} {status.st_mtime_ns}"))
+                try:
+                    status = path.stat()
+                    stamp = f"{status.st_size} {status.st_mtime_ns}"
+                except OSError:  # such as a link to nothing: an error of its row
+                    stamp = "-"
+                found.append((path.relative_to(root).as_posix(), stamp))
         return sorted(found)
 
     def check_unchanged(self, file: str | None = None) -> None:

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 from image_reward.errors import JobError
-from image_reward.jobs.driver import Driver, Pool, Progress
+from image_reward.jobs.driver import MAX_TRIES, Driver, Pool, Progress
 from image_reward.jobs.files import Access
 from image_reward.jobs.folder import SUMMARY, Format, JobFolder
 from image_reward.jobs.rows import Names, open_input
@@ -69,7 +69,7 @@ class JobResult:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The job was stopped after whole shards; run it again to go on."""
+    """The job was stopped; run it again to go on."""
 
 
 def score_files(
@@ -125,6 +125,11 @@ def score_files(
     for name, value in (("workers", workers), ("batch_size", batch_size), ("shard_size", shard_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if decoders is not None and decoders < 0:
+        raise ValueError(f"decoders must be at least 0, not {decoders}")
+    for name, choice, known in (("engine", engine, get_args(Engine)), ("format", format, get_args(Format))):
+        if choice not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, not {choice!r}")
     job = JobFolder(output)
     names = Names(prompt_column, image_column, id_column)
     source = open_input(os.fspath(rows), names, prompt, Access(allow_https))
@@ -155,7 +160,11 @@ def score_files(
         if retry_quarantined:
             job.release_quarantine()
         done = job.done(shards)
-        earlier = set(job.quarantined()) - done
+        tries, listed = job.tries(), set(job.quarantined())
+        for number in sorted(done - listed):
+            if tries.get(number, 0) >= MAX_TRIES:  # the job was killed between writing the part and listing its rows
+                job.quarantine(shards[number], f"the worker died {tries[number]} times on this shard: in an earlier run")
+        earlier = listed - done
         todo = [shard for shard in shards if shard.number not in done and shard.number not in earlier]
 
         from image_reward.jobs.shards import Work, reward_columns
@@ -214,8 +223,6 @@ def _pool(
 
         pool = ActorPool(work, workers, decoders, device, ray_address, num_shards)
         return pool, pool.decoders > 0
-    if engine != "local":
-        raise ValueError(f"engine must be 'local' or 'ray', not {engine!r}")
     if ray_address is not None:
         raise JobError("a Ray address was given, but the engine is 'local'; choose engine 'ray'")
     from image_reward.jobs.processes import ProcessPool, check_can_start, local_devices, num_cores
@@ -236,7 +243,7 @@ def _stoppable(on_note: Callable[[str], None]) -> Iterator[threading.Event]:
 
     def on_signal(_number: int, _frame: Any) -> None:
         if stopping.is_set():
-            raise KeyboardInterrupt
+            raise Interrupted("stopped at once; run the same command again to go on")
         stopping.set()
         on_note("finishing the shards in work, then stopping; press Ctrl-C again to stop at once (they will be scored again)")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from image_reward.errors import ImageReadError, ImageRewardError, JobError, PromptError
 from image_reward.images import ImageOptions, describe, open_image
-from image_reward.jobs.files import Access, Folder, ImageSource, digest
+from image_reward.jobs.files import Access, Folder, ImageSource, PackageError, digest
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.rows import Input, Rows, Shard
 from image_reward.prompts import check_prompts
@@ -134,6 +134,8 @@ class _Opening:
             data = self.access.read(self.group.source)
             self.digest = digest(data)
             return open_image(data, self.options)
+        except PackageError:
+            raise
         except Exception as error:
             named = str(error).replace(describe(data), self.group.name) if isinstance(error, ImageReadError) else str(error)
             self.error = f"{type(error).__name__}: {named}"
@@ -158,6 +160,8 @@ def prepare_groups(preparations: Sequence[Preparation], groups: Sequence[Group],
         warnings.simplefilter("always")
         try:
             done.batches = prepare_together(preparations, prompts, images)
+        except PackageError:
+            raise
         except Exception:  # of one row or more: each is tried alone
             keep = []
             for place, row in enumerate(done.rows):
