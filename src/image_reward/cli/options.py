@@ -132,11 +132,15 @@ class ReportOptions(OutputOptions):
         if self.seed < 0:
             raise UsageError(f"--seed must be at least 0, not {self.seed}")
         for path in self.report:
-            if path.suffix.lower() not in (".html", ".md", ".json"):
-                raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
+            check_report_name(path)
             if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
                 raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
             check_output("report", path)
+
+
+def check_report_name(path: Path) -> None:
+    if path.suffix.lower() not in (".html", ".md", ".json"):
+        raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
 
 
 def check_output(option: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.cli.options import OutputOptions, UsageError, check_report_name, print_json
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Report(OutputOptions):
     def run(self) -> int:
         if self.show < 0:
             raise UsageError(f"--show must be at least 0, not {self.show}")
-        if self.report and self.report.suffix.lower() not in (".html", ".md", ".json"):
-            raise UsageError(f"--report {self.report}: a report is written as .html, .md or .json; give it a name that ends so")
+        if self.report:
+            check_report_name(self.report)
 
         from image_reward.jobs.results import Scored, summarize
 

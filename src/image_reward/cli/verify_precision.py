@@ -10,7 +10,16 @@ from pathlib import Path
 
 import tyro
 
-from image_reward.cli.options import Images, ModelOptions, OutputOptions, UsageError, find_images, print_json
+from image_reward.cli.options import (
+    Images,
+    ModelOptions,
+    OutputOptions,
+    UsageError,
+    check_output,
+    check_report_name,
+    find_images,
+    print_json,
+)
 
 _NUM_TIMED = 32
 
@@ -80,10 +89,8 @@ class VerifyPrecision(ModelOptions, OutputOptions):
         if self.repeats < 1:
             raise UsageError(f"--repeats must be at least 1, not {self.repeats}")
         for path in self.report:
-            if path.suffix.lower() not in (".html", ".md", ".json"):
-                raise UsageError(f"--report {path}: a report is written as .html, .md or .json")
-            if not path.parent.is_dir():
-                raise UsageError(f"--report {path}: there is no folder {path.parent}")
+            check_report_name(path)
+            check_output("report", path)
 
 
 def _read_prompts(path: Path) -> list[str]:

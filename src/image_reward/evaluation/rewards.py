@@ -14,6 +14,7 @@ import numpy as np
 
 from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError
+from image_reward.evaluation.prompt_sets import some
 from image_reward.images import unique_images
 from image_reward.scorers import Scorer
 from image_reward.scorers.base import long_prompts_told, score_together
@@ -76,7 +77,7 @@ def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[fl
         missing = [f"{c.id} ({c.prompt[:40]!r})" for c in comparisons if c.id not in rewards]
         if missing:
             raise ComparisonError(
-                f"there are no rewards for {len(missing)} of {len(comparisons)} prompts: {_some(missing)}; "
+                f"there are no rewards for {len(missing)} of {len(comparisons)} prompts: {some(missing)}; "
                 "score them too, or evaluate on the others"
             )
         rewards = [rewards[c.id] for c in comparisons]
@@ -89,7 +90,7 @@ def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[fl
         f"{c.id} ({len(found)} for {len(c.images)})" for c, found in zip(comparisons, rewards, strict=True) if len(found) != len(c.images)
     ]
     if wrong:
-        raise ComparisonError(f"{len(wrong)} prompts have not one reward for each image: {_some(wrong)}")
+        raise ComparisonError(f"{len(wrong)} prompts have not one reward for each image: {some(wrong)}")
     checked = []
     for comparison, found in zip(comparisons, rewards, strict=True):
         for number, reward in enumerate(found, start=1):
@@ -108,7 +109,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_once(ids: Sequence[str]) -> None:
     twice = [name for name, num in Counter(ids).items() if num > 1]
     if twice:
-        raise ComparisonError(f"{len(twice)} ids are there twice: {_some(twice)}; keep the rewards of one scorer and one run in a file")
+        raise ComparisonError(f"{len(twice)} ids are there twice: {some(twice)}; keep the rewards of one scorer and one run in a file")
 
 
 def _by_id(found: Any, comparisons: Sequence[Comparison]) -> Rewards:
@@ -123,7 +124,7 @@ def _by_id(found: Any, comparisons: Sequence[Comparison]) -> Rewards:
         ]
         if differing:
             raise ComparisonError(
-                f"the rewards of {len(differing)} ids are for other prompts than those people ranked: {_some(differing)}; "
+                f"the rewards of {len(differing)} ids are for other prompts than those people ranked: {some(differing)}; "
                 "score this data, or give the file that these rewards are for"
             )
         found = {str(row["id"]): row["rewards"] for row in found}
@@ -133,7 +134,3 @@ def _by_id(found: Any, comparisons: Sequence[Comparison]) -> Rewards:
         "this holds no rewards. Looked for: a list of lists aligned with the comparisons, {id: [rewards]}, "
         "or a list of objects with id and rewards"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

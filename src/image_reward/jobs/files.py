@@ -7,13 +7,13 @@ import glob
 import hashlib
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Union
 
+from image_reward.checkpoints import written_whole
 from image_reward.errors import ImageReadError, JobError
 from image_reward.images import ImageOptions, open_image
 
@@ -216,17 +216,12 @@ class Folder:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name that reaches the disk and then takes its own name, or vanishes."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """As ``written_whole``, and it survives a loss of power once it has its name."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

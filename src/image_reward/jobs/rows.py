@@ -30,13 +30,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from image_reward.errors import JobError
+from image_reward.images import IMAGE_SUFFIXES
 from image_reward.jobs.buckets import Buckets, group_starts
 from image_reward.jobs.files import Access, ImageSource, Member, digest, join, parent, scheme
 
 if TYPE_CHECKING:
     import pyarrow
 
-IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a WebDataset sample, which has no columns to choose from
 
 
