@@ -24,10 +24,11 @@ from image_reward.evaluation.generators import (
     read_ranking,
     read_results,
     score_images,
+    scorer_fingerprint,
     select,
 )
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set
-from image_reward.scorers import ImageRewardScorer
+from image_reward.scorers import ImageRewardScorer, load
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]
 
@@ -395,3 +396,9 @@ def test_as_dict_is_json() -> None:
     text = json.dumps(found.as_dict(), allow_nan=False)
     assert json.loads(text)["per_prompt"][1]["rewards"]["S"]["b"] == [2.0, 2.0]
     assert "per_prompt" not in found.as_dict(per_prompt=False)
+
+
+def test_a_scorer_of_int8_has_a_fingerprint_of_its_own() -> None:
+    exact, rounded = (load("ImageReward-mini", "cpu", dtype) for dtype in ("float32", "int8"))
+    assert scorer_fingerprint(exact) != scorer_fingerprint(rounded)
+    assert scorer_fingerprint(rounded) == scorer_fingerprint(load("ImageReward-mini", "cpu", "int8"))

@@ -13,8 +13,9 @@ from PIL import Image
 from image_reward.errors import JobError
 from image_reward.jobs.folder import digests_of, part_name
 from image_reward.jobs.rows import open_input
-from image_reward.jobs.shards import ShardScorer, Work, halves, identity_of, is_out_of_memory
+from image_reward.jobs.shards import ShardScorer, Work, halves, is_out_of_memory
 from image_reward.scorers import Batch, Ensemble, ImageRewardScorer, Reference, load
+from image_reward.scorers.identity import identity_of
 
 
 def score(tmp_path: Path, rows: list[tuple[str | None, str]], batch_size: int | None = 4, **options: Any) -> tuple[Any, ShardScorer, Any]:

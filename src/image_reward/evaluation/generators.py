@@ -27,6 +27,7 @@ from image_reward.evaluation.prompt_sets import Prompt, prompt_set, repeated, ro
 from image_reward.images import IMAGE_SUFFIXES
 from image_reward.scorers import Scorer
 from image_reward.scorers.base import long_prompts_told, score_together
+from image_reward.scorers.identity import identity_of
 
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Scorer -> generator -> prompt id -> the reward of each image."""
@@ -262,12 +263,11 @@ def _parts(selection: Selection, step: int) -> list[list[tuple[Prompt, int]]]:
 
 
 def scorer_fingerprint(scorer: Scorer[Any]) -> str:
-    """What changes when the scorer's rewards do: its preparation, its number formats, and its rewards of a drawn image."""
+    """What changes when the scorer's rewards do: its identity, and, as its code may have changed, its rewards of a drawn image."""
     y, x = np.mgrid[:96, :128]
     image = np.stack([2 * x, 2 * y, (x * y) % 256], axis=-1).astype(np.uint8)
     rewards = scorer.score(["", "a cat", "three red circles on a blue square"], [image] * 3)
-    formats = sorted({str(tensor.dtype) for tensor in scorer.state_dict().values()})
-    return f"{scorer.prepare!r} {formats} {[f'{reward:.3e}' for reward in rewards]}"
+    return f"{identity_of(scorer)} {[f'{reward:.3e}' for reward in rewards]}"
 
 
 def _result_file(folder: Path, scorer: str, generator: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import warnings
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +23,7 @@ from image_reward.jobs.folder import write_part
 from image_reward.jobs.rows import Input, Rows, Shard
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Batch, Preparation, Scorer, preparations_of, prepare_together, rewards_together
-from image_reward.scorers.precision import is_quantized
+from image_reward.scorers.identity import identity_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -422,28 +420,3 @@ class _Feed:
                     owner.feeds[upcoming.number] = _Feed(owner, upcoming)
                 owner.feeds[upcoming.number].submit(decoders.ahead - len(self.futures))
             yield prepared
-
-
-def identity_of(scorer: Scorer[Any]) -> dict[str, str]:
-    """What rewards depend on: kind, weights, dtype, and what is done to images and prompts. The device is not among it."""
-    config = getattr(scorer, "config", None)
-    tensors = dict(chain(scorer.named_parameters(), scorer.named_buffers()))  # a state dict is refused where weights are int8
-    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()}
-    whole = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        weights = tensors[name].detach()
-        tensor = (weights if type(weights) is Tensor else weights.dequantize()).cpu().contiguous().reshape(-1)
-        whole.update(f"{name} {tensor.dtype} {tuple(weights.shape)}\n".encode())
-        whole.update(tensor.view(torch.uint8).numpy().data)
-    return {
-        "name": scorer.name,
-        "kind": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
-        "dtype": ", ".join(sorted(dtypes | ({"int8"} if is_quantized(scorer) else set()))),
-        "weights": whole.hexdigest(),
-        "config": _hash(repr(config)),
-        "preparation": _hash(repr(scorer.prepare)),
-    }
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
