@@ -10,6 +10,14 @@ class ImageRewardError(Exception):
     """Base of every error this package raises on purpose, except ``FileNotFoundError`` and plain ``ValueError``."""
 
 
+class FileKindError(ImageRewardError, OSError):
+    """A path that should be a file is a folder, a named pipe, a socket or a device, which could block or never end."""
+
+
+class FileSizeError(ImageRewardError, OSError):
+    """A file is larger than anything of its kind, and would fill the memory."""
+
+
 class ImageReadError(ImageRewardError, ValueError):
     """An image exists but cannot be read as a picture: truncated, not an image, too large, NaN pixels, a wrong shape."""
 
