@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from image_reward.errors import ImageReadError
+from image_reward.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from image_reward.types import Convention, check_convention
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ ImageLike = Union[str, os.PathLike[str], bytes, Image.Image, "NDArray[Any]", Ten
 
 # Pillow resizes these channel by channel (with alpha: premultiplied); other modes are converted first (see `_resizable`).
 _RESIZED_AS_THEY_ARE = {"RGB", "L", "LA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"}
-IMAGE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""What marks a file of a folder as an image."""
 _REFUSED = {  # formats whose header does not bound what decoding costs
     "EPS": "a PostScript program, which only an interpreter can draw",
     "ICO": "an icon, which holds several images",

@@ -1,0 +1,225 @@
+"""Files that are, or look like, images: which of a folder are, what they hold, and their bytes, read without waiting or filling memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from image_reward.errors import ImageReadError
+
+LARGEST_FILE = 1 << 30
+"""Bytes. A file beyond this is not a picture, and would fill the memory before a decoder could say so."""
+
+IMAGE_SUFFIXES = frozenset(
+    ".apng .avif .avifs .bmp .bw .dds .dib .gif .icb .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .pbm .pcx .pfm .pgm .png "  # noqa: SIM905
+    ".pnm .ppm .psd .qoi .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm".split()
+)
+"""What marks a file of a folder as an image: the endings that Pillow's readable picture formats have."""
+
+UNREADABLE_SUFFIXES = frozenset(
+    ".3fr .ai .arw .avi .cr2 .cr3 .dcm .dng .emf .eps .exr .flif .hdr .heic .heics .heif .heifs .hif .icns .ico .jbig2 .jls .jxl .jxr "  # noqa: SIM905
+    ".kra .m4v .mkv .mov .mp4 .mpeg .mpg .nef .nrw .orf .pef .ps .raf .raw .rw2 .srw .svg .svgz .webm .wmf .wmv .xcf".split()
+)
+"""Pictures and videos that are not read here, so that a folder which holds some says so."""
+
+_COMPANIONS = frozenset((".txt", ".json"))  # lie beside images by the million: not opened to see whether they are images themselves
+
+_READABLE = (
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|....ftypavi[fs]"
+    rb"|\0\0\0\x0cjP  |\xffO\xffQ|qoif|8BPS"
+)
+_PICTURE, _VIDEO = "convert it to PNG or JPEG", "save frames of it as PNG or JPEG"
+_FOREIGN_PICTURES = {
+    rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)": ("a HEIC picture", _PICTURE),
+    rb"....ftypavi[fs]": ("an AVIF picture", _PICTURE),  # for a Pillow without AVIF
+    rb"....ftypcrx ": ("a raw photograph (CR3)", _PICTURE),
+    rb"\xff\x0a|\0\0\0\x0cJXL ": ("a JPEG XL picture", _PICTURE),
+    rb"v/1\x01": ("an OpenEXR picture", _PICTURE),
+    rb"(\xef\xbb\xbf)?(<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!doctype svg[^>]*>|\s)*<svg\b": ("an SVG drawing", _PICTURE),
+    rb"....(ftyp|moov|mdat|wide|free|skip)": ("a video (MP4 or QuickTime)", _VIDEO),
+    rb"\x1a\x45\xdf\xa3": ("a video (WebM or Matroska)", _VIDEO),
+    rb"RIFF....AVI ": ("a video (AVI)", _VIDEO),
+    rb"\0\0\x01[\xb3\xba]": ("a video (MPEG)", _VIDEO),
+}
+_OTHER_FILES = {
+    rb"version https://git-lfs": ("a Git LFS pointer, not the image", "fetch the image with `git lfs pull`"),
+    rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)\b": (
+        "a web page or a server's message, not an image",
+        "download the image again",
+    ),
+    rb"%PDF-": ("a PDF document", "save its pages as PNG"),
+    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf\x27\x1c|BZh|\xfd7zXZ": ("a compressed file", "unpack it"),
+}
+_HEAD = 1024  # bytes that are enough to tell these
+
+
+def foreign_format(content: bytes) -> str | None:
+    """What a file is that is not an image Pillow can read, and what to do about it; None where that is not known.
+
+    >>> foreign_format(b"\\0\\0\\0\\x18ftypheic")
+    'is a HEIC picture; convert it to PNG or JPEG'
+    """
+    for pattern, (what, remedy) in (_FOREIGN_PICTURES | _OTHER_FILES).items():
+        if _begins(pattern, content):
+            return f"is {what}; {remedy}"
+    return None
+
+
+def _begins(pattern: bytes, content: bytes) -> bool:
+    return re.match(pattern, content[:_HEAD], re.DOTALL | re.IGNORECASE) is not None
+
+
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file that should hold an image: a regular file, so that reading does not block, of at most ``LARGEST_FILE`` bytes.
+
+    Raises ``FileNotFoundError``, or ``ImageReadError`` that says what is there instead.
+    """
+    name = os.fsdecode(path)
+    try:
+        _check_regular(Path(path).stat(), name)  # before it is opened, which waits for a pipe and can wake a device
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            _check_regular(os.fstat(file.fileno()), name)
+            content = file.read(LARGEST_FILE + 1)
+    except PermissionError as error:
+        raise ImageReadError(f"{name} may not be read: {error.strerror}; change its permissions") from None
+    except ImageReadError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: what cannot be a path, such as a zero byte
+        raise FileNotFoundError(f"no such image: {name:.200}") from None
+    except OSError as error:
+        if not os.path.lexists(path):  # too long for a path, such as a prompt
+            raise FileNotFoundError(f"no such image: {name:.200}") from None
+        raise ImageReadError(f"{name} cannot be read: {error.strerror or error}; look at its disk, or copy it again") from None
+    if len(content) > LARGEST_FILE:
+        raise ImageReadError(f"{name} has more than {LARGEST_FILE:,} bytes; a file this large is not read as an image")
+    if not content:
+        raise ImageReadError(f"{name} is empty; save or download it again")
+    return content
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_regular(status: os.stat_result, name: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageReadError(f"{name} is a folder; give the image files in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageReadError(f"{name} is a pipe, a socket or a device; save the image to a file, or pass its bytes")
+    if status.st_size == 0:  # also the files of /proc, some of which block
+        raise ImageReadError(f"{name} is empty; save or download it again")
+    if status.st_size > LARGEST_FILE:
+        raise ImageReadError(f"{name} has {status.st_size:,} bytes, more than the {LARGEST_FILE:,} that are read as an image")
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ImageListing:
+    """What a folder holds."""
+
+    images: list[Path] = field(default_factory=list)
+    """By suffix, or by content where the suffix says nothing; sorted."""
+    passed_over: list[str] = field(default_factory=list)
+    """Pictures and videos that are not read, files that could not be looked into, and folders that were not entered (``NAME/``)."""
+
+    def note(self) -> str:
+        """One line on what was passed over; empty where nothing was.
+
+        >>> ImageListing([], ["a.heic", "b.mp4"]).note()
+        '2 files were passed over: a.heic, b.mp4'
+        """
+        num = len(self.passed_over)
+        if not num:
+            return ""
+        what = "folder" if all(name.endswith("/") for name in self.passed_over) else "file"
+        shown = ", ".join(self.passed_over[:5]) + (", …" if num > 5 else "")
+        return f"{num:,} {what}{' was' if num == 1 else 's were'} passed over: {shown}"
+
+
+def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> ImageListing:
+    """The images in a folder, and what else looks like one. Hidden files, such as the ._NAME that macOS leaves, are left out.
+
+    ``recursive``: also those in folders within it, links to folders included. What two links lead to is entered once, and a link to a
+    folder that contains this one is passed over.
+
+    A broken link or an unreadable file with an image's name is listed as an image, so that whoever opens it says what is wrong.
+    Raises ``OSError`` where ``folder`` itself cannot be listed.
+    """
+    root = os.path.realpath(folder)
+    listing = ImageListing()
+    entered = {root}
+    folders, links = _list_one(Path(folder), "", listing)
+    if not recursive:
+        listing.passed_over += (*folders, *links)
+    while recursive and (folders or links):
+        if not folders:  # real folders first, so that what a link leads to has its own name
+            links.sort()
+        name = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(Path(folder, name))
+        if real in entered:
+            continue
+        entered.add(real)
+        if Path(root).is_relative_to(real):
+            listing.passed_over.append(name)
+            continue
+        try:
+            more_folders, more_links = _list_one(Path(folder, name), name, listing)
+        except OSError:
+            listing.passed_over.append(name)
+        else:
+            folders += more_folders
+            links += more_links
+    listing.images.sort()
+    listing.passed_over.sort()
+    return listing
+
+
+def _list_one(folder: Path, prefix: str, listing: ImageListing) -> tuple[list[str], list[str]]:
+    """Add the files directly in a folder to ``listing``; the folders in it, and the links to folders, as ``NAME/``."""
+    folders: list[str] = []
+    links: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_dir(entry):
+                (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+            elif (is_image := _is_image(entry)) is not None:
+                if is_image:
+                    listing.images.append(folder / entry.name)
+                else:
+                    listing.passed_over.append(prefix + entry.name)
+    return folders, links
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool | None:
+    """Whether a file is an image that is read, by its suffix or else its content; None for a file that is not a picture at all."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - strings, a million of them
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    if suffix in UNREADABLE_SUFFIXES:
+        return False
+    if suffix in _COMPANIONS:
+        return None
+    try:
+        if not entry.is_file():
+            return None
+        with open(entry.path, "rb", opener=_open_without_waiting) as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    if _begins(_READABLE, head):
+        return True
+    return False if any(_begins(pattern, head) for pattern in _FOREIGN_PICTURES) else None
