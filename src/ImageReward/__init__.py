@@ -1,6 +1,5 @@
 """The import name of image-reward 1.x: ``import ImageReward as reward``. Everything lives in ``image_reward``."""
 
-from image_reward.scorers.imagereward import ImageReward
-from image_reward.scorers.version1 import available_models, available_scores, load, load_score
+from image_reward.scorers.compat_v15 import ImageReward, available_models, available_scores, load, load_score
 
 __all__ = ["ImageReward", "available_models", "available_scores", "load", "load_score"]

@@ -298,7 +298,7 @@ class ImageTransform:
     def normalize(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 in [0, 255], or floats in [0, 1], [..., 3, H, W] -> normalised pixels of the same shape."""
         pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((pixels - mean) / std).to(dtype)
 
     def __call__(self, source: ImageLike) -> Tensor:

@@ -7,7 +7,9 @@ import json
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -66,6 +68,37 @@ def transformers_tokenizer() -> Any:
     return tokenizer
 
 
+# Python's own way to silence warnings changes the filters of the whole process, which threads would change under each other. A context
+# variable holds for one thread (or one asynchronous task) alone.
+_SUPPRESSED: ContextVar[bool] = ContextVar("_SUPPRESSED", default=False)
+
+
+@contextmanager
+def long_prompt_warnings_suppressed() -> Iterator[None]:
+    """Within the block, and in this thread alone, long prompts are cut without a warning, because they have been reported already."""
+    token = _SUPPRESSED.set(True)
+    try:
+        yield
+    finally:
+        _SUPPRESSED.reset(token)
+
+
+def report_long_prompts(num_tokens: Mapping[str, int], max_tokens: int, long_prompts: LongPrompts) -> None:
+    """One ``LongPromptWarning`` for those prompts that have more tokens than the model reads, or with "error" a ``PromptError``."""
+    num_cut = {prompt: num - max_tokens for prompt, num in num_tokens.items() if num > max_tokens}
+    if not num_cut or (_SUPPRESSED.get() and long_prompts == "truncate"):
+        return
+    prompt, most = max(num_cut.items(), key=lambda item: item[1])
+    message = (
+        f"the last {most} of {most + max_tokens} tokens of the prompt {json.dumps(prompt[:60], ensure_ascii=False)}"
+        f"{'…' if len(prompt) > 60 else ''} are not read: the model reads {max_tokens}"
+    )
+    if long_prompts == "error":
+        raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
+    others = f" ({len(num_cut)} prompts are cut)" if len(num_cut) > 1 else ""
+    warnings.warn(message + others, LongPromptWarning, stacklevel=3)
+
+
 @dataclass
 class BaseTokenizer(ABC):
     """Prompts -> ``Tokens``. Picklable, so that loader processes can carry it; equal ones give the same tokens.
@@ -102,27 +135,15 @@ class BaseTokenizer(ABC):
         place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}  # prompts often repeat: one for many images
         distinct = list(place)
         words = self.words(distinct)
-        self._report_long_prompts(distinct, [len(row) + 2 for row in words])
+        report_long_prompts({p: len(row) + 2 for p, row in zip(distinct, words, strict=True)}, self.max_tokens, self.long_prompts)
         rows = [[first, *row[: self.max_tokens - 2], last] for row in words]
         length = max((len(row) for row in rows), default=2)
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).view(len(rows), length)
-        mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-        index = torch.tensor([place[prompt] for prompt in prompts], dtype=torch.int64)
+        padded = [row + [0] * (length - len(row)) for row in rows]
+        ids = torch.tensor(padded, dtype=torch.int64, device="cpu").view(len(rows), length)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")
+        mask = torch.arange(length, device="cpu") < lengths[:, None]
+        index = torch.tensor([place[prompt] for prompt in prompts], dtype=torch.int64, device="cpu")
         return Tokens(ids[index], mask[index])
-
-    def _report_long_prompts(self, prompts: Sequence[str], lengths: Sequence[int]) -> None:
-        cut = {prompt: length - self.max_tokens for prompt, length in zip(prompts, lengths, strict=True) if length > self.max_tokens}
-        if not cut:
-            return
-        prompt, most = max(cut.items(), key=lambda item: item[1])
-        message = (
-            f"the last {most} of {most + self.max_tokens} tokens of the prompt {json.dumps(prompt[:60], ensure_ascii=False)}"
-            f"{'…' if len(prompt) > 60 else ''} are not read: the model reads {self.max_tokens}"
-        )
-        if self.long_prompts == "error":
-            raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
-        others = f" ({len(cut)} prompts are cut)" if len(cut) > 1 else ""
-        warnings.warn(message + others, LongPromptWarning, stacklevel=3)
 
 
 @dataclass
@@ -256,7 +277,8 @@ class UnreadPrompts:
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         check_prompts(prompts)
-        return Tokens(torch.zeros(len(prompts), 1, dtype=torch.int64), torch.ones(len(prompts), 1, dtype=torch.bool))
+        ids = torch.zeros(len(prompts), 1, dtype=torch.int64, device="cpu")
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:

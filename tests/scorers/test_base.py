@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,8 @@ from hypothesis import strategies as st
 import seeded
 from image_reward import ImageReadError, LongPromptWarning, PromptError, Ranking, RewardError
 from image_reward.checkpoints import CheckpointError, TieConfig
-from image_reward.scorers import ImageRewardScorer
+from image_reward.scorers import BlipScorer, Ensemble, ImageRewardScorer, Reference, load
+from image_reward.scorers import compat_v15 as v15
 
 pytestmark = pytest.mark.filterwarnings("ignore::image_reward.LongPromptWarning")
 SHORT = [prompt for prompt in seeded.PROMPTS if prompt != seeded.LONG_PROMPT]
@@ -246,3 +252,145 @@ def test_impossible_tie_parameters_are_refused() -> None:
         TieConfig("rao-kupper", 0.5)
     with pytest.raises(CheckpointError, match="unknown tie model 'thurstone'"):
         TieConfig("thurstone", 1.0)
+
+
+# --- what belongs to the process ---
+
+
+@pytest.mark.filterwarnings("default::image_reward.LongPromptWarning")
+def test_scoring_from_threads_leaves_the_filters_of_the_process_alone(scorer: ImageRewardScorer) -> None:
+    image = SEEDED_IMAGES[5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LongPromptWarning)
+        before = list(warnings.filters)
+        barrier = threading.Barrier(4)
+
+        def work(number: int) -> list[float]:
+            barrier.wait(60)
+            return scorer.score(["cat " * 40, f"x{number}", "dog " * (50 + number)], [image] * 3)
+
+        with ThreadPoolExecutor(4) as pool:
+            rewards = list(pool.map(work, range(12)))
+        assert warnings.filters == before
+    assert all(row[0] == pytest.approx(rewards[0][0], abs=1e-5) for row in rewards)
+    for words in ("dog", "cow"):
+        with pytest.warns(LongPromptWarning) as caught:
+            scorer.score(f"{words} " * 99, [image, SEEDED_IMAGES[6]])
+        assert len(caught) == 1
+
+
+def test_each_long_prompt_is_reported_once_a_call_from_every_thread(scorer: ImageRewardScorer) -> None:
+    scorer.batch_size = 1
+    ask = partial(scorer.score, ["dog " * 99] * 3, SEEDED_IMAGES[:3])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ThreadPoolExecutor(4) as pool:
+            for future in [pool.submit(ask) for _ in range(4)]:
+                future.result()
+    assert [w.category for w in caught] == [LongPromptWarning] * 4
+
+
+DEFAULTS = [("float16", "cpu"), ("bfloat16", "cpu"), ("float64", "cpu"), ("float32", "meta")]
+
+
+@pytest.fixture(params=DEFAULTS, ids=lambda default: "-".join(default))
+def defaults(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Sets the defaults of PyTorch for the rest of a test."""
+    dtype, device = request.param
+    before = torch.get_default_dtype()
+
+    def change() -> None:
+        torch.set_default_dtype(getattr(torch, dtype))
+        torch.set_default_device(device)
+
+    yield change
+    torch.set_default_dtype(before)
+    torch.set_default_device(None)
+
+
+def answers(scorer: Any) -> list[float]:
+    """What a scorer answers to every kind of question, as one list of numbers."""
+    prompts, images = SHORT[:3], SEEDED_IMAGES[:3]
+    pixels = torch.linspace(0, 1, 2 * 3 * 64 * 64, dtype=torch.float32, device="cpu").view(2, 3, 64, 64).requires_grad_()
+    rewards = scorer.rewards(prompts[:2], pixels)
+    rewards.sum().backward()
+    preference = scorer.compare(prompts[0], *images[:2])
+    return [
+        *scorer.score(prompts, images),
+        *scorer.matrix(prompts, images).flatten().tolist(),
+        *scorer.rank(prompts[0], images).rewards,
+        preference.a_better,
+        *rewards.tolist(),
+        pixels.grad.norm().item(),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ImageReward", "1.5", "BLIP", "ensemble"])
+def test_the_defaults_of_pytorch_do_not_matter(kind: str, defaults: Callable[[], None], tmp_path: Path) -> None:
+    weights = seeded.weights(seeded.TINY, 7)
+
+    def made() -> Any:
+        if kind == "BLIP":
+            return BlipScorer.from_tensors(weights, "seeded weights", seeded.TINY.network)
+        if kind == "ensemble":
+            members = {"a": load(tmp_path), "b": BlipScorer.from_tensors(weights, "seeded weights", seeded.TINY.network)}
+            return Ensemble(members, references=dict.fromkeys("ab", Reference(0.1, 0.3, 9, "nine images")), reward="conservative")
+        return load(tmp_path) if kind == "ImageReward" else v15.load(str(tmp_path))
+
+    ImageRewardScorer.from_tensors(weights, seeded.TINY, "seeded weights").save_pretrained(tmp_path)
+    before = made()
+    expected = answers(before)
+    defaults()
+    assert answers(before) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert answers(made()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_a_scorer_that_was_loaded_in_inference_mode_gives_gradients(scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    scorer.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        loaded = load(tmp_path, dtype="bfloat16")
+    pixels = torch.rand(1, 3, 64, 64, requires_grad=True)
+    loaded.rewards("cat", pixels).sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.abs().sum() > 0
+
+
+# --- copies ---
+
+
+@pytest.mark.parametrize("num", [*range(2, 12), 17])
+def test_copies_of_an_image_tie_and_keep_their_order(num: int, scorer: ImageRewardScorer, image_folder: Path) -> None:
+    scorer.batch_size = 3
+    path = str(image_folder / "b.png")
+    ranking = scorer.rank("a red square", [path] * num)
+    assert len(set(ranking.rewards)) == 1
+    assert ranking.ranking == list(range(1, num + 1))
+    mixed = [path, SEEDED_IMAGES[0], path, SEEDED_IMAGES[2], *[path] * num]
+    rewards = scorer.score(["cat", "cat", "dog", "cat", *["cat"] * num], mixed)
+    assert len({rewards[0], *rewards[4:]}) == 1
+    assert rewards[2] != rewards[0]
+    matrix = scorer.matrix(["cat", "dog", *["cat"] * num], [path, SEEDED_IMAGES[0], path])
+    assert {tuple(row) for row in matrix.tolist()} == {tuple(matrix[0]), tuple(matrix[1])}
+    assert (matrix[:, 0] == matrix[:, 2]).all()
+
+
+# --- what is assigned ---
+
+
+def test_what_is_assigned_takes_effect_and_is_saved(scorer: ImageRewardScorer, tmp_path: Path) -> None:
+    a, b = SEEDED_IMAGES[:2]
+    scorer.tie = TieConfig("davidson", 0.5)
+    assert scorer.compare("cat", a, b).tie > 0
+    scorer.config = replace(scorer.config, reward=replace(scorer.config.reward, mean=1.0, std=2.0))
+    assert scorer.tie is not None
+    raw = scorer.score("cat", a) * 2 + 1
+    scorer.save_pretrained(tmp_path)
+    saved = load(tmp_path)
+    assert (saved.tie, saved.scale) == (scorer.tie, 2.0)
+    assert saved.score("cat", a) * 2 + 1 == pytest.approx(raw, abs=1e-5)
+    with pytest.raises(ValueError, match="other sizes makes another scorer"):
+        scorer.config = replace(scorer.config, max_tokens=8)
+    with pytest.raises(AttributeError):
+        scorer.device = "cpu"
+    scorer.network.mlp = torch.nn.Sequential(torch.nn.Linear(48, 1), torch.nn.Softplus())
+    assert min(scorer.score("cat", SEEDED_IMAGES)) >= -0.5  # (softplus - 1) / 2

@@ -15,6 +15,8 @@ from image_reward.errors import CheckpointError
 from image_reward.scorers import onnx as exporting
 from image_reward.scorers.onnx import export_onnx
 
+# PyTorch's exporter writes of itself in warnings, which the function leaves alone: filters belong to the whole process.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The axis name:UserWarning", "ignore::DeprecationWarning")
 NAME = "ImageReward-mini"
 
 

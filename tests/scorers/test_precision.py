@@ -95,6 +95,7 @@ def test_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_compiled(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = shapes.comparisons(3, seed=7)

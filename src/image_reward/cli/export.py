@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,10 +41,24 @@ class Export(OutputOptions):
         from image_reward.scorers import load
         from image_reward.scorers.onnx import export_onnx
 
-        difference = export_onnx(load(self.model, "cpu", config=self.config), self.out)
+        scorer = load(self.model, "cpu", config=self.config)
+        with _without_notes():
+            difference = export_onnx(scorer, self.out)
         size = self.out.stat().st_size
         if self.json:
             print_json({"file": str(self.out), "bytes": size, "largest_difference": difference})
         else:
             print(f"{self.out}: {size / 1e6:.1f} MB; largest difference from PyTorch's rewards {difference:.1e}")
         return 0
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Without what PyTorch's exporter writes about itself. This changes the whole process, which is the command's own."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

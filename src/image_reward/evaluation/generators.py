@@ -26,7 +26,7 @@ from image_reward.checkpoints import written_whole
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set, repeated, rows, some
 from image_reward.images import IMAGE_SUFFIXES
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import long_prompts_told, score_together
+from image_reward.scorers.base import long_prompts_reported_once, score_together
 from image_reward.scorers.identity import identity_of
 
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
@@ -215,7 +215,7 @@ def score_images(
     found: dict[str, dict[str, dict[str, list[float]]]] = {s.name: {g: {} for g in images.paths} for s in scorers}
     total, done, reused = len(images.paths) * sum(selection.num_images), 0, 0
     step = 4 * min((scorer.batch_size for scorer in scorers), default=1)
-    with long_prompts_told(scorers, [prompt.prompt for prompt in selection.prompts]):
+    with long_prompts_reported_once(scorers, [prompt.prompt for prompt in selection.prompts]):
         for generator, paths in images.paths.items():
             for part in _parts(selection, step):
                 jobs: dict[tuple[int, ...], list[tuple[Prompt, list[Path]]]] = {}  # by the scorers that have yet to score

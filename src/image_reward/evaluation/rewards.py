@@ -17,7 +17,7 @@ from image_reward.errors import ComparisonError
 from image_reward.evaluation.prompt_sets import some
 from image_reward.images import unique_images
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import long_prompts_told, score_together
+from image_reward.scorers.base import long_prompts_reported_once, score_together
 from image_reward.types import Comparison
 
 Rewards = Union[Sequence[Sequence[float]], Mapping[str, Sequence[float]]]
@@ -38,7 +38,7 @@ def score_comparisons(
         rows_of[image].append(row)
     rewards = [[[math.nan] * len(comparison.images) for comparison in comparisons] for _ in scorers]
     step = 4 * min(scorer.batch_size for scorer in scorers)
-    with long_prompts_told(scorers, [comparison.prompt for comparison in comparisons]):
+    with long_prompts_reported_once(scorers, [comparison.prompt for comparison in comparisons]):
         for start in range(0, len(unique), step):
             chosen = [places[row] for rows in rows_of[start : start + step] for row in rows]
             everyones = score_together(scorers, [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen])

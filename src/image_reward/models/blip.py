@@ -307,7 +307,8 @@ class TextTransformer(nn.Module):
     ) -> TextOutput:
         """BERT's calling convention, for programs that reach into the model. ``mode="text"`` leaves the image out.
 
-        One image [1, T, W] may meet any number of prompts; otherwise there is one image per prompt.
+        One image [1, T, W] may meet any number of prompts, and one prompt [1, L] any number of images; otherwise there is one image per
+        prompt.
         """
         if mode not in ("multimodal", "text"):
             raise ValueError(f"mode must be 'multimodal' or 'text', not {mode!r}")
@@ -316,6 +317,8 @@ class TextTransformer(nn.Module):
         images = None
         if mode == "multimodal" and encoder_hidden_states is not None:
             images = self.read_image(encoder_hidden_states)
+            if len(input_ids) == 1:
+                input_ids = input_ids.expand(len(encoder_hidden_states), -1)
         else:
             encoder_attention_mask = None
         return TextOutput(self.encode(input_ids, attention_mask, images, encoder_attention_mask))
@@ -357,6 +360,11 @@ class CrossEncoder(nn.Module):
         """Features of the first token [N, W] -> [N], float32."""
         raise NotImplementedError
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the image tower computes in."""
+        return next((p.dtype for p in self.blip.visual_encoder.parameters()), torch.float32)
+
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
         """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
@@ -378,11 +386,12 @@ class CrossEncoder(nn.Module):
 class ImageRewardNetwork(CrossEncoder):
     """Raw rewards, before the mean and standard deviation of the published scale are applied."""
 
-    def __init__(self, config: BlipConfig) -> None:
+    def __init__(self, config: BlipConfig, blip: Blip | None = None, mlp: LinearHead | None = None) -> None:
+        """With ``blip`` and ``mlp`` a network of parts that are there already, else a new one."""
         super().__init__()
         self.config = config
-        self.blip = Blip(config)
-        self.mlp = LinearHead(config.text_width, config.head_widths)
+        self.blip = Blip(config) if blip is None else blip
+        self.mlp = LinearHead(config.text_width, config.head_widths) if mlp is None else mlp
 
     def head(self, first: Tensor) -> Tensor:
         return self.mlp(first)[:, 0]

@@ -162,5 +162,5 @@ def clip_network(config: Any) -> CLIPModel:
     with torch.device("meta"):
         network = CLIPModel(config)
     for embeddings in (network.text_model.embeddings, network.vision_model.embeddings):
-        embeddings.position_ids = torch.arange(embeddings.position_embedding.num_embeddings)[None]
+        embeddings.position_ids = torch.arange(embeddings.position_embedding.num_embeddings, device="cpu")[None]
     return network.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,10 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             x = features.float()
-            if not self.training:
+            if not self.training and all(isinstance(layer, nn.Dropout) or _is_plain(layer) for layer in self.layers):
                 return F.linear(x, *self.affine())
             for layer in self.layers:
-                x = F.linear(x, layer.weight.float(), layer.bias.float()) if isinstance(layer, nn.Linear) else layer(x)
+                x = F.linear(x, layer.weight.float(), layer.bias.float()) if _is_plain(layer) else layer(x)
             return x
 
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -47,3 +48,8 @@ class LinearHead(nn.Module):
             bias = bias + weight @ layer.bias.float()
             weight = weight @ layer.weight.float()
         return weight, bias
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the layer is its weight and bias and nothing else: programs put other layers into a head, and into a layer's place."""
+    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None

@@ -2,8 +2,9 @@
 
 from image_reward.scorers.base import Batch, Preparation, Scorer
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
+from image_reward.scorers.compat_v15 import ImageReward
 from image_reward.scorers.ensemble import Ensemble, Reference
-from image_reward.scorers.imagereward import ImageReward, ImageRewardScorer
+from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.scorers.registry import MODELS, LoadOptions, ModelSpec, load, load_all
 
 __all__ = [

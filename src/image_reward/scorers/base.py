@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.checkpoints import TieConfig
-from image_reward.errors import ImageReadError, LongPromptWarning, RewardError
+from image_reward.errors import ImageReadError, RewardError
 from image_reward.images import ImageLike, ImageTransform, open_image, unique_images
 from image_reward.metrics import win_probability
-from image_reward.prompts import Tokens, check_prompts
+from image_reward.prompts import Tokens, check_prompts, long_prompt_warnings_suppressed
 from image_reward.types import Preference, Ranking
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def prepare_together(preparations: Sequence[Preparation], prompts: Sequence[str]
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
     unique, index = unique_images(images)
-    image_index = torch.tensor(index, dtype=torch.int64)
+    image_index = torch.tensor(index, dtype=torch.int64, device="cpu")
     tokenizers = _distinct(preparation.tokenizer for preparation in preparations)
     tokens = [tokenizer(prompts) for tokenizer in tokenizers]
     transforms = _distinct(preparation.transform for preparation in preparations)
@@ -100,7 +99,7 @@ def _pixels(transforms: Sequence[ImageTransform], images: Sequence[ImageLike]) -
         for crop, transform in zip(crops, transforms, strict=True):
             crop.append(transform.crop_opened(opened[transform.options]))
     return [
-        torch.stack(crop) if crop else torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8)
+        torch.stack(crop) if crop else torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8, device="cpu")
         for crop, transform in zip(crops, transforms, strict=True)
     ]
 
@@ -142,9 +141,16 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         [1, P, L] are the same prompts for every image.
         """
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # ``nn.Module`` files a module under its name before it looks for a property of that name, which would go on answering as before.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def device(self) -> torch.device:
-        return next(chain(self.parameters(), self.buffers(), [torch.empty(0)])).device
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def parts(self) -> list[Scorer[Any]]:
@@ -173,7 +179,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         """
         encode_images = encode_images or self.encode_images
         batch = batch.to(self.device)
-        rewards = torch.empty(len(batch), device=self.device)
+        rewards = torch.empty(len(batch), dtype=torch.float32, device=self.device)
         if not len(batch):
             return rewards
         counts = torch.bincount(batch.image_index, minlength=len(batch.pixels))
@@ -199,7 +205,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         if len(prompts) != len(pixels):
             raise ValueError(f"{len(prompts)} prompts and {len(pixels)} images: aligned lists must have the same length")
         if not prompts:
-            return torch.empty(0, device=self.device)
+            return torch.empty(0, dtype=torch.float32, device=self.device)
         tokens = self.prepare.tokenizer(prompts)
         images = self.encode_images(self.prepare.transform.crop_tensor(pixels.to(self.device)))
         return self.read(images, tokens.ids[:, None].to(self.device), tokens.mask[:, None].to(self.device))[:, 0]
@@ -246,10 +252,11 @@ class Scorer(nn.Module, ABC, Generic[Features]):
         """
         self._check_matrix(prompts, images)
         self._check_evaluating()
-        rewards = torch.empty(len(prompts), len(images))
+        rewards = torch.empty(len(prompts), len(images), dtype=torch.float32, device="cpu")
         if not rewards.numel():
             return rewards.numpy()
-        tokens = self.prepare.tokenizer(prompts)
+        distinct = list(dict.fromkeys(prompts))
+        tokens = self.prepare.tokenizer(distinct)
         ids, mask = tokens.ids[None].to(self.device), tokens.mask[None].to(self.device)
         unique, index = unique_images(images)
         columns = []
@@ -257,7 +264,7 @@ class Scorer(nn.Module, ABC, Generic[Features]):
             for start in range(0, len(unique), self.batch_size):
                 pixels = self.prepare.pixels(unique[start : start + self.batch_size]).to(self.device)
                 columns.append(self._read_in_parts(self.encode_images(pixels), ids, mask).T.cpu())
-        rewards = torch.cat(columns, dim=1)[:, index]
+        rewards = torch.cat(columns, dim=1)[[distinct.index(prompt) for prompt in prompts]][:, index]
         _check_finite(rewards, self.name)
         return rewards.numpy()
 
@@ -316,31 +323,36 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
         raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
     for scorer in scorers:
         scorer._check_evaluating()
-    rewards = torch.empty(len(scorers), len(prompts))
+    rewards = torch.empty(len(scorers), len(prompts), dtype=torch.float32, device="cpu")
+    # Rounding differs from place to place in a batch, so what is equal is computed once: copies of an image tie, and keep their order.
+    first_of: dict[tuple[str, int], int] = {}
     rows_of: dict[int, list[int]] = {}
-    for row, image in enumerate(unique_images(images)[1]):
-        rows_of.setdefault(image, []).append(row)
+    same_as = []
+    for row, (prompt, image) in enumerate(zip(prompts, unique_images(images)[1], strict=True)):
+        same_as.append(first_of.setdefault((prompt, image), row))
+        if same_as[-1] == row:
+            rows_of.setdefault(image, []).append(row)
     groups = list(rows_of.values())
     preparations = preparations_of(scorers)
     step = min((scorer.batch_size for scorer in scorers), default=1)
-    with torch.inference_mode(), long_prompts_told(scorers, prompts):
+    with torch.inference_mode(), long_prompts_reported_once(scorers, prompts):
         for start in range(0, len(groups), step):
             rows = [row for group in groups[start : start + step] for row in group]
             batches = prepare_together(preparations, [prompts[r] for r in rows], [images[r] for r in rows])
             for number, found in enumerate(rewards_together(scorers, batches)):
                 rewards[number, rows] = found.cpu()
+    rewards = rewards[:, same_as]
     for scorer, found in zip(scorers, rewards, strict=True):
         _check_finite(found, scorer.name)
     return rewards.tolist()
 
 
 @contextmanager
-def long_prompts_told(scorers: Sequence[Scorer[Any]], prompts: Sequence[str]) -> Iterator[None]:
-    """Warn once of the long prompts among all that the block will score, not once a batch; or fail before any work is done."""
+def long_prompts_reported_once(scorers: Sequence[Scorer[Any]], prompts: Sequence[str]) -> Iterator[None]:
+    """Report the long prompts among all that the block will score, before any work is done, and not once more with each batch."""
     for tokenizer in _distinct(preparation.tokenizer for preparation in preparations_of(scorers)):
         tokenizer(prompts)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LongPromptWarning)
+    with long_prompt_warnings_suppressed():
         yield
 
 

@@ -86,6 +86,10 @@ class _ClipImages(Scorer[Tensor]):
         """What is saved beside weights, tokenizer and the pixels' mean and std."""
         raise NotImplementedError
 
+    @property
+    def config(self) -> ClipSettings:
+        return self.settings
+
     def _save(self, folder: Path, heads: dict[str, dict[str, Tensor]], texts: dict[str, str]) -> None:
         transform = self.prepare.transform
         config = json.loads(self.network.config.to_json_string(use_diff=False))
@@ -153,7 +157,15 @@ class ClipScorer(_ClipImages):
         self.prepare = prepare
         self.name = name
         self.scaled = scaled
-        self.scale = 1.0 if scaled else network.logit_scale.detach().float().exp().item()
+
+    @property
+    def scaled(self) -> bool:
+        return self._scaled
+
+    @scaled.setter
+    def scaled(self, scaled: bool) -> None:
+        self._scaled = scaled
+        self.scale = 1.0 if scaled else self.network.logit_scale.detach().float().exp().item()
 
     def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         cosine = cosines(images, ids, mask, self._encode_prompts)

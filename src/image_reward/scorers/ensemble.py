@@ -134,11 +134,9 @@ class Ensemble(Scorer[Any]):
             raise ValueError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
         if not (math.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty must be at least 0, not {penalty}")
-        chosen = torch.tensor([(weights or {}).get(member, 1.0) for member in members])
-        if not bool((chosen.isfinite() & (chosen > 0)).all()):
-            raise ValueError(f"weights must be positive, not {chosen.tolist()}")
         self.name = name
         self.member_names = tuple(members)
+        self.weights = [(weights or {}).get(member, 1.0) for member in members]
         self.members = nn.ModuleList(members.values())
         self.references = tuple(
             (references or {}).get(name) or published_reference(member.reference or member.name) or _no_reference(name)
@@ -146,7 +144,6 @@ class Ensemble(Scorer[Any]):
         )
         self.reward: Reward = reward
         self.penalty = penalty
-        self.register_buffer("weights", chosen / chosen.sum(), persistent=False)
         self.prepare = EnsemblePreparation([member.prepare for member in members.values()])
         self.reads_prompt = any(member.reads_prompt for member in members.values())
 
@@ -182,6 +179,23 @@ class Ensemble(Scorer[Any]):
         return judgement.conservative if self.reward == "conservative" else judgement.mean
 
     @property
+    def config(self) -> dict[str, object]:
+        """What its rewards depend on besides its members."""
+        return {"weights": self.weights, "references": self.references, "reward": self.reward, "penalty": self.penalty}
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the members, in their order; they sum to one."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Sequence[float]) -> None:
+        values = [float(weight) for weight in weights]
+        if len(values) != len(self.member_names) or not all(math.isfinite(weight) and weight > 0 for weight in values):
+            raise ValueError(f"weights must be positive, one for each of {', '.join(self.member_names)}, not {values}")
+        self._weights = tuple(weight / sum(values) for weight in values)
+
+    @property
     def batch_size(self) -> int:
         return min(member.batch_size for member in self.parts)
 
@@ -204,7 +218,7 @@ class Ensemble(Scorer[Any]):
         prompts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(pixels):
             raise ValueError(f"{len(prompts)} prompts and {len(pixels)} images: aligned lists must have the same length")
-        pixels, index = pixels.to(self.device), torch.arange(len(pixels))
+        pixels, index = pixels.to(self.device), torch.arange(len(pixels), device="cpu")
         crops: dict[Any, Tensor] = {}
         batches = []
         for part in self.prepare.parts:
@@ -224,15 +238,14 @@ class Ensemble(Scorer[Any]):
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-        return self.judgement(torch.tensor(score_together(self.parts, prompts, images)).view(len(self.parts), len(prompts)))
+        rewards = torch.tensor(score_together(self.parts, prompts, images), dtype=torch.float32, device="cpu")
+        return self.judgement(rewards.view(len(self.parts), len(prompts)))
 
     def judgement(self, rewards: Tensor) -> Judgement:
         """The members' own rewards [M, N], in their order -> what the ensemble makes of them. Differentiable."""
-        means, stds = (
-            torch.tensor([getattr(reference, key) for reference in self.references], device=rewards.device)[:, None]
-            for key in ("mean", "std")
-        )
-        weights = self.get_buffer("weights").to(rewards.device)[:, None]
+        scale = [(reference.mean, reference.std) for reference in self.references]
+        means, stds = torch.tensor(scale, dtype=torch.float32, device=rewards.device).T[:, :, None]
+        weights = torch.tensor(self.weights, dtype=torch.float32, device=rewards.device)[:, None]
         normalised = (rewards - means) / stds
         mean = (weights * normalised).sum(dim=0)
         variance = (weights * (normalised - mean).square()).sum(dim=0)

@@ -1,20 +1,19 @@
-"""ImageReward: the BLIP reward model, and the same model under the names that programs written for image-reward 1.5 use."""
+"""ImageReward: the BLIP reward model (Xu et al. 2023, arXiv 2304.05977)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from image_reward.checkpoints import ScorerConfig, load_strictly, save_checkpoint
-from image_reward.errors import PromptError
-from image_reward.images import ImageLike, ImageOptions, ImageTransform
-from image_reward.models.blip import Blip, CrossEncoder, ImageRewardNetwork, KeysValues
-from image_reward.prompts import LongPrompts, PromptTokenizer, transformers_tokenizer
+from image_reward.checkpoints import ScorerConfig, TieConfig, load_strictly, save_checkpoint
+from image_reward.images import ImageOptions, ImageTransform
+from image_reward.models.blip import CrossEncoder, ImageRewardNetwork, KeysValues
+from image_reward.prompts import LongPrompts, PromptTokenizer
 from image_reward.scorers.base import Preparation, Scorer
-from image_reward.types import Ranking
 
 
 class CrossEncoderScorer(Scorer[list[KeysValues]]):
@@ -23,8 +22,7 @@ class CrossEncoderScorer(Scorer[list[KeysValues]]):
     network: CrossEncoder
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        dtype = self.network.blip.vision_proj.weight.dtype
-        return self.network.encode_images(self.prepare.transform.normalize(pixels, dtype))
+        return self.network.encode_images(self.prepare.transform.normalize(pixels, self.network.dtype))
 
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
         num_images = len(images[0][0])
@@ -53,19 +51,51 @@ class ImageRewardScorer(CrossEncoderScorer):
         self.network = network
         self.config = config
         self.name = name
-        self.tie = config.reward.tie
-        self.scale = config.reward.std
-        self.reference = config.reward.reference
         transform = ImageTransform(config.image.size, config.image.mean, config.image.std, options or ImageOptions())
         self.prepare = Preparation(transform, PromptTokenizer(config.max_tokens, long_prompts, config.vocabulary))
+
+    # What of the config may be assigned is kept in the config alone, so that it is saved too.
+
+    @property
+    def config(self) -> ScorerConfig:
+        return self._config
+
+    @config.setter
+    def config(self, config: ScorerConfig) -> None:
+        """The sizes of network, images and prompts are those of a scorer that is built; the scale of the rewards may change."""
+        before: ScorerConfig = getattr(self, "_config", config)
+        if replace(config, reward=before.reward) != before:
+            raise ValueError("a config of other sizes makes another scorer: build it with ImageRewardScorer(network, config)")
+        self._config = config
+        self.scale = config.reward.std
+
+    @property
+    def tie(self) -> TieConfig | None:
+        return self.config.reward.tie
+
+    @tie.setter
+    def tie(self, tie: TieConfig | None) -> None:
+        self._config = replace(self.config, reward=replace(self.config.reward, tie=tie))
+
+    @property
+    def reference(self) -> str | None:
+        return self.config.reward.reference
+
+    @reference.setter
+    def reference(self, reference: str | None) -> None:
+        self._config = replace(self.config, reward=replace(self.config.reward, reference=reference))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: ScorerConfig, source: str, hint: str = "", **options: Any) -> Any:
         """Build the network without storage and let the tensors be its weights; strict about names, shapes and values."""
         with torch.device("meta"):
-            network = ImageRewardNetwork(config.network)
+            network = cls.new_network(config, options.get("name", source))
         load_strictly(network, tensors, source, hint)
         return cls(network, config, **options).eval()
+
+    @classmethod
+    def new_network(cls, config: ScorerConfig, name: str) -> ImageRewardNetwork:  # noqa: ARG003 - for a subclass
+        return ImageRewardNetwork(config.network)
 
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
         return (super().read(images, ids, mask) - self.config.reward.mean) / self.config.reward.std
@@ -77,7 +107,7 @@ class ImageRewardScorer(CrossEncoderScorer):
     def model_card(self) -> str:
         reward, network = self.config.reward, self.config.network
         num_parameters = sum(p.numel() for p in self.network.parameters())
-        dtype = str(self.network.blip.vision_proj.weight.dtype).removeprefix("torch.")
+        dtype = str(self.network.dtype).removeprefix("torch.")
         tie = f"{reward.tie.model}, parameter {reward.tie.parameter:.4g}" if reward.tie else "none"
         return f"""---
 library_name: image-reward
@@ -104,93 +134,3 @@ scorer = ir.load("path/of/this/folder")
 scorer.rank("a prompt", ["one.png", "two.png"])
 ```
 """
-
-
-class Version1Methods:
-    """What the models and scores of image-reward 1.5 answer, over a ``Scorer``."""
-
-    @property
-    def _scorer(self) -> Scorer[Any]:
-        return self  # type: ignore[return-value]  # it is mixed into one
-
-    def score(self, prompt: Any, image: Any) -> Any:
-        """As ``Scorer.score``, except that a list of one image gives a bare float, as 1.5 does."""
-        rewards = Scorer.score(self._scorer, prompt, image)
-        return rewards[0] if isinstance(rewards, list) and len(rewards) == 1 else rewards
-
-    def inference_rank(self, prompt: str | list[str], generations_list: list[ImageLike]) -> tuple[Any, Any]:
-        """Ranks and rewards of images as two flat lists, or two bare numbers for one image.
-
-        N prompts with M images give N * M ranks and rewards, image by image: all prompts with the first image come first. A score that
-        does not read the prompt gives M.
-        """
-        if not isinstance(generations_list, list | tuple) or not generations_list:
-            raise ValueError("inference_rank() takes a list of at least one image")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not self._scorer.reads_prompt:
-            prompts = prompts[:1]
-        rewards = self._scorer.matrix(prompts, generations_list).T.flatten().tolist()
-        if not rewards:
-            raise ValueError("inference_rank() takes at least one prompt")
-        ranking = Ranking.from_rewards(rewards).ranking
-        return (ranking[0], rewards[0]) if len(rewards) == 1 else (ranking, rewards)
-
-
-class ImageReward(Version1Methods, ImageRewardScorer):
-    """``ImageRewardScorer`` with the methods and attributes of image-reward 1.5, which programs call and reach into."""
-
-    def score_gard(self, prompt_ids: Tensor, prompt_attention_mask: Tensor, image: Tensor) -> Tensor:
-        """Token ids and mask [B, L] and normalised pixels [B, 3, S, S] -> rewards [B, 1] with gradients (the name is 1.5's)."""
-        if not prompt_attention_mask.any(dim=1).all():
-            raise ValueError("prompt_attention_mask hides every token of a prompt; even an empty prompt has [CLS] and [SEP]")
-        length = int(prompt_attention_mask.sum(dim=1).max())
-        if not prompt_attention_mask[:, :length].any(dim=0).all() or prompt_attention_mask[:, length:].any():
-            length = prompt_ids.shape[1]  # padded on the left or in the middle: keep every column
-        images = self.network.encode_images(image.to(self.network.blip.vision_proj.weight.dtype))
-        raw = self.network.read(images, prompt_ids[:, :length], prompt_attention_mask[:, :length])
-        return ((raw - self.mean) / self.std)[:, None]
-
-    @property
-    def blip(self) -> Blip:
-        """Both towers, with a ``tokenizer`` beside them."""
-        blip = self.network.blip
-        if self.config.vocabulary is not None:
-            raise PromptError(
-                f"{self.name} has a vocabulary of its own, which has no tokenizer of image-reward 1.5; use score() or rewards()"
-            )
-        if not hasattr(blip, "tokenizer"):
-            blip.tokenizer = transformers_tokenizer()
-        return blip
-
-    @property
-    def mean(self) -> float:
-        return self.config.reward.mean
-
-    @property
-    def std(self) -> float:
-        return self.config.reward.std
-
-    @property
-    def mlp(self) -> nn.Module:
-        return self.network.mlp
-
-    @property
-    def preprocess(self) -> ImageTransform:
-        """An image -> normalised pixels [3, S, S]."""
-        return self.prepare.transform
-
-    # State dicts have the released checkpoint's names here, so that `torch.save(model.state_dict(), …)` is such a checkpoint and
-    # `model.load_state_dict(torch.load(…), strict=False)` does not pass over every tensor of one without a word.
-
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
-        state = super().state_dict(*args, prefix=prefix, **kwargs)
-        for name in [name for name in state if name.startswith(f"{prefix}network.")]:
-            state[prefix + name.removeprefix(f"{prefix}network.")] = state.pop(name)
-        return state
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in [name for name in state_dict if name.startswith((f"{prefix}blip.", f"{prefix}mlp."))]:
-            tensor = state_dict.pop(name)
-            if not name.endswith(".position_ids"):  # a buffer of the original that holds 0..511
-                state_dict[f"{prefix}network.{name.removeprefix(prefix)}"] = tensor
-        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +46,8 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
     ``mask`` bool [I, L], False for padding. Output: ``rewards`` float32 [I]. The file's metadata say what the model is and how prompts
     become ids. The file appears only after ONNX Runtime computed, at several shapes, what PyTorch does.
 
+    PyTorch's exporter writes notes about itself as warnings and to the log, which are left to the caller to silence.
+
     Returns the largest difference that was found. Raises ``ValueError`` where a library is missing or the scorer cannot be exported,
     ``CheckpointError`` where the file computes something else.
     """
@@ -87,7 +83,7 @@ def _to_onnx(scorer: ImageRewardScorer, network: nn.Module) -> Any:
     example = _inputs(scorer, 2, min(5, scorer.config.max_tokens))
     images, tokens = torch.export.Dim("images"), torch.export.Dim("tokens", max=scorer.config.max_tokens)
     dynamic = ({0: images}, {0: images, 1: tokens}, {0: images, 1: tokens})
-    with _quiet(), torch.no_grad():
+    with torch.no_grad():
         # Strict: the other way of tracing takes len(tensor) for a constant.
         traced = torch.export.export(network, example, dynamic_shapes=dynamic, strict=True)
         program = torch.onnx.export(
@@ -131,11 +127,11 @@ def metadata(scorer: ImageRewardScorer) -> dict[str, str]:
 
 def _inputs(scorer: ImageRewardScorer, num_images: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random pixels, and ids of which every second row is shorter by one where there is room for it."""
-    random = torch.Generator().manual_seed(num_images)
+    random = torch.Generator("cpu").manual_seed(num_images)
     size = scorer.config.image.size
-    pixels = torch.randint(0, 256, (num_images, 3, size, size), generator=random, dtype=torch.uint8)
-    ids = torch.randint(5, scorer.config.network.vocab_size, (num_images, num_tokens), generator=random)
-    mask = torch.ones(num_images, num_tokens, dtype=torch.bool)
+    pixels = torch.randint(0, 256, (num_images, 3, size, size), generator=random, dtype=torch.uint8, device="cpu")
+    ids = torch.randint(5, scorer.config.network.vocab_size, (num_images, num_tokens), generator=random, device="cpu")
+    mask = torch.ones(num_images, num_tokens, dtype=torch.bool, device="cpu")
     if num_tokens > 2:
         mask[1::2, -1] = False
     return pixels, ids, mask
@@ -161,15 +157,3 @@ def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Pat
             return float("inf")
         largest = float(np.maximum(largest, np.abs(found - expected).max()))  # NaN stays
     return largest
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes about itself."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +78,27 @@ def _refuse_saving(*_: Any) -> None:
     raise RewardError("a scorer of dtype int8 cannot be saved; save it as loaded in float32, and give dtype int8 when loading it")
 
 
-class _without_notes:  # noqa: N801 - reads as a statement
-    """torchao's first import writes of GPU kernels that are not for this machine; nobody who scores images can act on it."""
+_CHATTY = ("torchao", "torchao.kernel.intmm", "torch.utils._pytree")
 
-    def __enter__(self) -> None:
-        logging.disable(logging.WARNING)
 
-    def __exit__(self, *_: object) -> None:
-        logging.disable(logging.NOTSET)
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """torchao's first import writes of GPU kernels that are not for this machine; nobody who scores images can act on it.
+
+    Only its own loggers are silenced: the logging of the process belongs to the program.
+    """
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    for logger in loggers:
+        logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(drop)
 
 
 # --- compiled ------------------------------------------------------------------------------------------------------------------------
@@ -113,9 +126,7 @@ class CompiledEncoding:
 
     def __init__(self, encode: Callable[[Tensor], Any]) -> None:
         self.encode = encode
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own modules, which this loads
-            self.compiled = torch.compile(encode, options={"freezing": True})
+        self.compiled = torch.compile(encode, options={"freezing": True})
         self.announced = False
 
     def __call__(self, pixels: Tensor) -> Any:
@@ -125,8 +136,7 @@ class CompiledEncoding:
             print("compiling the image tower: a minute or more the first time, less when this machine has done it before", file=sys.stderr)
             self.announced = True
         num_images = len(pixels)
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler, about itself
+        with torch.inference_mode():
             # The compiler would make code of its own for one image, which takes as long again and rounds otherwise: one goes as two. The
             # copy is made in this mode, whatever the caller's was, because the code is for one of them.
             pixels = pixels.repeat(2 if num_images == 1 else 1, 1, 1, 1)

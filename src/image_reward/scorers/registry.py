@@ -506,6 +506,7 @@ def _find_on_hub(repo: str) -> Found:
     return Found((config.parent,), repo, None, kind.build)
 
 
+@torch.inference_mode(False)  # weights that are made in that mode could never give gradients
 def load(
     model: str | os.PathLike[str] = "ImageReward-v1.0",
     device: str | torch.device | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_state_dicts_have_the_released_names(model: Any, tmp_path: Path) -> None
     whole = torch.nn.ModuleDict({"reward": model})
     assert "reward.mlp.layers.0.weight" in whole.state_dict()
     whole.load_state_dict(whole.state_dict())
-    with pytest.raises(RuntimeError, match=r"Missing key.*network\.mlp\.layers\.0\.bias"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*mlp\.layers\.0\.bias"):
         model.load_state_dict({name: tensor for name, tensor in released.items() if name != "mlp.layers.0.bias"})
 
 
@@ -161,9 +162,161 @@ def test_copies_and_dtypes(model: Any) -> None:
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert copied.score("cat", seeded.images()[0]) == right
     assert model.to("cpu", dtype=torch.bfloat16).score("cat", seeded.images()[0]) == pytest.approx(right, abs=0.3)
-    assert (model.mean, model.std) == (MEAN, STD)
-    with pytest.raises(AttributeError):
-        model.mean = 0.0  # a scale that only some methods would use
+
+
+# --- what programs assign to the parts ---
+
+
+@pytest.fixture
+def by_hand(model: Any) -> Any:
+    """What 1.5 computes for the model's parts as they are at the time."""
+
+    def reward_of(prompt: str, image: Image.Image) -> float:
+        with torch.no_grad():
+            text = model.blip.tokenizer([prompt], padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+            embeds = model.blip.visual_encoder(model.preprocess(image)[None])
+            output = model.blip.text_encoder(
+                text.input_ids,
+                attention_mask=text.attention_mask,
+                encoder_hidden_states=embeds,
+                encoder_attention_mask=torch.ones(embeds.shape[:-1], dtype=torch.long),
+                return_dict=True,
+            )
+            return ((model.mlp(output.last_hidden_state[:, 0]) - model.mean) / model.std).item()
+
+    return reward_of
+
+
+class Shouting(torch.nn.Module):
+    """A text encoder around the model's own, in 1.5's calling convention."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.inner(*args, **kwargs)
+        return output._replace(last_hidden_state=output.last_hidden_state * 2)
+
+
+def reversed_image(image: Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image.convert("RGB").resize((64, 64)))).permute(2, 0, 1).float() / 255
+    return (1 - pixels) * 2
+
+
+class LowerCaseOnly:
+    """A tokenizer that reads the first word alone."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, prompts: list[str], **options: Any) -> Any:
+        return self.inner([prompt.split()[0] for prompt in prompts], **options)
+
+
+def other() -> Any:
+    from conftest import tiny
+
+    return tiny(reward.ImageReward, seed=8)
+
+
+PARTS = {
+    "mlp": lambda m: setattr(m, "mlp", torch.nn.Sequential(torch.nn.Linear(48, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))),
+    "mlp.layers": lambda m: setattr(m.mlp, "layers", torch.nn.Sequential(torch.nn.Linear(48, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))),
+    "mlp.layers[-1]": lambda m: m.mlp.layers.__setitem__(-1, torch.nn.Linear(16, 1, bias=False)),
+    "blip": lambda m: setattr(m, "blip", other().blip),
+    "blip.visual_encoder": lambda m: setattr(m.blip, "visual_encoder", other().blip.visual_encoder),
+    "blip.text_encoder": lambda m: setattr(m.blip, "text_encoder", other().blip.text_encoder),
+    "a foreign text encoder": lambda m: setattr(m.blip, "text_encoder", Shouting(m.blip.text_encoder)),
+    "blip.tokenizer": lambda m: setattr(m.blip, "tokenizer", LowerCaseOnly(m.blip.tokenizer)),
+    "preprocess": lambda m: setattr(m, "preprocess", reversed_image),
+    "mean": lambda m: setattr(m, "mean", 3.0),
+    "std": lambda m: setattr(m, "std", 0.1),
+    "network": lambda m: setattr(m, "network", other().network),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_assigned_to_a_part_is_what_scores(part: str, model: Any, by_hand: Any) -> None:
+    prompt, images = "A large cat", seeded.images()[:3]
+    before = [model.score(prompt, image) for image in images]
+    torch.manual_seed(0)
+    PARTS[part](model)
+    model.eval()
+    expected = [by_hand(prompt, image) for image in images]
+    assert expected != pytest.approx(before, abs=1e-2)
+    assert model.score(prompt, images) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert model.inference_rank(prompt, images)[1] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert model.rank(prompt, images).rewards == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    copied = copy.deepcopy(model)
+    assert copied.score(prompt, images) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_new_scale_is_used_by_every_method(model: Any, tmp_path: Path) -> None:
+    a, b = seeded.images()[:2]
+    raw = np.array([model.score("cat", image) for image in (a, b)]) * STD + MEAN
+    model.mean, model.std = 1.0, 2.0
+    text = model.blip.tokenizer(["cat"], return_tensors="pt")
+    pixels = model.preprocess(a)[None]
+    assert model.score_gard(text.input_ids, text.attention_mask, pixels).item() == pytest.approx((raw[0] - 1) / 2, abs=1e-5)
+    preference = model.compare("cat", a, b)
+    assert preference.a_better == pytest.approx(1 / (1 + np.exp(raw[1] - raw[0])), abs=1e-5)  # raw rewards have not changed
+    assert model.reference is None  # it is of another scale
+    model.save_pretrained(tmp_path / "saved")
+    assert image_reward.load(tmp_path / "saved").score("cat", a) == pytest.approx((raw[0] - 1) / 2, abs=1e-5)
+    with pytest.raises(CheckpointError, match="std positive"):
+        model.std = 0.0
+
+
+def test_what_cannot_take_effect_is_refused(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"preprocess is a function from a PIL image to normalised pixels \[3, S, S\], not int"):
+        model.preprocess = 3
+    model.preprocess = reversed_image
+    with pytest.raises(image_reward.ImageReadError, match=r"works on PIL images alone; give what it makes of an image to score_gard\(\)"):
+        model.rewards("cat", torch.rand(1, 3, 64, 64))
+    with pytest.raises(TypeError, match="child module 'mlp'"):
+        model.mlp = lambda features: features
+
+
+def test_the_device_may_be_assigned(model: Any) -> None:
+    model.device = "cpu"
+    assert str(model.device) == "cpu"
+    model.device = torch.device("meta")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_parameters_have_the_released_names(model: Any) -> None:
+    """Programs freeze by name: with other names they would freeze nothing."""
+    assert [name for name, _ in model.named_parameters()] == list(model.state_dict()) == list(seeded.weights(seeded.TINY, 7))
+
+
+def test_one_prompt_meets_many_images(model: Any) -> None:
+    images = seeded.images()[:3]
+    pixels = torch.stack([model.preprocess(image) for image in images])
+    text = model.blip.tokenizer(["cat"], return_tensors="pt")
+    with torch.no_grad():
+        rewards = model.score_gard(text.input_ids, text.attention_mask, pixels)
+        output = model.blip.text_encoder(text.input_ids, text.attention_mask, model.blip.visual_encoder(pixels))
+    assert rewards.shape == (3, 1)
+    assert rewards[:, 0].tolist() == pytest.approx([model.score("cat", image) for image in images], abs=1e-5)
+    assert ((model.mlp(output.last_hidden_state[:, 0]) - MEAN) / STD)[:, 0].tolist() == pytest.approx(rewards[:, 0].tolist(), abs=1e-5)
+
+
+def test_a_long_prompt_is_reported_by_an_assigned_tokenizer_too(model: Any) -> None:
+    model.blip.tokenizer  # noqa: B018 - from now on the model reads prompts with it
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.score("word " * 40, seeded.images()[:2])
+    assert [str(w.message).split(" of the prompt")[0] for w in caught] == ["the last 7 of 42 tokens"]
+
+
+def test_weights_that_were_loaded_in_inference_mode_give_gradients(folder: str) -> None:
+    with torch.inference_mode():
+        model = reward.load(folder)
+    pixels = torch.rand(1, 3, 64, 64, requires_grad=True)
+    model.rewards("cat", pixels).sum().backward()
+    assert pixels.grad is not None
+    assert model.mlp.layers[0].weight.grad is not None
 
 
 def test_score_gard_refuses_what_cannot_be_scored(model: Any) -> None:
@@ -261,5 +414,5 @@ def test_names_that_are_no_scores_or_models() -> None:
         image_reward.UnknownModelError, match=r"no score is called 'ImageReward-v1\.0'; available are CLIP, BLIP, Aesthetic"
     ):
         reward.load_score("ImageReward-v1.0")
-    with pytest.raises(image_reward.UnknownModelError, match=r"BLIP is no ImageReward model; load_score\(\) or image_reward\.load\(\)"):
+    with pytest.raises(image_reward.UnknownModelError, match=r"BLIP is not an ImageReward model; load_score\(\) or image_reward\.load\(\)"):
         reward.load("BLIP")
