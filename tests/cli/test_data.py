@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_split_writes_files_that_share_no_prompt(capsys: pytest.CaptureFixture[s
 
 def test_errors(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     for arguments, code, words in [
-        (["check"], 2, "no file of comparisons was given"),
+        (["check"], 2, "no file of comparisons: name at least one"),
         (["check", "none.json"], 1, "no such file of comparisons: none.json"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "1.0"], 2, "two or three numbers, not 1"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "0.5", "0.2"], 1, "sum to 1, not 0.5, 0.2"),
@@ -76,3 +77,44 @@ def test_errors(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) 
         assert main(["data", *arguments]) == code
         assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_hostile_files_are_one_line_and_exit_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    row = {"prompt": "a cat", "images": ["1.png", "2.png"], "ranks": [1, 2]}
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "deep").write_text('{"a":' * 100_000)
+    (tmp_path / "cp1252").write_bytes(b'{"prompt": "caf\xe9"}')
+    (tmp_path / "many").write_text(json.dumps(row | {"images": ["1.png"] * 10**5, "ranks": [1] * 10**5}))
+    (tmp_path / "digits").write_text(json.dumps(row | {"ranks": [1, 10**400]}))
+    (tmp_path / "cut").write_text('{"prompt": "a cat \\ud83d", "images": ["1.png", "2.png"], "ranks": [1, 2]}')
+    for name, words in {
+        "pipe": "is a named pipe, not a file",
+        "deep": "line 1 is nested too deeply",
+        "cp1252": "line 1 is not UTF-8",
+        "many": "at most 1,000 images, not 100,000",
+        "digits": "ranks are integers from 1",
+        "cut": "the prompt is not text",
+    }.items():
+        path = str(tmp_path / name)
+        for command in (
+            ["data", "split", path, str(tmp_path / "out")],
+            ["train", "--data", path],
+            ["evaluate", path, "--model", "ImageReward-mini"],
+        ):
+            assert main(command) == 1
+            message = capsys.readouterr().err
+            assert message.count("\n") == 1
+            assert path in message
+            assert words in message
+        assert main(["data", "check", path]) == 1
+        assert words in " ".join("".join(capsys.readouterr()).split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_into_a_file_and_fractions_that_are_not_numbers(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    assert main(["data", "split", str(data), str(data), "--fractions", "0.5", "0.5"]) == 2
+    assert "mine.json cannot be a folder: a file with that name exists" in capsys.readouterr().err
+    assert main(["data", "split", str(data), str(data.parent / "x"), "--fractions", "nan", "nan"]) == 1
+    assert "fractions are two or more positive numbers" in capsys.readouterr().err
+    assert main(["data", "check", "s3://bucket/train.parquet"]) == 1
+    assert "s3://bucket/train.parquet is an address" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def data(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def row(prompt: str, images: str, ranks: list[int]) -> dict[str, Any]:
+def row(prompt: str, images: Iterable[str], ranks: list[int]) -> dict[str, Any]:
     return {"prompt": prompt, "images": [f"{name}.png" for name in images], "ranks": ranks}
 
 
@@ -86,6 +88,35 @@ def test_images_in_parquet_are_opened_too(folder: Path) -> None:
     assert "row 3, jpg_1 holds no bytes but NoneType" in empty
     assert "row 2: image 1 has rank 1, image 2 rank 2, and they are the same image" in found(result, "rank against itself").examples[0]
     assert kinds(audit([folder / "train.parquet"], fast=True)) == set()
+
+
+def test_images_that_are_not_files_are_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "d.png")
+    (folder / "e.png").symlink_to("/dev/zero")
+    (folder / "f.png").mkdir()
+    path = data(folder / "train.jsonl", row("a cat", "abdef", [1, 2, 3, 4, 5]))
+    for fast in (False, True):
+        result = audit([path], fast=fast)
+        assert kinds(result) == {"unreadable image"}
+        for name, example in zip("def", found(result, "unreadable image").examples, strict=True):
+            assert f"{name}.png" in example
+            assert any(kind in example for kind in ("pipe", "device", "folder"))
+
+
+def test_names_that_are_not_utf8_can_be_reported(folder: Path) -> None:
+    shutil.copy(folder / "a.png", folder / os.fsdecode(b"caf\xe9.png"))
+    path = data(folder / "train.jsonl", row("a cat", ["caf\udce9", "b", "gone\udce9"], [1, 2, 3]))
+    result = audit([path])
+    assert kinds(result) == {"missing image"}
+    assert "gone\\udce9.png" in found(result, "missing image").examples[0]
+
+
+def test_a_picture_followed_by_a_hole_is_read_no_further_than_needed(folder: Path) -> None:
+    with (folder / "a.png").open("r+b") as file:
+        file.truncate(50 << 30)
+    shutil.copy(folder / "b.png", folder / "d.png")
+    result = audit([data(folder / "train.jsonl", row("a cat", "abd", [1, 2, 2]))])
+    assert kinds(result) == {"copy"}
 
 
 def test_copies_of_an_image(folder: Path) -> None:

@@ -255,6 +255,23 @@ def test_what_is_written_is_read_again(tmp_path: Path, image_folder: Path) -> No
         (ours(ranks=[1, 1.5]), "the rank of image 2 is 1.5; ranks are integers"),
         (ours(ranks=[1, None]), "the rank of image 2 is None"),
         (ours(ranks=[1, "best"]), "the rank of image 2 is 'best'"),
+        (ours(ranks=[1, 10**400]), "the rank of image 2 is 1000.*000; ranks are integers"),
+        (ours(ranks=[1, float("nan")]), "the rank of image 2 is nan"),
+        (ours(ranks=[1, float("-inf")]), "the rank of image 2 is -inf"),
+        (ours(ranks=[1, "1_0"]), "the rank of image 2 is '1_0'"),
+        (ours(ranks=[[1], [2]]), r"the rank of image 1 is \[1\]"),
+        (ours(images=["1.png"] * 100_000, ranks=[1] * 100_000), "a comparison has at most 1,000 images, not 100,000"),
+        (ours(images=[["1.png"], ["2.png"]]), r"image 1 is \['1.png'\], not a path"),
+        (ours(images=["1.png", "s3://b/2.png"]), "image 2 is 's3://b/2.png', an address, and only files on this machine are read"),
+        (ours(images=["https://b/1.png", "2.png"]), "image 1 is 'https://b/1.png', an address"),
+        (ours(images=["\ud800.png", "2.png"]), "image 1 is .*, not a path: it holds half of a surrogate pair"),
+        (ours(images=["a\0.png", "2.png"]), "image 1 is .*, not a path: it holds a NUL character"),
+        (ours(images=[{"parquet": 1, "row_group": 0, "row": 0, "column": "a"}, "2.png"]), "image 1 is .*, not a path"),
+        (ours(prompt="a \ud83d cat"), "the prompt is not text: it holds half of a surrogate pair"),
+        (ours(prompt=["a cat"]), r"the prompt is \['a cat'\], not text"),
+        (ours(id=["x"]), r"the id is \['x'\], not text or a number"),
+        (ours(id="\udfff"), "the id is not text"),
+        (ours(shares=[10**400, 0]), "the shares are .*; they must be in"),
         (ours(ranks=[1, True]), "the rank of image 2 is True"),
         (ours(ranks="12"), "the ranks are '12', not a list"),
         (ours(images=["1.png", None]), "image 2 is None, not a path"),
@@ -296,15 +313,15 @@ def test_an_unknown_form_says_what_was_looked_for(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"[]", "holds no rows"),
-        (b"prompt,image,rank\n", "holds no rows"),
-        (b"[1, 2]", "entry 1 is 1, not an object; Looked for"),
-        (b'[{"prompt": "a', "is not whole JSON"),
+        (b"[]", "has no rows"),
+        (b"prompt,image,rank\n", "has no rows"),
+        (b"[1, 2]", "entry 1 is not an object with keys but int"),
+        (b'[{"prompt": "a', "entry 1 .line 1. is not JSON: Unterminated string"),
         (b'{"prompt": "a cat",\n"images": []}', "line 1 is not JSON.*one whole object on each line"),
         (b'{"prompt": "a"}\n[1]\n', "is of no known form"),
-        (b"prompt,image,rank\na cat,1.png\n", "line 2 has not as many cells as the header"),
-        (b"prompt,image,rank\na, cat,1.png,1\n", "line 2 has not as many cells as the header"),
-        (b"\xff\xfe\x00\x01", "neither Parquet nor UTF-8 text"),
+        (b"prompt,image,rank\na cat,1.png\n", "line 2 has 2 cells; the header has 3"),
+        (b"prompt,image,rank\na, cat,1.png,1\n", "line 2 has 4 cells; the header has 3: quote cells that hold commas"),
+        (b"\xff\xfe\x00\x01", "is UTF-16 text"),
         (b"PAR1 and no more", "is not a whole Parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     ],
@@ -327,3 +344,31 @@ def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ComparisonError, match=r"needs pyarrow: pip install 'image-reward\[data\]'"):
         read(path)
+
+
+def test_ranks_may_be_written_as_text_or_with_a_point(tmp_path: Path) -> None:
+    assert read(jsonl(tmp_path / "mine", [ours(ranks=[" 2", 1.0])]))[0].ranks == (2, 1)
+
+
+def test_rows_without_an_id_are_told_apart_by_prompt_also_where_pandas_wrote_nan(tmp_path: Path) -> None:
+    rows = [{"id": float("nan"), "prompt": p, "image": f"{p}{k}.png", "rank": k} for p in ("cat", "dog") for k in (1, 2)]
+    assert [c.prompt for c in read(jsonl(tmp_path / "mine", rows))] == ["cat", "dog"]
+
+
+def test_rows_of_two_forms_at_once_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ComparisonError, match="mine mixes two forms"):
+        read(jsonl(tmp_path / "mine", [ours(image="1.png", rank=1)]))
+
+
+def test_imagerewarddb_as_datasets_writes_it(tmp_path: Path) -> None:
+    rows = [
+        {"image": {"bytes": bytes([i]), "path": f"{i}.webp"}, "prompt_id": str(i % 2), "prompt": "a cat", "rank": 1 + i} for i in range(4)
+    ]
+    first, second = read(parquet(tmp_path / "train.parquet", rows, row_group_size=3))
+    assert (first.id, first.ranks, first.source) == ("0", (1, 3), "ImageRewardDB")
+    assert [image() for image in (*first.images, *second.images)] == [b"\0", b"\2", b"\1", b"\3"]
+
+
+def test_what_only_labels_a_comparison_may_be_anything(tmp_path: Path) -> None:
+    (found,) = read(jsonl(tmp_path / "mine", [ours(category="caf\udce9", source={"a": [1]})]))
+    assert (found.category, found.source) == ("caf?", "{'a': [1]}")

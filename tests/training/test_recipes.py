@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import squares
 
 from image_reward.cli import main, parse
+from image_reward.cli.recipes import read_sources
 from image_reward.cli.train import Train
 from image_reward.training import RewardTraining, read_toml
 
@@ -48,6 +50,12 @@ def test_every_recipe_is_a_configuration(path: Path) -> None:
         ('start = "scratch"', "nothing worth freezing: set freeze = 0"),
         ("cache_features = true\nlora_rank = 4", "cache_features needs frozen layers"),
         ("lr = ", "recipe.toml is not TOML"),
+        ("lr = inf", "recipe.toml: lr must be greater than 0, not inf"),
+        ("lr = nan", "recipe.toml: lr must be greater than 0, not nan"),
+        (f"lr = {'9' * 400}", "recipe.toml: lr must be greater than 0, not inf"),
+        (f"seed = {2**40}", "recipe.toml: seed must be at least 0 and less than 536,870,912"),
+        ("lr = " + "[" * 100_000, "recipe.toml is not TOML"),
+        ("#" * 2_000_000, "recipe.toml is not a recipe: it has more than 1,048,576 bytes"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -73,3 +81,21 @@ def test_a_command_without_data_is_wrong_usage(capsys: pytest.CaptureFixture[str
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"no such recipe: nowhere\.toml"):
         parse(["train", "--recipe", "nowhere.toml"])
+
+
+def test_a_recipe_is_a_regular_file_of_utf8_with_or_without_a_mark(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, problem in [(tmp_path / "pipe", "a named pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")]:
+        with pytest.raises(ValueError, match=f"{path} is {problem}, not a file"):
+            read_toml(path, RewardTraining())
+    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbflr = 0.5")
+    assert read_toml(tmp_path / "recipe.toml", RewardTraining()).lr == 0.5
+    (tmp_path / "recipe.toml").write_bytes(b'output = "caf\xe9"')
+    with pytest.raises(ValueError, match=r"recipe.toml is not TOML: 'utf-8' codec"):
+        read_toml(tmp_path / "recipe.toml", RewardTraining())
+
+
+@pytest.mark.parametrize("source", ["shapes:", "shapes:0", "shapes:-1", "shapes:10:", "shapes:10:1:2", "shapes:1e3", "shapes:9999999999"])
+def test_drawn_data_is_named_by_two_numbers_at_most(source: str) -> None:
+    with pytest.raises(ValueError, match=f"'{source}' is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED"):
+        read_sources([source], "train")

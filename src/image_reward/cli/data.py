@@ -21,7 +21,7 @@ class Check(OutputOptions):
     Reads ImageRewardDB, HPDv2, Pick-a-Pic, and JSONL, CSV or Parquet files of your own.
     """
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help="Files of comparisons.")]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help="Files of comparisons.")]
     images: Path | None = None
     """The folder that image paths are relative to; by default the file's own."""
     fast: bool = False
@@ -31,7 +31,7 @@ class Check(OutputOptions):
 
     def run(self) -> int:
         if not self.paths:
-            raise UsageError("no file of comparisons was given")
+            raise UsageError("no file of comparisons: name at least one")
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import audit
@@ -55,7 +55,7 @@ class Split:
     The same data and seed give the same files.
     """
 
-    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH", help="A file of comparisons.")]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH", help="A file of comparisons.")]
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help="The folder to write the files to.")]
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
     """What part of the comparisons is for training, for validation and, if there is a third number, for testing."""
@@ -69,12 +69,15 @@ class Split:
             raise UsageError(f"--fractions takes two or three numbers, not {len(self.fractions)}")
         targets = [self.out / f"{name}.jsonl" for name in _SPLITS[: len(self.fractions)]]
         if there := [str(target) for target in targets if target.exists()]:
-            raise UsageError(f"{there[0]} already exists; give another folder")
+            raise UsageError(f"{there[0]} already exists; use another folder")
 
         from image_reward.comparisons import read, split, write
 
         parts = split(read(self.path, self.images), self.fractions, self.seed)
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"{self.out} cannot be a folder: a file with that name exists") from None
         for part, target in zip(parts, targets, strict=True):
             write(part, target)
             print(f"{len(part):,} comparisons", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +25,6 @@ def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | No
     if not given:
         return None, defaults
     path = Path(given[-1])
-    if not path.is_file():
-        raise FileNotFoundError(f"no such recipe: {path}")
     return path, read_toml(path, defaults)
 
 
@@ -39,11 +38,9 @@ def read_sources(sources: Sequence[str], split: Literal["train", "test"]) -> lis
     for source in sources:
         kind, _, numbers = source.partition(":")
         if kind == "shapes":
-            try:
-                num_prompts, seed = (int(n) for n in (numbers + ":0").split(":")[:2])
-            except ValueError:
-                raise ValueError(f"{source!r} is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED") from None
-            comparisons += shapes.comparisons(num_prompts, seed, split=split)
+            if not (match := re.fullmatch("([1-9][0-9]{0,8})(?::([0-9]{1,9}))?", numbers)):
+                raise ValueError(f"{source!r} is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED")
+            comparisons += shapes.comparisons(int(match[1]), int(match[2] or 0), split=split)
         else:
             comparisons += read(source)
     return comparisons

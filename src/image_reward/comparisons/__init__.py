@@ -1,7 +1,8 @@
 """Human rankings of images: readers of published forms, an auditor, splits that share no prompt; and a drawn world (``shapes``)."""
 
 from image_reward.comparisons.audit import Audit, Finding, audit
-from image_reward.comparisons.readers import ParquetImage, Record, read, records, write
+from image_reward.comparisons.containers import ParquetImage
+from image_reward.comparisons.readers import Record, read, records, write
 from image_reward.comparisons.split import normalized_prompt, split
 
 __all__ = ["Audit", "Finding", "ParquetImage", "Record", "audit", "normalized_prompt", "read", "records", "split", "write"]

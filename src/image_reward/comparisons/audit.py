@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from image_reward.comparisons.readers import PathLike, Record, records
+from image_reward.comparisons.readers import Record, records
 from image_reward.comparisons.split import normalized_prompt
 from image_reward.errors import ImageReadError
+from image_reward.files import PathLike, open_regular
 from image_reward.images import open_image
 from image_reward.metrics import num_pairs
 from image_reward.prompts import bert_tokenizer
@@ -25,6 +27,7 @@ from image_reward.prompts import bert_tokenizer
 MOST_CONTRADICTED = 0.05
 
 _MOST_EXAMPLES = 20
+_LONGEST_HASHED = 1 << 28  # bytes; a picture may be followed by any number of zeros, which take no room on a disk
 
 # ImageRewardDB as published: prompts -> images, to the precision published. The test split's pairs are those of its JSON list.
 _PUBLISHED_TRAIN = {1000: "6.2k", 2000: "12.5k", 4000: "25.1k", 8000: "49.9k"}
@@ -133,7 +136,7 @@ class _Findings:
         finding = self.by_kind.setdefault(kind, Finding(kind, level, message))
         finding.num += num
         if len(finding.examples) < _MOST_EXAMPLES:
-            finding.examples.append(where)
+            finding.examples.append(where.encode(errors="backslashreplace").decode())  # a file's name need not be UTF-8; a report is
 
     def sorted(self) -> list[Finding]:
         return sorted(self.by_kind.values(), key=lambda finding: finding.level != "error")
@@ -200,19 +203,31 @@ def _bounded_map(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items
 
 
 def _exists(image: Any) -> str | Exception:
-    path = Path(image.path if callable(image) else image)
-    return str(image) if path.is_file() else FileNotFoundError(str(path))
+    try:
+        open_regular(image.path if callable(image) else image).close()
+    except FileNotFoundError as error:
+        return error
+    except (OSError, ValueError) as error:
+        return ImageReadError(str(error))
+    return str(image)
 
 
 def _open(image: Any) -> str | Exception:
+    """A hash of the image's file, which is opened as scoring opens it, or what is wrong with it."""
     try:
-        content = image() if callable(image) else Path(image).read_bytes()
-        open_image(content)
-    except FileNotFoundError as error:
+        open_image(image)
+        return _hash(io.BytesIO(image()) if callable(image) else open_regular(image))
+    except (FileNotFoundError, ImageReadError, OSError) as error:
         return error
-    except (ImageReadError, OSError, ValueError, IndexError) as error:
-        return error
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _hash(stream: BinaryIO) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with stream:
+        while (chunk := stream.read(1 << 20)) and stream.tell() <= _LONGEST_HASHED:
+            digest.update(chunk)
+        digest.update(str(stream.seek(0, os.SEEK_END)).encode())
+    return digest.hexdigest()
 
 
 # --- contradictions --------------------------------------------------------------------------------------------------------------------

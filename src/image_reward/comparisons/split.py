@@ -26,7 +26,7 @@ def split(comparisons: Sequence[Comparison], fractions: Sequence[float], seed: i
 
     Raises ``ValueError`` when the fractions are not positive numbers that sum to 1, or a split would be empty.
     """
-    if len(fractions) < 2 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) < 2 or not all(fraction > 0 for fraction in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
         raise ValueError(f"fractions are two or more positive numbers that sum to 1, not {', '.join(f'{f:g}' for f in fractions)}")
     keys = [normalized_prompt(comparison.prompt) for comparison in comparisons]
     sizes: dict[str, int] = {}

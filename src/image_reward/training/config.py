@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from image_reward.files import open_regular
 from image_reward.models.blip import BlipConfig
 from image_reward.training.losses import Loss
 
 Record = TypeVar("Record")
 SCRATCH = "scratch"
+_LARGEST_RECIPE = 1 << 20
+_HIGHEST_SEED = 2**29  # with step and process in its lower bits it is a seed of 64 bits
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,9 @@ class RewardTraining:
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib", "seed"):
+        for name in ("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("max_steps", "evaluate_every"):
@@ -120,6 +123,7 @@ class RewardTraining:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below and value == 1):
                 raise ValueError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+        _check_seed(self.seed)
         if self.start == SCRATCH and (self.freeze or self.lora_rank):
             raise ValueError("a network that starts from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
         if self.lora_rank and self.shard:
@@ -197,23 +201,39 @@ class WordPretraining:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_images", "readings", "lr", "max_tokens", "clip", "log_every"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        _check_seed(self.seed)
         if not 0 < self.gap_share <= 1:
             raise ValueError(f"gap_share must be above 0 and at most 1, not {self.gap_share}")
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"short_share must be from 0 to 1, not {self.short_share}")
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < _HIGHEST_SEED:
+        raise ValueError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
+
+
 def read_toml(path: Path, defaults: Record) -> Record:
-    """A recipe: the defaults with what the file says. Raises ``ValueError`` that names the key and what it may have meant."""
+    """A recipe: the defaults with what the file says.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and what it may have meant.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with open_regular(path) as file:
+            content = file.read(_LARGEST_RECIPE + 1)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such recipe: {path}") from None
+    if len(content) > _LARGEST_RECIPE:
+        raise ValueError(f"{path} is not a recipe: it has more than {_LARGEST_RECIPE:,} bytes")
+    try:
+        values = tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     return _filled(defaults, values, str(path))
 
@@ -234,7 +254,7 @@ def _filled(record: Record, values: Mapping[str, Any], source: str) -> Record:
         value = tuple(value) if isinstance(value, list) else value
         if not _fits(value, kind):
             raise ValueError(f"{source}: {name} must be {_say(kind)}, not {value!r}")
-        changed[name] = float(value) if kind is float else value  # type: ignore[arg-type]
+        changed[name] = _float(value) if kind is float else value
     try:
         return replace(record, **changed)  # type: ignore[type-var]
     except ValueError as error:
@@ -256,6 +276,13 @@ def _fits(value: object, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _say(kind: Any) -> str:

@@ -1,0 +1,406 @@
+"""Files of rows -> rows with their place: a JSON list, JSONL, CSV or Parquet, recognised by its first bytes and never by its name.
+
+Files come from anywhere, so nothing here trusts them: only regular files are opened, one row at a time is in memory and its length is
+bounded, and what is not read rightly is an error that names the file, the row and the cause, never a row less.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from image_reward.errors import ComparisonError, ImageReadError
+from image_reward.files import PathLike, open_regular
+
+LONGEST_ROW = 1 << 24
+"""Characters. A comparison of a thousand images has some hundred thousand; what is longer is not a row, and would fill the memory."""
+
+_CHUNK = 1 << 16
+_BLANK = b" \t\r\n"
+_UTF16 = "is UTF-16 text; save it as UTF-8 (in Excel: CSV UTF-8)"
+_OTHER_KINDS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the data; fetch it with `git lfs pull`",
+    b"\x1f\x8b": "is compressed with gzip; unpack it with gunzip",
+    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; unpack it with unzstd",
+    b"\xfd7zXZ\x00": "is compressed with xz; unpack it with unxz",
+    b"PK\x03\x04": "is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8",
+    b"ARROW1": "is an Arrow file; save it as Parquet",
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
+    b"<": "is an HTML or XML page, not data; download the file itself, not the page about it",
+}
+
+_one_reader = threading.Lock()  # threads that miss the same row group read it once, not once each
+
+
+@dataclass(frozen=True)
+class Row:
+    where: str
+    """Its place in the file, for messages."""
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ParquetImage:
+    """An image whose bytes are in a Parquet file; called, it returns them. Small and picklable."""
+
+    path: str
+    row_group: int
+    row: int
+    """Within the row group."""
+    column: str
+
+    def __call__(self) -> bytes:
+        """Raises ``FileNotFoundError``, or ``ImageReadError`` that names the place."""
+        try:
+            with _one_reader:
+                column = _column(self.path, self.row_group, self.column)
+            cell = column[self.row].as_py()
+        except FileNotFoundError:
+            raise
+        except _parquet_errors() as error:
+            raise ImageReadError(f"{self} cannot be read: {_one_line(error)}") from None
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(content, bytes):
+            raise ImageReadError(f"{self} holds no bytes but {type(content).__name__}")
+        return content
+
+    def __str__(self) -> str:
+        return f"{self.path}, row group {self.row_group}, row {self.row + 1}, {self.column}"
+
+
+def read_rows(path: PathLike, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+    """The rows of a file, in their order.
+
+    ``columns``: those to read of a Parquet file; others are None. Those that ``images`` names, where they hold bytes or structures
+    with bytes as ``datasets`` writes them, are a ``ParquetImage`` that reads them later.
+
+    Raises ``FileNotFoundError``, or ``ComparisonError`` that names the file, the place in it and what is wrong there.
+    """
+    path = Path(path)
+    with _opened(path) as stream:
+        start = _start(stream, path)
+    if start.startswith(b"PAR1"):
+        return _parquet_rows(path, columns, images)
+    for signature, problem in _OTHER_KINDS.items():
+        if start.startswith(signature):
+            raise ComparisonError(f"{path} {problem}")
+    if start[257:262] == b"ustar":
+        raise ComparisonError(f"{path} is a tar archive; unpack it")
+    return {b"[": _json_rows, b"{": _jsonl_rows}.get(start[:1], _csv_rows)(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        stream = open_regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such file of comparisons: {path}") from None
+    except OSError as error:
+        raise ComparisonError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ComparisonError(str(error)) from None
+    with stream:
+        try:
+            yield stream
+        except OSError as error:
+            raise ComparisonError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is of the form s3://…, https://… or data:…, or what a path makes of the first two.
+
+    >>> is_address("https://example.org/1.png"), is_address("C:/images/1.png")
+    (True, False)
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:[\w/;]", text) is not None
+
+
+def _start(stream: BinaryIO, path: Path) -> bytes:
+    """The first bytes that are not blank."""
+    if not os.fstat(stream.fileno()).st_size:  # also those of /proc, which may block
+        raise ComparisonError(f"{path} is empty")
+    start = stream.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
+    while not start:
+        chunk = stream.read(_CHUNK)
+        if not chunk or stream.tell() > LONGEST_ROW:
+            raise ComparisonError(f"{path} is empty")
+        start = chunk.lstrip(_BLANK)
+    return start
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# --- text ----------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The file as text, in which a byte that is not UTF-8 stands as a surrogate: ``_check_text`` can say where."""
+    with _opened(path) as stream:
+        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _check_text(text: str, path: Path, line: int) -> None:
+    """Raise for what is not UTF-8 in ``text``, which begins on a line of that number."""
+    problem = None
+    if "\0" in text:
+        place, problem = text.index("\0"), "holds a NUL byte: the file is not text, or is UTF-16; save it as UTF-8"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            place, byte = error.start, ord(text[error.start]) - 0xDC00
+            problem = (
+                f"is not UTF-8 (byte 0x{byte:02x}), but perhaps Latin-1 or Windows-1252; save it as UTF-8, "
+                "for example with iconv -f WINDOWS-1252 -t UTF-8"
+            )
+    if problem:
+        raise ComparisonError(f"{path}, line {line + text.count(chr(10), 0, place)} {problem}")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines that end with LF, CR LF or CR."""
+    with _text(path) as text:
+        number = 0
+        while line := text.readline(LONGEST_ROW + 1):
+            number += 1
+            if len(line) > LONGEST_ROW:
+                raise ComparisonError(f"{path}, line {number} has more than {LONGEST_ROW:,} characters, which is too long for a row")
+            _check_text(line, path, number)
+            yield line
+
+
+# --- JSON ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # json keeps the last one and says nothing
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+    return values
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply for a row"
+    return f"is not JSON: {error.msg if isinstance(error, json.JSONDecodeError) else error}"
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = _decoder.decode(line)
+        except (ValueError, RecursionError) as error:
+            cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(line.rstrip())
+            remedy = "; JSONL has one whole object on each line" + (": join its lines, or write [ and ] round the objects" if cut else "")
+            raise ComparisonError(f"{path}, line {number} {_json_problem(error)}{remedy}") from None
+        yield _json_row(path, f"line {number}", values)
+
+
+def _json_row(path: Path, where: str, values: object) -> Row:
+    if not isinstance(values, dict):
+        raise ComparisonError(f"{path}, {where} is not an object with keys but {type(values).__name__}")
+    return Row(where, values)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with _text(path) as text:
+        window = _Window(text, path)
+        window.take()  # [
+        number = 0
+        while window.peek() != "]":
+            if number and (separator := window.take()) != ",":
+                problem = "a comma is missing" if separator else "the list does not end: it was cut off; download it again"
+                raise ComparisonError(f"{path}, after entry {number}: {problem}")
+            number += 1
+            yield _json_row(path, f"entry {number}", window.value(number))
+        window.take()
+        if window.peek():
+            raise ComparisonError(f"{path} goes on after the end of its list, at line {window.line_at(window.at)}")
+
+
+class _Window:
+    """A part of a long JSON text: values are taken from its start, and it is read as far as the next value needs."""
+
+    def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
+        self.text, self.path = text, path
+        self.buffer, self.at, self.line = "", 0, 1
+
+    def line_at(self, position: int) -> int:
+        return self.line + self.buffer.count("\n", 0, position)
+
+    def _more(self) -> bool:
+        self.line = self.line_at(self.at)
+        rest = self.buffer[self.at :]
+        chunk = self.text.read(max(_CHUNK, len(rest)))  # as much again, so that a long value is tried a few times only
+        _check_text(chunk, self.path, self.line + rest.count("\n"))
+        self.buffer, self.at = rest + chunk, 0
+        return bool(chunk)
+
+    def peek(self) -> str:
+        """The next character that is not blank; "" at the end."""
+        while True:
+            while self.at < len(self.buffer):
+                if not self.buffer[self.at].isspace():
+                    return self.buffer[self.at]
+                self.at += 1
+            if not self._more():
+                return ""
+
+    def take(self) -> str:
+        character = self.peek()
+        self.at += len(character)
+        return character
+
+    def value(self, number: int) -> object:
+        self.peek()
+        while True:
+            try:
+                value, self.at = _decoder.raw_decode(self.buffer, self.at)
+                return value
+            except (ValueError, RecursionError) as error:
+                if _may_go_on(error, self.buffer) and len(self.buffer) - self.at <= LONGEST_ROW and self._more():
+                    continue
+                line = self.line_at(getattr(error, "pos", self.at))
+                problem = _json_problem(error)
+                if len(self.buffer) - self.at > LONGEST_ROW:
+                    problem = f"has more than {LONGEST_ROW:,} characters, which is too long for a row"
+                raise ComparisonError(f"{self.path}, entry {number} (line {line}) {problem}") from None
+
+
+def _may_go_on(error: ValueError | RecursionError, text: str) -> bool:
+    """Whether JSON that cannot be read may be only cut off: strings are reported at their start, all else within one literal of the end."""
+    return isinstance(error, json.JSONDecodeError) and ("Unterminated" in error.msg or error.pos > len(text) - 16)
+
+
+# --- CSV -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    header: list[str] | None = None
+    reader = csv.reader(_lines(path), strict=True)  # else a quote that is never closed takes the rest of the file into its cell
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ComparisonError(f"{path}, line {reader.line_num} {_csv_problem(error)}") from None
+        if cells is None:
+            return
+        if not any(cells):
+            continue  # a blank line, or the empty rows below a sheet
+        if header is None:
+            header = _header(cells, path)
+            continue
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
+        if len(cells) != len(header):
+            raise ComparisonError(
+                f"{path}, line {reader.line_num} has {len(cells)} cells; the header has {len(header)}: quote cells that hold commas"
+            )
+        yield Row(f"line {reader.line_num}", dict(zip(header, cells, strict=True)))
+
+
+def _header(cells: list[str], path: Path) -> list[str]:
+    first = cells[0].strip()
+    if first.lower().startswith("sep="):
+        raise ComparisonError(
+            f"{path} begins with {first!r}, which only Excel understands; delete this line, and separate cells with commas"
+        )
+    for separator, name in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
+        if len(cells) == 1 and separator in first:
+            raise ComparisonError(f"the cells of {path} are separated by {name}; save it as CSV with commas")
+    header = list(cells)
+    while not header[-1]:
+        header.pop()
+    for name in header:
+        if header.count(name) > 1:
+            raise ComparisonError(f"{path} has {header.count(name)} columns called {name!r}; rename or delete all but one")
+    return header
+
+
+def _csv_problem(error: csv.Error) -> str:
+    text = str(error)
+    if "field larger" in text:
+        return f"has a cell of more than {csv.field_size_limit():,} characters: close its quote, or use JSONL or Parquet for such texts"
+    if "unexpected end" in text:
+        return "is the last, and a quote that was opened before is not closed"
+    return f"is not CSV: {text}"
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------------------------------
+
+
+def _parquet_rows(path: Path, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+    parquet = _open_parquet(str(path))
+    schema = parquet.schema_arrow
+    if repeated := {name for name in schema.names if schema.names.count(name) > 1}:
+        raise ComparisonError(f"{path} has several columns called {min(repeated)!r}; rename or delete all but one")
+    pictures = [name for name in schema.names if name in images and _holds_bytes(schema.field(name).type)]
+    read = [name for name in schema.names if name in columns and name not in pictures]
+    others = dict.fromkeys(schema.names)
+    number = 0
+    for group in range(parquet.num_row_groups):
+        try:
+            first = number
+            for batch in parquet.iter_batches(256, [group], read):
+                for values in batch.to_pylist() if read else [{}] * batch.num_rows:
+                    references = {name: ParquetImage(str(path), group, number - first, name) for name in pictures}
+                    number += 1
+                    yield Row(f"row {number}", others | values | references)
+        except _parquet_errors() as error:
+            raise ComparisonError(f"{path}, after row {number}, cannot be read: {_one_line(error)}") from None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _open_parquet(path: str) -> Any:
+    with _opened(Path(path)):
+        pass
+    try:
+        import pyarrow  # noqa: F401
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ComparisonError(f"{path} is a Parquet file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
+    try:
+        return ParquetFile(path)
+    except _parquet_errors() as error:
+        raise ComparisonError(f"{path} is not a whole Parquet file: {_one_line(error)}; download it again") from None
+
+
+def _parquet_errors() -> tuple[type[Exception], ...]:
+    """What Arrow raises for damaged files and for values that Python has nothing for."""
+    try:
+        from pyarrow import ArrowException
+    except ImportError:
+        return (ValueError,)
+    return (ArrowException, ArithmeticError, ImportError, LookupError, OSError, TypeError, ValueError)
+
+
+@lru_cache(maxsize=4)  # both images of a row, and of its neighbours, come from the same row group
+def _column(path: str, row_group: int, column: str) -> Any:
+    return _open_parquet(path).read_row_group(row_group, columns=[column]).column(0)
