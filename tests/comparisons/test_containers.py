@@ -298,7 +298,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             (tmp_path, "pipe.parquet is a named pipe, not a file"),
             (tmp_path / "device", "device is a device, not a file"),
             ("/dev/null", "/dev/null is a device, not a file"),
-            (tmp_path / "socket", "socket is a socket, not a file"),
+            (tmp_path / "socket", "socket is a socket or a device, not a file"),
             (tmp_path / "folder", "train.parquet is a folder, not a file"),
             (tmp_path / "loop", "loop cannot be read"),
             (tmp_path / ("a" * 300), "cannot be read: File name too long"),

@@ -9,6 +9,7 @@ import squares
 from image_reward.cli import main, parse
 from image_reward.cli.recipes import read_sources
 from image_reward.cli.train import Train
+from image_reward.errors import FileKindError, FileSizeError
 from image_reward.training import RewardTraining, read_toml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -55,7 +56,6 @@ def test_every_recipe_is_a_configuration(path: Path) -> None:
         (f"lr = {'9' * 400}", "recipe.toml: lr must be greater than 0, not inf"),
         (f"seed = {2**40}", "recipe.toml: seed must be at least 0 and less than 536,870,912"),
         ("lr = " + "[" * 100_000, "recipe.toml is not TOML"),
-        ("#" * 2_000_000, "recipe.toml is not a recipe: it has more than 1,048,576 bytes"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -86,8 +86,10 @@ def test_a_missing_recipe_is_named() -> None:
 def test_a_recipe_is_a_regular_file_of_utf8_with_or_without_a_mark(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, problem in [(tmp_path / "pipe", "a named pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")]:
-        with pytest.raises(ValueError, match=f"{path} is {problem}, not a file"):
+        with pytest.raises(FileKindError, match=f"{path} is {problem}, not a file"):
             read_toml(path, RewardTraining())
+    with pytest.raises(FileSizeError, match=r"recipe.toml is larger than 1,048,576 bytes"):
+        read_toml(written(tmp_path, "#" * 2_000_000), RewardTraining())
     (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbflr = 0.5")
     assert read_toml(tmp_path / "recipe.toml", RewardTraining()).lr == 0.5
     (tmp_path / "recipe.toml").write_bytes(b'output = "caf\xe9"')

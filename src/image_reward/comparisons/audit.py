@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import os
 import re
@@ -12,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from image_reward.comparisons.readers import Record, records
+from image_reward.comparisons.readers import PathLike, Record, records
 from image_reward.comparisons.split import normalized_prompt
 from image_reward.errors import ImageReadError
-from image_reward.files import PathLike, open_regular
+from image_reward.files import open_regular
+from image_reward.image_files import read_image_file
 from image_reward.images import open_image
 from image_reward.metrics import num_pairs
 from image_reward.prompts import bert_tokenizer
@@ -27,7 +27,6 @@ from image_reward.prompts import bert_tokenizer
 MOST_CONTRADICTED = 0.05
 
 _MOST_EXAMPLES = 20
-_LONGEST_HASHED = 1 << 28  # bytes; a picture may be followed by any number of zeros, which take no room on a disk
 
 # ImageRewardDB as published: prompts -> images, to the precision published. The test split's pairs are those of its JSON list.
 _PUBLISHED_TRAIN = {1000: "6.2k", 2000: "12.5k", 4000: "25.1k", 8000: "49.9k"}
@@ -205,10 +204,8 @@ def _bounded_map(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items
 def _exists(image: Any) -> str | Exception:
     try:
         open_regular(image.path if callable(image) else image).close()
-    except FileNotFoundError as error:
+    except OSError as error:
         return error
-    except (OSError, ValueError) as error:
-        return ImageReadError(str(error))
     return str(image)
 
 
@@ -216,18 +213,10 @@ def _open(image: Any) -> str | Exception:
     """A hash of the image's file, which is opened as scoring opens it, or what is wrong with it."""
     try:
         open_image(image)
-        return _hash(io.BytesIO(image()) if callable(image) else open_regular(image))
-    except (FileNotFoundError, ImageReadError, OSError) as error:
+        content = image() if callable(image) else read_image_file(image)
+    except (FileNotFoundError, ImageReadError) as error:
         return error
-
-
-def _hash(stream: BinaryIO) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with stream:
-        while (chunk := stream.read(1 << 20)) and stream.tell() <= _LONGEST_HASHED:
-            digest.update(chunk)
-        digest.update(str(stream.seek(0, os.SEEK_END)).encode())
-    return digest.hexdigest()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 # --- contradictions --------------------------------------------------------------------------------------------------------------------

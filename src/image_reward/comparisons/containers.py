@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from image_reward.errors import ComparisonError, ImageReadError
-from image_reward.files import PathLike, open_regular
+from image_reward.errors import ComparisonError, FileKindError, ImageReadError
+from image_reward.files import open_regular
 
 LONGEST_ROW = 1 << 24
 """Characters. A comparison of a thousand images has some hundred thousand; what is longer is not a row, and would fill the memory."""
@@ -79,7 +79,7 @@ class ParquetImage:
         return f"{self.path}, row group {self.row_group}, row {self.row + 1}, {self.column}"
 
 
-def read_rows(path: PathLike, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
     """The rows of a file, in their order.
 
     ``columns``: those to read of a Parquet file; others are None. Those that ``images`` names, where they hold bytes or structures
@@ -101,15 +101,15 @@ def read_rows(path: PathLike, columns: Collection[str], images: Collection[str])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         stream = open_regular(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file of comparisons: {path}") from None
+    except FileKindError as error:
+        raise ComparisonError(str(error)) from None
     except OSError as error:
         raise ComparisonError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ComparisonError(str(error)) from None
     with stream:
         try:
             yield stream
@@ -126,7 +126,7 @@ def is_address(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:[\w/;]", text) is not None
 
 
-def _start(stream: BinaryIO, path: Path) -> bytes:
+def _start(stream: IO[bytes], path: Path) -> bytes:
     """The first bytes that are not blank."""
     if not os.fstat(stream.fileno()).st_size:  # also those of /proc, which may block
         raise ComparisonError(f"{path} is empty")

@@ -32,12 +32,11 @@ from decimal import Decimal
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from image_reward.checkpoints import written_whole
 from image_reward.comparisons.containers import ParquetImage, Row, is_address, read_rows
 from image_reward.errors import ComparisonError
-from image_reward.files import PathLike
 from image_reward.types import Comparison
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
@@ -46,6 +45,8 @@ MOST_IMAGES = 1000
 """Of one comparison. All that is done with it grows with the number of pairs, and no annotator ranks this many."""
 
 _HIGHEST_RANK = 10**9
+
+PathLike = Union[str, os.PathLike[str]]
 
 
 @dataclass(frozen=True)

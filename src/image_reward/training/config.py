@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from image_reward.files import open_regular
+from image_reward.files import read_regular
 from image_reward.models.blip import BlipConfig
 from image_reward.training.losses import Loss
 
@@ -225,12 +225,9 @@ def read_toml(path: Path, defaults: Record) -> Record:
     else:
         import tomli as tomllib
     try:
-        with open_regular(path) as file:
-            content = file.read(_LARGEST_RECIPE + 1)
+        content = read_regular(path, _LARGEST_RECIPE)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such recipe: {path}") from None
-    if len(content) > _LARGEST_RECIPE:
-        raise ValueError(f"{path} is not a recipe: it has more than {_LARGEST_RECIPE:,} bytes")
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
