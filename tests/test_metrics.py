@@ -65,14 +65,6 @@ def test_accuracy_treats_ties_as_it_is_told(predicted_ties: str, human_ties: str
     assert metrics.pairwise_accuracy(counts, predicted_ties, human_ties) == (pytest.approx(expected), pairs)
 
 
-def test_pooled_accuracy_weighs_pairs_and_mean_accuracy_weighs_prompts(random: np.random.Generator) -> None:
-    counts = [metrics.count_pairs(rewards, ranks) for rewards, ranks in examples(random)]
-    assert any(c.untied == 0 for c in counts)  # some prompts have no pair at all
-    pairs = [c for c in counts if c.untied]
-    assert metrics.pooled_pairwise_accuracy(counts) == pytest.approx(sum(c.correct for c in pairs) / sum(c.untied for c in pairs))
-    assert metrics.mean_pairwise_accuracy(counts) == pytest.approx(sum(c.correct / c.untied for c in pairs) / len(pairs))
-
-
 def test_accuracy_without_pairs_is_nan_and_unknown_treatments_are_named() -> None:
     assert math.isnan(metrics.pairwise_accuracy(PairCounts(0, 0, 0, 3))[0])
     with pytest.raises(ValueError, match="predicted_ties must be one of wrong, half, excluded, not 'ignored'"):
@@ -260,10 +252,18 @@ def test_bootstrap_in_parts_is_bootstrap_in_one(monkeypatch: pytest.MonkeyPatch,
     np.testing.assert_array_equal(metrics.bootstrap(values, num_resamples=23), whole)
 
 
-def test_paired_bootstrap_sees_a_difference_that_separate_intervals_hide(random: np.random.Generator) -> None:
+def compared(a: np.ndarray, b: np.ndarray, num_resamples: int) -> metrics.Difference:
+    """How much better a is than b over the same prompts."""
+    samples = metrics.bootstrap(np.stack([a, b], axis=1), num_resamples=num_resamples)
+    [found] = metrics.differences("accuracy", {"a": a.mean(), "b": b.mean()}, {"a": samples[:, 0], "b": samples[:, 1]})
+    return found
+
+
+def test_paired_differences_show_what_separate_intervals_hide(random: np.random.Generator) -> None:
     difficulty = random.random(200)
     better, worse = difficulty + 0.02, difficulty + random.normal(scale=0.01, size=200)
-    found = metrics.paired_bootstrap(better, worse, num_resamples=2000)
+    found = compared(better, worse, 2000)
+    assert (found.metric, found.a, found.b) == ("accuracy", "a", "b")
     assert found.value == pytest.approx((better - worse).mean())
     assert 0.015 < found.low < found.value < found.high < 0.025
     assert found.p_value == pytest.approx(2 / 2001)
@@ -271,18 +271,32 @@ def test_paired_bootstrap_sees_a_difference_that_separate_intervals_hide(random:
     assert low < better.mean() < high
 
 
-def test_paired_bootstrap_of_equals_finds_nothing(random: np.random.Generator) -> None:
+def test_paired_differences_of_equals_are_nothing(random: np.random.Generator) -> None:
     values = random.random(50)
-    same = metrics.paired_bootstrap(values, values, num_resamples=100)
+    same = compared(values, values, 100)
     assert (same.value, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
-    shuffled = metrics.paired_bootstrap(values, random.permutation(values), num_resamples=1000)
+    shuffled = compared(values, random.permutation(values), 1000)
     assert shuffled.low < 0 < shuffled.high
     assert shuffled.p_value > 0.3
 
 
-def test_paired_bootstrap_uses_the_prompts_that_both_have() -> None:
-    found = metrics.paired_bootstrap([1.0, math.nan, 0.5], [0.0, 0.0, math.nan], num_resamples=50)
-    assert found.value == 1.0
+def test_each_is_compared_with_each_after_it_and_p_values_are_adjusted(random: np.random.Generator) -> None:
+    values = {"a": 0.5, "b": 0.25, "c": 0.0}
+    samples = {name: value + random.normal(scale=0.1, size=99) for name, value in values.items()}
+    found = metrics.differences("mean", values, samples, confidence=0.9)
+    assert [(row.a, row.b, row.value) for row in found] == [("a", "b", 0.25), ("a", "c", 0.5), ("b", "c", 0.25)]
+    assert [row.p_holm for row in found] == metrics.holm([row.p_value for row in found])
+    for row in found:
+        assert (row.low, row.high) == metrics.interval(samples[row.a] - samples[row.b], 0.9)
+
+
+def test_two_sided_p_counts_both_sides_and_is_never_zero(random: np.random.Generator) -> None:
+    assert metrics.two_sided_p(np.full(99, 2.0)) == metrics.two_sided_p(np.full(99, -2.0)) == pytest.approx(2 / 100)
+    assert metrics.two_sided_p([*np.full(95, 1.0), *np.full(4, -1.0)]) == pytest.approx(2 * 5 / 100)
+    assert metrics.two_sided_p([1.0, math.nan, -1.0]) == 1.0
+    assert metrics.two_sided_p(np.zeros(9)) == 1.0
+    samples = random.normal(0.2, 0.1, size=100_000)  # of a normal distribution: twice its tail
+    assert metrics.two_sided_p(samples) == pytest.approx(2 * stats.norm.sf(2.0), rel=0.05)
 
 
 def test_bootstrap_errors() -> None:
@@ -297,7 +311,7 @@ def test_bootstrap_errors() -> None:
     with pytest.raises(ValueError, match="between 0 and 1, not 95"):
         metrics.interval([0.5], confidence=95)
     with pytest.raises(ValueError, match="no prompt has a value for both"):
-        metrics.paired_bootstrap([1.0, math.nan], [math.nan, 1.0], num_resamples=10)
+        metrics.differences("mean", {"a": 1.0, "b": 1.0}, {"a": [1.0, math.nan], "b": [math.nan, 1.0]})
     assert all(math.isnan(x) for x in metrics.interval([math.nan]))
 
 
@@ -341,3 +355,37 @@ def test_one_long_prompt_does_not_widen_all_others() -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 50e6
+
+
+# --- generators ---
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 9])
+def test_expected_maximum_is_the_mean_over_all_subsets(num: int) -> None:
+    rewards = np.random.default_rng(num).normal(size=num).round(1)  # with ties
+    by_hand = [np.mean([max(subset) for subset in itertools.combinations(rewards, n)]) for n in range(1, num + 1)]
+    assert metrics.expected_maximum(rewards) == pytest.approx(by_hand)
+
+
+def test_expected_maximum_of_many() -> None:
+    curve = metrics.expected_maximum(np.arange(1000.0))
+    assert curve[[0, 1, 9, 999]] == pytest.approx([499.5, 1001 * 2 / 3 - 1, 1001 * 10 / 11 - 1, 999])  # n (N + 1) / (n + 1) - 1
+
+
+def test_win_rate_by_hand() -> None:
+    # 1 > 0, 1 = 1, 1 < 2; 3 wins all: 4 wins and a draw of 6
+    assert metrics.win_rate([1.0, 3.0], [0.0, 1.0, 2.0]) == pytest.approx(4.5 / 6)
+    assert metrics.win_rate([0.0, 1.0, 2.0], [1.0, 3.0]) == pytest.approx(1.5 / 6)
+
+
+def test_several_rewards_at_once() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4))
+    assert metrics.expected_maximum(a) == pytest.approx(np.array([metrics.expected_maximum(row) for row in a]))
+    assert metrics.win_rate(a, b) == pytest.approx(np.array([metrics.win_rate(x, y) for x, y in zip(a, b, strict=True)]))
+
+
+@pytest.mark.parametrize("rewards", [[], [[]], [1.0, float("nan")]])
+def test_rewards_that_are_not_numbers_are_errors(rewards: list[float]) -> None:
+    for metric in (metrics.expected_maximum, lambda r: metrics.win_rate(r, [1.0]), lambda r: metrics.win_rate([1.0], r)):
+        with pytest.raises(ValueError, match="rewards"):
+            metric(rewards)

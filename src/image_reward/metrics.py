@@ -6,8 +6,9 @@ ranks are ties. NaN or infinite rewards are an error everywhere, because no comp
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -98,29 +99,6 @@ def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong
         pairs += counts.human_ties
         correct += counts.human_ties / 2
     return (correct / pairs if pairs else float("nan")), pairs
-
-
-def pooled_pairwise_accuracy(
-    counts: list[PairCounts], predicted_ties: PredictedTies = "wrong", human_ties: HumanTies = "excluded"
-) -> float:
-    """Accuracy over the pairs of all prompts together (micro), as the evaluation script of ImageReward computes it.
-
-    >>> pooled_pairwise_accuracy([PairCounts(9, 1, 0, 0), PairCounts(0, 1, 0, 0)])  # 9 of 11
-    0.8181818181818182
-    """
-    return pairwise_accuracy(PairCounts(*(sum(column) for column in zip(*counts, strict=True))), predicted_ties, human_ties)[0]
-
-
-def mean_pairwise_accuracy(counts: list[PairCounts], predicted_ties: PredictedTies = "wrong", human_ties: HumanTies = "excluded") -> float:
-    """The mean of the prompts' accuracies (macro), as HPSv2 computes it (Wu et al. 2023, arXiv 2306.09341).
-
-    Prompts without pairs are left out.
-
-    >>> mean_pairwise_accuracy([PairCounts(9, 1, 0, 0), PairCounts(0, 1, 0, 0)])  # of 9 / 10 and 0 / 1
-    0.45
-    """
-    accuracies = np.array([pairwise_accuracy(c, predicted_ties, human_ties)[0] for c in counts])
-    return float(weighted_mean(accuracies))
 
 
 # --- the best and the worst --------------------------------------------------------------------------------------------------------
@@ -382,51 +360,68 @@ def interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How much better one scorer is than another on the same prompts."""
+class Interval:
+    """A mean over prompts, with the ends of its interval from resampled prompts."""
 
+    value: float | None
+    """None where no prompt has a value."""
+    low: float | None
+    """None where the metric has no useful interval, as ``high`` then is."""
+    high: float | None
+    num_prompts: int
+    """The prompts with a value."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the mean of ``a`` is than that of ``b``, over the same prompts and the same resamples."""
+
+    metric: str
+    a: str
+    b: str
     value: float
     low: float
     high: float
     p_value: float
-    """Two-sided: how often a difference of this size would arise if both were alike; at least 1 / (resamples + 1)."""
+    """Two-sided, in (0, 1]; see ``two_sided_p``."""
+    p_holm: float
+    """The same, adjusted for the number of pairs tested (Holm 1979)."""
 
 
-def paired_bootstrap(
-    values_a: ArrayLike,
-    values_b: ArrayLike,
-    weights: ArrayLike | None = None,
-    groups: Sequence[Any] | None = None,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Difference:
-    """The difference a - b of two scorers' weighted means over the same prompts [P], each resample drawing the same prompts for both.
+def differences(metric: str, values: Mapping[str, float], samples: Mapping[str, ArrayLike], confidence: float = 0.95) -> list[Difference]:
+    """Each mean minus each that comes after it, with the p-values adjusted for the number of these pairs.
 
-    >>> paired_bootstrap([1.0, 0.75], [0.5, 0.25], num_resamples=1000).value
+    ``samples``: for each name the bootstrap samples [R] of its mean; the r-th are from the same draw of prompts for all names, so that what
+    makes a prompt hard for everyone cancels out. Raises ``ValueError`` where a pair has no sample in common.
+
+    >>> [found] = differences("accuracy", {"a": 0.75, "b": 0.25}, {"a": [0.5, 1.0, 0.75], "b": [0.25, 0.5, 0.0]}, confidence=0.5)
+    >>> found.value, found.low, found.high, found.p_value
+    (0.5, 0.375, 0.625, 0.5)
+    """
+    pairs = list(itertools.combinations(values, 2))
+    of_pairs = [np.asarray(samples[a], dtype=np.float64) - np.asarray(samples[b], dtype=np.float64) for a, b in pairs]
+    p_values = [two_sided_p(sampled) for sampled in of_pairs]
+    return [
+        Difference(metric, a, b, values[a] - values[b], *interval(sampled, confidence), p_value, adjusted)
+        for (a, b), sampled, p_value, adjusted in zip(pairs, of_pairs, p_values, holm(p_values), strict=True)
+    ]
+
+
+def two_sided_p(samples: ArrayLike) -> float:
+    """The p-value of a difference, from bootstrap samples [R] of it: twice the share of samples on the far side of 0; in [2 / (R + 1), 1].
+
+    One is added to both counts (Davison & Hinkley 1997, section 4.2), because R resamples cannot show that a probability is 0. NaN samples
+    are left out; without any, ``ValueError``.
+
+    >>> two_sided_p([0.25, 0.5, 0.75])
     0.5
     """
-    both = np.stack([np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)], axis=1)
-    both[np.isnan(both).any(axis=1)] = np.nan  # a prompt counts for both or for neither
-    weight = None if weights is None else np.repeat(np.asarray(weights, dtype=np.float64)[:, None], 2, axis=1)
-    a, b = weighted_mean(both, weight)
-    samples = bootstrap(both, weight, groups, num_resamples, seed)
-    return difference(float(a - b), samples[:, 0] - samples[:, 1], confidence)
-
-
-def difference(value: float, samples: ArrayLike, confidence: float = 0.95) -> Difference:
-    """A difference and its bootstrap samples [R], drawn alike for both sides -> its interval and p-value. NaN samples are left out.
-
-    >>> difference(0.5, [0.25, 0.5, 0.75]).p_value
-    0.5
-    """
-    found = np.asarray(samples, dtype=np.float64)
-    found = found[~np.isnan(found)]
-    if not len(found):
-        raise ValueError("no prompt has a value for both scorers")
-    least = min((found <= 0).sum(), (found >= 0).sum())
-    p_value = min(1.0, 2 * (float(least) + 1) / (len(found) + 1))
-    return Difference(value, *interval(found, confidence), p_value)
+    sampled = np.asarray(samples, dtype=np.float64)
+    sampled = sampled[~np.isnan(sampled)]
+    if not len(sampled):
+        raise ValueError("no prompt has a value for both")
+    beyond = min((sampled <= 0).sum(), (sampled >= 0).sum())
+    return min(1.0, 2 * (float(beyond) + 1) / (len(sampled) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

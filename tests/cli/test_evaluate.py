@@ -22,7 +22,7 @@ def rewards(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_models_against_people(
+def test_models_against_human_rankings(
     capsys: pytest.CaptureFixture[str], scorer: ImageRewardScorer, image_folder: Path, rewards: str, tmp_path: Path
 ) -> None:
     scorer.save_pretrained(tmp_path / "tiny")
@@ -49,13 +49,13 @@ def test_saved_rewards_as_a_table(capsys: pytest.CaptureFixture[str], rewards: s
     assert main(["evaluate", str(TINY), "--rewards", rewards, "--resamples", "100", "--confidence", "0.9"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     for words in (
-        "rewards against people",
+        "rewards against human rankings",
         "accuracy, pooled (%) 83.33 [",
         "accuracy, per prompt (%) 66.67 [",
         "90 % intervals",
         "3 prompts (2 distinct), 8 images, 6 untied and 1 tied pairs.",
         "pairs of equal reward 1",
-        "pairs that people tied are left out; a pair of equal reward counts as wrong",
+        "pairs that the annotators tied are left out; a pair of equal reward counts as wrong",
         "100 resamples of the prompts, the same for all scorers, seed 0",
     ):
         assert words in out
@@ -75,7 +75,7 @@ def test_reports_in_files(capsys: pytest.CaptureFixture[str], rewards: str, tmp_
     files = [str(tmp_path / f"report.{suffix}") for suffix in ("html", "md", "json")]
     command = ["evaluate", str(TINY), "--rewards", f"a={rewards}", "--rewards", f"b={rewards}", "--resamples", "100"]
     assert main([*command, *(part for file in files for part in ("--report", file))]) == 0
-    assert "2 scorers against people" in capsys.readouterr().out
+    assert "2 scorers against human rankings" in capsys.readouterr().out
     page, words, data = (Path(file).read_text() for file in files)
     assert page.count("<svg") == 4
     assert "83.33" in page
@@ -126,7 +126,7 @@ def test_errors(capsys: pytest.CaptureFixture[str], rewards: str, tmp_path: Path
         ([*data, f"={rewards}"], 2, "write NAME=FILE"),
         (["evaluate", str(tmp_path / "fewer.json"), "--rewards", rewards], 1, "is of no known form"),
         (["evaluate", str(TINY), "--rewards", str(tmp_path / "none.json")], 1, "no such file of rewards"),
-        (["evaluate", str(tmp_path / "tied.jsonl"), "--rewards", str(tmp_path / "tied.json")], 1, "people tied every pair of images here"),
+        (["evaluate", str(tmp_path / "tied.jsonl"), "--rewards", str(tmp_path / "tied.json")], 1, "every pair of images is tied here"),
     ]:
         assert main(arguments) == code, arguments
         assert words in capsys.readouterr().err

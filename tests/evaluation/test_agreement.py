@@ -26,10 +26,10 @@ def drawn(num: int = 30, seed: int = 0) -> tuple[dict[str, list[list[float]]], l
     return rewards, comparisons
 
 
-def test_agreement_between_scorers_and_with_people() -> None:
+def test_agreement_between_scorers_and_with_the_human_rankings() -> None:
     rewards, comparisons = drawn()
     found = agreement(rewards, comparisons)
-    assert found.names == ["people", "fine", "coarse"]
+    assert found.names == ["human", "fine", "coarse"]
     everyone = [[[-rank for rank in c.ranks] for c in comparisons], *rewards.values()]
     for a, b in itertools.permutations(range(3), 2):
         same = total = 0
@@ -57,7 +57,7 @@ def test_two_rankings_of_the_same_images() -> None:
     d = Comparison("a dog", ("1.png", "2.png", "3.png"), (3, 2, 1), id="d")
     found = annotators([a, b, c, d])
     assert found is not None
-    assert (found.num_rankings, found.num_pairs) == (2, [2, 0, 0, 0])  # people tied 2 and 3 in b
+    assert (found.num_rankings, found.num_pairs) == (2, [2, 0, 0, 0])  # 2 and 3 are tied in b
     assert found.shares[0] == 1.0
     assert np.isnan(found.shares[1:]).all()
     assert annotators([a, c, d]) is None

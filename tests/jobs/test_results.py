@@ -16,8 +16,8 @@ from image_reward.errors import JobError
 from image_reward.jobs import buckets, score_files
 from image_reward.jobs.buckets import Buckets, group_starts
 from image_reward.jobs.files import digest
+from image_reward.jobs.report import job_report
 from image_reward.jobs.results import Scored, _Top, filter_rows, summarize
-from image_reward.reports.jobs import job_report
 from image_reward.reports.render import write
 
 NUM = 40
@@ -137,7 +137,7 @@ def test_several_scorers_are_told_apart(tmp_path: Path) -> None:
     assert kept(tmp_path / "out", top_fraction=0.25, by="reward:down") == [0]
     with pytest.raises(JobError, match="has several scorers; name the one to go by: --by up or down"):
         kept(tmp_path / "out", min_reward=0.0)
-    assert [scorer.best[0]["image"] for scorer in summarize(tmp_path / "out").scorers] == ["3.png", "0.png"]
+    assert [scorer.best[0].image for scorer in summarize(tmp_path / "out").scorers] == ["3.png", "0.png"]
 
 
 def test_the_best_share_is_exact_whatever_the_rewards() -> None:
@@ -175,9 +175,9 @@ def test_a_summary(scored: Path) -> None:
     assert scorer.std == pytest.approx(rewards.std())
     width = (rewards.max() - rewards.min()) / 6000
     assert scorer.quantiles["0.5"] == pytest.approx(np.quantile(rewards, 0.5, method="inverted_cdf"), abs=1.01 * width)
-    assert [row["reward"] for row in scorer.best] == sorted(rewards, reverse=True)[:3]
-    assert [row["reward"] for row in scorer.worst] == sorted(rewards)[:3]
-    assert all(rows[row["row"]]["image"] == row["image"] for row in scorer.best)
+    assert [row.reward for row in scorer.best] == sorted(rewards, reverse=True)[:3]
+    assert [row.reward for row in scorer.worst] == sorted(rewards)[:3]
+    assert all(rows[row.row]["image"] == row.image for row in scorer.best)
     pairs = {
         (row["prompt"], "8.png" if row["image"] == "9.png" else row["image"])
         for row in rows
@@ -199,7 +199,7 @@ def test_a_report_as_a_page_and_on_a_terminal(scored: Path, tmp_path: Path, caps
     assert json.loads(capsys.readouterr().out)["num_rows"] == NUM
     assert main(["report", str(scored), "--report", "page.pdf"]) == 2
     (tmp_path / "in" / "0.png").unlink()
-    write(job_report(summarize(scored).as_dict(), Scored(scored).image), page)
+    write(job_report(summarize(scored), Scored(scored).image), page)
     assert "some of them cannot be opened from here" in page.read_text(encoding="utf-8")
 
 
@@ -209,7 +209,7 @@ def test_a_job_whose_rows_are_all_wrong_has_a_report(tmp_path: Path) -> None:
     score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load)
     found = summarize(tmp_path / "out")
     assert (found.scorers[0].num, found.scorers[0].mean, found.num_images) == (0, None, 0)
-    write(job_report(found.as_dict(), Scored(tmp_path / "out").image), tmp_path / "report.md")
+    write(job_report(found, Scored(tmp_path / "out").image), tmp_path / "report.md")
     assert "FileNotFoundError" in (tmp_path / "report.md").read_text()
     assert kept(tmp_path / "out", top_fraction=0.5) == []
     assert filter_rows(tmp_path / "out", tmp_path / "none.parquet", best_per_prompt=1) == 0

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from image_reward.reports.gallery import write_gallery
-from image_reward.reports.tables import RewardRow
-from image_reward.scorers.distribution import published_distribution
+from image_reward.scorers.distribution import RewardRow, published_distribution
 
 
 class Page(HTMLParser):

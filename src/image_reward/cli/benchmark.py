@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from image_reward.cli.options import ReportOptions, SeveralModelOptions, UsageError, print_json
+from image_reward.cli.options import EstimateOptions, SeveralModelOptions, UsageError
 
 if TYPE_CHECKING:
     from image_reward.evaluation.generators import HumanRanking, Rewards, Selection
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Benchmark(SeveralModelOptions, ReportOptions):
+class Benchmark(SeveralModelOptions, EstimateOptions):
     """Measure image generators against each other by the rewards of what they made for the same prompts.
 
     IMAGES_ROOT has a folder for each generator, with images PROMPT_ID_NUMBER.png (any image suffix), or PROMPT_ID.png where there is one of
@@ -47,11 +47,10 @@ class Benchmark(SeveralModelOptions, ReportOptions):
         self._check_usage()
 
         from image_reward.evaluation.generators import benchmark
-        from image_reward.reports.generators import generators_report
-        from image_reward.reports.render import show, write
+        from image_reward.evaluation.generators_report import generators_report
 
         rewards, selection, images, human = self._scored()
-        found = benchmark(
+        result = benchmark(
             rewards,
             selection,
             images=images,
@@ -59,15 +58,8 @@ class Benchmark(SeveralModelOptions, ReportOptions):
             confidence=self.confidence,
             num_resamples=self.resamples,
             seed=self.seed,
-        ).as_dict()
-        for path in self.report:
-            write(generators_report(found, pictures=path.suffix.lower() == ".html"), path)
-            print(f"report: {path.resolve()}", file=sys.stderr)
-        report = generators_report(found)
-        if self.json:
-            print_json(report.data)
-        else:
-            show(report)
+        )
+        self.write_report(lambda pictures: generators_report(result, pictures))
         return 0
 
     def _check_usage(self) -> None:

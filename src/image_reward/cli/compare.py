@@ -25,7 +25,8 @@ class Compare(ModelOptions, OutputOptions):
             print_json({"model": scorer.name, "prompt": self.prompt, "a": self.a, "b": self.b} | preference.as_dict())
             return 0
 
-        from image_reward.reports.tables import preference_table, show
+        from image_reward.cli.tables import preference_table
+        from image_reward.reports.tables import show
 
         show(preference_table(preference, self.a, self.b, title=self.prompt, caption=scorer.name))
         return 0

@@ -41,7 +41,8 @@ class Check(OutputOptions):
         if self.json:
             print_json(found.as_dict())
         else:
-            from image_reward.reports.tables import audit_tables, show
+            from image_reward.cli.tables import audit_tables
+            from image_reward.reports.tables import show
 
             for table in audit_tables(found):
                 show(table)

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from image_reward.cli.options import ReportOptions, SeveralModelOptions, UsageError, check_output, print_json
+from image_reward.cli.options import EstimateOptions, SeveralModelOptions, UsageError, check_output
 
 
 @dataclass
-class Evaluate(SeveralModelOptions, ReportOptions):
+class Evaluate(SeveralModelOptions, EstimateOptions):
     """Measure how well models agree with people who ranked images, several models at once with `--model A --model B`.
 
     Accuracy is the share of the pairs that people put in an order in which the model agrees: pooled, every pair weighs the same; per
@@ -55,16 +55,17 @@ class Evaluate(SeveralModelOptions, ReportOptions):
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import read
-        from image_reward.evaluation import evaluate, read_rewards, usable_ks, write_per_prompt
+        from image_reward.evaluation import evaluate, read_rewards, write_per_prompt
+        from image_reward.evaluation.scorers import choose_ks
 
         comparisons = read(self.data, self.images, self.limit)
-        ks = usable_ks(comparisons, self.k)
+        ks = choose_ks(comparisons, self.k)
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
         computing = bool(self.model) or not saved
         if computing:
             scorers |= {model.name: model for model in self.load_all(list(scorers))}
         with progress("images") if computing else nullcontext() as on_image:
-            found = evaluate(
+            evaluation = evaluate(
                 scorers,
                 comparisons,
                 ks=ks,
@@ -76,19 +77,11 @@ class Evaluate(SeveralModelOptions, ReportOptions):
                 on_image=on_image,
             )
         if self.per_prompt:
-            write_per_prompt(found, self.per_prompt)
+            write_per_prompt(evaluation, self.per_prompt)
 
-        from image_reward.reports.people import people_report
-        from image_reward.reports.render import show, write
+        from image_reward.evaluation.scorers_report import scorers_report
 
-        told = found.as_dict()
-        for path in self.report:
-            write(people_report(told, self.data.name, plots=path.suffix.lower() == ".html"), path)
-        report = people_report(told, self.data.name)
-        if self.json:
-            print_json(report.data)
-        else:
-            show(report)
+        self.write_report(lambda pictures: scorers_report(evaluation, self.data.name, plots=pictures))
         return 0
 
 

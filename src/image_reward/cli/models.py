@@ -36,7 +36,8 @@ class List(OutputOptions):
             print_json(rows)
             return 0
 
-        from image_reward.reports.tables import models_table, show
+        from image_reward.cli.tables import models_table
+        from image_reward.reports.tables import show
 
         show(models_table(rows))
         return 0
@@ -137,7 +138,8 @@ class Info(OutputOptions):
             print_json(facts)
             return 0
 
-        from image_reward.reports.tables import facts_table, show
+        from image_reward.cli.tables import facts_table
+        from image_reward.reports.tables import show
 
         show(facts_table(facts))
         return 0

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from image_reward.reports.tables import RewardRow
+    from image_reward.reports.document import Report
     from image_reward.scorers import Scorer
+    from image_reward.scorers.distribution import RewardRow
 
 
 class UsageError(Exception):
@@ -112,7 +113,34 @@ class OutputOptions:
 
 @dataclass(kw_only=True)
 class ReportOptions(OutputOptions):
-    """For commands whose results are estimates over prompts, and make a report."""
+    """For commands that make a report."""
+
+    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Also write the report to this file: .html, .md or .json; give it several times for several files."""
+
+    def check_report(self) -> None:
+        """Before hours of scoring, not after them."""
+        for path in self.report:
+            check_report_name(path)
+            check_output("report", path)
+
+    def write_report(self, make: Callable[[bool], Report]) -> None:
+        """Print the report or its JSON, and write its files. ``make`` gets whether to add pictures, which only pages have."""
+        from image_reward.reports.render import show, write
+
+        for path in self.report:
+            write(make(path.suffix.lower() == ".html"), path)
+            print(f"report: {path.resolve()}", file=sys.stderr)
+        report = make(False)
+        if self.json:
+            print_json(report.data)
+        else:
+            show(report)
+
+
+@dataclass(kw_only=True)
+class EstimateOptions(ReportOptions):
+    """For commands whose results are estimates over prompts: intervals in tables, figures in pages."""
 
     resamples: int = 10_000
     """How many times prompts are resampled for the intervals."""
@@ -120,22 +148,18 @@ class ReportOptions(OutputOptions):
     """What part of the resamples an interval covers."""
     seed: int = 0
     """Of the resampling."""
-    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Also write the report to this file: .html (with figures), .md or .json; give it several times for several files."""
 
     def check_report(self) -> None:
-        """Before hours of scoring, not after them."""
         from importlib.util import find_spec
 
         if self.resamples < 1 or not 0 < self.confidence < 1:
             raise UsageError("--resamples must be at least 1, and --confidence between 0 and 1")
         if self.seed < 0:
             raise UsageError(f"--seed must be at least 0, not {self.seed}")
+        super().check_report()
         for path in self.report:
-            check_report_name(path)
             if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
                 raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
-            check_output("report", path)
 
 
 def check_report_name(path: Path) -> None:

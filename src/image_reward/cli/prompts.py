@@ -18,23 +18,24 @@ class List(OutputOptions):
     def run(self) -> int:
         from image_reward.evaluation.prompt_sets import PROMPT_SETS
 
-        rows = [
-            {
-                "name": name,
-                "num_prompts": spec.num_prompts,
-                "description": spec.description,
-                "licence": spec.licence,
-                "sources": list(spec.sources.values()),
-            }
-            for name, spec in PROMPT_SETS.items()
-        ]
         if self.json:
-            print_json(rows)
+            print_json(
+                [
+                    {
+                        "name": name,
+                        "num_prompts": prompts.num_prompts,
+                        "description": prompts.description,
+                        "licence": prompts.licence,
+                        "sources": list(prompts.sources.values()),
+                    }
+                    for name, prompts in PROMPT_SETS.items()
+                ]
+            )
         else:
-            from image_reward.reports.generators import prompt_sets_report
+            from image_reward.evaluation.prompt_sets_report import prompt_sets_report
             from image_reward.reports.render import show
 
-            show(prompt_sets_report(rows))
+            show(prompt_sets_report(PROMPT_SETS))
         return 0
 
 

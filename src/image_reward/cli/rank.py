@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from image_reward.cli.options import GalleryOptions, Images, ModelOptions, OutputOptions, Prompt, UsageError, find_images, print_json
 
 if TYPE_CHECKING:
-    from image_reward.reports.tables import RewardRow
+    from image_reward.scorers.distribution import RewardRow
 
 
 @dataclass
@@ -32,7 +32,9 @@ class Rank(ModelOptions, OutputOptions, GalleryOptions):
         scorer = self.load()
         ranking = scorer.rank(self.prompt, images)
 
-        from image_reward.reports.tables import RewardRow, reward_table, show
+        from image_reward.cli.tables import reward_table
+        from image_reward.reports.tables import show
+        from image_reward.scorers.distribution import RewardRow
 
         rows = [RewardRow.of(scorer, images[i], ranking.rewards[i], rank=ranking.ranking[i]) for i in ranking.order][: self.top]
         if self.json:

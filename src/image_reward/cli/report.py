@@ -30,17 +30,17 @@ class Report(OutputOptions):
 
         from image_reward.jobs.results import Scored, summarize
 
-        found = summarize(self.folder, self.show).as_dict()
+        summary = summarize(self.folder, self.show)
         if self.json and not self.report:
-            print_json(found)
+            print_json(summary.as_dict())
             return 0
 
-        from image_reward.reports.jobs import job_report
+        from image_reward.jobs.report import job_report
         from image_reward.reports.render import show, write
 
-        report = job_report(found, Scored(self.folder).image, plots=self.report is not None)
+        report = job_report(summary, Scored(self.folder).image, plots=self.report is not None)
         if self.json:
-            print_json(found)
+            print_json(report.data)
         else:
             show(report)
         if self.report:

@@ -105,7 +105,9 @@ class Score(SeveralModelOptions, OutputOptions, GalleryOptions, RowOptions):
         scorer = self.load_all()[0]
         rewards = scorer.score([self.first] * len(images), images)
 
-        from image_reward.reports.tables import RewardRow, reward_table, show
+        from image_reward.cli.tables import reward_table
+        from image_reward.reports.tables import show
+        from image_reward.scorers.distribution import RewardRow
 
         rows = [RewardRow.of(scorer, image, reward) for image, reward in zip(images, rewards, strict=True)]
         if self.json:

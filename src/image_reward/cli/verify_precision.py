@@ -13,19 +13,16 @@ import tyro
 from image_reward.cli.options import (
     Images,
     ModelOptions,
-    OutputOptions,
+    ReportOptions,
     UsageError,
-    check_output,
-    check_report_name,
     find_images,
-    print_json,
 )
 
 _NUM_TIMED = 32
 
 
 @dataclass
-class VerifyPrecision(ModelOptions, OutputOptions):
+class VerifyPrecision(ModelOptions, ReportOptions):
     """Measure, on your own images, what `--dtype` and `--compile` change in rewards and in speed.
 
     The model is loaded twice, in float32 and as asked, and scores every prompt with every image. A pair of images of one prompt flips where
@@ -41,8 +38,6 @@ class VerifyPrecision(ModelOptions, OutputOptions):
     """Exit with 1 if more than this share of the pairs flips, or there are no pairs."""
     repeats: int = 3
     """How many times each way is timed; medians are reported."""
-    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Also write the report to this file: .html, .md or .json; give it several times for several files."""
 
     def run(self) -> int:
         self._check_usage()
@@ -51,8 +46,7 @@ class VerifyPrecision(ModelOptions, OutputOptions):
             raise UsageError("give --prompt TEXT or --prompts FILE")
         images = find_images(self.images)
 
-        from image_reward.reports.precision import precision_report
-        from image_reward.reports.render import show, write
+        from image_reward.evaluation.precision_report import precision_report
         from image_reward.scorers.precision import agreement
 
         reference, reduced = replace(self, dtype="float32", compile=False).load(), self.load()
@@ -66,13 +60,7 @@ class VerifyPrecision(ModelOptions, OutputOptions):
                 speed.append(len(timed) / (time.perf_counter() - start))
         way = self.dtype + (", compiled" if self.compile else "")
         report = precision_report(reference.name, way, found, *map(statistics.median, speeds))
-        for path in self.report:
-            write(report, path)
-            print(f"report: {path.resolve()}", file=sys.stderr)
-        if self.json:
-            print_json(report.data)
-        else:
-            show(report)
+        self.write_report(lambda _: report)
         if self.max_flips is not None and not found.num_pairs:
             print("no prompt has two images that float32 puts in an order, so no pair can flip; give more images", file=sys.stderr)
             return 1
@@ -88,9 +76,7 @@ class VerifyPrecision(ModelOptions, OutputOptions):
             raise UsageError(f"--max-flips is a share of the pairs from 0 to 1, not {self.max_flips:g}")
         if self.repeats < 1:
             raise UsageError(f"--repeats must be at least 1, not {self.repeats}")
-        for path in self.report:
-            check_report_name(path)
-            check_output("report", path)
+        self.check_report()
 
 
 def _read_prompts(path: Path) -> list[str]:

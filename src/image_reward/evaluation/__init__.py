@@ -1,16 +1,14 @@
-"""Measuring: scorers against people."""
+"""Measuring: scorers against human rankings, image generators against each other."""
 
-from image_reward.evaluation.people import Estimate, Evaluation, Measured, PromptResult, evaluate, usable_ks, write_per_prompt
 from image_reward.evaluation.rewards import read_rewards, score_comparisons
+from image_reward.evaluation.scorers import Evaluation, Measured, PromptResult, evaluate, write_per_prompt
 
 __all__ = [
-    "Estimate",
     "Evaluation",
     "Measured",
     "PromptResult",
     "evaluate",
     "read_rewards",
     "score_comparisons",
-    "usable_ks",
     "write_per_prompt",
 ]

@@ -1,4 +1,4 @@
-"""Who agrees with whom: scorers with each other and with people, and annotators among themselves."""
+"""Who agrees with whom: scorers with each other and with the human rankings, and annotators among themselves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
+from image_reward.evaluation.estimates import none_if_nan
 from image_reward.images import unique_images
 from image_reward.types import Comparison
 
-PEOPLE = "people"
+HUMAN = "human"
+"""What the human rankings are called among the names of scorers."""
 
 Matrix = list[list[Union[float, None]]]
 
@@ -25,9 +27,9 @@ class Agreement:
     """Of each with each other; symmetric. None for one with itself, and where nothing defines it."""
 
     names: list[str]
-    """``PEOPLE``, then the scorers."""
+    """``HUMAN``, then the scorers."""
     same_order: Matrix
-    """The share, in [0, 1], of the pairs people put in an order in which both give the same order, or both equal rewards."""
+    """The share, in [0, 1], of the pairs that the annotators put in an order in which both give the same order, or both equal rewards."""
     kendall_tau_b: Matrix
     """The mean over prompts."""
     spearman: Matrix
@@ -36,12 +38,12 @@ class Agreement:
 
 def agreement(rewards: Mapping[str, Sequence[Sequence[float]]], comparisons: Sequence[Comparison]) -> Agreement:
     """``rewards``: scorer -> a list for each comparison."""
-    names = [PEOPLE, *rewards]
+    names = [HUMAN, *rewards]
     # everyone's values, higher is better, and ranks, of each comparison
     values = [[-np.asarray(c.ranks, dtype=np.float64) for c in comparisons]]
-    values += [[np.asarray(found, dtype=np.float64) for found in mine] for mine in rewards.values()]
-    ranks = [[np.asarray(c.ranks) for c in comparisons], *([metrics.ranks_of(found) for found in mine] for mine in values[1:])]
-    signs = np.stack([np.concatenate([_orders(found) for found in mine]) for mine in values])
+    values += [[np.asarray(of_prompt, dtype=np.float64) for of_prompt in mine] for mine in rewards.values()]
+    ranks = [[np.asarray(c.ranks) for c in comparisons], *([metrics.ranks_of(of_prompt) for of_prompt in mine] for mine in values[1:])]
+    signs = np.stack([np.concatenate([_orders(of_prompt) for of_prompt in mine]) for mine in values])
     signs = signs[:, signs[0] != 0]
     num = len(names)
     same, kendall, spearman = (np.full((num, num), np.nan) for _ in range(3))
@@ -54,13 +56,13 @@ def agreement(rewards: Mapping[str, Sequence[Sequence[float]]], comparisons: Seq
 
 
 def _orders(values: metrics.Floats) -> metrics.Floats:
-    """For each pair of images 1 where the first is better, -1 where the second is, 0 where they are alike."""
+    """For each pair of images 1 where the first is better, -1 where the second is, 0 where they are equal."""
     first, second = np.triu_indices(len(values), k=1)
     return np.sign(values[first] - values[second])
 
 
 def _listed(matrix: metrics.Floats) -> Matrix:
-    return [[None if math.isnan(value) else float(value) for value in row] for row in matrix]
+    return [[none_if_nan(value) for value in row] for row in matrix]
 
 
 # --- annotators ------------------------------------------------------------------------------------------------------------------------
@@ -68,7 +70,7 @@ def _listed(matrix: metrics.Floats) -> Matrix:
 
 @dataclass(frozen=True)
 class Annotators:
-    """What several people said of the same prompt and images."""
+    """Several rankings of the same prompt and images."""
 
     shares: list[float]
     """For each comparison, the share of its pairs in which two annotators give the same order; NaN where it was not ranked twice, and for
@@ -110,12 +112,12 @@ def _rankings(comparisons: Sequence[Comparison]) -> dict[int, list[tuple[int, ..
     groups: dict[int, list[tuple[int, ...]]] = {}
     for place, c in enumerate(comparisons):
         images = list(itertools.islice(index, len(c.images)))
-        told = c.annotations or (c.ranks,)
-        if len(set(images)) < len(images):  # which copy a rank is of cannot be said elsewhere
-            groups[place] = list(told)
+        rankings = c.annotations or (c.ranks,)
+        if len(set(images)) < len(images):  # elsewhere nothing shows which copy a rank belongs to
+            groups[place] = list(rankings)
             continue
         start, order = first.setdefault((normalized_prompt(c.prompt), tuple(sorted(images))), (place, images))
-        groups.setdefault(start, []).extend(tuple(ranks[images.index(image)] for image in order) for ranks in told)
+        groups.setdefault(start, []).extend(tuple(ranks[images.index(image)] for image in order) for ranks in rankings)
     return groups
 
 

@@ -25,6 +25,7 @@ from image_reward import metrics
 from image_reward.checkpoints import written_whole
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set, repeated, rows, some
 from image_reward.images import IMAGE_SUFFIXES
+from image_reward.metrics import Difference, Interval
 from image_reward.scorers import Scorer
 from image_reward.scorers.base import long_prompts_reported_once, score_together
 from image_reward.scorers.identity import identity_of
@@ -442,15 +443,6 @@ def read_ranking(path: str | os.PathLike[str], generators: Sequence[str], higher
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number, and the ends of its interval from resampled prompts."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class GeneratorResult:
     """A generator by one scorer."""
 
@@ -476,21 +468,6 @@ class GeneratorResult:
 
 
 @dataclass(frozen=True)
-class PairDifference:
-    """How much higher the mean reward of ``a`` is than that of ``b``."""
-
-    a: str
-    b: str
-    value: float
-    low: float
-    high: float
-    p_value: float
-    """Two-sided, from the paired bootstrap."""
-    p_holm: float
-    """The same, for being one of all the pairs (Holm 1979)."""
-
-
-@dataclass(frozen=True)
 class ScorerResult:
     """What one scorer says."""
 
@@ -499,7 +476,8 @@ class ScorerResult:
     """Best first."""
     win_matrix: list[list[float]]
     """[G, G] in the order of ``generators``: the win rate of the row's generator against the column's; 0.5 on the diagonal."""
-    differences: list[PairDifference]
+    differences: list[Difference]
+    """Of mean rewards, each generator with each after it in the ranking."""
     spearman: Interval | None
     """Between mean rewards and the human ranking; None without one, or where it is not defined."""
     kendall_tau_b: Interval | None
@@ -631,7 +609,7 @@ def _scorer_result(
     values = columns.mean(axis=0)
 
     def estimate(column: int) -> Interval:
-        return Interval(float(values[column]), *metrics.interval(samples[:, column], confidence))
+        return Interval(float(values[column]), *metrics.interval(samples[:, column], confidence), len(prompts))
 
     mean_columns = [g * most for g in range(num)]
     value, sampled = values[mean_columns], samples[:, mean_columns]
@@ -656,18 +634,16 @@ def _scorer_result(
         )
         for g in order
     ]
-    pairs = list(combinations(order, 2))
-    tested = [metrics.difference(float(value[a] - value[b]), sampled[:, a] - sampled[:, b], confidence) for a, b in pairs]
-    adjusted = metrics.holm([test.p_value for test in tested])
-    spearman, kendall = (_agreement(f, names, value, ranks, human, confidence) for f in (metrics.spearman, metrics.kendall_tau_b))
+    spearman, kendall = (
+        _agreement(f, names, value, ranks, human, confidence, len(prompts)) for f in (metrics.spearman, metrics.kendall_tau_b)
+    )
     return ScorerResult(
         name=scorer,
         generators=found,
         win_matrix=matrix.mean(axis=0)[np.ix_(order, order)].tolist(),
-        differences=[
-            PairDifference(names[a], names[b], t.value, t.low, t.high, t.p_value, p)
-            for (a, b), t, p in zip(pairs, tested, adjusted, strict=True)
-        ],
+        differences=metrics.differences(
+            "mean", {names[g]: float(value[g]) for g in order}, {names[g]: sampled[:, g] for g in order}, confidence
+        ),
         spearman=spearman,
         kendall_tau_b=kendall,
     )
@@ -680,6 +656,7 @@ def _agreement(
     ranks: np.ndarray[Any, Any],
     human: HumanRanking | None,
     confidence: float,
+    num_prompts: int,
 ) -> Interval | None:
     """A rank correlation of mean rewards [G] with people, and its interval from the resampled ranks [R, G]."""
     if human is None or len(human.ranks) < 2:
@@ -691,4 +668,4 @@ def _agreement(
         return None
     orders, times = np.unique(ranks[:, compared], axis=0, return_counts=True)  # few, however many resamples
     samples = np.repeat([correlation(-order, of_people) for order in orders], times)
-    return Interval(at, *metrics.interval(samples, confidence))
+    return Interval(at, *metrics.interval(samples, confidence), num_prompts)

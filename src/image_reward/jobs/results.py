@@ -251,6 +251,17 @@ def _text_digest(text: object) -> bytes:
 
 
 @dataclass(frozen=True)
+class ShownRow:
+    """A row that has a reward."""
+
+    prompt: str | None
+    image: str
+    reward: float
+    row: int
+    """Its place in the input, from 0."""
+
+
+@dataclass(frozen=True)
 class RewardSummary:
     """The rewards of one scorer."""
 
@@ -264,9 +275,8 @@ class RewardSummary:
     bins: list[float]
     """Edges of a histogram."""
     counts: list[int]
-    best: list[dict[str, Any]]
-    """Rows: prompt, image, reward, row."""
-    worst: list[dict[str, Any]]
+    best: list[ShownRow]
+    worst: list[ShownRow]
 
 
 @dataclass(frozen=True)
@@ -354,8 +364,8 @@ def _summary(scored: Scored, name: str, column: str, num_shown: int) -> RewardSu
     mean = total / num
     fine = np.zeros(100 * _NUM_BINS, dtype=np.int64)
     span = (low, high if high > low else low + 1e-6)
-    best: list[tuple[float, int, dict[str, Any]]] = []
-    worst: list[tuple[float, int, dict[str, Any]]] = []
+    best: list[tuple[float, int, ShownRow]] = []
+    worst: list[tuple[float, int, ShownRow]] = []
     row = 0
     for table in tables(scored.folder, list(dict.fromkeys([scored.prompt_column, scored.image_column, column]))):
         values = table.column(column).to_numpy().astype(np.float64)
@@ -367,13 +377,13 @@ def _summary(scored: Scored, name: str, column: str, num_shown: int) -> RewardSu
             for place in places:
                 key = (sign * float(values[place]), -(row + int(place)))
                 if len(heap) < num_shown or key > heap[0][:2]:
-                    told = {
-                        "prompt": table.column(scored.prompt_column)[int(place)].as_py(),
-                        "image": table.column(scored.image_column)[int(place)].as_py(),
-                        "reward": float(values[place]),
-                        "row": row + int(place),
-                    }
-                    (heapq.heappush if len(heap) < num_shown else heapq.heapreplace)(heap, (*key, told))
+                    shown = ShownRow(
+                        prompt=table.column(scored.prompt_column)[int(place)].as_py(),
+                        image=table.column(scored.image_column)[int(place)].as_py(),
+                        reward=float(values[place]),
+                        row=row + int(place),
+                    )
+                    (heapq.heappush if len(heap) < num_shown else heapq.heapreplace)(heap, (*key, shown))
         row += len(table)
     edges = np.linspace(*span, len(fine) + 1)
     below = np.cumsum(fine)
@@ -387,6 +397,6 @@ def _summary(scored: Scored, name: str, column: str, num_shown: int) -> RewardSu
         quantiles,
         edges[::100].tolist(),
         fine.reshape(_NUM_BINS, 100).sum(axis=1).tolist(),
-        [told for *_, told in sorted(best, reverse=True)],
-        [told for *_, told in sorted(worst, reverse=True)],
+        [shown for *_, shown in sorted(best, key=lambda entry: entry[:2], reverse=True)],
+        [shown for *_, shown in sorted(worst, key=lambda entry: entry[:2], reverse=True)],
     )

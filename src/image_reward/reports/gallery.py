@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from image_reward.checkpoints import written_whole
 from image_reward.images import ImageLike, ImageOptions, open_image
-from image_reward.reports.tables import RewardRow
+from image_reward.scorers.distribution import RewardRow
 
 _LONGEST_SIDE = 640  # px: sharp on a phone, and a hundred images stay below ten megabytes
 _ENLARGED_BELOW = 160  # px: smaller images are shown with their pixels, not blurred

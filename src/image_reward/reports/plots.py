@@ -210,10 +210,10 @@ def heat_map(
             shade = shades[row, column]
             axes.add_patch(Rectangle((column - 0.485, row - 0.47), 0.97, 0.94, facecolor=shade, edgecolor="none"))
             axes.text(column, row, f"{number:{format}}", ha="center", va="center", color=_readable_on(shade))
-        longest = max(len(label) for label in map(_label, names_x))
+        longest = max(len(label) for label in map(label, names_x))
         fits = longest * 0.11 < 0.6 * _figure_of(axes).get_figwidth() / len(names_x)  # inches: a character is about 0.11 wide
         slanted: dict[str, Any] = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(names_x)), [_label(name) for name in names_x], **slanted)
+        axes.set_xticks(range(len(names_x)), [label(name) for name in names_x], **slanted)
         axes.tick_params(axis="x", length=0)
     if not fits:
         _make_room(axes, 0.46 * len(names_y) + 0.08 * longest + 0.7)
@@ -229,7 +229,7 @@ def curves(axes: Axes, x: ArrayLike, series: Mapping[str, ArrayLike]) -> None:
     with style():
         for (name, values), (colour, marker) in zip(series.items(), looks, strict=False):
             every = max(len(xs) // 8, 1)  # markers say which line it is, not where the points are
-            axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=_label(name))
+            axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=label(name))
     legend(axes, 3.2)
 
 
@@ -253,7 +253,7 @@ def _rows(axes: Axes, names: Sequence[str], room: float = 0.4) -> NDArray[np.flo
         raise ValueError("a plot needs at least one name")
     _make_room(axes, room * len(names) + 0.9)
     with style():
-        axes.set_yticks(range(len(names)), [_label(name) for name in names])
+        axes.set_yticks(range(len(names)), [label(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -271,8 +271,8 @@ def _figure_of(axes: Axes) -> Any:
     return axes.figure
 
 
-def _label(name: str) -> str:
-    """A name beside an axis: never read as mathematics, on one line, and not much longer than others."""
+def label(name: str) -> str:
+    """A name beside an axis or in a legend: never read as mathematics, on one line, and not much longer than others."""
     name = " ".join(name.split())
     if len(name) > _LONGEST_NAME:
         name = f"{name[:13]}…{name[-(_LONGEST_NAME - 14) :]}"

@@ -7,6 +7,10 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from image_reward.scorers.base import Scorer
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,22 @@ def published_distribution(name: str | None) -> Distribution | None:
     if name not in known:
         return None
     return Distribution(known[name]["origin"], known[name]["num_images"], tuple(known[name]["quantiles"]))
+
+
+@dataclass(frozen=True)
+class RewardRow:
+    """One image with its reward, and where that falls among the published images."""
+
+    image: str
+    reward: float
+    rank: int | None
+    distribution: Distribution | None
+
+    @classmethod
+    def of(cls, scorer: Scorer[Any], image: str, reward: float, rank: int | None = None) -> RewardRow:
+        return cls(image, reward, rank, published_distribution(scorer.reference))
+
+    def as_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {} if self.rank is None else {"rank": self.rank}
+        row |= {"image": self.image, "reward": self.reward}
+        return row | ({"percentile": round(self.distribution.percentile(self.reward), 2)} if self.distribution else {})

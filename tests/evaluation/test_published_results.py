@@ -9,8 +9,8 @@ import pytest
 
 from image_reward.comparisons import read
 from image_reward.evaluation import evaluate
-from image_reward.evaluation import published as module
-from image_reward.evaluation.published import fingerprint, published_results
+from image_reward.evaluation import published_results as module
+from image_reward.evaluation.published_results import fingerprint, published_results
 from image_reward.types import Comparison
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "imagerewarddb_test.json"
@@ -22,12 +22,14 @@ def test_the_published_test_split_is_known_by_its_content() -> None:
     comparisons = [replace(c, images=tuple(f"elsewhere-{c.id}-{i}.png" for i in range(len(c.images)))) for c in read(PUBLISHED)][::-1]
     found = evaluate({"ImageReward-v1.0": [[-rank for rank in c.ranks] for c in comparisons]}, comparisons, num_resamples=10)
     assert found.published is not None
-    assert found.published["name"] == "ImageRewardDB test"
-    rows = {row["scorer"]: row for row in found.published["accuracies"]}
-    assert (rows["ImageReward"]["accuracy"], rows["ImageReward"]["here"]) == (65.14, "ImageReward-v1.0")
-    assert rows["CLIP"]["here"] is None
-    assert found.published["people"][0]["agreement"] == 65.3
-    assert found.published["sources"]["Xu et al. 2023"] == "arXiv 2304.05977"
+    assert found.published.name == "ImageRewardDB test"
+    rows = {row.scorer: row for row in found.published.accuracies}
+    assert (rows["ImageReward"].accuracy, rows["ImageReward"].here) == (65.14, "ImageReward-v1.0")
+    assert rows["CLIP"].here is None
+    assert found.published.human[0].agreement == 65.3
+    assert found.published.sources["Xu et al. 2023"] == "arXiv 2304.05977"
+    assert found.published.best_and_worst is not None
+    assert found.published.best_and_worst.rows[-1].recall == {1: 39.62, 2: 63.07, 4: 90.84}
     assert published_results(comparisons, {}, []) is not None  # by ids and prompts alone
     assert published_results(comparisons[1:], {}, []) is None
 
@@ -38,7 +40,7 @@ def test_other_data_is_not_taken_for_published(monkeypatch: pytest.MonkeyPatch) 
     assert published_results(comparisons, counts | {"tied pairs": 830}, ["CLIP"]) is None
     by_counts = published_results(comparisons, counts, ["openai/clip-vit-large-patch14", "mine", "PickScore_v1"])
     assert by_counts is not None
-    assert {row["scorer"]: row["here"] for row in by_counts["accuracies"] if row["here"]} == {
+    assert {row.scorer: row.here for row in by_counts.accuracies if row.here} == {
         "CLIP": "openai/clip-vit-large-patch14",
         "PickScore": "PickScore_v1",
     }
@@ -48,14 +50,14 @@ def test_other_data_is_not_taken_for_published(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "fingerprint", lambda _: "3271a79a2addde5e4cc4a484b3ed7aa07f8a1d9dadee5ee449da98a3423b67e7")
     known = published_results(comparisons, {}, ["ImageReward"])
     assert known is not None
-    assert [row["here"] for row in known["accuracies"] if row["here"]] == ["ImageReward"]
+    assert [row.here for row in known.accuracies if row.here] == ["ImageReward"]
 
 
 def test_every_number_has_its_source() -> None:
     told = json.loads(files("image_reward").joinpath("assets/published_results.json").read_text(encoding="utf-8"))
     for data in told["datasets"]:
         best = [data["best_and_worst"]] if data["best_and_worst"] else []
-        for row in [*data["accuracies"], *data["people"], *best]:
+        for row in [*data["accuracies"], *data["human"], *best]:
             assert any(row["source"].startswith(name) for name in told["sources"]), row
     # 153,000 published judgements are ten annotators' of these pairs: 100 prompts of 10 images, 300 of 9
     assert told["datasets"][1]["counts"] == {"prompts": 400, "images": 100 * 10 + 300 * 9, "pairs": 100 * 45 + 300 * 36}

@@ -18,7 +18,7 @@ from image_reward.checkpoints import TieConfig
 from image_reward.comparisons import read
 from image_reward.errors import ComparisonError
 from image_reward.evaluation import Evaluation, evaluate, score_comparisons, write_per_prompt
-from image_reward.evaluation.people import Measured
+from image_reward.evaluation.scorers import Measured
 from image_reward.scorers import ImageRewardScorer
 from image_reward.types import Comparison
 
@@ -50,7 +50,7 @@ def test_counts_of_a_small_file(image_folder: Path) -> None:
     assert (found.num_untied_pairs, found.num_tied_pairs, measured.num_predicted_ties) == (6, 1, 1)
     assert measured.metrics["pairwise_accuracy_pooled"].value == pytest.approx(5 / 6)
     assert measured.metrics["pairwise_accuracy_per_prompt"].value == pytest.approx((1 + 1 + 0) / 3)
-    assert found.treatment_of_ties == "pairs that people tied are left out; a pair of equal reward counts as wrong"
+    assert found.treatment_of_ties == "pairs that the annotators tied are left out; a pair of equal reward counts as wrong"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_pooled_and_per_prompt_weigh_differently() -> None:
         ({}, 1 / 3, "a pair of equal reward counts as wrong"),
         ({"predicted_ties": "half"}, 1.5 / 3, "a pair of equal reward counts half"),
         ({"predicted_ties": "excluded"}, 1 / 2, "pairs of equal reward are left out"),
-        ({"human_ties": "half"}, 2.5 / 6, "pairs that people tied count half, whatever the scorer says"),
+        ({"human_ties": "half"}, 2.5 / 6, "pairs that the annotators tied count half, whatever the scorer says"),
     ],
 )
 def test_ties_are_treated_as_told_and_that_is_said(options: dict[str, Any], expected: float, words: str) -> None:
@@ -272,8 +272,10 @@ def test_differences_are_those_of_the_paired_bootstrap() -> None:
     rows = [row for row in found.differences if row.metric == "pairwise_accuracy_per_prompt"]
     assert [(row.a, row.b) for row in rows] == [("good", "fair"), ("good", "random"), ("fair", "random")]
     for row in rows:
-        expected = metrics.paired_bootstrap(accuracies[row.a], accuracies[row.b], groups=keys, num_resamples=500, seed=3)
-        assert (row.value, row.low, row.high, row.p_value) == pytest.approx((expected.value, expected.low, expected.high, expected.p_value))
+        apart = np.array(accuracies[row.a]) - np.array(accuracies[row.b])  # the difference of means is the mean of differences
+        samples = metrics.bootstrap(apart, groups=keys, num_resamples=500, seed=3)
+        expected = (apart.mean(), *metrics.interval(samples), metrics.two_sided_p(samples))
+        assert (row.value, row.low, row.high, row.p_value) == pytest.approx(expected)
     assert [row.p_holm for row in rows] == metrics.holm([row.p_value for row in rows])
     assert rows[0].low > 0
     assert len(found.differences) == 6
@@ -336,7 +338,7 @@ def test_nothing_to_evaluate() -> None:
         evaluated([[1, 2], [1, 2]], TWO, ks=[0])
     with pytest.raises(ValueError, match=r"no prompt has more than 2 images, which recall@2 needs; the most here are 2, so give k below"):
         evaluated([[1, 2], [1, 2]], TWO, ks=[1, 2])
-    with pytest.raises(ComparisonError, match="people tied every pair of images here"):
+    with pytest.raises(ComparisonError, match="every pair of images is tied here"):
         evaluated([[1, 2]], [ranked(2, 2, name="x")])
     with pytest.raises(ComparisonError, match="the id 'x' is used twice; give each comparison an id of its own"):
         evaluated([[1, 2], [1, 2]], [TWO[0], TWO[0]])
@@ -344,6 +346,6 @@ def test_nothing_to_evaluate() -> None:
         evaluated([[1, 2], [1, math.nan]], TWO)
 
 
-def test_no_scorer_can_be_called_what_people_are_called() -> None:
-    with pytest.raises(ValueError, match="a scorer cannot be called 'people'"):
-        evaluate({"people": [[1.0, 0.0]]}, [Comparison("a cat", ("a.png", "b.png"), (1, 2))])
+def test_no_scorer_can_be_called_what_the_human_rankings_are_called() -> None:
+    with pytest.raises(ValueError, match="a scorer cannot be called 'human'"):
+        evaluate({"human": [[1.0, 0.0]]}, [Comparison("a cat", ("a.png", "b.png"), (1, 2))])

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from image_reward.evaluation import evaluate
-from image_reward.evaluation import people as evaluation
+from image_reward.evaluation import Evaluation, evaluate
+from image_reward.evaluation import scorers as scorers_module
+from image_reward.evaluation.published_results import BestAndWorst, HumanAgreement, PublishedAccuracy, PublishedResults, RecallAndFilter
+from image_reward.evaluation.scorers_report import scorers_report
 from image_reward.reports.document import Grid, Plot, Report
-from image_reward.reports.people import people_report
 from image_reward.types import Comparison
 
 
-def found(scorers: int = 2, **options: Any) -> dict[str, Any]:
+def evaluation(scorers: int = 2, **options: Any) -> Evaluation:
     """Perfect, reversed and constant rewards of ten prompts with three images; the first is ranked twice."""
     images = [tuple(f"{i}-{j}.png" for j in range(3)) for i in range(10)]
     comparisons = [Comparison(f"a cat {i}", images[i], (1, 2, 3), id=str(i), category=["pets", ""][i % 2]) for i in range(10)]
     comparisons.append(replace(comparisons[0], ranks=(1, 3, 2), id="again"))
     rewards = {"perfect": [3.0, 2.0, 1.0], "reversed": [1.0, 2.0, 3.0], "constant": [0.0, 0.0, 0.0]}
     chosen = {name: [rewards[name]] * 11 for name in list(rewards)[:scorers]}
-    return evaluate(chosen, comparisons, **{"num_resamples": 100} | options).as_dict()
+    return evaluate(chosen, comparisons, **{"num_resamples": 100} | options)
 
 
 def grids(report: Report) -> dict[str, Grid]:
@@ -36,10 +37,10 @@ def cells(grid: Grid, first: str) -> list[str]:
 
 
 def test_all_metrics_of_all_scorers_are_in_one_table() -> None:
-    report = people_report(found(), "mine.jsonl")
-    assert report.title == "2 scorers against people"
+    report = scorers_report(evaluation(), "mine.jsonl")
+    assert report.title == "2 scorers against human rankings"
     assert report.lead.startswith("mine.jsonl: 11 prompts (10 distinct), 33 images, 33 untied and 0 tied pairs. 95 % intervals")
-    table = grids(report)["Agreement with people"]
+    table = grids(report)["Agreement with the human rankings"]
     assert [column.title for column in table.columns] == ["metric", "perfect", "reversed", "prompts"]
     value, other, num = cells(table, "accuracy, pooled (%)")
     assert value.startswith("96.97 [")
@@ -53,21 +54,22 @@ def test_all_metrics_of_all_scorers_are_in_one_table() -> None:
 
 
 def test_a_metric_that_scorers_have_on_different_prompts_says_so() -> None:
-    told = found()
-    told["scorers"]["reversed"]["metrics"]["spearman"]["num_prompts"] = 9
-    table = grids(people_report(told, "mine"))["Agreement with people"]
+    result = evaluation()
+    estimates = result.scorers["reversed"].metrics
+    estimates["spearman"] = replace(estimates["spearman"], num_prompts=9)
+    table = grids(scorers_report(result, "mine"))["Agreement with the human rankings"]
     assert cells(table, "Spearman's rho")[-1] == "11 / 9"
     assert cells(table, "Kendall's tau-b")[-1] == "11"
 
 
 def test_few_prompts_are_said_to_be_few() -> None:
-    assert people_report(found(), "mine").lead.endswith(
+    assert scorers_report(evaluation(), "mine").lead.endswith(
         "With 10 distinct prompts, intervals are too narrow and p-values too small: take at least 20."
     )
 
 
 def test_differences_say_who_is_better() -> None:
-    few = grids(people_report(found(scorers=3), "mine"))["Differences between scorers"]
+    few = grids(scorers_report(evaluation(scorers=3), "mine"))["Differences between scorers"]
     assert [column.title for column in few.columns] == ["scorers", "accuracy", "difference", "p", "corrected", "better"]
     assert len(few.rows) == 6  # three pairs, two accuracies
     scorers, metric, value, p, corrected, better = few.rows[0]
@@ -75,7 +77,7 @@ def test_differences_say_who_is_better() -> None:
     assert value.startswith("+93.94 [+")
     assert better == "not shown"  # of 100 resamples: the p-value cannot be smaller
     assert "corrected by Holm's method for the 3 pairs of scorers, is at most 0.05" in few.caption
-    enough = grids(people_report(found(num_resamples=1000), "mine"))["Differences between scorers"]
+    enough = grids(scorers_report(evaluation(num_resamples=1000), "mine"))["Differences between scorers"]
     assert [column.title for column in enough.columns] == ["scorers", "accuracy", "difference", "p", "better"]
     assert [row[-1] for row in enough.rows] == ["perfect", "perfect"]
 
@@ -84,12 +86,12 @@ def test_a_difference_that_is_not_shown_is_not_claimed() -> None:
     random = np.random.default_rng(0)
     comparisons = [Comparison(f"a cat {i}", ("a.png", "b.png"), (1, 2), id=str(i)) for i in range(30)]
     rewards = {name: random.normal(size=(30, 2)).tolist() for name in "ab"}
-    table = grids(people_report(evaluate(rewards, comparisons, num_resamples=100).as_dict(), "mine"))["Differences between scorers"]
+    table = grids(scorers_report(evaluate(rewards, comparisons, num_resamples=100), "mine"))["Differences between scorers"]
     assert {row[-1] for row in table.rows} == {"not shown"}
 
 
 def test_best_and_worst_stand_beside_chance() -> None:
-    table = grids(people_report(found(), "mine"))["The best and the worst image found"]
+    table = grids(scorers_report(evaluation(), "mine"))["Finding the best and the worst image"]
     assert [column.title for column in table.columns] == ["scorer", "recall@1", "recall@2", "filter@1", "filter@2"]  # no prompt has 5
     assert cells(table, "perfect")[:2] == ["100.00", "100.00"]
     assert cells(table, "chance, on these prompts") == ["33.33", "66.67", "33.33", "66.67"]
@@ -97,50 +99,46 @@ def test_best_and_worst_stand_beside_chance() -> None:
 
 
 def test_groups_agreement_and_annotators() -> None:
-    report = people_report(found(), "mine")
+    report = scorers_report(evaluation(), "mine")
     tables = grids(report)
     assert cells(tables["Accuracy by prompt length"], "up to 10")[-2:] == ["11", "33"]
     assert cells(tables["Accuracy by prompt category"], "pets")[-2:] == ["6", "18"]
     assert cells(tables["Accuracy by prompt category"], "none given")[0] == "100.00 [100.00, 100.00]"
-    same = tables["Agreement: Same order (%)"]
-    assert cells(same, "people") == ["", "96.97", "3.03"]
+    same = tables["Agreement: same order (%)"]
+    assert cells(same, "human") == ["", "96.97", "3.03"]
     assert cells(same, "perfect") == ["96.97", "", "0.00"]
     assert cells(tables["Agreement: Spearman's rho"], "perfect") == ["0.9545", "", "-1.0000"]
     words = report.blocks[-1]
     assert isinstance(words, str)
-    assert words.startswith("People among themselves: 2 rankings of the images of 1 prompt ranked more than once. Two annotators")
+    assert words.startswith("Annotators among themselves: 2 rankings of the images of 1 prompt ranked more than once. Two annotators")
     assert "the same order to 66.67 [66.67, 66.67] % of the 3 pairs" in words
     assert "Krippendorff's alpha (ordinal) is 0.583." in words  # by hand: 1 - 16 / 38.4
 
 
 def test_one_scorer_needs_no_comparison_of_scorers() -> None:
-    report = people_report(found(scorers=1), "mine")
-    assert report.title == "perfect against people"
+    report = scorers_report(evaluation(scorers=1), "mine")
+    assert report.title == "perfect against human rankings"
     assert set(grids(report)) == {
-        "Agreement with people",
-        "The best and the worst image found",
+        "Agreement with the human rankings",
+        "Finding the best and the worst image",
         "Accuracy by prompt length",
         "Accuracy by prompt category",
     }
 
 
 def test_published_numbers_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {
-        "name": "Some test",
-        "accuracies": [
-            {"scorer": "Perfect", "accuracy": 65.1, "source": "Someone 2023", "here": "perfect"},
-            {"scorer": "CLIP", "accuracy": 54.82, "source": "Someone 2023", "here": None},
+    published = PublishedResults(
+        name="Some test",
+        human=[HumanAgreement("one annotator with another", 65.3, "Someone 2023")],
+        best_and_worst=BestAndWorst("Someone 2023", "other prompts", [RecallAndFilter("CLIP", {1: 27.22}, {1: 29.65, 2: 51.75})]),
+        accuracies=[
+            PublishedAccuracy("Perfect", 65.1, "Someone 2023", "perfect"),
+            PublishedAccuracy("CLIP", 54.82, "Someone 2023", None),
         ],
-        "sources": {"Someone 2023": "arXiv 1234.56789"},
-        "people": [{"who": "one annotator with another", "agreement": 65.3, "source": "Someone 2023"}],
-        "best_and_worst": {
-            "source": "Someone 2023",
-            "data": "other prompts",
-            "rows": [{"scorer": "CLIP", "recall": {"1": 27.22}, "filter": {"1": 29.65, "2": 51.75}}],
-        },
-    }
-    monkeypatch.setattr(evaluation, "published_results", lambda *_: told)
-    report = people_report(found(), "mine")
+        sources={"Someone 2023": "arXiv 1234.56789"},
+    )
+    monkeypatch.setattr(scorers_module, "published_results", lambda *_: published)
+    report = scorers_report(evaluation(), "mine")
     assert "mine, which is the Some test split as published" in report.lead
     table = grids(report)["Published for Some test"]
     accuracy, pooled, per_prompt, source = cells(table, "Perfect, here perfect")
@@ -151,13 +149,13 @@ def test_published_numbers_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) ->
     assert cells(table, "one annotator with another") == ["65.3", "-", "-", "Someone 2023"]
     assert table.strong == {0}
     assert table.caption.endswith("Someone 2023: arXiv 1234.56789.")
-    best = grids(report)["The best and the worst image found"]
+    best = grids(report)["Finding the best and the worst image"]
     assert cells(best, "CLIP, published") == ["27.22", "-", "29.65", "51.75"]
     assert "compare them with each other, not with those above" in best.caption
 
 
 def test_plots_hold_what_they_say() -> None:
-    report = people_report(found(), "mine", plots=True)
+    report = scorers_report(evaluation(), "mine", plots=True)
     plots = {block.title: block for block in report.blocks if isinstance(block, Plot)}
     assert list(plots) == [
         "Accuracy",
@@ -184,4 +182,4 @@ def test_plots_hold_what_they_say() -> None:
 
 def test_tables_need_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert people_report(found(), "mine").blocks
+    assert scorers_report(evaluation(), "mine").blocks

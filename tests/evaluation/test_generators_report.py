@@ -6,22 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from image_reward.evaluation.generators import HumanRanking, Images, Selection, benchmark
+from image_reward.evaluation.generators import Benchmark, HumanRanking, Images, Selection, benchmark
+from image_reward.evaluation.generators_report import generators_report
 from image_reward.evaluation.prompt_sets import Prompt
 from image_reward.reports.document import Cards, Grid, Plot
-from image_reward.reports.generators import generators_report
 from image_reward.reports.render import write
 
 
-def found(
+def benchmarked(
     num_generators: int, num_prompts: int = 4, num_images: int = 3, scorers: tuple[str, ...] = ("S",), **options: Any
-) -> dict[str, Any]:
+) -> Benchmark:
     names = [f"g{i}" for i in range(num_generators)]
     prompts = [Prompt(f"p{p}", f"prompt <{p}>", "odd" if p % 2 else "even") for p in range(num_prompts)]
     draw = np.random.default_rng(0).normal
     rewards = {s: {g: {p.id: (draw(size=num_images) - i).tolist() for p in prompts} for i, g in enumerate(names)} for s in scorers}
     selection = Selection(prompts, [num_images] * num_prompts, options.pop("left_out", []), options.pop("left_out_images", {}))
-    return benchmark(rewards, selection, num_resamples=50, **options).as_dict()
+    return benchmark(rewards, selection, num_resamples=50, **options)
 
 
 def grids(blocks: Any) -> dict[str, Grid]:
@@ -30,8 +30,8 @@ def grids(blocks: Any) -> dict[str, Grid]:
 
 def test_tables() -> None:
     human = HumanRanking.of("a poll", {"g0": 3.0, "g1": 2.0})
-    data = found(3, scorers=("S", "T"), human=human, left_out=["p9"], left_out_images={"g1": 2})
-    report = generators_report(data)
+    result = benchmarked(3, scorers=("S", "T"), human=human, left_out=["p9"], left_out_images={"g1": 2})
+    report = generators_report(result)
     assert report.lead.startswith(
         "3 generators, 4 prompts, 3 images of each, scored by S and T. Intervals: bootstrap of prompts, 95 %, 50 re"
     )
@@ -41,16 +41,16 @@ def test_tables() -> None:
     )
     tables = grids(report.blocks)
     overview = tables["Mean reward of each generator, and its rank"]
-    assert [row[0] for row in overview.rows] == ["g0", "g1", "g2", "Spearman with people", "Kendall's tau-b with people"]
-    assert overview.rows[0][1:] == ["3", *(f"{s['generators'][0]['mean']['value']:.4f} (1)" for s in data["scorers"])]
-    assert overview.rows[3] == ["Spearman with people", "", "1.00", "1.00"]
+    assert [row[0] for row in overview.rows] == ["g0", "g1", "g2", "Spearman with human ranking", "Kendall's tau-b with human ranking"]
+    assert overview.rows[0][1:] == ["3", *(f"{scorer.generators[0].mean.value:.4f} (1)" for scorer in result.scorers)]
+    assert overview.rows[3] == ["Spearman with human ranking", "", "1.00", "1.00"]
     summary = tables["S: generators by mean reward"]
     assert [row[:2] for row in summary.rows] == [["g0", "1"], ["g1", "2"], ["g2", "3"]]
-    assert summary.rows[2][-2:] == ["-", "-"]  # people did not judge it
-    assert "With people, over 2 generators: Spearman 1.00" in summary.caption
+    assert summary.rows[2][-2:] == ["-", "-"]  # no human judged it
+    assert "Against the human ranking of 2 generators: Spearman 1.00" in summary.caption
     assert all(len(row) == len(grid.columns) for grid in tables.values() for row in grid.rows)
     rates = tables["S: win rate of the row against the column"]
-    assert rates.rows[0][2] == f"{100 * data['scorers'][0]['win_matrix'][0][1]:.1f} %"
+    assert rates.rows[0][2] == f"{100 * result.scorers[0].win_matrix[0][1]:.1f} %"
     assert [row[0] for row in tables["S: mean reward by category of prompt"].rows] == ["even", "odd"]
     assert len(tables["S: differences of means"].rows) == 3
     assert [column.title for column in tables["S: best of n"].columns] == ["best of", "1", "2", "3"]
@@ -58,7 +58,7 @@ def test_tables() -> None:
 
 
 def test_of_many_generators_neighbours_are_shown() -> None:
-    tables = grids(generators_report(found(12)).blocks)
+    tables = grids(generators_report(benchmarked(12)).blocks)
     differences = tables["S: differences of means"]
     assert len(differences.rows) == 11
     assert differences.caption.startswith("Of 66 pairs, neighbours in the ranking.")
@@ -66,10 +66,10 @@ def test_of_many_generators_neighbours_are_shown() -> None:
 
 
 def test_one_generator_with_one_image_of_each_prompt() -> None:
-    report = generators_report(found(1, num_images=1), pictures=False)
+    report = generators_report(benchmarked(1, num_images=1), pictures=False)
     assert report.lead.startswith("1 generator, 4 prompts, 1 image of each,")
     assert report.lead.endswith("With 4 distinct prompts, intervals are too narrow and p-values too small: take at least 20.")
-    assert generators_report(found(1, num_prompts=20)).lead.endswith("seed 0.")
+    assert generators_report(benchmarked(1, num_prompts=20)).lead.endswith("seed 0.")
     tables = grids(report.blocks)
     assert list(tables) == ["S: generators by mean reward", "S: mean reward by category of prompt", "S: the best and the worst prompts"]
     assert [column.title for column in tables["S: generators by mean reward"].columns] == [
@@ -83,28 +83,28 @@ def test_one_generator_with_one_image_of_each_prompt() -> None:
 
 
 def test_best_and_worst_prompts_are_told_apart() -> None:
-    data = found(2, num_prompts=8)
-    rows = grids(generators_report(data).blocks)["S: the best and the worst prompts"].rows
-    means = {p["prompt"]: np.mean([np.mean(v) for v in p["rewards"]["S"].values()]) for p in data["per_prompt"]}
+    result = benchmarked(2, num_prompts=8)
+    rows = grids(generators_report(result).blocks)["S: the best and the worst prompts"].rows
+    means = {p.prompt: np.mean([np.mean(v) for v in p.rewards["S"].values()]) for p in result.per_prompt}
     order = sorted(means, key=lambda prompt: -means[prompt])
     assert [row[0] for row in rows] == order[:3] + order[-3:]
     assert rows[0][1] == f"{means[order[0]]:.4f}"
-    few = grids(generators_report(found(2, num_prompts=4)).blocks)["S: the best and the worst prompts"].rows
+    few = grids(generators_report(benchmarked(2, num_prompts=4)).blocks)["S: the best and the worst prompts"].rows
     assert len(few) == len({row[0] for row in few}) == 4
 
 
 def test_pictures(image_folder: Path, tmp_path: Path) -> None:
     paths = [image_folder / f"{name}.png" for name in "abc"]
     images = Images({f"g{i}": {f"p{p}": paths for p in range(4)} for i in range(2)})
-    data = found(2, images=images)
-    report = generators_report(data, pictures=True)
+    result = benchmarked(2, images=images)
+    report = generators_report(result, pictures=True)
     plots = [block for block in report.blocks if isinstance(block, Plot)]
     assert [plot.title for plot in plots] == ["S: how rewards are distributed", "S: win rates", "S: best of n"]
-    assert f"Medians: g0 {data['scorers'][0]['generators'][0]['median']:.2f}" in plots[0].description
+    assert f"Medians: g0 {result.scorers[0].generators[0].median:.2f}" in plots[0].description
     galleries = [block for block in report.blocks if isinstance(block, Cards)]
     assert len(galleries) == 4  # four prompts: three best, one worst
-    first = next(p for p in data["per_prompt"] if p["prompt"] in galleries[0].title)
-    values = first["rewards"]["S"]["g0"]
+    first = next(p for p in result.per_prompt if p.prompt in galleries[0].title)
+    values = first.rewards["S"]["g0"]
     typical = int(np.abs(np.array(values) - np.mean(values)).argmin())
     card = next(card for card in galleries[0].cards if card.title == "g0")
     assert (card.image, card.lines[0]) == (str(paths[typical]), f"reward {values[typical]:.4f}")
@@ -112,19 +112,19 @@ def test_pictures(image_folder: Path, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") >= 3
     assert "prompt &lt;0&gt;" in page
-    without = generators_report(found(2), pictures=True)
+    without = generators_report(benchmarked(2), pictures=True)
     assert not [block for block in without.blocks if isinstance(block, Cards)]
     assert "S: the best and the worst prompts" in grids(without.blocks)
 
 
 @pytest.mark.parametrize("suffix", ["md", "json"])
 def test_written(tmp_path: Path, suffix: str) -> None:
-    write(generators_report(found(2)), tmp_path / f"report.{suffix}")
+    write(generators_report(benchmarked(2)), tmp_path / f"report.{suffix}")
     assert "g0" in (tmp_path / f"report.{suffix}").read_text()
 
 
 def test_images_to_choose_from_are_whole() -> None:
-    blocks = generators_report(found(2, num_images=2), pictures=True).blocks
+    blocks = generators_report(benchmarked(2, num_images=2), pictures=True).blocks
     [plot] = [block for block in blocks if isinstance(block, Plot) and block.title == "S: best of n"]
     low, high = plot.figure.axes[0].get_xlim()
     assert [tick for tick in plot.figure.axes[0].get_xticks() if low <= tick <= high] == [1, 2]

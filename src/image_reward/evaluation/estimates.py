@@ -1,0 +1,78 @@
+"""Means over prompts with their intervals: named columns of numbers, one for each prompt, all averaged over the same resamples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from image_reward import metrics
+from image_reward.metrics import Difference, Floats, Interval
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class PromptColumns(Generic[Name]):
+    """Numbers of P prompts, in columns that go by name."""
+
+    def __init__(self) -> None:
+        self._columns: dict[Name, tuple[Floats, Floats]] = {}
+
+    def add(self, name: Name, values: ArrayLike, weights: ArrayLike | None = None) -> None:
+        """``values`` [P], NaN for a prompt that has none. ``weights`` [P]: what each counts in the mean; by default 1."""
+        column = np.asarray(values, dtype=np.float64)
+        self._columns[name] = column, np.ones_like(column) if weights is None else np.asarray(weights, dtype=np.float64)
+
+    def __getitem__(self, name: Name) -> Floats:
+        return self._columns[name][0]
+
+    def means(self, prompts: Sequence[str], num_resamples: int, confidence: float, seed: int) -> Means[Name]:
+        """The weighted mean of each column. ``prompts`` [P]: rows of one prompt are drawn together, since they are not independent.
+
+        All columns are resampled as one matrix [P, columns], not one by one: a resample then draws the same prompts for all of them, which
+        is what makes any two columns paired, and costs one matrix product.
+        """
+        values = np.stack([column for column, _ in self._columns.values()], axis=1)
+        weights = np.stack([weight for _, weight in self._columns.values()], axis=1)
+        samples = metrics.bootstrap(values, weights, groups=prompts, num_resamples=num_resamples, seed=seed)
+        names = list(self._columns)
+        return Means(
+            values=dict(zip(names, metrics.weighted_mean(values, weights).tolist(), strict=True)),
+            samples=dict(zip(names, samples.T, strict=True)),
+            num_prompts=dict(zip(names, (~np.isnan(values)).sum(axis=0).tolist(), strict=True)),
+            confidence=confidence,
+        )
+
+
+@dataclass(frozen=True)
+class Means(Generic[Name]):
+    """What columns are on average."""
+
+    values: dict[Name, float]
+    """NaN for a column without a number."""
+    samples: dict[Name, Floats]
+    """The means [R] of the resamples; the r-th of all columns are of the same draw."""
+    num_prompts: dict[Name, int]
+    """How many prompts have a number."""
+    confidence: float
+    """The part of the resamples that an interval covers, in (0, 1)."""
+
+    def interval(self, name: Name) -> Interval:
+        low, high = metrics.interval(self.samples[name], self.confidence)
+        return Interval(none_if_nan(self.values[name]), none_if_nan(low), none_if_nan(high), self.num_prompts[name])
+
+    def differences(self, metric: str, names: Mapping[str, Name]) -> list[Difference]:
+        """Each of ``names`` minus each after it: what it is called -> its column. None at all where one of them has no number."""
+        values = {called: self.values[name] for called, name in names.items()}
+        if any(map(math.isnan, values.values())):
+            return []
+        return metrics.differences(metric, values, {called: self.samples[name] for called, name in names.items()}, self.confidence)
+
+
+def none_if_nan(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else float(value)
