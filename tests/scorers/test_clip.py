@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import pickle
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 import seeded
+import shared
 from image_reward.checkpoints import CheckpointError, read_checkpoint
 from image_reward.errors import LongPromptWarning, PromptError, RewardError
 from image_reward.images import ImageOptions
@@ -27,7 +27,6 @@ from image_reward.scorers.base import Preparation, score_together
 from image_reward.scorers.clip import AestheticScorer, ClipScorer, ClipSettings, clip_from_folder, clip_from_state_dict
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "scores_clip_tiny.json").read_text())
-MERGES = Path(__file__).parents[3] / "shared" / "data" / "bpe_simple_vocab_16e6.txt.gz"
 OPENAI = ClipSettings(convention="openai")
 IMAGES = seeded.images()
 SHORT = ["cat", "", "a photo of a dog", "two red birds"]
@@ -97,10 +96,7 @@ def test_the_aesthetic_score_equals_the_originals(aesthetic: AestheticScorer) ->
 
 
 def test_prompts_and_images_to_cosines_with_openais_merges(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    if not MERGES.exists():
-        pytest.skip(f"{MERGES.name} is not here")
-    merges = gzip.decompress(MERGES.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    folder = seeded.clip_tokenizer_files(tmp_path, merges)
+    folder = seeded.clip_tokenizer_files(tmp_path, shared.openai_merges())
     scorer = clip_from_state_dict(tensors, folder, OPENAI, "seeded", activation="gelu", vision_heads=2, text_heads=2)
     tokens = scorer.prepare.tokenizer(seeded.PROMPTS)
     assert [row[mask].tolist() for row, mask in zip(tokens.ids, tokens.mask, strict=True)] == REFERENCE["token_ids"]

@@ -45,7 +45,7 @@ def by_hand(members: dict[str, Any], prompts: list[str], images: list[Any]) -> t
 
 
 def test_mean_disagreement_and_conservative_reward(members: dict[str, Any]) -> None:
-    prompts, images = ["cat", "a dog", "sea"], seeded.images()[:3]
+    prompts, images = ["cat", "a dog", "sea"], seeded.images()[1:4]
     mean, disagreement, conservative = by_hand(members, prompts, images)
     found = ensemble_of(members).judge(prompts, images)
     np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-5)
