@@ -20,7 +20,7 @@ from image_reward.checkpoints import read_checkpoint
 from image_reward.training import RewardTraining, train
 
 HERE = Path(__file__).parent
-HANGS = 1800  # s: far more than a busy machine needs
+HANGS = 1800  # s: only what hangs takes as long
 
 
 def run(config: RewardTraining, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
