@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 import seeded
+import upstream
 from image_reward.scorers import ImageReward, ImageRewardScorer
-
-DATA = Path(__file__).parent / "data"
+from upstream import Original
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +22,14 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # tests run in parallel processes
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # tests run in parallel processes
 
 
 @pytest.fixture(scope="session")
-def reference() -> dict[str, Any]:
-    """What the original computes on the tiny network: rewards, rankings, blip_itc by seed; pixels; token_ids."""
-    return json.loads((DATA / "scores_tiny.json").read_text())
+def original() -> Original:
+    """What the original computes with the weights of ``scorer`` and ``model``."""
+    return upstream.tiny(7)
 
 
 def tiny(kind: type[ImageRewardScorer], seed: int = 7, **options: Any) -> Any:
@@ -52,3 +54,14 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, arguments in zip("abc", seeded.IMAGES, strict=False):
         seeded.image(*arguments).save(folder / f"{name}.png")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was skipped, by what it lacks: a run without it has shown less than it seems."""
+    lacking: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
+        lacking.setdefault(reason, Counter())[report.nodeid.split("::")[0]] += 1
+    for reason, files in sorted(lacking.items()):
+        names = ", ".join(f"{file} ({count})" for file, count in sorted(files.items()))
+        terminalreporter.write_line(f"SKIPPED {reason}: {names}", yellow=True, bold=True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from image_reward.checkpoints import ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
@@ -60,16 +61,50 @@ IMAGES = [
 ]
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
 def weights(config: ScorerConfig, seed: int) -> dict[str, Tensor]:
-    """A state dict in the released checkpoint's names, with activations of order one through every layer."""
+    """A state dict in the released checkpoint's names that does not amplify rounding, so that any processor gives its rewards to 1e-5."""
+    return conditioned(shapes(ImageRewardNetwork, config.network), seed)
+
+
+def peaked_weights(config: ScorerConfig, seed: int) -> dict[str, Tensor]:
+    """As ``weights``, with attention that is nearly one-hot: what rounds differently is amplified, the more the larger the network is."""
+    return {name: torch.from_numpy(_weight(name, shape, seed)) for name, shape in shapes(ImageRewardNetwork, config.network).items()}
+
+
+def shapes(kind: Callable[..., nn.Module], *arguments: Any) -> Shapes:
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in ImageRewardNetwork(config.network).state_dict().items()}
-    return {name: torch.from_numpy(_weight(name, shape, seed)) for name, shape in shapes.items()}
+        return {name: tuple(tensor.shape) for name, tensor in kind(*arguments).state_dict().items()}
+
+
+def conditioned(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+    """Weights for all tensors of a network: small residual branches, and logits of attention of about unit deviation."""
+    residual = [name for name in shapes if name.endswith(("attn.proj.weight", "mlp.fc2.weight", "output.dense.weight"))]
+    num_branches = {tower: sum(tower in name for name in residual) for tower in ("visual_encoder", "text_encoder")}
+
+    def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = _normal(f"conditioned:{name}", shape, seed)
+        if "norm" in name.lower() and name.endswith("weight"):
+            return np.float32(1) + np.float32(0.1) * values
+        if name.endswith("bias"):
+            return np.float32(0.05) * values
+        if "embeddings" in name or name.endswith(("cls_token", "pos_embed")):
+            return np.float32(0.5) * values
+        gain = 1 / np.sqrt(np.prod(shape[1:]))
+        if "crossattention.output.dense" in name:
+            gain *= 0.5  # enough for the image to decide the reward
+        elif name in residual:
+            gain /= np.sqrt(num_branches["visual_encoder" if "visual_encoder" in name else "text_encoder"])
+        return values * np.float32(gain)
+
+    return {name: torch.from_numpy(weight(name, shape)) for name, shape in shapes.items()}
 
 
 def clip_weights(seed: int) -> dict[str, Tensor]:
     """A small CLIP under OpenAI's names: embedding 32, image 64 px, patch 16, widths 128 and 64 (text), 2 layers and 2 heads each."""
-    shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), "text_projection": (64, 32), "visual.proj": (128, 32)}
+    shapes: Shapes = {"logit_scale": (), "text_projection": (64, 32), "visual.proj": (128, 32)}
     shapes |= {"positional_embedding": (77, 64), "token_embedding.weight": (49408, 64)}
     shapes |= {"visual.class_embedding": (128,), "visual.positional_embedding": (17, 128), "visual.conv1.weight": (128, 3, 16, 16)}
     norms = {"ln_final": 64, "visual.ln_pre": 128, "visual.ln_post": 128}
@@ -84,9 +119,7 @@ def clip_weights(seed: int) -> dict[str, Tensor]:
 
 
 def aesthetic_weights(seed: int, width: int = 32) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in LinearHead(width).state_dict().items()}
-    return {name: torch.from_numpy(_weight(f"mlp.{name}", shape, seed)) for name, shape in shapes.items()}
+    return {name: torch.from_numpy(_weight(f"mlp.{name}", shape, seed)) for name, shape in shapes(LinearHead, width).items()}
 
 
 def clip_tokenizer_files(folder: Path, merges: Sequence[str]) -> Path:
@@ -103,7 +136,7 @@ def clip_tokenizer_files(folder: Path, merges: Sequence[str]) -> Path:
 def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if name == "logit_scale":
         return np.array(4.6052, dtype=np.float32)
-    values = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape).astype(np.float32)
+    values = _normal(name, shape, seed)
     if ("norm" in name.lower() or "ln_" in name) and name.endswith("weight"):
         return 1 + 0.1 * values
     if name.endswith("bias"):
@@ -112,6 +145,10 @@ def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         return 0.5 * values
     peaked = any(part in name for part in (".query.", ".key.", ".qkv."))  # peaked attention, so that the text matters
     return values * np.float32((2.5 if peaked else 1.0) / np.sqrt(np.prod(shape[1:])))
+
+
+def _normal(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape).astype(np.float32)
 
 
 def image(kind: str, width: int, height: int, seed: int) -> Image.Image:

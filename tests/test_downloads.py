@@ -27,6 +27,7 @@ from image_reward.errors import CheckpointError, DownloadError
 from image_reward.scorers import ImageRewardScorer, load, registry
 
 IMAGE = seeded.image("rings", 96, 64, 3)
+HANGS = 600  # s: only what hangs takes as long
 CONTENT = np.random.RandomState(0).bytes(300_000)
 PATH = "owner/tiny/tiny.pt"
 FILE = HubFile("owner/tiny", "tiny.pt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -242,11 +243,11 @@ def test_the_token_stays_with_the_hub(redirected: bool, hub: hubs.Hub, monkeypat
 @pytest.mark.usefixtures("cache")
 def test_threads_download_once(hub: hubs.Hub) -> None:
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch(FILE))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(fetch(FILE)), daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(HANGS)
     assert len(found) == 4
     assert len(set(found)) == 1
     assert len(hub.asked("GET")) == 1
@@ -262,7 +263,7 @@ def test_two_processes_and_a_mirror(hub: hubs.Hub, tmp_path: Path) -> None:
     }
     command = [sys.executable, "-c", program]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate() for process in running]
+    outputs = [process.communicate(timeout=HANGS) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     paths = {Path(out.strip()) for out, _ in outputs}
     assert len(paths) == 1

@@ -25,8 +25,10 @@ from image_reward import images
 from image_reward.errors import ImageReadError
 from image_reward.images import ImageOptions, ImageTransform, open_image, unique_images
 from image_reward.scorers import ImageRewardScorer
+from upstream import assert_pixels
 
 DATA = Path(__file__).parent / "data"
+HANGS = 600  # s: only what hangs takes as long
 LENIENT = ImageOptions(allow_truncated=True)
 RINGS = seeded.image("rings", 96, 64, 3)
 
@@ -72,15 +74,9 @@ def cropped(source: Any, size: int = 32, options: ImageOptions | None = None) ->
 def test_transform_gives_the_originals_pixels(size: int, file: str) -> None:
     recorded = json.loads((DATA / file).read_text())
     recorded = recorded["pixels"] if isinstance(recorded, dict) else recorded
-    assert len(recorded) == len(seeded.IMAGES)
-    for image, expected in zip(seeded.images(), recorded, strict=True):
-        pixels = ImageTransform(size)(image)
-        assert pixels.dtype == torch.float32
-        assert list(pixels.shape) == expected["shape"]
-        assert pixels.double().sum().item() == pytest.approx(expected["sum"], rel=1e-4)
-        assert pixels.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
-        assert pixels[:, 0, :3].flatten().tolist() == pytest.approx(expected["first_row"], abs=1e-6)
-        assert pixels[:, size // 2, size // 2].tolist() == pytest.approx(expected["centre"], abs=1e-6)
+    transform = ImageTransform(size)
+    assert transform(seeded.images()[0]).dtype == torch.float32
+    assert_pixels(transform, seeded.images(), recorded)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "CMYK", "YCbCr", "HSV"])
@@ -395,12 +391,13 @@ def test_threads_do_not_see_each_others_options() -> None:
             if accepted != options.allow_truncated:
                 wrong.append(f"allow_truncated={options.allow_truncated}, accepted: {accepted}")
 
-    threads = [threading.Thread(target=work, args=(ImageOptions(allow_truncated=i % 2 == 0),)) for i in range(6)]
+    threads = [threading.Thread(target=work, args=(ImageOptions(allow_truncated=i % 2 == 0),), daemon=True) for i in range(6)]
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(HANGS)
+    assert not any(thread.is_alive() for thread in threads)
     assert not wrong
     assert before == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
 
@@ -409,26 +406,27 @@ def test_lenient_threads_wait_for_strict_ones() -> None:
     order: list[str] = []
     strict_is_in, strict_may_go = threading.Event(), threading.Event()
 
-    def strict() -> None:
-        with images._pillow_globals(False):
-            strict_is_in.set()
-            strict_may_go.wait()
-            order.append(f"strict {ImageFile.LOAD_TRUNCATED_IMAGES}")
+    def opened(load: Callable[[], None], allow_truncated: bool) -> threading.Thread:
+        """A thread that opens an image whose pixels are decoded by ``load``."""
+        image = Image.new("RGB", (8, 8))
+        image.load = load  # type: ignore[method-assign, assignment]
+        thread = threading.Thread(target=open_image, args=(image, ImageOptions(allow_truncated=allow_truncated)), daemon=True)
+        thread.start()
+        return thread
 
-    def lenient() -> None:
-        with images._pillow_globals(True):
-            order.append(f"lenient {ImageFile.LOAD_TRUNCATED_IMAGES}")
+    def decode_slowly() -> None:
+        strict_is_in.set()
+        strict_may_go.wait(HANGS)
+        order.append(f"strict {ImageFile.LOAD_TRUNCATED_IMAGES}")
 
-    first, second = threading.Thread(target=strict), threading.Thread(target=lenient)
-    first.start()
-    strict_is_in.wait()
-    with images._pillow_globals(False):
-        order.append("another strict one does not wait")
-    second.start()
-    second.join(timeout=0.05)
+    first = opened(decode_slowly, allow_truncated=False)
+    assert strict_is_in.wait(HANGS)
+    opened(lambda: order.append("another strict one does not wait"), allow_truncated=False).join(HANGS)
+    second = opened(lambda: order.append(f"lenient {ImageFile.LOAD_TRUNCATED_IMAGES}"), allow_truncated=True)
+    second.join(timeout=0.05)  # long enough to go wrong in, if it did not wait
     strict_may_go.set()
-    first.join()
-    second.join()
+    first.join(HANGS)
+    second.join(HANGS)
     assert order == ["another strict one does not wait", "strict False", "lenient True"]
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import html
 import json
 import pickle
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seeded
+import shared
 from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
 from image_reward.images import ImageTransform
 from image_reward.prompts import (
@@ -30,6 +30,7 @@ from image_reward.prompts import (
     vocabulary_of,
 )
 from image_reward.scorers.base import Preparation
+from upstream import Original
 
 SPECIAL = [
     "[CLS]",
@@ -85,8 +86,8 @@ def ids_of(*prompts: str, **options: Any) -> list[list[int]]:
     return [row[mask].tolist() for row, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
-def test_ids_are_the_originals(reference: dict[str, Any]) -> None:
-    assert ids_of(*seeded.PROMPTS) == reference["token_ids"]
+def test_ids_are_the_originals(original: Original) -> None:
+    assert ids_of(*original.prompts) == original.token_ids
 
 
 def test_padding_to_the_longest() -> None:
@@ -241,7 +242,6 @@ def test_a_vocabulary_that_makes_no_sense(vocabulary: tuple[str, ...], message: 
 
 # --- CLIP's ----------------------------------------------------------------------------------------------------------------------------
 
-OPENAIS_MERGES = Path(__file__).parents[2] / "shared" / "data" / "bpe_simple_vocab_16e6.txt.gz"
 FEW_MERGES = ["c a", "ca t</w>", "t h", "th e</w>", "d o", "do g</w>", "' s</w>", "! !", "i n", "in g</w>", "Ã ©</w>"]
 CLIP_TEXT = st.lists(
     st.one_of(
@@ -254,11 +254,7 @@ CLIP_TEXT = st.lists(
 @pytest.fixture(scope="module", params=["few", "openai"])
 def clip_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with vocab.json and merges.txt: of a few merges, and of OpenAI's where they are at hand."""
-    merges = FEW_MERGES
-    if request.param == "openai":
-        if not OPENAIS_MERGES.exists():
-            pytest.skip(f"{OPENAIS_MERGES.name} is not here")
-        merges = gzip.decompress(OPENAIS_MERGES.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = FEW_MERGES if request.param == "few" else shared.openai_merges()
     return seeded.clip_tokenizer_files(tmp_path_factory.mktemp("clip"), merges)
 
 

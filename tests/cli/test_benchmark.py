@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import seeded
+import shared
 from image_reward.cli import main
 from image_reward.scorers import ImageRewardScorer
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "table1"
 TABLE_1 = {  # Xu et al. 2023, Table 1: people's wins, ImageReward, CLIP
     "openjourney": (507, 0.2614, 0.2726),
     "sd2-1": (463, 0.2458, 0.2683),
@@ -133,9 +133,8 @@ def test_sets_of_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert capsys.readouterr().out.splitlines() == lines
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published per-image rewards are not on this machine")
 def test_table_1_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", str(PUBLISHED), "--json"]) == 0
+    assert main(["benchmark", str(shared.require("data/table1")), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["num_prompts"], found["num_images"], found["images_per_prompt"]) == (100, 1000, [10, 10])
     assert found["human"]["values"] == {name: wins for name, (wins, _, _) in TABLE_1.items()}

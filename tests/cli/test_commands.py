@@ -40,8 +40,8 @@ def test_rank_prints_a_table(capsys: pytest.CaptureFixture[str], model_folder: s
     assert out[0].strip() == "cat"
     rows = [line.split() for line in out if ".png" in line]
     assert [row[0] for row in rows] == ["1", "2", "3"]
-    assert [Path(row[1]).name for row in rows] == ["c.png", "a.png", "b.png"]
-    assert rows[0][2:6] == ["+1.2540", "better", "than", "88"]
+    assert [Path(row[1]).name for row in rows] == ["b.png", "c.png", "a.png"]
+    assert rows[0][2:6] == ["+0.6501", "better", "than", "72"]
     assert "6,000 published images" in " ".join(out)
 
 
@@ -51,17 +51,17 @@ def test_rank_as_json_top_and_copies(capsys: pytest.CaptureFixture[str], model_f
     found = run_json(capsys, *arguments)
     assert found["model"] == "tiny"
     assert found["prompt"] == "cat"
-    assert [Path(row["image"]).name for row in found["images"]] == ["c.png", "a.png"]
+    assert [Path(row["image"]).name for row in found["images"]] == ["b.png", "c.png"]
     assert found["images"][0]["rank"] == 1
-    assert found["images"][0]["reward"] == pytest.approx(1.25396, abs=1e-4)
-    assert found["images"][0]["percentile"] == pytest.approx(87.68, abs=0.05)
-    assert sorted(path.name for path in best.iterdir()) == ["1_c.png", "2_a.png"]
-    assert (best / "1_c.png").read_bytes() == (image_folder / "c.png").read_bytes()
+    assert found["images"][0]["reward"] == pytest.approx(0.65009, abs=1e-4)
+    assert found["images"][0]["percentile"] == pytest.approx(72.32, abs=0.05)
+    assert sorted(path.name for path in best.iterdir()) == ["1_b.png", "2_c.png"]
+    assert (best / "1_b.png").read_bytes() == (image_folder / "b.png").read_bytes()
     assert main(list(arguments)) == 0  # the same copies again are no conflict
-    (best / "2_a.png").write_bytes(b"something else")
+    (best / "2_c.png").write_bytes(b"something else")
     assert main(list(arguments)) == 1
     assert "already exists and differs" in capsys.readouterr().err
-    assert (best / "2_a.png").read_bytes() == b"something else"
+    assert (best / "2_c.png").read_bytes() == b"something else"
 
 
 def test_score_keeps_the_order_given(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path) -> None:
@@ -69,7 +69,7 @@ def test_score_keeps_the_order_given(capsys: pytest.CaptureFixture[str], model_f
     assert [Path(row["image"]).name for row in found["images"]] == ["c.png", "a.png", "c.png"]
     assert "rank" not in found["images"][0]
     assert main(["score", "cat", *paths(image_folder, "b"), "--model", model_folder]) == 0
-    assert "+0.6747" in capsys.readouterr().out
+    assert "+0.6501" in capsys.readouterr().out
 
 
 def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: 
         assert main([command, "cat", str(image_folder), "--model", model_folder, "--gallery", str(page)]) == 0
         captured = capsys.readouterr()
         assert captured.err == f"gallery: {page}\n"
-        assert page.read_text(encoding="utf-8").index("c.png") < page.read_text(encoding="utf-8").index("b.png")
+        assert page.read_text(encoding="utf-8").index("b.png") < page.read_text(encoding="utf-8").index("c.png")
         assert ".png" in captured.out
     assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", "/proc/nowhere/page.html"]) == 1
     captured = capsys.readouterr()
@@ -88,12 +88,12 @@ def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: 
 
 
 def test_compare(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path) -> None:
-    a, b = paths(image_folder, "a", "c")
+    a, b = paths(image_folder, "a", "b")
     found = run_json(capsys, "compare", "cat", a, b, "--model", model_folder)
     assert found["a_better"] + found["tie"] + found["b_better"] == pytest.approx(1)
-    assert found["a_better"] == pytest.approx(0.407, abs=1e-3)
+    assert found["a_better"] == pytest.approx(0.3653, abs=1e-4)
     assert main(["compare", "cat", a, b, "--model", model_folder]) == 0
-    assert "40.7 %" in capsys.readouterr().out
+    assert "36.5 %" in capsys.readouterr().out
 
 
 def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

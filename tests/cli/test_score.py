@@ -86,7 +86,7 @@ def test_scoring_rows_from_the_command_line(scorer: ImageRewardScorer, folder: P
     lines = [json.loads(line) for line in printed.err.splitlines()]
     assert lines[-1]["rows"] == lines[-1]["total"] == 2
     rows = [json.loads(line) for line in (folder / "out" / "rewards.jsonl").read_text().splitlines()]
-    assert rows[0] == {"prompt": "cat", "image": "a.png", "reward": pytest.approx(scorer.score("cat", "a.png")), "error": None}
+    assert rows[0] == {"prompt": "cat", "image": "a.png", "reward": pytest.approx(scorer.score("cat", "a.png"), abs=1e-5), "error": None}
     assert rows[1]["error"].startswith("FileNotFoundError: no such image: ")
     assert pq.read_table(folder / "out" / "part-000000.parquet").column_names == ["prompt", "image", "reward", "error"]
 

@@ -11,11 +11,11 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
+import shared
 from image_reward.comparisons import Audit, Finding, audit
 from image_reward.errors import ComparisonError
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "imagerewarddb_test.json"
 
 
 @pytest.fixture
@@ -241,9 +241,7 @@ def test_a_split_of_imagerewarddb_with_other_counts_is_noticed(tmp_path: Path) -
 
 
 def test_the_published_test_split_has_its_counts() -> None:
-    if not PUBLISHED.exists():
-        pytest.skip("the published file is not here")
-    result = audit([PUBLISHED], fast=True)
+    result = audit([shared.published_test_split()], fast=True)
     (summary,) = result.files
     assert (summary.num_prompts, summary.num_images, summary.num_untied_pairs, summary.num_tied_pairs) == (466, 2720, 6399, 831)
     assert (summary.num_distinct_prompts, summary.longest_prompt, summary.num_long_prompts) == (463, 230, 201)

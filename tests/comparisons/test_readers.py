@@ -12,13 +12,13 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
+import shared
 from image_reward.comparisons import ParquetImage, read, records, write
 from image_reward.errors import ComparisonError
 from image_reward.images import open_image
 from image_reward.types import Comparison
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "imagerewarddb_test.json"
 
 RATED = [
     {
@@ -177,9 +177,7 @@ def test_a_folder_of_shards_is_one_data_set(tmp_path: Path, image_folder: Path) 
 
 
 def test_the_published_test_split_has_the_published_counts() -> None:
-    if not PUBLISHED.exists():
-        pytest.skip("the published file is not here")
-    found = read(PUBLISHED)
+    found = read(shared.published_test_split())
     assert len(found) == 466
     assert sum(len(c.images) for c in found) == 2720
     pairs = [(a, b) for c in found for i, a in enumerate(c.ranks) for b in c.ranks[i + 1 :]]

@@ -3,23 +3,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 
+import shared
 from image_reward.comparisons import read
 from image_reward.evaluation import evaluate
 from image_reward.evaluation import published_results as module
 from image_reward.evaluation.published_results import fingerprint, published_results
 from image_reward.types import Comparison
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "imagerewarddb_test.json"
-
 
 def test_the_published_test_split_is_known_by_its_content() -> None:
-    if not PUBLISHED.exists():
-        pytest.skip("the published file is not here")
-    comparisons = [replace(c, images=tuple(f"elsewhere-{c.id}-{i}.png" for i in range(len(c.images)))) for c in read(PUBLISHED)][::-1]
+    comparisons = [
+        replace(c, images=tuple(f"elsewhere-{c.id}-{i}.png" for i in range(len(c.images)))) for c in read(shared.published_test_split())
+    ][::-1]
     found = evaluate({"ImageReward-v1.0": [[-rank for rank in c.ranks] for c in comparisons]}, comparisons, num_resamples=10)
     assert found.published is not None
     assert found.published.name == "ImageRewardDB test"

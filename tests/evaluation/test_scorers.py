@@ -13,6 +13,7 @@ from pyarrow.parquet import read_table
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 import seeded
+import shared
 from image_reward import LongPromptWarning, PromptError, metrics
 from image_reward.checkpoints import TieConfig
 from image_reward.comparisons import read
@@ -23,7 +24,6 @@ from image_reward.scorers import ImageRewardScorer
 from image_reward.types import Comparison
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "imagerewarddb_test.json"
 FEW = {"num_resamples": 200}
 
 
@@ -55,9 +55,7 @@ def test_counts_of_a_small_file(image_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def published() -> list[Comparison]:
-    if not PUBLISHED.exists():
-        pytest.skip("the published file is not here")
-    return read(PUBLISHED)
+    return read(shared.published_test_split())
 
 
 def test_counts_of_the_published_test_split(published: list[Comparison]) -> None:

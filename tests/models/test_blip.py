@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ import seeded
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.heads import LinearHead
 from image_reward.scorers import ImageRewardScorer
+from upstream import Original
 
 
 @pytest.fixture
@@ -36,13 +37,20 @@ def test_default_sizes_are_the_released_models() -> None:
     assert sum(tensor.numel() for tensor in state.values()) * 4 == pytest.approx(1_786_880_927, rel=2e-4)  # the rest is names
 
 
-def test_contrastive_score_equals_the_original(scorer: ImageRewardScorer, pixels: Tensor, reference: dict[str, Any]) -> None:
+def test_layer_norms_have_the_originals_epsilons(network: ImageRewardNetwork) -> None:
+    """Rewards hardly show them: activations here have a variance of about one."""
+    for tower, eps in ((network.blip.visual_encoder, 1e-6), (network.blip.text_encoder, 1e-12)):
+        assert {module.eps for module in tower.modules() if isinstance(module, torch.nn.LayerNorm)} == {eps}
+
+
+def test_contrastive_score_equals_the_original(scorer: ImageRewardScorer, original: Original) -> None:
     blip = scorer.network.blip
-    ids, mask = tokens(scorer, *[p for p in seeded.PROMPTS if p != seeded.LONG_PROMPT])
+    short = [i for i, prompt in enumerate(original.prompts) if prompt != seeded.LONG_PROMPT]
+    ids, mask = tokens(scorer, *[original.prompts[i] for i in short])
+    pixels = torch.stack([scorer.prepare.transform(image) for image in original.images])
     with torch.inference_mode():
         images, texts = blip.contrastive_features(blip.visual_encoder(pixels), ids, mask)
-    expected = [row for p, row in zip(seeded.PROMPTS, reference["7"]["blip_itc"], strict=True) if p != seeded.LONG_PROMPT]
-    torch.testing.assert_close(texts @ images.T, torch.tensor(expected), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(texts @ images.T, original.blip_itc[short], rtol=0, atol=1e-5)
 
 
 def test_padding_does_not_matter(network: ImageRewardNetwork, scorer: ImageRewardScorer, pixels: Tensor) -> None:
@@ -50,7 +58,7 @@ def test_padding_does_not_matter(network: ImageRewardNetwork, scorer: ImageRewar
     padded = torch.nn.functional.pad(ids, (0, 20), value=99)
     with torch.inference_mode():
         plain = network(pixels[:1], ids)
-        torch.testing.assert_close(network(pixels[:1], padded, torch.nn.functional.pad(mask, (0, 20))), plain, rtol=0, atol=1e-6)
+        torch.testing.assert_close(network(pixels[:1], padded, torch.nn.functional.pad(mask, (0, 20))), plain, rtol=0, atol=1e-5)
         assert (network(pixels[:1], padded) - plain).abs() > 1e-3  # without the mask, padding is read as words
 
 
@@ -120,7 +128,7 @@ def test_the_folded_head_equals_its_layers() -> None:
     torch.manual_seed(0)
     head = LinearHead(48).eval()
     features = torch.randn(5, 48)
-    torch.testing.assert_close(head(features), head.layers(features), rtol=0, atol=1e-6)
+    torch.testing.assert_close(head(features), head.layers(features), rtol=0, atol=1e-5)
     assert [name for name, _ in head.named_parameters()][:2] == ["layers.0.weight", "layers.0.bias"]
     head.train()
     assert not torch.equal(head(features), head(features))  # dropout is active

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import pickle
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 import seeded
+import shared
 from image_reward.checkpoints import CheckpointError, read_checkpoint
 from image_reward.errors import LongPromptWarning, PromptError, RewardError
 from image_reward.images import ImageOptions
@@ -27,7 +27,6 @@ from image_reward.scorers.base import Preparation, score_together
 from image_reward.scorers.clip import AestheticScorer, ClipScorer, ClipSettings, clip_from_folder, clip_from_state_dict
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "scores_clip_tiny.json").read_text())
-MERGES = Path(__file__).parents[3] / "shared" / "data" / "bpe_simple_vocab_16e6.txt.gz"
 OPENAI = ClipSettings(convention="openai")
 IMAGES = seeded.images()
 SHORT = ["cat", "", "a photo of a dog", "two red birds"]
@@ -88,7 +87,7 @@ def test_cosines_equal_the_originals(make: Callable[..., ClipScorer], activation
         found = scorer.read(images, ids[None], mask[None])
         scaled = ClipScorer(scorer.network, scorer.prepare, scaled=True).read(images[:1], ids[None, :1], mask[None, :1])
     np.testing.assert_allclose(found.T, expected["cosine"], rtol=0, atol=1e-5)
-    assert scaled.item() == pytest.approx(expected["scaled_first"], abs=1e-5)
+    assert scaled.item() == pytest.approx(expected["scaled_first"], rel=1e-5)
 
 
 def test_the_aesthetic_score_equals_the_originals(aesthetic: AestheticScorer) -> None:
@@ -97,10 +96,7 @@ def test_the_aesthetic_score_equals_the_originals(aesthetic: AestheticScorer) ->
 
 
 def test_prompts_and_images_to_cosines_with_openais_merges(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    if not MERGES.exists():
-        pytest.skip(f"{MERGES.name} is not here")
-    merges = gzip.decompress(MERGES.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    folder = seeded.clip_tokenizer_files(tmp_path, merges)
+    folder = seeded.clip_tokenizer_files(tmp_path, shared.openai_merges())
     scorer = clip_from_state_dict(tensors, folder, OPENAI, "seeded", activation="gelu", vision_heads=2, text_heads=2)
     tokens = scorer.prepare.tokenizer(seeded.PROMPTS)
     assert [row[mask].tolist() for row, mask in zip(tokens.ids, tokens.mask, strict=True)] == REFERENCE["token_ids"]
@@ -111,7 +107,7 @@ def test_scaled_is_the_cosine_times_the_scale(clip: ClipScorer) -> None:
     scaled = ClipScorer(clip.network, clip.prepare, scaled=True)
     factor = math.exp(np.float32(4.6052))
     np.testing.assert_allclose(scaled.matrix(SHORT, IMAGES), factor * clip.matrix(SHORT, IMAGES), rtol=1e-5)
-    assert (clip.scale, scaled.scale) == (pytest.approx(factor, rel=1e-6), 1.0)
+    assert (clip.scale, scaled.scale) == (pytest.approx(factor, rel=1e-5), 1.0)
     # PickScore's probability of choice is the softmax of the scaled cosines, and the cosine alone gives the same.
     preference = clip.compare("cat", *IMAGES[:2])
     choice = torch.tensor(scaled.score("cat", IMAGES[:2])).softmax(0)
@@ -126,14 +122,14 @@ def test_any_batch_gives_what_one_at_a_time_gives(clip: ClipScorer) -> None:
     assert np.ptp(alone) > 0.1
     for batch_size in (1, 3, 8):
         clip.batch_size = batch_size
-        np.testing.assert_allclose(clip.matrix(SHORT, IMAGES), alone, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(clip.matrix(SHORT, IMAGES), alone, rtol=0, atol=1e-5)
     order = [5, 0, 3, 3, 1]
-    np.testing.assert_allclose(clip.matrix(SHORT, [IMAGES[i] for i in order]), alone[:, order], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(clip.matrix(SHORT, [IMAGES[i] for i in order]), alone[:, order], rtol=0, atol=1e-5)
     pairs = [(p, i) for i in (2, 0, 7, 2) for p in (3, 0, 1)]
     found = clip.score([SHORT[p] for p, _ in pairs], [IMAGES[i] for _, i in pairs])
-    np.testing.assert_allclose(found, [alone[p, i] for p, i in pairs], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, [alone[p, i] for p, i in pairs], rtol=0, atol=1e-5)
     assert isinstance(clip.score("cat", IMAGES[0]), float)
-    assert clip.score("cat", IMAGES[:1]) == [pytest.approx(alone[0, 0], abs=1e-6)]
+    assert clip.score("cat", IMAGES[:1]) == [pytest.approx(alone[0, 0], abs=1e-5)]
     assert clip.score("cat", []) == []
 
 
@@ -145,7 +141,7 @@ def test_padding_does_not_matter(clip: ClipScorer) -> None:
         for value in (0, 7, 49407):
             ids = torch.nn.functional.pad(tokens.ids, (0, 20), value=value)
             padded = clip.read(images, ids[None], torch.nn.functional.pad(tokens.mask, (0, 20))[None])
-            torch.testing.assert_close(padded, plain, rtol=0, atol=1e-6)
+            torch.testing.assert_close(padded, plain, rtol=0, atol=1e-5)
 
 
 def test_each_prompt_and_each_image_is_encoded_once(clip: ClipScorer) -> None:
@@ -278,7 +274,7 @@ def assert_same(one: Any, other: Any) -> None:
     weights, others = one.state_dict(), other.state_dict()
     assert list(weights) == list(others)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert one.score("a cat", IMAGES[2]) == pytest.approx(other.score("a cat", IMAGES[2]), abs=1e-6)
+    assert one.score("a cat", IMAGES[2]) == pytest.approx(other.score("a cat", IMAGES[2]), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +318,7 @@ def test_transformers_reads_what_is_saved(clip: ClipScorer, tmp_path: Path) -> N
     pixels = clip.prepare.transform(IMAGES[0])[None]
     with torch.inference_mode():
         found = network(input_ids=tokens.ids, attention_mask=tokens.mask, pixel_values=pixels).logits_per_image
-    assert found.item() == pytest.approx(clip.score("a cat", IMAGES[0]) * clip.scale, abs=1e-4)
+    assert found.item() == pytest.approx(clip.score("a cat", IMAGES[0]) * clip.scale, rel=1e-5)
 
 
 @pytest.fixture

