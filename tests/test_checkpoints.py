@@ -346,15 +346,19 @@ def without(*path: str) -> str:
         (edited("network", "image_size", value=32), "images are made 64 px large, but the network reads 32 px"),
         (edited("image", "mean", value=[0.5, 0.5]), r"mean of TransformConfig must be a list of 3 numbers, not \[0.5, 0.5\]"),
         (edited("image", "std", value=[0.5, 0.5, 0]), "the pixels' mean and std must be finite and std positive"),
-        (edited("reward", "std", value=0), "the reward's mean and std must be finite and std positive"),
-        (edited("reward", "mean", value=float("nan")), "the reward's mean and std must be finite"),
+        (edited("reward", "std", value=0), "the reward's mean and std must be finite and std positive, not .* and 0.0"),
+        (edited("reward", "mean", value=-1e7), "the reward's mean and std must be finite"),
+        (edited("reward", "mean", value=float("nan")), "x.json is not JSON: NaN is not a number that JSON has"),
         (edited("reward", "reference", value=7), "reference of RewardConfig must be of type str, not 7"),
         (edited("reward", "tie", value="davidson"), "tie of RewardConfig must be an object, not 'davidson'"),
         (
             edited("reward", "tie", value={"model": "coin", "parameter": 1}),
             "unknown tie model 'coin'; known are 'davidson' and 'rao-kupper'",
         ),
-        (edited("reward", "tie", value={"model": "rao-kupper", "parameter": 0.5}), "parameter of rao-kupper must be at least 1.0, not 0.5"),
+        (
+            edited("reward", "tie", value={"model": "rao-kupper", "parameter": 0.5}),
+            "parameter of rao-kupper must be at least 1.0 and at most 1e[+]06, not 0.5",
+        ),
     ],
 )
 def test_configs_that_are_refused(text: str | bytes, message: str) -> None:
