@@ -192,10 +192,11 @@ def remove_unfinished(folder: Path) -> None:
         except OSError:
             pass  # its writer lives, or the file system cannot tell
         else:
-            for file in place.iterdir():
-                if file.name != _LOCK:  # last, so that who is killed here leaves what the next one recognises
-                    file.unlink(missing_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):  # another writer is at this too
+                for file in place.iterdir():
+                    if file.name != _LOCK:  # last, so that who is killed here leaves what the next one recognises
+                        file.unlink(missing_ok=True)
+                shutil.rmtree(place)
         finally:
             os.close(lock)
     with suppress(OSError):

@@ -439,8 +439,12 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     given = os.fspath(model)
     if spec := spec_of(given):
         return Found(spec.fetch(Path(cache_dir) if cache_dir else None), given, spec.config, spec.build)
-    path = Path(given).expanduser()
-    if given and path.exists():
+    try:
+        path = Path(given).expanduser()
+        is_here = bool(given) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
+        path, is_here = Path(given), False
+    if is_here:
         name = path.resolve().name if path.is_dir() else path.stem
         name = given if name in MODELS else name  # a folder called CLIP need not hold that CLIP
         config = path / CONFIG_NAME if path.is_dir() else path if path.suffix == ".json" else None
