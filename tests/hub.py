@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,6 +33,12 @@ class Hub:
     says_length: bool = True
     """Whether answers have a ``Content-Length``."""
     commit: str | None = COMMIT
+    lies: dict[str, str] = field(default_factory=dict)
+    """Headers of every answer, in place of the true ones, sent as they are."""
+    methods: tuple[str, ...] = ("HEAD", "GET")
+    """The requests whose answers have the ``lies``."""
+    padding: int = 0
+    """Bytes sent after the content."""
     elsewhere: str = ""
     """The base URL of another host to redirect to, as the hub does for large files."""
 
@@ -78,15 +84,19 @@ def serve(**files: bytes) -> Iterator[Hub]:
         def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             length = {"Content-Length": str(len(body))} if hub.says_length else {}
             self.send_response(status)
-            for name, value in (headers | {"Connection": "close"} | length).items():
-                self.send_header(name, value)
+            lies = hub.lies if self.command in hub.methods else {}
+            for name, value in (headers | {"Connection": "close"} | length | lies).items():
+                self.send_header(name, value.encode().decode("latin-1"))
             self.end_headers()
             self.close_connection = True  # a client that kept it open would be answered after the server is gone
             if self.command == "HEAD":
                 return
             if hub.cut_after is not None:
                 body, hub.cut_after, hub.status = body[: hub.cut_after], None, 503
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # a client that was sent too much hangs up
+                self.wfile.write(body)
+                for _ in range(0, hub.padding, 1 << 16):
+                    self.wfile.write(bytes(1 << 16))
 
         def log_message(self, *_: Any) -> None:
             pass

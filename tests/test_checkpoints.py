@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import resource
+import shutil
+import signal
+import socket
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -29,9 +32,8 @@ from image_reward.checkpoints import (
     load_strictly,
     read_checkpoint,
     verify,
-    written_whole,
 )
-from image_reward.errors import CheckpointError, UnknownModelError
+from image_reward.errors import CheckpointError, FileKindError, ImageRewardError, UnknownModelError
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.scorers import ImageRewardScorer, load, registry
 
@@ -346,15 +348,19 @@ def without(*path: str) -> str:
         (edited("network", "image_size", value=32), "images are made 64 px large, but the network reads 32 px"),
         (edited("image", "mean", value=[0.5, 0.5]), r"mean of TransformConfig must be a list of 3 numbers, not \[0.5, 0.5\]"),
         (edited("image", "std", value=[0.5, 0.5, 0]), "the pixels' mean and std must be finite and std positive"),
-        (edited("reward", "std", value=0), "the reward's mean and std must be finite and std positive"),
-        (edited("reward", "mean", value=float("nan")), "the reward's mean and std must be finite"),
+        (edited("reward", "std", value=0), "the reward's mean and std must be finite and std positive, not .* and 0.0"),
+        (edited("reward", "mean", value=-1e7), "the reward's mean and std must be finite"),
+        (edited("reward", "mean", value=float("nan")), "x.json is not JSON: NaN is not a number that JSON has"),
         (edited("reward", "reference", value=7), "reference of RewardConfig must be of type str, not 7"),
         (edited("reward", "tie", value="davidson"), "tie of RewardConfig must be an object, not 'davidson'"),
         (
             edited("reward", "tie", value={"model": "coin", "parameter": 1}),
             "unknown tie model 'coin'; known are 'davidson' and 'rao-kupper'",
         ),
-        (edited("reward", "tie", value={"model": "rao-kupper", "parameter": 0.5}), "parameter of rao-kupper must be at least 1.0, not 0.5"),
+        (
+            edited("reward", "tie", value={"model": "rao-kupper", "parameter": 0.5}),
+            "parameter of rao-kupper must be at least 1.0 and at most 1e[+]06, not 0.5",
+        ),
     ],
 )
 def test_configs_that_are_refused(text: str | bytes, message: str) -> None:
@@ -374,6 +380,289 @@ def test_a_wrong_config_in_a_header_is_named(tensors: dict[str, Tensor], tmp_pat
     save_file(tensors, path, metadata={checkpoints.METADATA_KEY: edited("version", value=9)})
     with pytest.raises(CheckpointError, match=r"odd\.safetensors has format version 9"):
         load(path)
+
+
+# --- files from strangers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """What would hang or fill the memory fails instead: a minute, and 2 GiB more than there is now."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("not done after a minute"))
+    signal.alarm(60)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 1 << 24
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    signal.alarm(0)
+
+
+def copied(saved: Path, folder: Path, config: str | None = None) -> Path:
+    """The saved model in another folder, with another config beside the weights."""
+    shutil.copytree(saved, folder)
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    return folder
+
+
+def special(path: Path, kind: str) -> None:
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a socket"])
+@pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.safetensors", "a.json", "a"])
+def test_what_is_not_a_file_is_not_read(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the names of sockets are short
+    special(Path(name), kind)
+    with pytest.raises(ImageRewardError, match=rf"{name} is {kind}.* not a file"):
+        load(f"./{name}")
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a socket", "a folder"])
+@pytest.mark.parametrize("name", FILES[1:])
+def test_what_is_not_a_file_in_a_model_folder(name: str, kind: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied(saved, tmp_path / "model"))
+    Path(name).unlink()
+    special(Path(name), kind)
+    with pytest.raises(ImageRewardError, match=name):
+        load(tmp_path / "model")
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("kind", ["a named pipe", "a device"])
+def test_a_config_that_is_not_a_file(kind: str, saved: Path, tmp_path: Path) -> None:
+    special(tmp_path / "config.json", kind)
+    with pytest.raises(FileKindError, match=rf"config\.json is {kind}, not a file"):
+        load(saved / "model.safetensors", config=tmp_path / "config.json")
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("network", "vision_layers"),
+        ("network", "text_layers"),
+        ("network", "vision_width"),
+        ("network", "text_width"),
+        ("network", "text_hidden"),
+        ("network", "vocab_size"),
+        ("network", "max_positions"),
+        ("network", "projection_width"),
+        ("network", "image_size"),
+        ("network", "patch_size"),
+        ("network", "vision_heads"),
+        ("image", "size"),
+        ("max_tokens",),
+    ],
+    ids=".".join,
+)
+@pytest.mark.parametrize("value", [5, 199, 100_000, 10**7, 10**9, 10**18, 10**19, 10**299], ids=lambda value: f"{value:.0e}")
+def test_sizes_that_no_network_has(path: tuple[str, ...], value: int, saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path / "model", edited(*path, value=value))
+    if path == ("max_tokens",) and value < 512:
+        load(folder)
+        return
+    with pytest.raises(CheckpointError, match="/model"):
+        load(folder)
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("widths", [[16] * 200_000, [16] * 101, [10**18], [1] * 50, []], ids=["many", "101", "wide", "50", "none"])
+def test_heads_that_no_network_has(widths: list[int], saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path / "model", edited("network", "head_widths", value=widths))
+    with pytest.raises(CheckpointError, match=r"/model"):
+        load(folder)
+
+
+def rezipped(source: Path, target: Path, method: int, data: bytes | None = None) -> None:
+    """The records of an archive, compressed in another way, and with another pickle."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w", method) as changed:
+        for record in archive.infolist():
+            content = archive.read(record) if data is None or not record.filename.endswith("data.pkl") else data
+            changed.writestr(record.filename, content)
+
+
+@pytest.mark.usefixtures("bounded")
+def test_compressed_archives_are_refused_before_they_are_read(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "plain.pt")
+    for name, method in (("deflated", zipfile.ZIP_DEFLATED), ("bz2", zipfile.ZIP_BZIP2), ("lzma", zipfile.ZIP_LZMA)):
+        rezipped(tmp_path / "plain.pt", tmp_path / f"{name}.pt", method)
+        with pytest.raises(
+            CheckpointError, match=rf"{name}\.pt is not a PyTorch checkpoint: its record .* is compressed, which torch\.save"
+        ):
+            load(tmp_path / f"{name}.pt")
+    rezipped(tmp_path / "plain.pt", tmp_path / "bomb.pt", zipfile.ZIP_DEFLATED, bytes(1 << 24))
+    with pytest.raises(CheckpointError, match=r"bomb\.pt .* its record plain/data\.pkl is compressed"):
+        load(tmp_path / "bomb.pt")
+    rezipped(tmp_path / "plain.pt", tmp_path / "large.pt", zipfile.ZIP_STORED, bytes(17 << 20))
+    with pytest.raises(CheckpointError, match=r"large\.pt .* its record plain/data\.pkl has 17,825,792 bytes; names and shapes"):
+        load(tmp_path / "large.pt")
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("size", [10**8, 10**9, (1 << 32) - 1, 10**15])
+@pytest.mark.parametrize("which", ["data.pkl", "data/0", "version"])
+def test_archives_that_lie_about_their_records(which: str, size: int, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """In the directory at the end, and where the size needs 64 bits in the extra field."""
+    torch.save(tensors, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as archive, zipfile.ZipFile(tmp_path / "lies.pt", "w") as changed:
+        for record in archive.infolist():
+            changed.writestr(record.filename, archive.read(record))
+            if record.filename.endswith(which):
+                changed.filelist[-1].file_size = changed.filelist[-1].compress_size = size
+    with pytest.raises(CheckpointError, match=r"lies\.pt is not a (whole )?PyTorch checkpoint: .*(download or )?save it again"):
+        load(tmp_path / "lies.pt")
+
+
+@pytest.mark.usefixtures("bounded")
+def test_archives_of_a_huge_directory(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+        for i in range(20):
+            archive.writestr(zipfile.ZipInfo("a/" + f"{i:05}" * 12_000), b"")
+        archive.comment = b"x" * 60_000
+    assert load(tmp_path / "a.pt", config=seeded.TINY)
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+        for i in range(80):
+            archive.writestr(zipfile.ZipInfo("a/" + f"{i + 1000:06}" * 10_000), b"")
+    with pytest.raises(CheckpointError, match=r"a\.pt is not a whole PyTorch checkpoint: its directory is said to have"):
+        load(tmp_path / "a.pt", config=seeded.TINY)
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("length", [0, 1, 10**6, 10**9, 1 << 40, (1 << 64) - 1])
+def test_safetensors_headers_of_absurd_length(length: int, saved: Path, tmp_path: Path) -> None:
+    content = (saved / "model.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is not a whole safetensors file: "):
+        load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_named_in_pickles_of_every_protocol(protocol: int, zipped: bool, tmp_path: Path) -> None:
+    evil = {"weights": [1, 2, "posix"], "a": RunsCode(tmp_path / "proof"), "b": RunsCode(tmp_path / "proof")}
+    path = tmp_path / "evil.pt"
+    if zipped:
+        torch.save(evil, path, pickle_protocol=protocol)
+    else:
+        path.write_bytes(pickle.dumps(evil, protocol=protocol))
+    expected = r"evil\.pt is a pickle that holds posix\.mkdir, not just tensors" if zipped or protocol > 1 else r"evil\.pt is neither"
+    with pytest.raises(CheckpointError, match=expected):
+        load(path)
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_harmless_pickles_of_other_protocols(protocol: int, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "a.pt", pickle_protocol=protocol)
+    try:
+        load(tmp_path / "a.pt", config=seeded.TINY)
+    except CheckpointError as error:
+        assert "its pickle uses what torch.save does not write by default (protocol 2)" in str(error)  # noqa: PT017
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "its brackets are nested too deeply"),
+        ('{"format":' * 100_000, "its brackets are nested too deeply"),
+        (edited("reward", "mean", value=0.125).replace("0.125", "1" + "0" * 400), "a number has 401 digits"),
+        (edited("reward", "mean", value=0.125).replace("0.125", "1" * 5000), "a number has 5000 digits"),
+        (edited("reward", "mean", value=0.125).replace("0.125", "1e400"), "the number 1e400 is beyond the range of a float"),
+        (edited("reward", "mean", value=0.125).replace("0.125", "-Infinity"), "-Infinity is not a number that JSON has"),
+        (edited("reward", "mean", value=10**299), "the reward's mean and std must be finite"),
+        (edited("reward", "reference", value="x").replace('"x"', '"\\ud800"'), "surrogates not allowed"),
+        (edited("version", value=True), "has format version True"),
+        (edited("version", value=1.0), "has format version 1.0"),
+        (edited("version", value=[1]), r"has format version \[1\]"),
+        (edited("format", value=[]), 'its "format" or "model_type" is None'),
+        (edited("format", value=["image-reward"]), r'its "format" or "model_type" is \[.image-reward.\]'),
+        (edited("format", value={"a": 1}), 'its "format" or "model_type" is {'),
+        (edited("format", value=7), 'its "format" or "model_type" is 7'),
+        (seeded.TINY.to_json().replace('"max_tokens"', '"max_tokens": 5, "max_tokens"'), "the key 'max_tokens' is repeated"),
+        (seeded.TINY.to_json() + "x" * (17 << 20), "is larger than"),
+        (seeded.TINY.to_json().encode("utf-16").decode("latin-1"), "is not JSON"),
+    ],
+)
+def test_configs_from_strangers(text: str, message: str, saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path / "model")
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ImageRewardError, match=rf"/model/config\.json.*{message}"):
+        load(folder)
+
+
+def test_a_byte_order_mark_is_no_error(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path / "model", "\ufeff" + seeded.TINY.to_json())
+    assert load(folder).config == seeded.TINY
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "size", "message"),
+    [
+        (None, 31, "BLIP's vocabulary, which null stands for, has 30524 tokens and the network 31 embeddings"),
+        (WORDS, 8, "the vocabulary has 7 tokens and the network 8 embeddings"),
+        (["cat", *WORDS[1:]], 7, r"a vocabulary is \[PAD\], "),
+        ([*WORDS[:-1], "cat"], 7, "each once"),
+        ([*WORDS[:-1], "qqzz"], 7, "'qqzz' is not one"),
+        ([*WORDS[:-1], ""], 7, "'' is not one"),
+        ([], 1, "the vocabulary has 0 tokens"),
+    ],
+)
+def test_vocabularies_that_do_not_fit(vocabulary: list[str] | None, size: int, message: str, saved: Path, tmp_path: Path) -> None:
+    config = json.loads(edited("vocabulary", value=vocabulary))
+    config["network"]["vocab_size"] = size
+    with pytest.raises(CheckpointError, match=rf"/model/config\.json: .*{message}"):
+        load(copied(saved, tmp_path / "model", json.dumps(config)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("reward", "std"), 1e-300),
+        (("reward", "std"), 1e-40),
+        (("reward", "std"), 1e38),
+        (("reward", "mean"), 1e300),
+        (("reward", "mean"), -1e39),
+        (("reward", "tie"), {"model": "davidson", "parameter": 1e308}),
+        (("image", "std"), [0.2, 0.2, 1e-45]),
+        (("image", "mean"), [0.2, 1e39, 0.2]),
+    ],
+    ids=str,
+)
+def test_scales_on_which_nothing_can_be_scored(path: tuple[str, ...], value: Any, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"/model/config\.json: .* must be "):
+        load(copied(saved, tmp_path / "model", edited(*path, value=value)))
+
+
+@pytest.mark.parametrize("value", [1e-6, 1e6])
+def test_the_widest_scales_give_rewards(value: float, saved: Path, tmp_path: Path) -> None:
+    for path in (("reward", "std"), ("reward", "mean")):
+        load(copied(saved, tmp_path / str(path), edited(*path, value=value))).score("cat", IMAGE)
+    load(copied(saved, tmp_path / "image", edited("image", "std", value=[value] * 3))).score("cat", IMAGE)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/a.pt", "a\0b", "a\0b.pt", "x" * 5000, "x/" * 3000, "\ud800", "owner/\u732b"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises((UnknownModelError, FileNotFoundError)):
+        load(name)
 
 
 # --- saving that fails ---------------------------------------------------------------------------------------------------------------
@@ -420,21 +709,6 @@ def test_saving_over_the_weights_in_use(scorer: ImageRewardScorer, tmp_path: Pat
     loaded.save_pretrained(tmp_path)
     assert_same(loaded, load(tmp_path))
     assert_same(loaded, scorer)
-
-
-def test_written_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    with written_whole(path) as temporary:
-        temporary.write_text("one")
-        assert not path.exists()
-    plain = tmp_path / "plain.txt"
-    plain.touch()
-    assert path.read_text() == "one"
-    assert path.stat().st_mode == plain.stat().st_mode
-    with pytest.raises(UnicodeEncodeError), written_whole(path) as temporary:
-        temporary.write_text("two \ud800")
-    assert path.read_text() == "one"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "plain.txt"]
 
 
 # --- files that must be what they are said to be --------------------------------------------------------------------------------------

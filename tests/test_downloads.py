@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -13,11 +14,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants, file_download, hf_hub_download
 
 import hub as hubs
 import seeded
@@ -211,13 +213,15 @@ def test_the_remedy_for_a_bad_file_in_the_cache_works(hub: hubs.Hub) -> None:
 
 
 def test_a_full_disk_keeps_what_arrived(hub: hubs.Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    partial_of(cache).parent.mkdir(parents=True)
-    partial_of(cache).symlink_to("/dev/full")
-    with pytest.raises(DownloadError, match=r"the disk is too full for tiny\.pt at /.*/hub: No space left.*set HF_HUB_CACHE .* is kept"):
-        fetch(FILE)
-    assert partial_of(cache).is_symlink()
-    partial_of(cache).unlink()
-    partial_of(cache).write_bytes(CONTENT[:100_000])
+    def until_full(_: str, stream: BinaryIO, **__: object) -> None:
+        stream.write(CONTENT[:100_000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_download, "http_get", until_full)
+        with pytest.raises(DownloadError, match=r"too full for tiny\.pt at /.*/hub: No space left.*set HF_HUB_CACHE .* is kept"):
+            fetch(FILE)
+    assert partial_of(cache).read_bytes() == CONTENT[:100_000]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=199_999))
     num_before = len(hub.asked("GET"))
     with pytest.raises(DownloadError, match="199,999 bytes are free and 200,000 are needed"):
@@ -301,6 +305,169 @@ def test_content_that_is_not_what_the_hub_said(hub: hubs.Hub) -> None:
 def test_a_small_file_has_gits_hash(hub: hubs.Hub) -> None:
     hub.claimed_etag = "0" * 40
     assert fetch(UNPINNED).read_bytes() == CONTENT
+
+
+# --- servers that lie ----------------------------------------------------------------------------------------------------------------
+
+OTHER = b"the content of another file"
+LIES = {
+    "an absolute path": "/{victims}/precious",
+    "a quoted absolute path": '"/{victims}/precious"',
+    "a path upwards": "../../../../victims/precious",
+    "a weak path upwards": 'W/"../../../../victims/new"',
+    "backslashes": "..\\..\\victims\\precious",
+    "two dots": "..",
+    "a dot": ".",
+    "nothing": "",
+    "a null character": "a\0b",
+    "a long name": "a" * 5_000,
+    "a longer one": "a" * 200_000,
+    "a folded line": "a\r\n b: c",
+    "another header": "a\r\nLocation: file:///{victims}/precious",
+    "other letters": "\u732b/../\U0001f600",
+    "capitals": "A" * 64,
+    "one digit more": "0" * 65,
+    "a newline at the end": "0" * 40 + "\n",
+    "the hash of another": hashlib.sha256(OTHER).hexdigest(),
+    "the name of another blob": "ab" * 20,
+    "a hash of the wrong content": "0" * 64,
+    "a negative size": "-7",
+    "a huge size": "9" * 400,
+    "more than a disk": str(10**18),
+    "a size that is off by one": str(len(CONTENT) - 1),
+    "no number": "\u0663\u0664",
+    "a number with an underscore": "300_000",
+    "a file of this machine": "file:///{victims}/precious",
+    "another host that is not there": "http://127.0.0.1:9/x",
+    "a host alone": "//127.0.0.1:9/x",
+    "no place at all": "http://",
+    "itself": "/owner/tiny/resolve/main/tiny.pt",
+    "a program": "javascript:alert(1)",
+}
+HEADERS = ["ETag", "X-Linked-Etag", "X-Repo-Commit", "X-Linked-Size", "Content-Length", "Content-Range", "Location", "Content-Disposition"]
+
+
+def everything_in(folder: Path) -> dict[str, bytes | str]:
+    """What each file of a folder holds, and each link points to."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.fixture
+def victims(hub: hubs.Hub, cache: Path, tmp_path: Path) -> Path:  # noqa: ARG001 - the cache is where the hub's files go
+    """A folder outside the cache that a server would like to write to; and in the cache, other files of the same repository."""
+    folder = tmp_path / "victims"
+    folder.mkdir()
+    (folder / "precious").write_bytes(b"precious")
+    blobs = cache / "models--owner--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    for name in (hashlib.sha256(OTHER).hexdigest(), "ab" * 20):
+        (blobs / name).write_bytes(OTHER)
+    return folder
+
+
+def assert_only_the_cache_grew(before: dict[str, bytes | str], tmp_path: Path) -> None:
+    after = everything_in(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    assert not {name for name in set(after) - set(before) if not name.startswith(("hub/models--owner--tiny/", "hub/image-reward/"))}
+
+
+@pytest.mark.parametrize("methods", [("HEAD",), ("GET",), ("HEAD", "GET")], ids=" and ".join)
+@pytest.mark.parametrize("header", [*HEADERS, "all"])
+def test_no_lie_of_a_hub_writes_outside_the_cache(
+    header: str, methods: tuple[str, ...], hub: hubs.Hub, victims: Path, tmp_path: Path
+) -> None:
+    before = everything_in(tmp_path)
+    hub.methods = methods
+    repository = tmp_path / "hub" / "models--owner--tiny"
+    for lie in LIES.values():
+        value = lie.format(victims=victims)
+        hub.lies = dict.fromkeys(HEADERS, value) if header == "all" else {header: value}
+        try:
+            content = fetch(UNPINNED).read_bytes()
+        except DownloadError:
+            pass
+        except CheckpointError as error:
+            assert "it was deleted" in str(error)  # noqa: PT017
+        else:
+            assert content == CONTENT or (content == OTHER and header in ("X-Linked-Etag", "all")), lie
+        assert_only_the_cache_grew(before, tmp_path)
+        for left in ("snapshots", "refs"):
+            shutil.rmtree(repository / left, ignore_errors=True)
+        for name in everything_in(tmp_path).keys() - before.keys():
+            (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_redirects_that_lead_nowhere(status: int, hub: hubs.Hub, victims: Path, tmp_path: Path) -> None:
+    before = everything_in(tmp_path)
+    hub.status = status
+    for place in (
+        "/owner/tiny/resolve/main/tiny.pt",
+        f"file://{victims}/precious",
+        "http://127.0.0.1:9/",
+        "//127.0.0.1:9/",
+        "x:/",
+        "",
+        "?",
+    ):
+        hub.lies = {"Location": place}
+        with pytest.raises(DownloadError, match=r"tiny\.pt could not be downloaded from |was not answered by a model hub"):
+            fetch(FILE)
+        assert_only_the_cache_grew(before, tmp_path)
+
+
+@pytest.mark.parametrize("file", [FILE, UNPINNED], ids=["pinned", "unpinned"])
+def test_a_server_that_sends_without_end(file: HubFile, hub: hubs.Hub, cache: Path) -> None:
+    hub.says_length, hub.padding = False, 1 << 30
+    with pytest.raises(DownloadError, match="the server sends more than the 300,000 bytes that the file has"):
+        fetch(file)
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < len(CONTENT)
+    hub.padding = 0
+    assert fetch(file).read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_partial_file_that_is_a_link_is_not_written_through(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    partial_of(cache).parent.mkdir(parents=True)
+    partial_of(cache).symlink_to(tmp_path / "precious")
+    with pytest.raises(DownloadError, match="symbolic link"):
+        fetch(FILE)
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_what_the_hubs_own_library_finds(hub: hubs.Hub) -> None:
+    path = fetch(FILE)
+    assert hf_hub_download("owner/tiny", "tiny.pt", local_files_only=True) == str(path)
+    hub.claimed_etag = "ab" * 20
+    hub.files["owner/tiny/folder/config.json"] = b"{}"
+    path = fetch(HubFile("owner/tiny", "folder/config.json"))
+    assert path.is_symlink()
+    assert hf_hub_download("owner/tiny", "folder/config.json", local_files_only=True) == str(path)
+
+
+@pytest.mark.parametrize("repo", ["../evil", "owner/../evil", "/etc", "owner", "owner/", "owner/tiny/more", "owner/a\0b", "owner/..", ""])
+def test_repositories_that_are_paths(repo: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a repository"):
+        HubFile(repo, "tiny.pt")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../b", "a//b", "", ".", "..", "a\0b", "a\nb", "a" * 300, "a\\..\\b"])
+def test_names_that_are_paths(name: str) -> None:
+    with pytest.raises(ValueError, match="does not end in the name of a file"):
+        HubFile("owner/tiny", name)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "https://../x", "https://host/..", "https://host/a%2F..", "https://host/a%00b", "https:///x", "x", ""]
+)
+def test_addresses_that_are_paths(url: str) -> None:
+    with pytest.raises(ValueError, match=r"is not the address of a file on the web|does not end in the name of a file"):
+        WebFile(url)
 
 
 # --- files outside the hub -----------------------------------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
-"""Opening files that may be anything but files."""
+"""Opening files that may be anything but files, JSON that may be anything but that, and writing whole files."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from image_reward.errors import FileKindError, FileSizeError
-from image_reward.files import open_regular, read_regular
+from image_reward.errors import CheckpointError, ComparisonError, FileKindError, FileSizeError
+from image_reward.files import open_regular, parse_json, read_json, read_regular, remove_unfinished, written_whole
 
 
 def test_a_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
@@ -49,3 +52,133 @@ def test_a_file_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # sparse
     with pytest.raises(FileSizeError, match=r"large is larger than 1,000 bytes"):
         read_regular(tmp_path / "large", 1000)
+
+
+# --- JSON ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_read_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\ufeff{"a": [1, 2.5, null, true, "\\u732b\\ud83d\\ude00"], "n": 123456789012345678901234567890}', encoding="utf-8")
+    assert read_json(path) == {"a": [1, 2.5, None, True, "\u732b\U0001f600"], "n": 123456789012345678901234567890}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("{} {}", "is not JSON: Extra data"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is repeated"),
+        ('[{"a": {"b": 1, "b": 1}}]', "the key 'b' is repeated"),
+        ("[NaN]", "NaN is not a number that JSON has"),
+        ("[-Infinity]", "-Infinity is not"),
+        ("[1e999]", "the number 1e999 is beyond the range of a float"),
+        ("[" + "9" * 301 + "]", "a number has 301 digits"),
+        ("[" + "9" * 9999 + "]", "a number has 9999 digits"),
+        ('["\\ud83d"]', "surrogates not allowed"),
+        ('{"\\udc00": 1}', "surrogates not allowed"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' * 200_000, "nested too deeply"),
+        (b"\xff", "can't decode byte 0xff"),
+        ("[]".encode("utf-16"), "can't decode"),
+        ("[]".encode("utf-32"), "is not JSON"),
+    ],
+)
+def test_every_fault_of_json_is_one_error_that_names_its_source(text: str | bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^x\.json.*{message}"):
+        parse_json(text, "x.json")
+    with pytest.raises(ComparisonError, match=rf"^x\.json.*{message}"):
+        parse_json(text, "x.json", ComparisonError)
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    plain = tmp_path / "plain.txt"
+    plain.touch()
+    assert path.read_text() == "one"
+    assert path.stat().st_mode == plain.stat().st_mode
+    with pytest.raises(UnicodeEncodeError), written_whole(path) as temporary:
+        temporary.write_text("two \ud800")
+    assert path.read_text() == "one"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "plain.txt"]
+
+
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match=r"a\.txt cannot be written: there is no folder .*/gone"),
+        written_whole(tmp_path / "gone/a.txt"),
+    ):
+        pass
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"), written_whole(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_beside_the_temporary_file_vanishes(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "a.txt") as temporary:
+        temporary.write_text("one")
+        temporary.with_name(".tmpXYZ").write_text("of another library")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_writers_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "a.txt") as a:
+        a.write_text("a")
+        with written_whole(tmp_path / "b.txt") as b:
+            b.write_text("b")
+            remove_unfinished(tmp_path)
+            with written_whole(tmp_path / "a.txt") as another:
+                another.write_text("another")
+        assert sorted(file.name for file in tmp_path.iterdir()) == [".unfinished", "a.txt", "b.txt"]
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "a", "b.txt": "b"}
+
+
+def test_many_writers_at_once(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            with written_whole(tmp_path / f"{number}.txt") as temporary:
+                temporary.write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {f"{i}.txt": str(i) for i in range(8)}
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = f"""
+import pathlib, sys, time
+from image_reward.files import written_whole
+with written_whole(pathlib.Path({str(tmp_path / "large.bin")!r})) as temporary:
+    temporary.write_bytes(bytes(1000))
+    temporary.with_name(".tmpABC").write_bytes(bytes(1000))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        with written_whole(tmp_path / "a.txt") as temporary:
+            temporary.write_text("a")
+        assert len(list((tmp_path / ".unfinished").rglob("large.bin"))) == 1  # its writer lives
+        writer.kill()
+        writer.wait()
+    with written_whole(tmp_path / "a.txt") as temporary:
+        temporary.write_text("b")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    others = [".a.txt.part", ".tmpXYZ", "lock", ".unfinished.txt"]
+    for name in others:
+        (tmp_path / name).write_text("precious")
+    with written_whole(tmp_path / "a.txt") as temporary:
+        temporary.write_text("a")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "a.txt"])

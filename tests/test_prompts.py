@@ -232,7 +232,7 @@ def test_a_vocabulary_of_its_own() -> None:
     [
         (("a", "b"), "is \\[PAD\\], \\[UNK\\]"),
         ((*SPECIAL_TOKENS, "red", "red"), "each once"),
-        ((*SPECIAL_TOKENS, "qqzz"), "'qqzz' is none"),
+        ((*SPECIAL_TOKENS, "qqzz"), "'qqzz' is not one"),
     ],
 )
 def test_a_vocabulary_that_makes_no_sense(vocabulary: tuple[str, ...], message: str) -> None:

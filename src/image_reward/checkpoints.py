@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
+import pickletools
 import re
+import reprlib
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import torch
 from torch import Tensor, nn
 
-from image_reward.errors import CheckpointError, DownloadError
+from image_reward.errors import CheckpointError, DownloadError, FileKindError
+from image_reward.files import open_regular, parse_json, read_json, written_whole
 from image_reward.images import ImageTransform
 from image_reward.models.blip import BlipConfig
+from image_reward.prompts import check_vocabulary
 
 Config = TypeVar("Config")
 
@@ -34,10 +39,24 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 _WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_LARGEST_HEADER = 16 << 20  # bytes; of safetensors, in which a tensor takes about 120
+_LARGEST_DIRECTORY = 4 << 20  # bytes; of a zip archive, in which a tensor takes about 100
+_LARGEST_PICKLE = 16 << 20  # bytes; in which a tensor takes about 150
 METADATA_KEY = "image_reward_config"  # the config also travels inside the safetensors header, so that the file alone is enough
 
 
 # --- what a checkpoint says about itself ---------------------------------------------------------------------------------------------
+
+LARGEST_SCALE = 1e6
+
+
+def check_scale(whose: str, mean: float, std: float) -> None:
+    """Whether (x - mean) / std can be computed in float32 and leaves something of x. Raises ``CheckpointError``."""
+    if not (abs(mean) <= LARGEST_SCALE and 1 / LARGEST_SCALE <= std <= LARGEST_SCALE):
+        raise CheckpointError(
+            f"{whose} mean and std must be finite and std positive, not {mean} and {std} (and mean at most {LARGEST_SCALE:g} in size, "
+            f"std from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g})"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,8 +72,10 @@ class TieConfig:
         lowest = {"davidson": 0.0, "rao-kupper": 1.0}.get(self.model)
         if lowest is None:
             raise CheckpointError(f"unknown tie model {self.model!r}; known are 'davidson' and 'rao-kupper'")
-        if not (math.isfinite(self.parameter) and self.parameter >= lowest):
-            raise CheckpointError(f"the tie parameter of {self.model} must be at least {lowest}, not {self.parameter}")
+        if not lowest <= self.parameter <= LARGEST_SCALE:
+            raise CheckpointError(
+                f"the tie parameter of {self.model} must be at least {lowest} and at most {LARGEST_SCALE:g}, not {self.parameter}"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,8 +89,7 @@ class RewardConfig:
     """The published reward distribution that this scale may be compared with; None if there is none."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise CheckpointError(f"the reward's mean and std must be finite and std positive, not {self.mean} and {self.std}")
+        check_scale("the reward's", self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -81,8 +101,8 @@ class TransformConfig:
     std: tuple[float, float, float] = ImageTransform.std
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
-            raise CheckpointError(f"the pixels' mean and std must be finite and std positive, not {self.mean} and {self.std}")
+        for mean, std in zip(self.mean, self.std, strict=True):
+            check_scale("the pixels'", mean, std)
 
 
 @dataclass(frozen=True)
@@ -100,8 +120,12 @@ class ScorerConfig:
     def __post_init__(self) -> None:
         if self.image.size != self.network.image_size:
             raise CheckpointError(f"images are made {self.image.size} px large, but the network reads {self.network.image_size} px")
-        if self.vocabulary is not None and len(self.vocabulary) != self.network.vocab_size:
-            raise CheckpointError(f"the vocabulary has {len(self.vocabulary)} tokens and the network {self.network.vocab_size} embeddings")
+        num_tokens = BlipConfig.vocab_size if self.vocabulary is None else len(self.vocabulary)
+        if num_tokens != self.network.vocab_size:
+            whose = "BLIP's vocabulary, which null stands for," if self.vocabulary is None else "the vocabulary"
+            raise CheckpointError(f"{whose} has {num_tokens} tokens and the network {self.network.vocab_size} embeddings")
+        if self.vocabulary is not None:
+            check_vocabulary(self.vocabulary)
         if not 3 <= self.max_tokens <= self.network.max_positions:
             raise CheckpointError(f"max_tokens must be from 3 to the network's {self.network.max_positions}, not {self.max_tokens}")
 
@@ -110,27 +134,32 @@ class ScorerConfig:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ScorerConfig:
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise CheckpointError(f"{source} is not JSON: {error}") from None
-        if not isinstance(values, dict) or values.pop("format", None) != "image-reward":
+        return cls.from_values(parse_json(text, source), source)
+
+    @classmethod
+    def from_values(cls, values: object, source: str) -> ScorerConfig:
+        """From what a JSON file holds. Raises ``CheckpointError``."""
+        if not isinstance(values, dict) or values.get("format") != "image-reward":
             raise CheckpointError(f'{source} is not a config of this package ("format": "image-reward" is missing)')
-        version = values.pop("version", None)
-        if version != 1:
-            raise CheckpointError(f"{source} has format version {version!r}; this release of image-reward reads version 1")
-        return fill(cls, values, source)
+        check_version(values.get("version"), f"{source} has format")
+        return fill(cls, {key: value for key, value in values.items() if key not in ("format", "version")}, source)
+
+
+def check_version(version: object, what: str) -> None:
+    """Raises ``CheckpointError`` unless it is the number 1."""
+    if type(version) is not int or version != 1:
+        raise CheckpointError(f"{what} version {version!r:.60}; this release of image-reward reads version 1")
 
 
 def fill(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
     """A dataclass from plain values, strictly: an unknown or missing key, or a value of another type, is an error that names it.
 
-    Every whole number of a config is a size, and must be at least 1.
+    Every whole number of a config is a size or a count: from 1 to 2^31 - 1.
     """
     types = get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(known)):
-        raise CheckpointError(f"{source}: unknown key {unknown[0]!r} for {cls.__name__}; known are {', '.join(known)}")
+        raise CheckpointError(f"{source}: unknown key {unknown[0]!r:.60} for {cls.__name__}; known are {', '.join(known)}")
     if missing := [name for name in known if name not in values]:
         raise CheckpointError(f"{source}: {cls.__name__} lacks {missing[0]!r}")
     checked = {name: _checked(types[name], values[name], f"{source}: {name} of {cls.__name__}", source) for name in known}
@@ -156,9 +185,9 @@ def _checked(kind: Any, value: Any, name: str, source: str) -> Any:
     elif type(None) in kinds:
         return None if value is None else _checked(kinds[0], value, name, source)
     elif type(value) is kind or (kind is float and type(value) is int):
-        if kind is not int or value >= 1:
+        if kind is not int or 1 <= value < 1 << 31:
             return kind(value)
-        raise CheckpointError(f"{name} must be at least 1, not {value}")
+        raise CheckpointError(f"{name} must be {'at least 1' if value < 1 else 'less than 2^31'}, not {value!r:.60}")
     shown = "an object" if is_dataclass(kind) else f"a list of {len(kinds)} numbers" if kinds and ... not in kinds else ""
     many = "objects" if kinds and is_dataclass(kinds[0]) else "whole numbers"
     shown = shown or (f"a list of {many}" if kinds else f"of type {kind.__name__}")
@@ -181,7 +210,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ScorerConfig | None]
         if missing := [file.name for file in (weights, config_file) if not file.is_file()]:
             raise CheckpointError(f"{path} is not a model folder: it lacks {' and '.join(missing)}")
         tensors, _ = _read_tensors(weights)
-        return tensors, ScorerConfig.from_json(config_file.read_bytes(), str(config_file))
+        return tensors, ScorerConfig.from_values(read_json(config_file), str(config_file))
     if not path.exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     tensors, text = _read_tensors(path)
@@ -191,8 +220,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ScorerConfig | None]
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file, and the text of the config in its header, if it has one."""
     try:
-        with path.open("rb") as file:
-            start = file.read(64)
+        with open_regular(path) as file:
+            start = file.read(64) or b""
+    except FileKindError as error:
+        raise CheckpointError(str(error)) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; change its permissions or copy it elsewhere") from None
     if not start:
@@ -213,6 +244,10 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError, safe_open
 
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(_LARGEST_HEADER, path.stat().st_size - 8):
+        raise CheckpointError(f"{path} is not a whole safetensors file: header too large ({length:,} bytes); download or save it again")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(METADATA_KEY)  # noqa: SIM118
@@ -221,20 +256,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_archive(path)
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:
-        if refused := re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)):
+        refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if name := refused[1] if refused else _code_in(path):
             raise CheckpointError(
-                f"{path} is a pickle that holds {refused[1]}, not just tensors, and loading it could run code; it was not loaded. "
+                f"{path} is a pickle that holds {name}, not just tensors, and loading it could run code; it was not loaded. "
                 "Save its state dict alone, or convert it to safetensors where you trust it"
             ) from None
         if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path} is a TorchScript archive, which is a program and not just tensors; it was not loaded. "
-                "OpenAI's CLIP files are such archives: use the same model as a folder from the hub, such as openai/clip-vit-large-patch14"
-            ) from None
+            raise CheckpointError(_SCRIPT.format(path)) from None
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        if reason.startswith("Unsupported operand"):
+            reason = "its pickle uses what torch.save does not write by default (protocol 2)"
         raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: {reason:.120}; download or save it again") from None
     for key in ("state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
@@ -246,11 +284,86 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return value
 
 
+_SCRIPT = (
+    "{} is a TorchScript archive, which is a program and not just tensors; it was not loaded. "
+    "OpenAI's CLIP files are such archives: use the same model as a folder from the hub, such as openai/clip-vit-large-patch14"
+)
+
+
+class _ShortReads(io.FileIO):
+    """A file of which no more is read at once than the directory of an archive of tensors has."""
+
+    def read(self, size: int | None = -1) -> Any:
+        if size is not None and size > _LARGEST_DIRECTORY:
+            raise zipfile.BadZipFile(f"its directory is said to have {size:,} bytes")
+        return super().read(size)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse, from its directory alone, an archive whose records would take more memory than the file has bytes."""
+    try:
+        with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: {error}; download or save it again") from None
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise CheckpointError(_SCRIPT.format(path))
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+            what = "is compressed, which torch.save never does"
+        elif record.filename.endswith(".pkl") and record.file_size > _LARGEST_PICKLE:
+            what = f"has {record.file_size:,} bytes; names and shapes of tensors take less than {_LARGEST_PICKLE:,}"
+        else:
+            continue
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint: its record {record.filename:.60} {what}; save it again with torch.save")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: its records are larger than the file; download or save it again")
+
+
+def _code_in(path: Path) -> str | None:
+    """The first name in a pickle that is not needed for tensors, such as that of a function to be called."""
+    try:
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+                    pickled = archive.read(name)
+            else:
+                file.seek(0)
+                pickled = file.read(_LARGEST_PICKLE)
+        return next((name for name in _names_in(pickled) if not _TENSOR_NAMES.fullmatch(name)), None)
+    except Exception:  # damaged, so that it was not loaded for another reason
+        return None
+
+
+_TENSOR_NAMES = re.compile(r"collections\.OrderedDict|torch\._utils\.\w+|torch\.\w+|torch\.storage\.\w+|torch\.nn\.parameter\.\w+")
+
+
+def _names_in(pickled: bytes) -> Iterator[str]:
+    """What a pickle would import, as far as it is written out, without running it."""
+    texts: list[str | None] = []  # what is pushed, as far as it is text
+    memo: dict[int, str | None] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(str(text) for text in texts[-2:])
+        elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+            texts.append(memo.get(int(argument)))
+        elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            memo[int(argument)] = texts[-1] if texts else None
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if texts else None
+        elif opcode.name != "FRAME":
+            texts.append(argument if isinstance(argument, str) else None)
+
+
 def _outline(value: object) -> str:
     if isinstance(value, dict):
         if not value:
             return "an empty mapping"
-        return f"a mapping with the keys {', '.join(map(repr, list(value)[:5]))}{', …' if len(value) > 5 else ''}"
+        return f"a mapping with the keys {', '.join(map(reprlib.repr, list(value)[:5]))}{', …' if len(value) > 5 else ''}"
     return f"a {type(value).__name__}"
 
 
@@ -321,22 +434,6 @@ def save_folder(
             places[name].write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # --- finding, downloading, verifying -------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +450,11 @@ class HubFile:
     sha256: str | None = None
     original_cache: str | None = None
     """The folder where the original package keeps this file, if it has one."""
+
+    def __post_init__(self) -> None:
+        if not _REPOSITORY.fullmatch(self.repo) or ".." in self.repo:
+            raise ValueError(f"{self.repo!r:.60} is not the name of a repository, which has the form OWNER/NAME")
+        _check_name(self.name, self.name.split("/"))
 
     @property
     def source(self) -> str:
@@ -383,6 +485,11 @@ class WebFile:
     original_cache: str | None = None
     """The folder where the original package keeps this file, if it has one."""
 
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not re.fullmatch(r"[\w-][\w.:-]*", self.source, re.ASCII):
+            raise ValueError(f"{self.url!r:.100} is not the address of a file on the web")
+        _check_name(self.url, [self.name])
+
     @property
     def name(self) -> str:
         return unquote(urlsplit(self.url).path).rsplit("/", 1)[-1]
@@ -395,6 +502,15 @@ class WebFile:
     def place(self) -> Path:
         """Where it is kept, and may be put by hand."""
         return _own_folder() / self.source.replace(":", "-") / hashlib.sha256(self.url.encode()).hexdigest()[:8] / self.name
+
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def _check_name(name: str, parts: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless the parts of a name make a path that stays where it is put."""
+    if any(part in ("", ".", "..") or len(part) > 200 or re.search(r"[\x00-\x1f\\/]", part) for part in parts):
+        raise ValueError(f"{name!r:.100} does not end in the name of a file")
 
 
 def _own_folder() -> Path:
@@ -438,6 +554,26 @@ def fetch(file: HubFile | WebFile, cache_dir: Path | None = None) -> Path:
     return path
 
 
+def fetch_newest(file: HubFile) -> Path | None:
+    """The verified newest version of a file; offline, the one that is here. None if its repository has none.
+
+    Raises as ``fetch``, though not for a lack of connection where an older version is here.
+    """
+    import huggingface_hub
+
+    try:
+        path = find_local(file) if huggingface_hub.is_offline_mode() else _download(file, _by_hand(file, None))
+    except _MissingError:
+        return None
+    except DownloadError:
+        path = find_local(file)
+        if path is None:
+            raise
+    if path:
+        verify(path, file)
+    return path
+
+
 def verify(path: Path, file: HubFile | WebFile) -> None:
     """Check size and sha256 against what the file must be; a file that passed is remembered until it changes.
 
@@ -457,6 +593,8 @@ def verify(path: Path, file: HubFile | WebFile) -> None:
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LARGEST_DOWNLOAD = 1 << 37  # bytes, of a file whose size nobody says
 
 
 def _sha256(path: Path) -> str:
@@ -478,7 +616,7 @@ def _fingerprint(path: Path) -> str:
 
 def _known() -> dict[str, str]:
     try:
-        known = json.loads(_verified_list().read_text(encoding="utf-8"))
+        known = read_json(_verified_list())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
@@ -505,7 +643,7 @@ def _by_hand(file: HubFile | WebFile, cache_dir: Path | None) -> str:
 
 
 class _Offer(NamedTuple):
-    """What a server says of a file before it is downloaded."""
+    """What a server says of a file before it is downloaded. Nothing of it is a path: names are checked or hashed."""
 
     location: str
     headers: dict[str, str]
@@ -516,6 +654,12 @@ class _Offer(NamedTuple):
     """Where the complete file belongs."""
     version: str
     """What tells this content from another's, so that a download is only resumed with its own rest."""
+    commit: str | None = None
+    """The hub's name of the snapshot that the file belongs to."""
+
+
+class _MissingError(DownloadError):
+    """The repository has no such file."""
 
 
 def _offer_of_hub(file: HubFile, by_hand: str) -> _Offer:
@@ -526,12 +670,17 @@ def _offer_of_hub(file: HubFile, by_hand: str) -> _Offer:
     metadata = get_hf_file_metadata(file.url)
     if metadata.etag is None or metadata.commit_hash is None:
         raise DownloadError(f"{file.url} was not answered by a model hub: check HF_ENDPOINT. {by_hand}")
+    location = urljoin(file.url, metadata.location)
     headers = build_hf_headers()
-    if urlsplit(metadata.location)[:2] != urlsplit(file.url)[:2]:
+    if urlsplit(location)[:2] != urlsplit(file.url)[:2]:
         headers.pop("authorization", None)  # the hub's token is not for the host it redirects to
     sha256 = metadata.etag if _SHA256.fullmatch(metadata.etag) else None  # small files have git's hash instead
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs"
-    return _Offer(metadata.location, headers, metadata.size, sha256, blobs / metadata.etag, file.sha256 or metadata.etag)
+    repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model")
+    # A blob whose name is a sha256 has it. What else a server calls a version says nothing of the content, so it is this file's alone.
+    blob = sha256 or f"etag-{_short_hash(file.name, metadata.etag)}"
+    commit = metadata.commit_hash if _COMMIT.fullmatch(metadata.commit_hash) else _short_hash(metadata.commit_hash)
+    size = metadata.size if metadata.size is not None and metadata.size >= 0 else None
+    return _Offer(location, headers, size, sha256, repo / "blobs" / blob, file.sha256 or blob, commit)
 
 
 def _offer_of_web(file: WebFile) -> _Offer:
@@ -541,20 +690,27 @@ def _offer_of_web(file: WebFile) -> _Offer:
     headers = {"Accept-Encoding": "identity"}  # a length and ranges are those of the file
     response = get_session().head(file.url, headers=headers, follow_redirects=True, timeout=30)
     hf_raise_for_status(response)
-    size = response.headers.get("Content-Length")
-    version = hashlib.sha256(f"{response.headers.get('ETag')} {size}".encode()).hexdigest()[:16]
-    return _Offer(file.url, headers, int(size) if size else None, None, file.place, f"{file.name}.{version}")
+    length = response.headers.get("Content-Length", "")
+    size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+    version = _short_hash(str(response.headers.get("ETag")), str(size))[:16]
+    return _Offer(file.url, headers, size, None, file.place, f"{file.name}.{version}")
+
+
+def _short_hash(*texts: str) -> str:
+    """40 hex digits"""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:40]
 
 
 def _download(file: HubFile | WebFile, by_hand: str) -> Path:
     """Download into the cache, keeping what has arrived when the connection breaks.
 
-    huggingface_hub 2 deletes a partial file when a download fails, so this keeps its own beside the blob: complete, it becomes the blob
-    and the hub library links it into its snapshot as usual.
+    huggingface_hub 2 deletes a partial file when a download fails, and takes what a server says for names of files. So this keeps its own
+    partial file, and lays blob, snapshot and reference out as the hub's library does, which finds them there.
     """
     import huggingface_hub
     from filelock import FileLock
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants
+    from huggingface_hub.errors import RemoteEntryNotFoundError
     from huggingface_hub.file_download import http_get
 
     if huggingface_hub.is_offline_mode():
@@ -574,12 +730,11 @@ def _download(file: HubFile | WebFile, by_hand: str) -> Path:
         partial = place.parent / f"{offer.version}.partial"
         with FileLock(f"{partial}.lock"):
             if not place.is_file() or size not in (None, place.stat().st_size):
-                have = partial.stat().st_size if partial.exists() else 0
-                if have and (size is None or have > size):  # nothing says how much is missing
-                    partial.unlink()
-                    have = 0
-                _check_free_space(place.parent, (size or 0) - have, file)
-                with partial.open("ab") as stream:
+                with _Partial(partial, _LARGEST_DOWNLOAD if size is None else size) as stream:
+                    have = stream.tell()
+                    if have and (size is None or have > size):  # nothing says how much is missing
+                        have = stream.seek(stream.truncate(0))
+                    _check_free_space(place.parent, (size or 0) - have, file)
                     http_get(
                         offer.location,
                         stream,
@@ -588,20 +743,61 @@ def _download(file: HubFile | WebFile, by_hand: str) -> Path:
                         expected_size=size,
                         displayed_filename=file.name,
                     )
-                if sha256 and (found := _sha256(partial)) != sha256:
+                if sha256 and (actual := _sha256(partial)) != sha256:
                     partial.unlink()
-                    raise CheckpointError(f"what {file.url} sent has sha256 {found} instead of {sha256}; it was deleted, try again")
+                    raise CheckpointError(f"what {file.url} sent has sha256 {actual} instead of {sha256}; it was deleted, try again")
                 partial.replace(place)
                 if sha256:
                     _remember(place, sha256)
-        return Path(hf_hub_download(file.repo, file.name)) if isinstance(file, HubFile) else place
+        return _in_snapshot(place, offer.commit, file.name) if offer.commit else place
     except (CheckpointError, DownloadError):
         raise
+    except RemoteEntryNotFoundError as error:
+        raise _MissingError(f"{file.name} could not be downloaded from {file.url}: {_reason(error, False)}. {by_hand}") from error
     except Exception as error:  # httpx and hub errors share no base class
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(Path(constants.HF_HUB_CACHE), file, str(error.strerror)) from None
         reason = _reason(error, wants_token=isinstance(file, HubFile))
         raise DownloadError(f"{file.name} could not be downloaded from {file.url}: {reason}. {by_hand}") from error
+
+
+class _Partial(io.FileIO):
+    """What has arrived of a file, to be appended to, but never through a link and never beyond what the file may have.
+
+    A server that sends without end would fill the disk, and the first bytes of that are not the file: they are dropped.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        super().__init__(path, "ab", opener=lambda name, others: os.open(name, others | flags, 0o666))
+        self.limit = limit
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self.limit:
+            self.truncate(0)
+            raise ValueError(f"the server sends more than the {self.limit:,} bytes that the file has")
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+
+def _in_snapshot(blob: Path, commit: str, name: str) -> Path:
+    """Lay a blob where the hub's library looks for it: in the snapshot of the commit, as a link, or a copy where there are no links."""
+    repo = blob.parent.parent
+    place = repo / "snapshots" / commit / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.is_file() or not place.samefile(blob):
+        link = place.with_name(f".{uuid.uuid4().hex}")
+        try:
+            link.symlink_to(os.path.relpath(blob, place.parent))
+        except OSError:
+            shutil.copyfile(blob, link)
+        link.replace(place)
+    (repo / "refs").mkdir(exist_ok=True)
+    with written_whole(repo / "refs" / "main") as temporary:
+        temporary.write_text(commit, encoding="utf-8")
+    return place
 
 
 def _reason(error: Exception, wants_token: bool) -> str:

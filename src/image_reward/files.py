@@ -1,14 +1,25 @@
-"""Files on this machine, opened so that nothing hangs and read so that nothing fills the memory."""
+"""Files on this machine: opened so that nothing hangs, read so that nothing fills the memory, and written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
+import shutil
 import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from image_reward.errors import FileKindError, FileSizeError
+from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError
+
+try:
+    import fcntl
+except ImportError:  # Windows; what killed writers leave there stays
+    fcntl = None  # type: ignore[assignment]
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -54,3 +65,146 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     if len(data) > limit:
         raise FileSizeError(f"{Path(path)} is larger than {limit:,} bytes, the most that is read of such a file")
     return data
+
+
+# --- JSON ----------------------------------------------------------------------------------------------------------------------------
+
+LARGEST_JSON = 16 << 20  # bytes; the largest configs hold a vocabulary, about 1 MB
+
+
+def read_json(path: Path, limit: int = LARGEST_JSON, error: type[ImageRewardError] = CheckpointError) -> Any:
+    """What a JSON file of at most ``limit`` bytes holds. Raises as ``read_regular`` and ``parse_json``."""
+    return parse_json(read_regular(path, limit), str(path), error)
+
+
+def parse_json(text: str | bytes, source: str, error: type[ImageRewardError] = CheckpointError) -> Any:
+    """What a JSON text holds, strictly: UTF-8, numbers that a float can hold, no key twice, no half characters.
+
+    Every fault is an ``error`` that names ``source``.
+    """
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        values = json.loads(decoded, parse_int=_int, parse_float=_float, parse_constant=_constant, object_pairs_hook=_object)
+        if "\\u" in decoded:
+            json.dumps(values, ensure_ascii=False).encode()  # fails for half of a surrogate pair, wherever it is
+    except RecursionError:
+        raise error(f"{source} is not JSON that can be read: its brackets are nested too deeply") from None
+    except ValueError as fault:
+        raise error(f"{source} is not JSON: {fault}") from None
+    return values
+
+
+def _int(text: str) -> int:
+    if len(text) > 300:  # beyond the range of a float
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text:.40} is beyond the range of a float")
+    return value
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number that JSON has")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {repeated!r:.60} is repeated")
+    return values
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------------------
+
+_UNFINISHED = ".unfinished"
+_LOCK = "lock"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of ``path`` if the block succeeds and vanishes if it fails.
+
+    It has the same name, in a folder of its own below ``.unfinished`` beside ``path``. Whatever else the block leaves in that folder
+    vanishes too. What writers that were killed left there is removed by the next one.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    remove_unfinished(path.parent)
+    with _own_folder(path.parent / _UNFINISHED) as folder:
+        temporary = folder / path.name
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
+        temporary.replace(path)
+
+
+@contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent`` that holds a lock which ends with this process, however it ends. Both folders are removed at the end."""
+    while True:
+        folder = parent / uuid.uuid4().hex
+        try:
+            parent.mkdir(exist_ok=True)
+            folder.mkdir()
+            lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        except FileNotFoundError:
+            if not parent.parent.is_dir():
+                raise
+            continue  # another writer, who is done, removed what it took for an empty folder
+        with suppress(OSError):  # a file system without locks
+            _lock(lock, wait=True)
+        if (folder / _LOCK).exists():
+            break
+        os.close(lock)  # another writer had it before us, and took us for dead
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        with suppress(OSError):  # another writer is at work
+            parent.rmdir()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed, and only they, left in a folder."""
+    try:
+        left = list((folder / _UNFINISHED).iterdir())
+    except OSError:  # mostly: there is none
+        return
+    for place in left:
+        try:
+            lock = os.open(place / _LOCK, os.O_RDWR)
+        except OSError:
+            with suppress(OSError):  # it is empty if its writer was killed, or is about to make its lock, for which it will try again
+                place.rmdir()
+            continue
+        try:
+            _lock(lock, wait=False)
+        except OSError:
+            pass  # its writer lives, or the file system cannot tell
+        else:
+            with suppress(OSError):  # another writer is at this too
+                for file in place.iterdir():
+                    if file.name != _LOCK:  # last, so that who is killed here leaves what the next one recognises
+                        file.unlink(missing_ok=True)
+                shutil.rmtree(place)
+        finally:
+            os.close(lock)
+    with suppress(OSError):
+        (folder / _UNFINISHED).rmdir()
+
+
+def _lock(descriptor: int, wait: bool) -> None:
+    """Raises ``OSError`` where another holds it, or nobody can."""
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -162,12 +162,7 @@ class PromptTokenizer(BaseTokenizer):
 
     def __post_init__(self) -> None:
         if self.vocabulary is not None:
-            strange = [token for token in self.vocabulary if bert_tokenizer().token_to_id(token) is None]
-            if strange or self.vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(self.vocabulary)) < len(self.vocabulary):
-                raise ValueError(
-                    f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
-                    + (f"; {strange[0]!r} is none" if strange else "")
-                )
+            check_vocabulary(self.vocabulary)
         super().__post_init__()
 
     def token_id(self, token: str) -> int:
@@ -291,6 +286,16 @@ def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
         token for encoding in bert_tokenizer().encode_batch(sorted(set(prompts)), add_special_tokens=False) for token in encoding.tokens
     }
     return (*SPECIAL_TOKENS, *sorted(tokens - set(SPECIAL_TOKENS)))
+
+
+def check_vocabulary(vocabulary: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``PromptTokenizer`` can use it."""
+    strange = [token for token in vocabulary if bert_tokenizer().token_to_id(token) is None]
+    if strange or vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(vocabulary)) < len(vocabulary):
+        raise ValueError(
+            f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
+            + (f"; {strange[0]!r:.60} is not one" if strange else "")
+        )
 
 
 def check_prompts(prompts: Iterable[object]) -> None:

@@ -340,7 +340,7 @@ def test_killed_at_any_moment_and_begun_again(rows: Path, tmp_path: Path) -> Non
     assert result(out)["reward"] == pytest.approx(EXPECTED)
     assert result(out)["id"] == [f"r{n}" for n in range(23)]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is scored twice
-    assert not list(out.glob(".*.part"))
+    assert not (out / ".unfinished").exists()
 
 
 def test_ctrl_c_finishes_the_shards_in_work(rows: Path, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pyt
                 train(config, squares.comparisons(8))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert not list((tmp_path / "run").glob(".*.part"))
+    assert not (tmp_path / "run" / ".unfinished").exists()
     assert train(config, squares.comparisons(8)).steps == 6
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 

@@ -104,8 +104,10 @@ class Convert:
     """What the towers' weights are stored in."""
 
     def run(self) -> int:
+        from image_reward.files import remove_unfinished
         from image_reward.scorers import load
 
+        remove_unfinished(self.folder)
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UsageError(f"{self.folder} already exists and is not an empty folder")
         load(self.model, "cpu", self.dtype, config=self.config).save_pretrained(self.folder)

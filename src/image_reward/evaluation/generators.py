@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from image_reward import metrics
-from image_reward.checkpoints import written_whole
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set, repeated, rows, some
+from image_reward.files import written_whole
 from image_reward.images import IMAGE_SUFFIXES
 from image_reward.metrics import Difference, Interval
 from image_reward.scorers import Scorer

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Union
 
-from image_reward.checkpoints import written_whole
 from image_reward.errors import ImageReadError, JobError
+from image_reward.files import written_whole
 from image_reward.images import ImageOptions, open_image
 
 OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "hdfs")

@@ -39,6 +39,14 @@ class BlipConfig:
     head_widths: tuple[int, ...] = (1024, 128, 64, 16)
 
     def __post_init__(self) -> None:
+        # Bounds that no real network comes near, so that building one from a damaged config ends soon and nothing overflows.
+        for name, value in vars(self).items():
+            largest = 200 if name.endswith("_layers") else 1 << 14 if name == "image_size" else 1 << 20
+            for size in value if isinstance(value, tuple) else (value,):
+                if not 1 <= size <= largest:
+                    raise ValueError(f"{name} must be from 1 to {largest:,}, not {size}")
+        if len(self.head_widths) > 100:
+            raise ValueError(f"head_widths has {len(self.head_widths):,} layers; at most 100 can be built")
         for whole, part in [
             ("image_size", "patch_size"),
             ("vision_width", "vision_heads"),

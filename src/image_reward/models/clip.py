@@ -155,6 +155,53 @@ def clip_config(
     )
 
 
+# What of transformers' config.json decides the network, and the largest value where it is a size: no real CLIP comes near.
+_SIZES = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 20,
+    "projection_dim": 1 << 20,
+    "num_hidden_layers": 200,
+    "num_attention_heads": 1 << 20,
+    "vocab_size": 1 << 20,
+    "max_position_embeddings": 1 << 20,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 14,
+    "num_channels": 3,
+}
+_OTHERS = ("hidden_act", "layer_norm_eps", "eos_token_id")
+
+
+def clip_config_from_json(values: Mapping[str, Any]) -> CLIPConfig:
+    """The sizes in the object of transformers' ``config.json``. Raises ``ValueError``, or whatever transformers raises.
+
+    Only what decides the network is handed on: other keys could make transformers build tables of any size, or return tuples.
+    """
+    from transformers import CLIPConfig
+
+    def part(name: str) -> dict[str, Any] | None:
+        value = values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name!r} is not an object but {value!r:.60}")
+        return {key: value[key] for key in (*_SIZES, *_OTHERS) if key in value}
+
+    parts = {name: part(name) for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict")}
+    top = {key: values[key] for key in ("projection_dim",) if key in values}
+    config = CLIPConfig.from_dict(top | {name: value for name, value in parts.items() if value is not None})
+    for tower in (config, config.text_config, config.vision_config):
+        for key, largest in _SIZES.items():
+            size = getattr(tower, key, 1)
+            if type(size) is not int or not 1 <= size <= largest:
+                raise ValueError(f"{key} must be a whole number from 1 to {largest:,}, not {size!r:.60}")
+        if not 0 < getattr(tower, "layer_norm_eps", 1e-5) <= 0.1:
+            raise ValueError(f"layer_norm_eps must be above 0 and at most 0.1, not {tower.layer_norm_eps}")
+    vision = config.vision_config
+    if vision.num_channels != 3 or vision.patch_size > vision.image_size:
+        raise ValueError(f"no image of {vision.image_size} px and 3 channels has patches of {vision.patch_size} px, {vision.num_channels}")
+    return config
+
+
 def clip_network(config: Any) -> CLIPModel:
     """``CLIPModel`` whose weights have no storage yet; what no file holds, the numbers of the places, is real."""
     from transformers import CLIPModel

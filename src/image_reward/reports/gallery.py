@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from image_reward.checkpoints import written_whole
+from image_reward.files import written_whole
 from image_reward.images import ImageLike, ImageOptions, open_image
 from image_reward.scorers.distribution import RewardRow
 

@@ -18,14 +18,16 @@ from image_reward.checkpoints import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     TransformConfig,
+    check_version,
     fill,
     load_strictly,
     read_checkpoint,
     save_folder,
 )
 from image_reward.errors import CheckpointError
+from image_reward.files import read_json
 from image_reward.images import Fit, ImageOptions, ImageTransform
-from image_reward.models.clip import Activation, clip_config, clip_network, transformers_names
+from image_reward.models.clip import Activation, clip_config, clip_config_from_json, clip_network, transformers_names
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import ClipTokenizer, LongPrompts, UnreadPrompts
 from image_reward.scorers.base import Preparation, Scorer, cosines
@@ -285,21 +287,17 @@ def clip_from_folder(
     ``settings`` go before those that ``save_pretrained`` left in the folder; a folder without any is the cosine of a CLIP, its prompts and
     images handled as transformers does. ``dtype`` is the towers', whatever the file has. Raises ``CheckpointError``.
     """
-    from transformers import CLIPConfig
-
     config_file = folder / CONFIG_NAME
-    values = _read_json(config_file)
+    values = _read_object(config_file)
     if values.get("model_type") != "clip":
-        raise CheckpointError(f"{config_file} is of model_type {values.get('model_type')!r}, and not 'clip'")
+        raise CheckpointError(f"{config_file} is of model_type {values.get('model_type')!r:.60}, and not 'clip'")
     if SETTINGS_KEY in values:
         carried = values.pop(SETTINGS_KEY)
-        version = carried.pop("version", None) if isinstance(carried, dict) else None
-        if version != 1:
-            raise CheckpointError(f"{config_file}: {SETTINGS_KEY} has version {version!r}; this release of image-reward reads version 1")
+        check_version(carried.pop("version", None) if isinstance(carried, dict) else None, f"{config_file}: {SETTINGS_KEY} has")
         settings = settings or fill(ClipSettings, carried, str(config_file))
     settings = settings or ClipSettings()
     try:
-        config = CLIPConfig.from_dict(values)
+        config = clip_config_from_json(values)
         network = clip_network(config)
     except Exception as error:  # nearly anything, from a wrong type to a division by zero
         raise CheckpointError(f"{config_file} describes no CLIP that can be built: {type(error).__name__}: {error}") from error
@@ -341,7 +339,7 @@ def _check_fit(tokenizer: ClipTokenizer, text: Any, source: str) -> None:
 
 def _transform(file: Path, image_size: int, settings: ClipSettings, options: ImageOptions) -> ImageTransform:
     """What a preprocessor_config.json asks for, which must be what ``ImageTransform`` does; OpenAI's values for what it leaves out."""
-    asked = _read_json(file)
+    asked = _read_object(file)
     size, crop = asked.get("size", image_size), asked.get("crop_size", image_size)
     factor = asked.get("rescale_factor", 1 / 255)
     expected = {
@@ -365,13 +363,10 @@ def _transform(file: Path, image_size: int, settings: ClipSettings, options: Ima
     return ImageTransform(constants.size, constants.mean, constants.std, options, settings.fit, settings.convention)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.exists():
         raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-    try:
-        values = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from None
+    values = read_json(file)
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} holds no object but {values!r:.60}")
     return values

@@ -5,7 +5,6 @@ What a program assigns to such a part takes effect on every score, as in 1.5.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from image_reward.checkpoints import ScorerConfig
 from image_reward.errors import CheckpointError, ImageReadError, PromptError, UnknownModelError
+from image_reward.files import read_json
 from image_reward.images import ImageLike, ImageTransform
 from image_reward.models.blip import Blip, BlipConfig, ImageRewardNetwork, KeysValues, TextTransformer
 from image_reward.models.heads import LinearHead
@@ -324,10 +324,7 @@ def load(
 
 
 def _check_med_config(path: Path, network: BlipConfig) -> None:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError:
-        values = None
+    values = read_json(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is not a JSON object with the text tower's sizes; med_config need not be given")
     sizes = {

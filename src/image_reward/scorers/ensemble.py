@@ -7,7 +7,6 @@ so where they disagree the mean deserves less trust (Coste et al. 2024, arXiv 23
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_reward.checkpoints import fill
+from image_reward.checkpoints import LARGEST_SCALE, check_scale, check_version, fill
 from image_reward.errors import CheckpointError, ImageReadError
+from image_reward.files import read_json
 from image_reward.images import ImageLike
 from image_reward.scorers.base import Batch, Preparation, Scorer, prepare_together, rewards_together, score_together
 
 Reward = Literal["mean", "conservative"]
 FORMAT = "image-reward-ensemble"
+_MOST_MEMBERS = 100
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Reference:
     """Which images, and who scored them."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise CheckpointError(f"a reference needs a finite mean and a positive std, not {self.mean} and {self.std}: do all images tie?")
+        if self.std == 0:
+            raise CheckpointError("a reference needs a positive std, not 0: do all images tie?")
+        check_scale("a reference's", self.mean, self.std)
 
     @classmethod
     def from_rewards(cls, rewards: Sequence[float], origin: str) -> Reference:
@@ -132,8 +134,8 @@ class Ensemble(Scorer[Any]):
             raise ValueError(f"{unknown!r} is not a member; those are {', '.join(members)}")
         if reward not in get_args(Reward):
             raise ValueError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
-        if not (math.isfinite(penalty) and penalty >= 0):
-            raise ValueError(f"penalty must be at least 0, not {penalty}")
+        if not 0 <= penalty <= LARGEST_SCALE:
+            raise ValueError(f"penalty must be at least 0 and at most {LARGEST_SCALE:g}, not {penalty}")
         self.name = name
         self.member_names = tuple(members)
         self.weights = [(weights or {}).get(member, 1.0) for member in members]
@@ -191,8 +193,9 @@ class Ensemble(Scorer[Any]):
     @weights.setter
     def weights(self, weights: Sequence[float]) -> None:
         values = [float(weight) for weight in weights]
-        if len(values) != len(self.member_names) or not all(math.isfinite(weight) and weight > 0 for weight in values):
-            raise ValueError(f"weights must be positive, one for each of {', '.join(self.member_names)}, not {values}")
+        if len(values) != len(self.member_names) or not all(1 / LARGEST_SCALE <= weight <= LARGEST_SCALE for weight in values):
+            limits = f"from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
+            raise ValueError(f"weights must be positive, {limits}, one for each of {', '.join(self.member_names)}, not {values}")
         self._weights = tuple(weight / sum(values) for weight in values)
 
     @property
@@ -289,16 +292,14 @@ class _EnsembleConfig:
 
     @classmethod
     def read(cls, file: Path) -> _EnsembleConfig:
-        try:
-            values = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON: {error}") from None
+        values = read_json(file)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise CheckpointError(f'{file} describes no ensemble ("format": "{FORMAT}" is missing)')
-        if (version := values.pop("version", None)) != 1:
-            raise CheckpointError(f"{file} has format version {version!r}; this release of image-reward reads version 1")
+        check_version(values.pop("version", None), f"{file} has format")
         members = values.get("members")
         if isinstance(members, list):
+            if len(members) > _MOST_MEMBERS:
+                raise CheckpointError(f"{file} has {len(members):,} members; an ensemble has at most {_MOST_MEMBERS}")
             defaults = {"weight": 1.0, "reference": None}
             values["members"] = [defaults | member if isinstance(member, dict) else member for member in members]
         return fill(cls, {"reward": "mean", "penalty": 1.0} | values, str(file))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_reward.checkpoints import written_whole
 from image_reward.errors import CheckpointError
+from image_reward.files import written_whole
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import warnings
@@ -24,10 +23,12 @@ from image_reward.checkpoints import (
     WebFile,
     blip_pretraining_weights,
     fetch,
+    fetch_newest,
     find_local,
     read_checkpoint,
 )
 from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
+from image_reward.files import read_json
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
@@ -138,7 +139,7 @@ def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[
         raise CheckpointError(f"{paths[0]} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
     given = options.config
     if given is not None and not isinstance(given, ScorerConfig):
-        given = ScorerConfig.from_json(Path(given).read_text(encoding="utf-8"), os.fspath(given))
+        given = ScorerConfig.from_values(read_json(Path(given)), os.fspath(given))
     known = given or carried or options.registered
     if known is not None and known.architecture != "ImageReward":
         raise CheckpointError(f"{paths[0]} is of architecture {known.architecture!r}, which this release does not know")
@@ -415,7 +416,7 @@ def _package(point: EntryPoint) -> str:
 
 # --- from what a user gives to a scorer ----------------------------------------------------------------------------------------------
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class Found(NamedTuple):
@@ -438,8 +439,12 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     given = os.fspath(model)
     if spec := spec_of(given):
         return Found(spec.fetch(Path(cache_dir) if cache_dir else None), given, spec.config, spec.build)
-    path = Path(given).expanduser()
-    if given and path.exists():
+    try:
+        path = Path(given).expanduser()
+        is_here = bool(given) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
+        path, is_here = Path(given), False
+    if is_here:
         name = path.resolve().name if path.is_dir() else path.stem
         name = given if name in MODELS else name  # a folder called CLIP need not hold that CLIP
         config = path / CONFIG_NAME if path.is_dir() else path if path.suffix == ".json" else None
@@ -468,14 +473,11 @@ def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | Non
 
 
 def _kind_of(config: Path) -> Kind:
-    try:
-        values = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{config} is not JSON: {error}") from None
+    values = read_json(config)
     kind = (values.get("format") or values.get("model_type")) if isinstance(values, dict) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(
-            f'{config} describes no model that this release knows: its "format" or "model_type" is {kind!r} and not one of '
+            f'{config} describes no model that this release knows: its "format" or "model_type" is {kind!r:.60} and not one of '
             f"{', '.join(KINDS)}"
         )
     return KINDS[kind]
@@ -483,26 +485,17 @@ def _kind_of(config: Path) -> Kind:
 
 def _find_on_hub(repo: str) -> Found:
     """A model folder from the hub, or the hub cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
+    what = f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
     try:
-        config = Path(hf_hub_download(repo, CONFIG_NAME))
+        config = fetch_newest(HubFile(repo, CONFIG_NAME))
+        if config is None:
+            raise DownloadError(f"it has no {CONFIG_NAME}")
         kind = _kind_of(config)
         for alternatives in kind.files:
-            for name in alternatives:
-                try:
-                    hf_hub_download(repo, name)
-                    break
-                except RemoteEntryNotFoundError:
-                    continue  # whoever reads the folder says what it lacks
-    except CheckpointError:
-        raise
-    except Exception as error:  # httpx and hub errors share no base class
-        raise DownloadError(
-            f"{repo} is neither a file here nor a model that could be downloaded: {error}. "
-            f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
-        ) from error
+            # Whoever reads the folder says what it lacks.
+            next(filter(None, (fetch_newest(HubFile(repo, name)) for name in alternatives)), None)
+    except DownloadError as error:
+        raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
     return Found((config.parent,), repo, None, kind.build)
 
 

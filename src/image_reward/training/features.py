@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_reward.checkpoints import written_whole
+from image_reward.files import written_whole
 from image_reward.models.blip import KeysValues, VisionTransformer
 from image_reward.scorers.imagereward import ImageRewardScorer
 

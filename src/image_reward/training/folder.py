@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from image_reward.checkpoints import ScorerConfig, save_checkpoint, written_whole
+from image_reward.checkpoints import ScorerConfig, save_checkpoint
 from image_reward.errors import TrainingError
+from image_reward.files import remove_unfinished, written_whole
 from image_reward.training.config import RewardTraining, read_toml
 
 CONFIG, STATE, LOG, RESULT, MODEL = "config.toml", "state.pt", "log.jsonl", "result.json", "model"
@@ -32,6 +33,7 @@ class RunFolder:
                     "or the same configuration to go on with that run"
                 )
             return
+        remove_unfinished(path)
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty and not the folder of a run ({CONFIG} is missing); give another output")
         path.mkdir(parents=True, exist_ok=True)
