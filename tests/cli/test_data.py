@@ -72,7 +72,7 @@ def test_errors(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) 
         (["check", "none.json"], 1, "no such file of comparisons: none.json"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "1.0"], 2, "two or three numbers, not 1"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "0.5", "0.2"], 1, "sum to 1, not 0.5, 0.2"),
-        (["split", str(data), str(tmp_path / "x")], 1, "would be empty"),
+        (["split", str(data), str(tmp_path / "x")], 1, "2 different prompts cannot be split into 3 parts"),
     ]:
         assert main(["data", *arguments]) == code
         assert words in capsys.readouterr().err

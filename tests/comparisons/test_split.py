@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from image_reward.comparisons import normalized_prompt, split
+from image_reward.comparisons import normalized_prompt, shared_prompts, split
 from image_reward.types import Comparison
 
 
@@ -18,8 +18,23 @@ def rankings(num_prompts: int, each: int = 1) -> list[Comparison]:
 
 
 def test_spellings_of_one_prompt_are_one_prompt() -> None:
-    assert len({normalized_prompt(text) for text in ("A Cat", "a cat", " a\tcat ", "ａ cat")}) == 1
-    assert normalized_prompt("a cat") != normalized_prompt("a cat.")
+    for spellings in [
+        ("A Cat", "a cat", " a\tcat ", "ａ cat", "\ufeffa\u00a0cat\u200b", "a c\u00adat", "a\r\ncat\0", "a\u2003cat"),
+        ("Straße", "STRASSE", "strasse"),
+        ("café", "cafe\u0301", "CAFÉ"),
+        ("a ﬁne ☀ day", "A fine ☀\ufe0f Day"),
+        ("ΐ", "\u03b9\u0308\u0301", "Ϊ\u0301"),
+    ]:
+        assert len({normalized_prompt(text) for text in spellings}) == 1
+    for text in ("a cat.", "a, cat", "a cât", "acat", "a cat a cat"):
+        assert normalized_prompt(text) != normalized_prompt("a cat")
+
+
+def test_normalizing_twice_changes_nothing() -> None:
+    for code in range(0x110000):
+        if not 0xD800 <= code < 0xE000:
+            once = normalized_prompt(f"a{chr(code)}b")
+            assert normalized_prompt(once) == once, hex(code)
 
 
 def test_no_prompt_is_in_two_splits_and_nothing_is_lost() -> None:
@@ -61,6 +76,21 @@ def test_fractions_that_are_none(fractions: tuple[float, ...]) -> None:
         split(rankings(10), fractions)
 
 
-def test_a_split_is_never_empty() -> None:
-    with pytest.raises(ValueError, match=r"2 prompts cannot be split so: the part of 0\.\d+ would be empty"):
+@pytest.mark.parametrize("num_prompts", [3, 4, 7, 40])
+def test_every_part_gets_a_prompt_however_small_its_fraction(num_prompts: int) -> None:
+    for fractions in [(0.98, 0.01, 0.01), (0.01, 0.98, 0.01), (0.01, 0.01, 0.98)]:
+        parts = split(rankings(num_prompts, each=3), fractions)
+        assert sorted(len({normalized_prompt(c.prompt) for c in part}) for part in parts) == [1, 1, num_prompts - 2]
+    often = [Comparison("ranked often", ("a", "b"), (1, 2))] * 100 + rankings(2)
+    assert all(split(often, (0.4, 0.3, 0.3), seed=seed)[part] for seed in range(20) for part in range(3))
+
+
+def test_fewer_prompts_than_parts_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="2 different prompts cannot be split into 3 parts that share none; add more prompts"):
         split(rankings(2, each=3), (0.8, 0.1, 0.1))
+
+
+def test_prompts_that_two_sets_share_are_found_in_whatever_spelling() -> None:
+    first, second = rankings(10, each=2), [*rankings(12)[9:], *rankings(10, each=4)[-1:], Comparison("new", ("a", "b"), (1, 2))]
+    assert shared_prompts(first, second) == ["prompt  number  9"]
+    assert shared_prompts(second, first[:9]) == []

@@ -12,7 +12,7 @@ from image_reward.errors import ImageReadError
 from image_reward.images import ImageTransform
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers import Preparation
-from image_reward.training.data import Steps, fingerprint, hold_out, pack, plan, share_out, usable
+from image_reward.training.data import Steps, fingerprint, pack, plan, share_out, usable
 from image_reward.types import Comparison
 
 PREPARE = Preparation(ImageTransform(16), PromptTokenizer())
@@ -56,18 +56,6 @@ def test_missing_images_stop_the_run_before_it_starts_or_are_left_out(tmp_path: 
     (kept,), notes = usable([comparison], "pairwise", skip_unreadable=True)
     assert (kept.ranks, kept.shares, len(kept.images)) == ((1, 3), (0.5, 0.2), 2)
     assert "1 missing images were left out" in notes[0]
-
-
-def test_held_out_prompts_are_on_one_side_only_and_follow_from_the_seed() -> None:
-    twice = squares.comparisons(40) + squares.comparisons(40, seed=1)
-    train, aside = hold_out(twice, 0.1, seed=3)
-    assert len(aside) == 8
-    assert not {c.prompt for c in train} & {c.prompt for c in aside}
-    assert len(train) + len(aside) == 80
-    assert hold_out(twice[::-1], 0.1, seed=3)[1] == aside[::-1]
-    assert {c.prompt for c in hold_out(twice, 0.1, seed=4)[1]} != {c.prompt for c in aside}
-    with pytest.raises(ValueError, match="all comparisons have the same prompt"):
-        hold_out(twice[:1], 0.1, seed=0)
 
 
 def test_the_fingerprint_changes_with_ranks_and_image_names() -> None:

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 import image_reward
 from image_reward.checkpoints import ScorerConfig
+from image_reward.comparisons import normalized_prompt, split
 from image_reward.errors import TrainingError
 from image_reward.training import reward, train
 from image_reward.training.folder import RunFolder
@@ -84,6 +85,34 @@ def test_the_best_of_the_evaluations_is_kept_and_a_run_without_progress_stops(tm
     assert result.accuracy == evaluations[0]["accuracy"]
     tensors = starting_scorer(config).network.state_dict()
     assert torch.equal(image_reward.load(result.model, device="cpu").network.mlp.layers[0].weight, tensors["mlp.layers.0.weight"])
+
+
+def test_validation_holds_out_prompts_in_whatever_spelling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """80 comparisons of 40 prompts, each in two spellings."""
+    pairs = squares.comparisons(40, sizes=(2,))
+    both = [*pairs, *(replace(c, prompt=f" {c.prompt.upper()}", id=f"{c.id} again") for c in pairs)]
+    config = squares.config(tmp_path / "run", max_steps=1, validation_share=0.25)
+    held_out = split(both, (0.75, 0.25), config.seed)[1]
+    result = train(config, both)
+    assert result.num_validation == len(held_out) == 20
+    assert len({normalized_prompt(c.prompt) for c in held_out}) == 10
+    assert result.num_shared_prompts == 0
+    assert "also in the training data" not in capsys.readouterr().err
+
+
+def test_one_ranking_in_four_can_be_held_out_and_one_alone_cannot(tmp_path: Path) -> None:
+    result = train(squares.config(tmp_path / "four", max_steps=1), squares.comparisons(4))  # of which 5 % are none
+    assert (result.num_comparisons, result.num_validation) == (3, 1)
+    with pytest.raises(ValueError, match=r"no prompts can be held out for validation: 1 different prompts .* set validation_share = 0"):
+        train(squares.config(tmp_path / "one", max_steps=1), squares.comparisons(1))
+
+
+def test_validation_data_that_repeat_prompts_of_the_training_data_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repeated = [replace(c, prompt=c.prompt.title()) for c in squares.comparisons(2, seed=1)]
+    result = train(squares.config(tmp_path / "run", max_steps=1), squares.comparisons(8), [*repeated, replace(repeated[0], prompt="new")])
+    assert (result.num_validation, result.num_shared_prompts) == (3, 2)
+    assert "warning: 2 prompts of the validation data are also in the training data, the first is 'Prompt 0'" in capsys.readouterr().err
+    assert "3 comparisons; 2 of their prompts were learnt too" in (tmp_path / "run/model/README.md").read_text()
 
 
 # --- what gives the same ---

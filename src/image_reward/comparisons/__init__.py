@@ -3,6 +3,18 @@
 from image_reward.comparisons.audit import Audit, Finding, audit
 from image_reward.comparisons.containers import ParquetImage
 from image_reward.comparisons.readers import Record, read, records, write
-from image_reward.comparisons.split import normalized_prompt, split
+from image_reward.comparisons.split import normalized_prompt, shared_prompts, split
 
-__all__ = ["Audit", "Finding", "ParquetImage", "Record", "audit", "normalized_prompt", "read", "records", "split", "write"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "ParquetImage",
+    "Record",
+    "audit",
+    "normalized_prompt",
+    "read",
+    "records",
+    "shared_prompts",
+    "split",
+    "write",
+]

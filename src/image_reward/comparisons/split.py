@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from image_reward.types import Comparison
 
+# Control and format characters that are not white space, and selectors of a glyph's variant: nobody sees them, and no tokenizer here keeps
+# them apart from nothing, but text copied from a page or a spreadsheet is full of them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
+
 
 def normalized_prompt(prompt: str) -> str:
-    """What two spellings of one prompt have in common: letters without case or compatibility forms, and single spaces.
+    """What two spellings of one prompt have in common: letters without case or compatibility forms, and single spaces between words.
 
-    >>> normalized_prompt("A  Cat\\n") == normalized_prompt("a cat")
+    Punctuation and accents stay: they can change what is asked for.
+
+    >>> normalized_prompt("A  Cat\n") == normalized_prompt("\ufeffa cat")
     True
     """
-    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+    text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", prompt)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).split())  # again, since a letter without case may be decomposed
 
 
 def split(comparisons: Sequence[Comparison], fractions: Sequence[float], seed: int = 0) -> list[list[Comparison]]:
     """Comparisons -> one list for each fraction; those of one prompt (see ``normalized_prompt``) stay together.
 
     Prompts are ordered by a hash of seed and prompt and cut where the number of comparisons comes nearest to the fractions, so that the
-    same data and seed give the same splits on every machine, in whatever order the comparisons come. Within a split they keep their order.
+    same data and seed give the same splits on every machine, in whatever order the comparisons come. Every part gets at least one prompt.
+    Within a part, comparisons keep their order.
 
-    Raises ``ValueError`` when the fractions are not positive numbers that sum to 1, or a split would be empty.
+    Raises ``ValueError`` when the fractions are not positive numbers that sum to 1, or there are fewer prompts than parts.
     """
     if len(fractions) < 2 or not all(fraction > 0 for fraction in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
         raise ValueError(f"fractions are two or more positive numbers that sum to 1, not {', '.join(f'{f:g}' for f in fractions)}")
     keys = [normalized_prompt(comparison.prompt) for comparison in comparisons]
-    sizes: dict[str, int] = {}
-    for key in keys:
-        sizes[key] = sizes.get(key, 0) + 1
+    sizes = Counter(keys)
+    if len(sizes) < len(fractions):
+        raise ValueError(f"{len(sizes)} different prompts cannot be split into {len(fractions)} parts that share none; add more prompts")
+    order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
+    middles, before = [], 0
+    for key in order:
+        middles.append(before + sizes[key] / 2)
+        before += sizes[key]
     part_of: dict[str, int] = {}
-    middle = 0.0
-    ends = [sum(fractions[: i + 1]) * len(keys) for i in range(len(fractions))]
-    for key in sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest()):
-        middle += sizes[key] / 2
-        part_of[key] = next((part for part, end in enumerate(ends) if middle < end), len(ends) - 1)
-        middle += sizes[key] / 2
+    start = 0
+    for part in range(len(fractions)):
+        end = sum(middle < sum(fractions[: part + 1]) * len(keys) for middle in middles)
+        least, most = start + 1, len(order) - (len(fractions) - 1 - part)  # one prompt for this part, and one for each that follows
+        end = len(order) if part == len(fractions) - 1 else min(max(end, least), most)
+        part_of |= dict.fromkeys(order[start:end], part)
+        start = end
     parts: list[list[Comparison]] = [[] for _ in fractions]
     for key, comparison in zip(keys, comparisons, strict=True):
         parts[part_of[key]].append(comparison)
-    if not all(parts):
-        empty = fractions[next(i for i, part in enumerate(parts) if not part)]
-        raise ValueError(
-            f"{len(sizes)} prompts cannot be split so: the part of {empty:g} would be empty; give it more, or bring more prompts"
-        )
     return parts
+
+
+def shared_prompts(first: Iterable[Comparison], second: Iterable[Comparison]) -> list[str]:
+    """The prompts of ``second`` that are also in ``first``, in whatever spelling, each once."""
+    known = {normalized_prompt(comparison.prompt) for comparison in first}
+    shared = {key: c.prompt for c in second if (key := normalized_prompt(c.prompt)) in known}
+    return list(shared.values())

@@ -86,20 +86,6 @@ def _without(comparison: Comparison, kept: Sequence[bool]) -> Comparison:
     return replace(comparison, images=choose(comparison.images), ranks=choose(comparison.ranks), shares=shares)
 
 
-def hold_out(comparisons: Sequence[Comparison], share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:
-    """Set aside a share of the prompts, at least one; all comparisons of a prompt go to the same side.
-
-    Raises ``ValueError`` when there is one prompt only.
-    """
-    prompts = sorted({c.prompt for c in comparisons}, key=lambda p: hashlib.sha256(f"{seed} {p}".encode()).digest())
-    if not share:
-        return list(comparisons), []
-    if len(prompts) < 2:
-        raise ValueError("all comparisons have the same prompt, so none can be set aside: give validation data, or validation_share = 0")
-    aside = set(prompts[: min(len(prompts) - 1, max(1, round(share * len(prompts))))])
-    return [c for c in comparisons if c.prompt not in aside], [c for c in comparisons if c.prompt in aside]
-
-
 def fingerprint(*sets: Sequence[Comparison]) -> str:
     """A hash of prompts, ranks and the names of images, in order."""
     digest = hashlib.sha256()

@@ -29,11 +29,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 
 from image_reward.checkpoints import RewardConfig, TieConfig, read_checkpoint
+from image_reward.comparisons import shared_prompts, split
 from image_reward.errors import TrainingError
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import features as feature_files
 from image_reward.training.config import RewardTraining
-from image_reward.training.data import Micro, Steps, fingerprint, hold_out, name_of, pack, plan, usable
+from image_reward.training.data import Micro, Steps, fingerprint, name_of, pack, plan, usable
 from image_reward.training.features import Features, FeatureScorer
 from image_reward.training.folder import MODEL, RunFolder, training_card
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
@@ -71,6 +72,8 @@ class TrainingResult:
     num_validation: int
     num_unreadable: int
     """Times that an image could not be read and was left out."""
+    num_shared_prompts: int = 0
+    """Prompts of the validation data that are also in the training data, in whatever spelling."""
 
 
 class Learner(nn.Module):
@@ -121,7 +124,13 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
         checked, more = usable(validation, config.loss, config.skip_unreadable)
         notes += [f"validation: {note}" for note in more]
     else:
-        learnt, checked = hold_out(learnt, config.validation_share, config.seed)
+        learnt, checked = _hold_out(learnt, config)
+    if shared := shared_prompts(learnt, checked):
+        notes.append(
+            f"warning: {len(shared):,} prompts of the validation data are also in the training data, the first is {shared[0]!r:.80}: "
+            "the best step is chosen by prompts that were learnt, and its accuracy is too high. `image-reward data split` writes files "
+            "that share none"
+        )
 
     # --- the network ---
     scorer = starting_scorer(config)
@@ -328,6 +337,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
         num_images=sum(sizes),
         num_validation=len(checked),
         num_unreadable=unreadable,
+        num_shared_prompts=len(shared),
     )
     if accelerator.is_main_process:
         final = replace(kept, reward=RewardConfig(mean, std, kept.reward.tie, reference=None))
@@ -338,6 +348,17 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
+
+
+def _hold_out(comparisons: Sequence[Comparison], config: RewardTraining) -> tuple[list[Comparison], list[Comparison]]:
+    """What to learn from, and a share of the prompts to validate on."""
+    if not config.validation_share:
+        return list(comparisons), []
+    try:
+        learnt, checked = split(comparisons, (1 - config.validation_share, config.validation_share), config.seed)
+    except ValueError as error:
+        raise ValueError(f"no prompts can be held out for validation: {error}, use validation data, or set validation_share = 0") from None
+    return learnt, checked
 
 
 # --- the parts of the loop --------------------------------------------------------------------------------------------------------------
