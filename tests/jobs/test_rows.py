@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import stubs
 
-from image_reward.errors import JobError
+from image_reward.errors import FileKindError, JobError
 from image_reward.jobs.files import Access, Member
 from image_reward.jobs.rows import Input, Names, image_named, open_input
 
@@ -80,7 +82,7 @@ def test_columns_that_cannot_be_told_apart(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="the column 'image' cannot hold both images and prompts"):
         read_all(tmp_path / "rows.csv", names=Names(prompt="image"))
     (tmp_path / "old.csv").write_bytes(b"prompt,image\ra,0.png\r")
-    with pytest.raises(JobError, match=r"the first line of .*old\.csv is not CSV: new-line character"):
+    with pytest.raises(JobError, match=r"the first line of .*old\.csv is not CSV: its lines end in a carriage return alone"):
         read_all(tmp_path / "old.csv")
 
 
@@ -191,8 +193,8 @@ def test_a_web_dataset(tmp_path: Path) -> None:
         assert [row[1] for row in rows] == ["one", "two", "drei é", None, "five", "x"]
         assert [row[3] for row in rows][:3] == [None, None, None]
         assert rows[3][3] == "the sample has neither a .txt nor a .json with its prompt"
-        assert rows[4][3] == "the sample 4 has 0 images; it must have one"
-        assert rows[5][3] == "the sample 5 has 2 images; it must have one"
+        assert rows[4][3] == "the sample 4 has 0 images; it must have one (its files: txt)"
+        assert rows[5][3] == "the sample 5 has 2 images; it must have one (its files: jpg, png, txt)"
         assert isinstance(rows[0][2], Member)
         assert [Access().read(row[2]) for row in rows[:3]] == [b"A" * 600, b"B", b"C"]
         assert image_named(source.base, rows[2][0]["image"], "image", Access()) == b"C"
@@ -302,3 +304,317 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(JobError, match="is gone; put it back"):
         source.check_unchanged()
+
+
+# --- hostile input ---
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **header: Any) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in header.items():
+        setattr(info, key, value)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def test_samples_with_the_same_key_are_rows_of_their_own(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, data in [("a.png", b"1"), ("a.txt", b"one"), ("a.PNG", b"2"), ("a.txt", b"two"), ("b.png", b"x"), ("b.txt", b"b")]:
+            add(archive, name, data)
+        add(archive, "a.png", b"3")
+        add(archive, "a.txt", b"three")
+        add(archive, "c/a.png", b"4")
+        add(archive, "c/a.txt", b"four")
+    for size in (1, 2, 9):
+        source, rows = read_all(tmp_path / "0.tar", size)
+        assert [row[1] for row in rows] == ["one", "two", "b", "three", "four"]
+        assert [row[0]["id"] for row in rows] == ["a", "a", "b", "a", "c/a"]
+        assert source.num_repeated_ids == 1
+        named = [image_named(source.base, row[0]["image"], "image", Access()) for row in rows]
+        assert named == [Access().read(row[2]) for row in rows] == [b"1", b"2", b"x", b"3", b"4"]
+
+
+def test_a_name_with_number_signs_is_found_again(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x#1.tar", {"a#b.png": b"A", "a#b.txt": b"one"})
+    source, [row] = read_all(tmp_path / "x#1.tar")
+    assert row[0]["image"] == "x#1.tar#a#b.png"
+    assert image_named(source.base, row[0]["image"], "image", Access()) == b"A"
+
+
+def test_a_member_that_is_not_stored_byte_by_byte_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        add(archive, "a.png", b"A")
+        add(archive, "a.txt", b"one")
+        add(archive, "hard.png", type=tarfile.LNKTYPE, linkname="a.png")
+        add(archive, "hard.txt", b"two")
+        add(archive, "link.png", type=tarfile.SYMTYPE, linkname="a.png")
+        add(archive, "folder", type=tarfile.DIRTYPE)
+        add(archive, "pipe.png", type=tarfile.FIFOTYPE)
+        add(archive, "text.png", b"B")
+        add(archive, "text.txt", type=tarfile.SYMTYPE, linkname="a.txt")
+    sparse = tarfile.TarInfo("sparse.png")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[386:410], header[483:495] = b"00000000000\00000000001000\0", b"00000100000\0"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:512]))
+    plain = (tmp_path / "0.tar").read_bytes().rstrip(b"\0")
+    plain += bytes(-len(plain) % 512)
+    (tmp_path / "0.tar").write_bytes(plain + bytes(header) + b"x" * 512 + bytes(1024))
+    _, rows = read_all(tmp_path / "0.tar")
+    assert [row[0]["id"] for row in rows] == ["a", "hard", "link", "pipe", "text", "sparse"]
+    assert rows[0][3] is None
+    for row, word in zip(
+        rows[1:],
+        ["hard.png is a link", "link.png is a link", "pipe.png is a link or", "text.txt is a link", "sparse.png is sparse"],
+        strict=True,
+    ):
+        assert word in row[3]
+    assert "make the tar again with --dereference --hard-dereference" in rows[1][3]
+    assert "make the tar again without --sparse" in rows[5][3]
+
+
+def test_a_tar_that_does_not_end_as_it_should_is_noticed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "whole.tar", {f"{n}.{kind}": b"data" for n in range(3) for kind in ("png", "txt")})
+    whole = (tmp_path / "whole.tar").read_bytes()
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole[: 4 * 1024])  # at the header of a member
+    source, rows = read_all(cut)
+    assert len(rows) == 2
+    assert source.notes == [f"{cut} has no mark at its end: it may have been cut there, and rows may be missing"]
+    for damaged in (whole[:4500], whole[:5000], whole[: 4 * 1024] + b"\0garbage" * 512, whole[: 4 * 1024] + b"?" * 10_000):
+        cut.write_bytes(damaged)
+        with pytest.raises(JobError, match=r"cut\.tar is not a whole, uncompressed tar: .* at byte"):
+            read_all(cut)
+    cut.write_bytes(whole + whole)
+    source, rows = read_all(cut)
+    assert len(rows) == 3
+    assert "goes on after the mark of its end" in source.notes[0]
+    for size in (-1024, 1 << 62, 1 << 34):
+        with tarfile.open(cut, "w", format=tarfile.GNU_FORMAT) as archive:
+            add(archive, "a.png", b"A")
+        header = bytearray(whole[:512])
+        header[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:512]))
+        cut.write_bytes(whole[: 4 * 1024] + bytes(header) + whole[4 * 1024 + 512 :])
+        with pytest.raises(JobError, match=r"cut\.tar is not a whole, uncompressed tar: .*at byte"):
+            read_all(cut)
+    cut.write_bytes(gzip.compress(whole))
+    with pytest.raises(JobError, match=r"cut\.tar is not a whole, uncompressed tar but gzip; unpack it first"):
+        read_all(cut)
+    cut.write_bytes(bytes(10_240))
+    with pytest.raises(JobError, match=r"cut\.tar holds no rows"):
+        read_all(cut)
+
+
+def test_members_that_state_sizes_to_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    for type_ in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        info = tarfile.TarInfo("long")
+        info.type, info.size = type_, 50 << 30
+        with path.open("wb") as file:
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            file.truncate(60 << 30)
+        with pytest.raises(JobError, match=r"0\.tar is not a whole, uncompressed tar: a header of 53,687,091,200 bytes"):
+            read_all(path)
+    with path.open("wb") as file:
+        for name, size in (("a.txt", 50 << 30), ("a.png", 20 << 30), ("b.json", 20 << 20)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            file.seek(size, os.SEEK_CUR)
+        file.write(bytes(1024))
+    _, rows = read_all(path)
+    assert rows[0][3] == "the sample's text cannot be read: a.txt has 53,687,091,200 bytes; at most 16,777,216 are read"
+    assert "b.json has 20,971,520 bytes" in read_all(path, names=Names(prompt="x"))[1][1][3] or "0 images" in rows[1][3]
+    with pytest.raises(ValueError, match=r"0\.tar: an image of 21,474,836,480 bytes; at most 1,073,741,824 are read"):
+        Access().read(rows[0][2])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"[" * 100_000, "the sample's text cannot be read: "),
+        (b'["prompt"]', "the sample's json is not an object but ['prompt']"),
+        (b'"a prompt"', "the sample's json is not an object but 'a prompt'"),
+        (b"7", "the sample's json is not an object but 7"),
+        (b'{"caption": ["a"]}', "the prompt in the sample's json is not text but ['a']"),
+        (b'{"title": "a"}', "the sample's json has no prompt or caption or text; it has title"),
+        (b'{"caption": "caf\xe9"}', "the sample's text cannot be read: "),
+    ],
+)
+def test_the_json_of_a_sample_may_be_anything(tmp_path: Path, text: bytes, problem: str) -> None:
+    write_tar(tmp_path / "0.tar", {"a.png": b"A", "a.json": text, "b.png": b"B", "b.json": b'{"caption": "fine"}'})
+    _, rows = read_all(tmp_path / "0.tar", 9)
+    assert rows[0][3].startswith(problem)
+    assert (rows[1][1], rows[1][3]) == ("fine", None)
+
+
+def test_text_that_cannot_be_encoded_costs_its_row_alone(tmp_path: Path) -> None:
+    """Half a character in JSON, names that are not UTF-8, Parquet that was written unchecked."""
+    write_tar(tmp_path / "0.tar", {"a.png": b"A", "a.json": b'{"caption": "a cat \\ud83d"}', "b.png": b"B", "b.txt": "\ufeffé".encode()})
+    _, rows = read_all(tmp_path / "0.tar", 9)
+    assert rows[0][0]["prompt"] == "a cat \ufffd"
+    assert rows[0][3] == "the prompt in the sample's json holds half of a character (a lone surrogate)"
+    assert rows[1][1] == "é"
+    with tarfile.open(tmp_path / "latin.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+        add(archive, "caf\xe9.png", b"A")
+        add(archive, "caf\xe9.txt", b"one")
+    source, [row] = read_all(tmp_path / "latin.tar")
+    assert row[0] == {"id": "caf\ufffd", "image": "latin.tar#caf\ufffd.png", "prompt": "one"}
+    assert image_named(source.base, row[0]["image"], "image", Access()) == b"A"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9")
+    stubs.draw(folder, 1)
+    (folder / "0.png").rename(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_bytes("\ufeffone".encode())
+    _, [row] = read_all(folder)
+    assert (row[0], row[1]) == ({"image": "caf\ufffd.png", "prompt": "one"}, "one")
+    assert len(Access().read(row[2])) > 50
+    lines = [
+        r'{"prompt": "a", "image": "0.png", "\ud800": 1, "?": 2, "\ufffd": 3}',
+        r'{"prompt": "b \ud800", "image": "1.png", "\ud800": 1}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    _, rows = read_all(tmp_path / "rows.jsonl", 9)
+    assert rows[0][3] == "row 1 is an object with keys that differ only in halves of characters"
+    assert rows[1][0]["\ufffd"] == 1
+    bad = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])), pa.py_buffer(b"a\xff")])
+    pq.write_table(pa.table({"prompt": bad, "image": ["0.png", "1.png"], "list": [["x"], ["y"]]}), tmp_path / "rows.parquet")
+    _, rows = read_all(tmp_path / "rows.parquet", 9)
+    assert [row[3] for row in rows] == [None, "row 2 is not UTF-8 in the column 'prompt'"]
+    assert [row[0]["prompt"] for row in rows] == ["a", "\ufffd"]
+
+
+def test_numbers_that_a_float_cannot_hold_are_kept_as_text(tmp_path: Path) -> None:
+    rows = [{"n": 4611686018427387905, "m": 2**53 + 1}, {"n": 0.5, "m": 1}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"prompt": "a", "image": "b"}) + "\n" for row in rows))
+    _, rows = read_all(tmp_path / "rows.jsonl")
+    assert [row[0]["n"] for row in rows] == ["4611686018427387905", "0.5"]
+    assert [row[0]["m"] for row in rows] == [9007199254740993, 1]
+
+
+def test_a_list_or_another_encoding_is_not_taken_for_lines(tmp_path: Path) -> None:
+    for text in (b'\xef\xbb\xbf[{"prompt": "a"}]', b'\n \r\n[\n{"prompt": "a"},\n{}]', b"  [" + b" " * (20 << 20)):
+        (tmp_path / "rows.jsonl").write_bytes(text)
+        with pytest.raises(JobError, match=r"rows\.jsonl is one JSON list; write one object on each line"):
+            read_all(tmp_path / "rows.jsonl")
+    for name, text in (("rows.jsonl", '{"prompt": "a", "image": "b"}'), ("rows.csv", "prompt,image\na,b\n")):
+        (tmp_path / name).write_text(text, encoding="utf-16")
+        with pytest.raises(JobError, match=f"{name} is UTF-16; save it as UTF-8"):
+            read_all(tmp_path / name)
+    for text, separator in (("prompt;image\na;b\n", ";"), ("prompt\timage\na\tb\n", r"\\t")):
+        (tmp_path / "rows.csv").write_text(text)
+        with pytest.raises(JobError, match=f"the cells of .*rows.csv are separated by '{separator}'; save it with commas"):
+            read_all(tmp_path / "rows.csv")
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf\n\n{"prompt": "a", "image": "b"}\n')
+    assert [row[1] for row in read_all(tmp_path / "rows.jsonl")[1]] == ["a"]
+
+
+def test_a_line_without_end_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    long = b"x" * (20 << 20)
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a", "image": "0.png"}\n' + long + b'\n{"prompt": "b", "image": "1.png"}\n')
+    (tmp_path / "rows.csv").write_bytes(b"prompt,image\na,0.png\n" + long + b"\nb,1.png\n")
+    for name in ("rows.jsonl", "rows.csv"):
+        for size in (1, 9):
+            _, rows = read_all(tmp_path / name, size)
+            assert [row[1] for row in rows] == ["a", None, "b"]
+            assert rows[1][3] == "row 2 is a line of more than 16,777,216 bytes"
+            assert rows[2][3] is None
+
+
+def test_rows_that_all_have_keys_of_their_own_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "a", "image": "b", f"key{n}": n}) + "\n" for n in range(3000)))
+    with pytest.raises(JobError, match=r"the objects of .*rows\.jsonl have more than 1,000 different keys, such as 'key998'"):
+        read_all(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.struct([("bytes", pa.list_(pa.int64()))]),
+        pa.struct([("bytes", pa.string())]),
+        pa.struct([("path", pa.int64())]),
+        pa.struct([("url", pa.string())]),
+        pa.list_(pa.string()),
+    ],
+)
+def test_columns_that_hold_no_images_are_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "image": pa.array([None], kind)}), tmp_path / "rows.parquet")
+    with pytest.raises(JobError, match=r"rows\.parquet: the column 'image' holds .*; images are paths, bytes, or \{bytes, path\}"):
+        read_all(tmp_path / "rows.parquet")
+
+
+def test_columns_that_hold_images_in_every_type_of_bytes_and_text(tmp_path: Path) -> None:
+    for values, expected in [
+        (pa.array([b"12"], pa.large_binary()), b"12"),
+        (pa.array([b"12"], pa.binary(2)), b"12"),
+        (pa.array([{"bytes": b"12"}]), b"12"),
+        (pa.array(["a.png"]).dictionary_encode(), f"{tmp_path}/a.png"),
+        (pa.array(["a.png"], pa.large_string()), f"{tmp_path}/a.png"),
+    ]:
+        pq.write_table(pa.table({"prompt": ["a"], "image": values}), tmp_path / "rows.parquet")
+        _, [row] = read_all(tmp_path / "rows.parquet")
+        assert row[2] == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path) -> None:
+    for suffix in ("csv", "jsonl", "parquet", "tar"):
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
+        with pytest.raises(FileKindError, match=f"pipe.{suffix} is a named pipe"):
+            read_all(tmp_path / f"pipe.{suffix}")
+        with pytest.raises(FileKindError, match=f"zero.{suffix} is a device"):
+            read_all(f"{tmp_path}/z*.{suffix}")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    os.mkfifo(folder / "state.json")
+    with pytest.raises(FileKindError, match=r"state\.json is a named pipe"):
+        read_all(folder)
+    images = tmp_path / "images"
+    stubs.draw(images, 4)
+    os.mkfifo(images / "0.txt")
+    (images / "1.txt").symlink_to("/dev/zero")
+    (images / "2.txt").mkdir()
+    (images / "3.txt").write_text("fine")
+    os.mkfifo(images / "pipe.png")
+    (images / "pipe.txt").write_text("fine")
+    _, rows = read_all(images)
+    assert [row[1] for row in rows] == [None, None, None, "fine", "fine"]
+    for row, kind in zip(rows, ["a named pipe", "a device", "a folder"], strict=False):
+        assert kind in row[3]
+    with pytest.raises(ValueError, match=r"pipe\.png is a pipe, a socket or a device"):
+        Access().read(rows[4][2])
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    stubs.draw(tmp_path / "in", 1)
+    data = (tmp_path / "in" / "0.png").read_bytes()
+    for name in ("photo.heic", "drawing.SVG", "scan.jxl", ".hidden.heic", "old.JPE", "no suffix"):
+        (tmp_path / "in" / name).write_bytes(data)
+    for name in ("0.txt", "README", "notes.md", "0.json"):
+        (tmp_path / "in" / name).write_text("not an image")
+    stubs.draw(tmp_path / "elsewhere", 1)
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "link2").symlink_to(tmp_path / "elsewhere")
+    source, rows = read_all(tmp_path / "in")
+    assert [row[0]["image"] for row in rows] == ["0.png", "link/0.png", "no suffix", "old.JPE"]
+    assert source.notes == [f"{tmp_path}/in: 3 files were passed over: drawing.SVG, photo.heic, scan.jxl"]
+    for name in ("0.png", "link", "link2", "old.JPE", "no suffix"):
+        (tmp_path / "in" / name).unlink()
+    with pytest.raises(JobError, match=r"in holds no rows\. .*in: 3 files were passed over: drawing\.SVG, photo\.heic, scan\.jxl"):
+        read_all(tmp_path / "in")
+
+
+def test_rows_in_a_folder_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,image\na,b\n")
+    for name in ("b.csv.gz", "c.json", "notes.md", ".d.json"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "more").mkdir()
+    source, _ = read_all(tmp_path)
+    assert source.notes == [
+        f"2 files were passed over in {tmp_path}: b.csv.gz, c.json",
+        f"folders in {tmp_path} are not read: more; give {tmp_path}/**/*.csv to read them too",
+    ]
+    assert read_all(tmp_path / "a.csv")[0].notes == []

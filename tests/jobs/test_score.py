@@ -5,9 +5,11 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from functools import partial
 from pathlib import Path
@@ -282,61 +284,123 @@ def test_the_quarantine_names_its_shards_whatever_the_columns_are_called(tmp_pat
     assert (again.num_quarantined, again.num_scored_now) == (0, 1)
 
 
+@pytest.mark.usefixtures("inline")
+def test_no_row_of_hostile_input_costs_another(tmp_path: Path) -> None:
+    """Names and captions that are not UTF-8, deep JSON, half a character: each an error of its own row, and a report of all of it."""
+    folder = tmp_path / "folder"
+    [good] = stubs.draw(folder, 1)
+    data = (folder / good).read_bytes()
+    (folder / "0.txt").write_text("a cat")
+    for name, caption in ((b"latin\xe9", b"a cat"), (b"both\xe9", b"caf\xe9")):
+        (folder / f"{os.fsdecode(name)}.png").write_bytes(data)
+        (folder / f"{os.fsdecode(name)}.txt").write_bytes(caption)
+    texts = [b'{"caption": "a cat"}', b'{"caption": "a cat \\ud83d"}', b"[" * 100_000, b"[1]"]
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for number, text in enumerate(texts):
+            for kind, content in (("png", data), ("json", text)):
+                member = tarfile.TarInfo(f"{number}.{kind}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    lines = [{"prompt": "a cat", "image": "folder/0.png", "n": 2**62 + 1}, {"prompt": "a \ud800", "image": "folder/0.png", "n": 0.5}]
+    lines += [{"prompt": "a cat", "image": name} for name in ("pipe.png", "/dev/zero", "folder", "\ud800.png", "a\0.png", "/proc/kmsg", "")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+    for given, num_rows, num_errors in ((folder, 3, 1), (tmp_path / "rows.tar", 4, 3), (tmp_path / "rows.jsonl", 9, 8)):
+        out = tmp_path / f"out-{given.name}"
+        done = score_files(given, out, stubs.load, format="csv")
+        assert (done.num_rows, done.num_errors, done.num_quarantined) == (num_rows, num_errors, 0)
+        assert not (out / "tries.json").exists()
+        assert summarize(out).num_errors == num_errors
+        assert filter_rows(out, tmp_path / "best.jsonl", top_fraction=1.0) == num_rows - num_errors
+
+
+@pytest.mark.usefixtures("inline")
+def test_times_that_python_does_not_have_are_written_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubs.draw(tmp_path, 1)
+    nanoseconds = pa.array([1, 10**18 + 1], pa.timestamp("ns"))
+    inside = pa.array([{"at": 5}, None], pa.struct([("at", pa.timestamp("ns", "UTC"))]))
+    columns = {
+        "prompt": ["a", "bad"],
+        "image": ["0.png"] * 2,
+        "at": nanoseconds,
+        "in": inside,
+        "for": pa.array([5, None], pa.duration("ns")),
+    }
+    late = pa.array([2**58, 0], pa.timestamp("ms"))
+    pq.write_table(pa.table(columns | {"late": late, "day": pa.array([0, 1], pa.date32())}), tmp_path / "rows.parquet")
+    score = ShardScorer.score
+
+    def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
+        if shard.number == 1:
+            raise MemoryError("every time")
+        return score(self, shard, *others)
+
+    monkeypatch.setattr(ShardScorer, "score", die)
+    for form in ("csv", "jsonl"):
+        score_files(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form, shard_size=1)  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
+    assert [row["at"] for row in rows] == ["1970-01-01 00:00:00.000000001", "2001-09-09 01:46:40.000000001"]
+    assert rows[0]["in"] == {"at": "1970-01-01 00:00:00.000000005Z"}
+    assert (rows[0]["for"], rows[0]["day"]) == (5, "1970-01-01")
+    [given_up] = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert given_up["at"] == "2001-09-09 01:46:40.000000001"
+    assert filter_rows(tmp_path / "out", tmp_path / "best.csv", top_fraction=1.0) == 1
+
+
 # --- with real processes ---
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
-def test_workers_that_still_load_leave_ctrl_c_to_the_job() -> None:
-    arrived: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
-    try:
-        with processes._sheltered_from_ctrl_c():
-            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # which a process that is started inherits
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not arrived
-        assert arrived
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def job(rows: Path, out: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
-    """A job of two workers in a process of its own."""
+def job(rows: Path, out: Path, seconds: float = 0.0, **options: Any) -> subprocess.Popen[str]:
+    """A job of two workers in a process group of its own. It prints its notes, and how far it is."""
     code = f"""
 if __name__ == "__main__":
     import functools, stubs
-    from image_reward.jobs import files, processes, score_files
+    from image_reward.jobs import score_files
+    seen = []
+    def tell(progress):
+        line = f"{{progress.num_workers}} workers, {{progress.num_rows}} rows"
+        if line not in seen:
+            seen.append(line)
+            print(line, flush=True)
     load = functools.partial(stubs.load, seconds={seconds})
-    result = score_files({str(rows)!r}, {str(out)!r}, load, workers=2, shard_size=5, on_note=lambda note: print(note, flush=True))
-    print(result.num_scored_now, result.num_quarantined)
+    options = dict(workers=2, shard_size=5) | {options!r}
+    result = score_files({str(rows)!r}, {str(out)!r}, load, on_progress=tell, on_note=lambda note: print(note, flush=True), **options)
+    print("done:", result.num_scored_now, result.num_quarantined)
 """
     script = out.with_suffix(".py")
     script.write_text(code)
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path}, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
-def wait_for_parts(out: Path, count: int) -> None:
-    for _ in range(3000):
-        if len(list(out.glob("part-*.parquet"))) >= count:
-            return
+def wait_for_parts(running: subprocess.Popen[str], out: Path, count: int) -> None:
+    while len(list(out.glob("part-*.parquet"))) < count:
+        assert running.poll() is None, f"it ended before there were {count} parts in {out}"
         time.sleep(0.01)
-    raise AssertionError(f"no {count} parts in {out}")
+
+
+def wait_for_line(running: subprocess.Popen[str], pattern: str) -> None:
+    """Read what the job prints until a line matches."""
+    assert running.stdout is not None
+    for line in running.stdout:
+        if re.match(pattern, line):
+            return
+    raise AssertionError(f"it ended without a line {pattern!r}: {running.communicate()[1]}")
 
 
 def test_killed_at_any_moment_and_begun_again(rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     killed = job(rows, out, seconds=0.05)
-    wait_for_parts(out, random.randint(1, 3))
+    wait_for_parts(killed, out, random.randint(1, 3))
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     again = job(rows, out)
     printed, errors = again.communicate()
     assert again.returncode == 0, errors
-    assert 0 < int(printed.split()[0]) < 23
+    assert 0 < int(printed.split("done:")[1].split()[0]) < 23
     assert result(out)["reward"] == pytest.approx(EXPECTED)
     assert result(out)["id"] == [f"r{n}" for n in range(23)]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is scored twice
@@ -346,7 +410,7 @@ def test_killed_at_any_moment_and_begun_again(rows: Path, tmp_path: Path) -> Non
 def test_ctrl_c_finishes_the_shards_in_work(rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     running = job(rows, out, seconds=0.05)
-    wait_for_parts(out, 1)
+    wait_for_parts(running, out, 1)
     running.send_signal(signal.SIGINT)
     printed, errors = running.communicate()
     assert "finishing the shards in work" in printed
@@ -356,6 +420,37 @@ def test_ctrl_c_finishes_the_shards_in_work(rows: Path, tmp_path: Path) -> None:
     assert result(out)["reward"] == pytest.approx([reward for n, reward in enumerate(EXPECTED) if (out / part_name(n // 5)).exists()])
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups on this system")
+def test_stopped_with_its_whole_process_group_no_shard_is_to_blame(rows: Path, tmp_path: Path) -> None:
+    """As `timeout`, systemd and Slurm stop programs: while workers load, when one is ready, when rows are scored."""
+    out = tmp_path / "out"
+    for moment in ("0 workers", "1 workers", "1 workers, [1-9]"):
+        running = job(rows, out, seconds=0.05, workers=1, decoders=1)
+        wait_for_line(running, moment)
+        for _ in range(2):  # `timeout` sends it to the program and then to its group
+            os.killpg(running.pid, signal.SIGTERM)
+        _, errors = running.communicate()
+        assert running.returncode == 1, errors
+        assert "of 23 rows are done; run the same command again to go on" in errors
+        assert JobFolder(out).tries() == {}
+    undisturbed = job(rows, out, workers=1)
+    _, errors = undisturbed.communicate()
+    assert undisturbed.returncode == 0, errors
+    assert not (out / "tries.json").exists()
+    assert result(out)["reward"] == pytest.approx(EXPECTED)
+    assert result(out)["id"] == [f"r{n}" for n in range(23)]
+    assert result(out)["error"] == [None] * 23
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
+def test_processes_that_start_never_get_a_signal_to_stop() -> None:
+    code = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    with processes.sheltered_from_signals():
+        started = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert {int(number) for number in started.stdout.split()} >= processes.STOP_SIGNALS
+    assert not processes.STOP_SIGNALS & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     images = stubs.draw(tmp_path / "in", 5)
     table = pa.table({"prompt": ["kill" if n == 7 else "a" for n in range(20)], "image": [images[n % 5] for n in range(20)]})
@@ -363,7 +458,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     running = job(tmp_path / "in" / "rows.parquet", tmp_path / "out")
     printed, errors = running.communicate()
     assert running.returncode == 0, errors
-    assert printed.split() == ["20", "5"]
+    assert printed.splitlines()[-1] == "done: 20 5"
     found = result(tmp_path / "out")
     assert found["reward"] == [None if 5 <= n < 10 else pytest.approx(1 + n % 5 / 255) for n in range(20)]
     assert "ended by SIGKILL, which the system does to programs when memory runs out" in found["error"][7]

@@ -129,11 +129,16 @@ class Driver:
         ahead: bool,
         on_ready: Callable[[list[dict[str, str]]], None],
         on_progress: Callable[[Progress], None],
+        on_stopping: Callable[[], None],
         stopping: Callable[[], bool],
     ) -> None:
-        """``ahead``: tell workers what comes next. ``on_ready`` judges what the scorers are, and raises if they are not the job's."""
+        """``ahead``: tell workers what comes next. ``on_ready`` judges what the scorers are, and raises if they are not the job's.
+
+        ``on_stopping`` is called once, after ``stopping`` has become true.
+        """
         self.pool, self.folder, self.shards = pool, folder, shards
-        self.ahead, self.on_ready, self.on_progress, self.stopping = ahead, on_ready, on_progress, stopping
+        self.ahead, self.on_ready, self.on_progress, self.on_stopping, self.stopping = ahead, on_ready, on_progress, on_stopping, stopping
+        self.noticed = False
         self.tries = folder.tries()
         missing = [shard for shard in shards if shard.number not in done]
         self.waiting = deque(shard for shard in missing if not self.tries.get(shard.number))
@@ -162,6 +167,9 @@ class Driver:
             for worker in self.pool.workers[:num_needed]:
                 self._start(worker)
             while self.starting or self.working or self._more():
+                if self.stopping() and not self.noticed:
+                    self.noticed = True
+                    self.on_stopping()
                 if self.stopping() and not self.working:
                     break
                 for event in self.pool.events(0.25):
@@ -205,6 +213,8 @@ class Driver:
         elif isinstance(event, Failed):
             raise JobError(event.reason)
         elif worker in self.starting:
+            if self.stopping():
+                return
             if self.starting[worker] >= _MAX_STARTS:
                 raise JobError(f"workers cannot start: {event.reason}")
             self._start(worker)
@@ -225,7 +235,7 @@ class Driver:
             self._quarantine(task.shard, task.give_up)
 
     def _bury(self, worker: int, event: Died) -> None:
-        """A worker died. Its shard is tried again, alone, and after three deaths no more."""
+        """A worker died. Its shard is tried again, alone, and after three deaths no more; deaths while the job stops do not count."""
         self.idle.discard(worker)
         self.partial.pop(worker, None)
         if (shard := self.reserved.pop(worker, None)) is not None:
@@ -233,7 +243,9 @@ class Driver:
         task = self.working.pop(worker, None)
         if task is not None:
             shard = task.shard
-            if task.give_up is not None:  # not even its rows can be read
+            if self.stopping():
+                self.waiting.appendleft(shard)
+            elif task.give_up is not None:  # not even its rows can be read
                 self.rows_now += shard.num_rows
                 self.errors_now += shard.num_rows
                 self.lost.add(shard.number)
@@ -264,8 +276,8 @@ class Driver:
             return
         for worker in sorted(self.idle):
             task = self._next(worker)
-            if task is None:
-                break
+            if task is None:  # nothing for this one; another may have a shard reserved
+                continue
             self.idle.discard(worker)
             self.working[worker] = task
             self.pool.give(worker, task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Union
 
 from image_reward.errors import ImageReadError, JobError
-from image_reward.files import written_whole
-from image_reward.images import ImageOptions, open_image
+from image_reward.files import open_regular, written_whole
+from image_reward.image_files import LARGEST_FILE, read_image_file
 
 OBJECT_STORES = ("s3", "gs", "gcs", "az", "abfs", "hdfs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "https": "aiohttp"}
-_LARGEST_IMAGE = 1 << 30  # bytes: a file beyond this is no picture, and would fill the memory before Pillow could say so
+LARGEST_TEXT = 1 << 24
+"""Bytes of a line, a prompt's file or a tar's header: what is larger is an error instead of being read."""
 
 
 class PackageError(JobError):
@@ -83,14 +85,18 @@ class Access:
 
     def open(self, path: str) -> IO[bytes]:
         if not scheme(path):
-            return Path(path).open("rb")
+            return open_regular(path)
         files, name = self.file_system(path)
-        return files.open(name, "rb")
+        return io.BufferedReader(files.open(name, "rb"))  # fsspec's files cannot read part of a line
 
     def stamp(self, path: str) -> str:
-        """What changes when a file does: its size and time of modification, or what an object store says in their place."""
+        """What changes when a file does: its size and time of modification, or what an object store says in their place.
+
+        Raises ``FileNotFoundError``, or ``FileKindError`` for a pipe or a device.
+        """
         if not scheme(path):
-            status = Path(path).stat()
+            with open_regular(path) as file:
+                status = os.fstat(file.fileno())
             return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
         files, name = self.file_system(path)
         info = files.info(name)
@@ -102,30 +108,31 @@ class Access:
         if isinstance(source, bytes):
             return source
         if isinstance(source, Member):
+            _check_size(source.path, source.size)
             with self.open(source.path) as file:
                 file.seek(source.offset)
                 return file.read(source.size)
         if scheme(source):
             files, name = self.file_system(source)
-            if (files.size(name) or 0) > _LARGEST_IMAGE:
-                raise ImageReadError(f"{source} is larger than any picture")
-            data: bytes = files.cat_file(name)
+            size = files.size(name)
+            _check_size(source, size or 0)
+            if size is None:  # a server that does not say how much it will send
+                with files.open(name, "rb") as file:
+                    data: bytes = file.read(LARGEST_FILE + 1)
+                _check_size(source, len(data))
+            else:
+                data = files.cat_file(name)
             return data
-        if not os.path.isfile(source):  # noqa: PTH113 - False for what cannot be a path, such as a long prompt
-            open_image(source, ImageOptions())  # says what is there instead
-        path = Path(source)
-        if path.stat().st_size > _LARGEST_IMAGE:
-            raise ImageReadError(f"{source} is larger than any picture")
-        return path.read_bytes()
+        return read_image_file(source)
 
     def listing(self, pattern: str) -> list[str]:
         """The files that a path, a folder or a glob stands for, sorted: of a folder those directly in it, without hidden ones."""
         if not scheme(pattern):
             if Path(pattern).is_dir():
-                return sorted(str(path) for path in Path(pattern).iterdir() if path.is_file() and not path.name.startswith("."))
+                return sorted(str(path) for path in Path(pattern).iterdir() if not path.is_dir() and not path.name.startswith("."))
             if Path(pattern).exists() or not glob.has_magic(pattern):
                 return [pattern] if Path(pattern).exists() else []
-            return sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())  # noqa: PTH207 - may be absolute
+            return sorted(path for path in glob.glob(pattern, recursive=True) if not Path(path).is_dir())  # noqa: PTH207 - may be absolute
         files, name = self.file_system(pattern)
         if scheme(pattern) == "https":
             return [pattern]
@@ -136,6 +143,11 @@ class Access:
         else:
             found = [name] if files.exists(name) else []
         return sorted(f"{scheme(pattern)}://{path.lstrip('/')}" for path in found if not PurePosixPath(path).name.startswith("."))
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise ImageReadError(f"{name}: an image of {size:,} bytes; at most {LARGEST_FILE:,} are read")
 
 
 def digest(data: bytes) -> bytes:
@@ -176,14 +188,16 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
         if not self.remote:
-            path = Path(self.path, name)
-            return path.read_bytes() if path.exists() else None
+            if not Path(self.path, name).exists():
+                return None
+            with self.open(name) as file:
+                return file.read()
         files, path_in_store = self._files(name)
         return files.cat_file(path_in_store) if files.exists(path_in_store) else None
 
     def open(self, name: str) -> IO[bytes]:
         if not self.remote:
-            return Path(self.path, name).open("rb")
+            return open_regular(Path(self.path, name))
         files, path_in_store = self._files(name)
         return files.open(path_in_store, "rb")
 

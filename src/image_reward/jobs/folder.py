@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from image_reward.errors import JobError
+from image_reward.jobs.arrow import clean, python_rows, text_array
 from image_reward.jobs.files import Folder, writing
 from image_reward.jobs.rows import Shard
 
@@ -61,7 +62,7 @@ def write_part(
 
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, pa.float32(), from_pandas=True))
-    table = table.append_column("error", pa.array([errors.get(row) for row in range(len(table))], pa.string()))
+    table = table.append_column("error", text_array([errors.get(row) for row in range(len(table))]))
     stored = b"".join(digests.get(row, bytes(DIGEST_SIZE)) for row in range(len(table)))
     table = table.replace_schema_metadata({DIGESTS: base64.b64encode(stored)})
     sink = io.BytesIO()
@@ -162,10 +163,10 @@ class JobFolder:
     def quarantine(self, shard: Shard, reason: str) -> None:
         """List the rows of a shard, whose part holds them with an error, or is missing because reading them kills too."""
         text = self.folder.read(QUARANTINE) or b""
-        place = {"shard": shard.number, "reason": reason, "file": shard.file}
+        place = {"shard": shard.number, "reason": reason, "file": clean(shard.file)}
         try:
             with self.folder.open(part_name(shard.number)) as file:
-                rows = [{name: value for name, value in row.items() if name != "error"} for row in read_part(file).to_pylist()]
+                rows = [{name: value for name, value in row.items() if name != "error"} for row in python_rows(read_part(file))]
         except FileNotFoundError:
             rows = [{} for _ in range(shard.num_rows)]
         lines = [json_text(row | place | {"row": shard.first_row + n}) for n, row in enumerate(rows)]
@@ -204,7 +205,7 @@ def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
     """
     first = True
     for table in parts:
-        rows = table.to_pylist()
+        rows = python_rows(table)
         if form == "csv":
             writer = csv.DictWriter(file, table.column_names, lineterminator="\n")
             if first:

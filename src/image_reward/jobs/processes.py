@@ -19,10 +19,14 @@ from image_reward.errors import ImageRewardError, JobError
 from image_reward.jobs.driver import Died, Done, Event, Failed, Progressed, Ready, Task
 from image_reward.jobs.shards import ShardScorer, Work
 
+STOP_SIGNALS = frozenset(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Those that ask a program to stop. Terminals, `timeout`, systemd and Slurm send them to all its processes; only the job heeds them."""
+
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it does, however that ended; and leave Ctrl-C to that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let this process end when the one that started it does, however that ended; and leave signals to stop to that one."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -64,6 +68,8 @@ class ProcessPool:
         self.context: Any = multiprocessing.get_context("spawn")  # a process with PyTorch's threads cannot be forked
         self.processes: dict[int, BaseProcess] = {}
         self.pipes: dict[int, Connection] = {}
+        self.waiting: set[int] = set()
+        """Workers that wait for a task: the end of their pipe ends them."""
 
     @property
     def workers(self) -> list[int]:
@@ -72,12 +78,13 @@ class ProcessPool:
     def start(self, worker: int) -> None:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=work_in_process, args=(self.work, self.devices[worker], theirs), name=f"scorer-{worker}")
-        with _sheltered_from_ctrl_c():
+        with sheltered_from_signals():
             process.start()
         theirs.close()  # so that the end of the process ends the pipe
         self.processes[worker], self.pipes[worker] = process, ours
 
     def give(self, worker: int, task: Task) -> None:
+        self.waiting.discard(worker)
         with suppress(BrokenPipeError, ConnectionResetError):  # it has just died, which the next events will say
             self.pipes[worker].send(task)
 
@@ -92,7 +99,9 @@ class ProcessPool:
             except (EOFError, ConnectionResetError):
                 process = self.processes[worker]
                 process.join()
-                event = Died(worker, _ending(process.exitcode))
+                event = Died(worker, _ending(process.exitcode), blameless=-(process.exitcode or 0) in STOP_SIGNALS)
+            if isinstance(event, Ready | Done):
+                self.waiting.add(worker)
             if isinstance(event, Died | Failed):
                 self.stop(worker)
             found.append(event)
@@ -102,28 +111,30 @@ class ProcessPool:
         process, pipe = self.processes.pop(worker, None), self.pipes.pop(worker, None)
         if process is not None and pipe is not None:
             pipe.close()
-            process.terminate()
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            if worker in self.waiting:
+                process.join(5)
+            process.kill()
+            process.join()
             process.close()
+        self.waiting.discard(worker)
 
     def close(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
+        for worker, pipe in self.pipes.items():  # all at once, so that they end beside each other
+            pipe.close()
+            if worker not in self.waiting:
+                self.processes[worker].kill()
         for worker in list(self.processes):
             self.stop(worker)
 
 
 @contextmanager
-def _sheltered_from_ctrl_c() -> Iterator[None]:
-    """Processes that are started here never get a Ctrl-C, not even before ``end_with_parent``; this one gets it afterwards."""
+def sheltered_from_signals() -> Iterator[None]:
+    """Processes that are started here never get a signal to stop, not even before ``end_with_parent``; this one gets it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # which lifts the block where it must start first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_reward.errors import JobError
+from image_reward.jobs.arrow import text_array
 from image_reward.jobs.buckets import Buckets, group_starts
 from image_reward.jobs.files import Access, Folder, digest, join, scheme, whole_file, writing
 from image_reward.jobs.folder import DIGEST_SIZE, digests_of, part_numbers, quarantined_rows, read_manifest, tables, write_rows
@@ -162,8 +163,6 @@ def _write_parquet(file: Any, parts: Iterator[pyarrow.Table]) -> None:
 
 def _moved(table: pyarrow.Table, scored: Scored, base: str | None) -> pyarrow.Table:
     """Image paths that are relative to the input become relative to another folder, or absolute."""
-    import pyarrow as pa
-
     root: str = scored.manifest["base"]
     if scheme(root):
         moved = [name and join(root, name) for name in table.column(scored.image_column).to_pylist()]
@@ -177,7 +176,7 @@ def _moved(table: pyarrow.Table, scored: Scored, base: str | None) -> pyarrow.Ta
             for name in table.column(scored.image_column).to_pylist()
         ]
     place = table.schema.get_field_index(scored.image_column)
-    return table.set_column(place, scored.image_column, pa.array(moved, pa.string()))
+    return table.set_column(place, scored.image_column, text_array(moved))
 
 
 def _sortable(rewards: NDArray[Any]) -> NDArray[Any]:

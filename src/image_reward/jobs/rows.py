@@ -20,6 +20,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +31,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from image_reward.errors import JobError
-from image_reward.images import IMAGE_SUFFIXES
+from image_reward.files import read_regular
+from image_reward.image_files import IMAGE_SUFFIXES, list_images
+from image_reward.jobs.arrow import arrow, clean, clean_table, is_clean, text_array, text_table
 from image_reward.jobs.buckets import Buckets, group_starts
-from image_reward.jobs.files import Access, ImageSource, Member, digest, join, parent, scheme
+from image_reward.jobs.files import LARGEST_TEXT, Access, ImageSource, Member, digest, join, parent, scheme
 
 if TYPE_CHECKING:
     import pyarrow
@@ -93,6 +96,8 @@ class Input(ABC):
     num_repeated_ids: int = 0
     repeated_id: str = ""
     """One of them."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the input: what of it is not read."""
 
     kind = ""
 
@@ -118,7 +123,7 @@ class Input(ABC):
 
         Raises ``JobError`` for a column that is not there, files that do not go together, or no rows at all.
         """
-        self.stamps = {file: self.access.stamp(file) for file in self.files}
+        self.stamps = self._stamps()
         self._size = shard_size
         shards: list[Shard] = []
         with Buckets([("row", "<u8")]) as ids:
@@ -130,7 +135,7 @@ class Input(ABC):
             self._finish_ids()
         del self._ids
         if not shards:
-            raise JobError(f"{self.given} holds no rows")
+            raise JobError(". ".join([f"{self.given} holds no rows", *self.notes]))
         self._check_columns()
         self.check_unchanged()
         return shards
@@ -181,6 +186,9 @@ class Input(ABC):
 
     # --- what they share ---
 
+    def _stamps(self) -> dict[str, str]:
+        return {file: self.access.stamp(file) for file in self.files}
+
     def _name(self, file: str) -> str:
         """One of the input's files, relative to ``base``."""
         return PurePosixPath(Path(file).as_posix()).name if self.base in (file, parent(file)) else self._from_base(file)
@@ -205,7 +213,7 @@ class Input(ABC):
         if taken := [name for name in columns if name in ("error", "reward") or name.startswith("reward:")]:
             raise JobError(f"{self.given} has a column {taken[0]!r} already, which the result would hide; rename or drop it")
         if self.prompt is not None:
-            self.schema = self.schema.append(_arrow().field(self.prompt_column, _arrow().string()))
+            self.schema = self.schema.append(arrow().field(self.prompt_column, arrow().string()))
 
     def _finish_ids(self) -> None:
         self.num_repeated_ids, self.repeated_id = self._ids.repeated()
@@ -217,14 +225,13 @@ class Input(ABC):
 
     def _rows(self, table: pyarrow.Table, shard: Shard, problems: list[str | None] | None = None, images: list[Any] | None = None) -> Rows:
         """A table as it is in the file -> its prompts and images, and the table with images named."""
-        pa = _arrow()
         problems = problems or [None] * len(table)
         place = table.schema.get_field_index(self.image_column)
         if images is None:
             images, named = self._images(table.column(place).to_pylist(), shard)
-            table = table.set_column(place, self.image_column, pa.array(named, pa.string()))
+            table = table.set_column(place, self.image_column, text_array(named))
         if self.prompt is not None:
-            table = table.append_column(self.prompt_column, pa.array([self.prompt] * len(table), pa.string()))
+            table = table.append_column(self.prompt_column, text_array([self.prompt] * len(table)))
         prompts = table.column(self.prompt_column).to_pylist()
         return Rows(table.select(self.schema.names).cast(self.schema), prompts, images, problems)
 
@@ -252,7 +259,7 @@ class Input(ABC):
 
 def named_images(schema: pyarrow.Schema, image_column: str) -> pyarrow.Schema:
     """The schema of the output: without the notes of whoever wrote the input, and with images as text."""
-    pa = _arrow()
+    pa = arrow()
     place = schema.get_field_index(image_column)
     schema = schema.remove_metadata()
     return schema if place < 0 else schema.set(place, pa.field(image_column, pa.string()))
@@ -295,15 +302,6 @@ class _Ids:
         return num, example
 
 
-def _arrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise JobError("jobs over files of rows need pyarrow: pip install 'image-reward[jobs]'") from None
-    return pyarrow
-
-
 def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int, int, int]]:
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
@@ -321,8 +319,15 @@ def _cut_records(records: Iterator[tuple[int, int]], size: int) -> Iterator[tupl
 # --- text ----------------------------------------------------------------------------------------------------------------------------
 
 
+class _LongLineError(csv.Error):
+    """A line is longer than any row."""
+
+
 class _CountedLines:
-    """Lines of a file as text, and where the last one ended. Bytes that are no UTF-8 become lone surrogates."""
+    """Lines of a file as text, and where the last one ended. Bytes that are not UTF-8 become lone surrogates.
+
+    A line too long to be a row is passed over with a ``_LongLineError``.
+    """
 
     def __init__(self, file: IO[bytes], start: int = 0, stop: int | None = None) -> None:
         file.seek(start)
@@ -335,31 +340,37 @@ class _CountedLines:
     def go_on_after_line(self, start: int) -> None:
         """Let the line after the one that begins at ``start`` be the next."""
         self.file.seek(start)
-        self.end = start + len(self.file.readline())
+        self.end = start
+        self._skip_line()
+
+    def _skip_line(self) -> None:
+        part = b" "
+        while part and not part.endswith(b"\n"):
+            part = self.file.readline(LARGEST_TEXT)
+            self.end += len(part)
 
     def __next__(self) -> str:
         if self.stop is not None and self.end >= self.stop:
             raise StopIteration
-        line = self.file.readline()
+        line = self.file.readline(LARGEST_TEXT)
         if not line:
             raise StopIteration
         self.end += len(line)
+        if len(line) == LARGEST_TEXT and not line.endswith(b"\n"):
+            self._skip_line()
+            raise _LongLineError(f"a line of more than {LARGEST_TEXT:,} bytes")
         if self.byte_order_mark:
             line, self.byte_order_mark = line.removeprefix(b"\xef\xbb\xbf"), False
         return line.decode("utf-8", "surrogateescape")
 
 
-def _plain(text: str) -> str:
-    """Lone surrogates, which no file can hold, become replacement characters."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _head(stream: IO[bytes], file: str) -> bytes:
+    """How a file of text begins, without a byte order mark and white space. Raises ``JobError`` for UTF-16, which spreadsheets save."""
+    stream.seek(0)
+    head = stream.read(1 << 16)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise JobError(f"{file} is UTF-16; save it as UTF-8")
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 class CsvInput(Input):
@@ -384,6 +395,9 @@ class CsvInput(Input):
                 cells: list[str] | str = next(reader)
             except StopIteration:
                 return
+            except _LongLineError as error:
+                cells = str(error)
+                reader = csv.reader(lines, strict=True)
             except csv.Error as error:
                 cells = f"not CSV: {error}; close every quote, and double quotes within a cell"
                 lines.go_on_after_line(start)
@@ -393,13 +407,17 @@ class CsvInput(Input):
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
         with self.access.open(file) as stream:
+            _head(stream, file)
             try:
                 header, end = self._header(stream)
             except csv.Error as error:
-                raise JobError(f"the first line of {file} is not CSV: {error}; save it as CSV with a row on each line") from None
-            if not header or len(set(header)) < len(header) or not all(_is_utf8(name) for name in header):
+                cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
+                raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
+            if not header or len(set(header)) < len(header) or not all(map(is_clean, header)):
                 raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is no header: column names, each once, in UTF-8")
-            pa = _arrow()
+            if len(header) == 1 and (separator := next((sign for sign in ";\t|" if sign in header[0]), "")):
+                raise JobError(f"the cells of {file} are separated by {separator!r}; save it with commas")
+            pa = arrow()
             schema = pa.schema([(name, pa.string()) for name in header])
             self.schema = self.schema or schema
             if schema != self.schema:
@@ -415,7 +433,6 @@ class CsvInput(Input):
             yield from _cut_records(records(), self._size)
 
     def _read(self, shard: Shard) -> Rows:
-        pa = _arrow()
         columns = [name for name in self.schema.names if self.prompt is None or name != self.prompt_column]
         rows: list[list[str | None]] = []
         problems: list[str | None] = []
@@ -427,15 +444,15 @@ class CsvInput(Input):
                 if not problem and len(cells) != len(columns):
                     problem = f"row {number} has {len(cells)} cells and the header {len(columns)}; quote cells that hold commas"
                 values = list(cells) if isinstance(cells, list) else []
-                if not problem and not all(map(_is_utf8, values)):
+                if not problem and not all(map(is_clean, values)):
                     problem = f"row {number} is not UTF-8"
-                filled = [*values, *[""] * len(columns)][: len(columns)]
-                rows.append([_plain(value) or None for value in filled])
+                rows.append([value or None for value in [*values, *[""] * len(columns)][: len(columns)]])
                 problems.append(problem)
-        arrays = (
-            [pa.array(values, pa.string()) for values in zip(*rows, strict=True)] if rows else [pa.array([], pa.string())] * len(columns)
-        )
-        return self._rows(pa.table(arrays, names=columns), shard, problems)
+        table = text_table({name: [row[place] for row in rows] for place, name in enumerate(columns)})
+        return self._rows(table, shard, problems)
+
+
+_MOST_COLUMNS = 1000  # of JSONL, where each row may bring new ones: rows times columns would be the square of the rows
 
 
 class JsonLinesInput(Input):
@@ -446,23 +463,21 @@ class JsonLinesInput(Input):
     def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
         while True:
             start = lines.end
-            line = next(lines, None)
-            if line is None:
-                return
-            if not line.strip():
-                continue
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                value = f"not JSON: {error}"
-            if not _is_utf8(line):
-                value = "not UTF-8"
-            yield start, lines.end, value if isinstance(value, dict | str) else f"not an object but {value!r:.40}"
+                line = next(lines, None)
+                if line is None:
+                    return
+                if not line.strip():
+                    continue
+                value = _json_row(line)
+            except _LongLineError as error:
+                value = str(error)
+            yield start, lines.end, value
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
         kinds: dict[str, set[str]] = self.__dict__.setdefault("_kinds", {})
         with self.access.open(file) as stream:
-            if stream.read(1) == b"[":
+            if _head(stream, file).startswith(b"["):
                 raise JobError(f"{file} is one JSON list; write one object on each line, without brackets and commas around them")
 
             def records() -> Iterator[tuple[int, int]]:
@@ -471,14 +486,19 @@ class JsonLinesInput(Input):
                         self._ids.add(row.get(self.id_column))
                         for name, value in row.items():
                             kinds.setdefault(name, set()).add(_json_kind(value))
+                        if len(kinds) > _MOST_COLUMNS:
+                            raise JobError(
+                                f"the objects of {file} have more than {_MOST_COLUMNS:,} different keys, such as {list(kinds)[-1]!r:.60}; "
+                                "each would be a column: put those that differ from row to row under one key"
+                            )
                     yield start, stop
 
             yield from _cut_records(records(), self._size)
-        pa = _arrow()
-        self.schema = pa.schema([(_plain_json(name), _json_type(pa, found - {"null"})) for name, found in kinds.items()])
+        pa = arrow()
+        self.schema = pa.schema([(name, _json_type(pa, found - {"null"})) for name, found in kinds.items()])
 
     def _read(self, shard: Shard) -> Rows:
-        pa = _arrow()
+        pa = arrow()
         schema = self.schema
         if self.prompt is not None:
             schema = schema.remove(schema.get_field_index(self.prompt_column))
@@ -489,35 +509,47 @@ class JsonLinesInput(Input):
                 found.append(row if isinstance(row, dict) else {})
                 problems.append(None if isinstance(row, dict) else f"row {number} is {row}")
         prompts = [row.get(self.prompt_column) for row in found]
-        arrays = [pa.array([_json_value(row.get(f.name), f.type, pa) for row in found], f.type) for f in schema]
+        arrays = [_json_column([row.get(f.name) for row in found], f.type, pa) for f in schema]
         rows = self._rows(pa.table(arrays, schema=schema), shard, problems)
         return rows if self.prompt is not None else Rows(rows.table, prompts, rows.images, rows.problems)  # a number is no prompt
+
+
+def _json_row(line: str) -> dict[str, Any] | str:
+    """The object on a line, or what is wrong with it."""
+    if not is_clean(line):
+        return "not UTF-8"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"not JSON: {error or type(error).__name__}"
+    if not isinstance(value, dict):
+        return f"not an object but {value!r:.40}"
+    if all(map(is_clean, value)):
+        return value
+    cleaned = {clean(name): inner for name, inner in value.items()}
+    return cleaned if len(cleaned) == len(value) else "an object with keys that differ only in halves of characters"
 
 
 def _json_kind(value: object) -> str:
     if value is None:
         return "null"
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return "object"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**53:  # beyond what a float holds exactly
+        return "long" if -(2**63) <= value < 2**63 else "object"
     return type(value).__name__
 
 
 def _json_type(pa: Any, kinds: set[str]) -> Any:
     if kinds == {"bool"}:
         return pa.bool_()
-    if kinds == {"int"}:
+    if kinds and kinds <= {"int", "long"}:
         return pa.int64()
     return pa.float64() if kinds and kinds <= {"int", "float"} else pa.string()
 
 
-def _json_value(value: object, kind: Any, pa: Any) -> object:
-    if value is None or kind != pa.string():
-        return value
-    return _plain_json(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _plain_json(text: str) -> str:
-    return text if _is_utf8(text) else text.encode("utf-8", "replace").decode()
+def _json_column(values: Sequence[Any], kind: Any, pa: Any) -> Any:
+    if kind != pa.string():
+        return pa.array(values, kind)
+    return text_array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 
 # --- Arrow ---------------------------------------------------------------------------------------------------------------------------
@@ -558,11 +590,18 @@ class ParquetInput(Input):
                 group = _row_group(shard.file, self.stamps[shard.file], self.access, number)
                 parts.append(group.slice(begin - first, end - begin))
             first += num_rows
-        return self._rows(_arrow().concat_tables(parts), shard)
+        return self._arrow_rows(arrow().concat_tables(parts), shard)
+
+    def _arrow_rows(self, table: pyarrow.Table, shard: Shard) -> Rows:
+        table, wrong = clean_table(table)
+        problems = [
+            f"row {shard.first_row + n + 1} is not UTF-8 in the column {wrong[n]!r}" if n in wrong else None for n in range(len(table))
+        ]
+        return self._rows(table, shard, problems)
 
 
 def _parquet(file: str, access: Access) -> Any:
-    pa = _arrow()
+    pa = arrow()
     try:
         return pa.parquet.ParquetFile(file if not scheme(file) else access.open(file))
     except (pa.ArrowException, OSError) as error:
@@ -579,7 +618,7 @@ def _row_groups(file: str, stamp: str, access: Access) -> tuple[int, ...]:
 @lru_cache(maxsize=1)  # a row group may be larger than a shard; the shards that follow each other come from the same one
 def _row_group(file: str, stamp: str, access: Access, number: int) -> Any:
     del stamp
-    pa = _arrow()
+    pa = arrow()
     try:
         return _parquet(file, access).read_row_group(number, use_threads=False)  # as in ``read_part``; workers share the cores
     except (pa.ArrowException, OSError) as error:
@@ -587,11 +626,18 @@ def _row_group(file: str, stamp: str, access: Access, number: int) -> Any:
 
 
 def _holds_images(kind: Any) -> bool:
-    types = _arrow().types
+    types = arrow().types
     if types.is_struct(kind):
-        return {"bytes", "path"} & {kind.field(i).name for i in range(kind.num_fields)} != set()
-    plain = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null)
-    return any(test(kind) for test in plain) or (types.is_dictionary(kind) and types.is_string(kind.value_type))
+        inside = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+        wanted = [(name, tests) for name, tests in (("bytes", _BYTES), ("path", _TEXT)) if name in inside]
+        return bool(wanted) and all(any(getattr(types, test)(inside[name]) for test in tests) for name, tests in wanted)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(getattr(types, test)(kind) for test in (*_BYTES, *_TEXT))
+
+
+_BYTES = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view", "is_null")
+_TEXT = ("is_string", "is_large_string", "is_string_view", "is_null")
 
 
 def _columns(schema: pyarrow.Schema) -> str:
@@ -614,13 +660,13 @@ class ArrowInput(ParquetInput):
 
     def _read(self, shard: Shard) -> Rows:
         table = _arrow_stream(shard.file, self.stamps[shard.file], self.access)
-        return self._rows(table.slice(shard.start, shard.num_rows), shard)
+        return self._arrow_rows(table.slice(shard.start, shard.num_rows), shard)
 
 
 @lru_cache(maxsize=4)
 def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
     del stamp
-    pa = _arrow()
+    pa = arrow()
     try:
         source = access.open(file) if scheme(file) else pa.memory_map(file)  # mapped: nothing is read before it is used
         return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
@@ -631,38 +677,72 @@ def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
 # --- images in tars and folders ------------------------------------------------------------------------------------------------------
 
 
+class _BoundedReads:
+    """A tar whose headers cannot fill the memory: tarfile reads long names and comments whole, whatever size they state."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > LARGEST_TEXT:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
 class TarInput(Input):
-    """WebDataset: files with the same name up to the first dot of their last part are a sample."""
+    """WebDataset: files that follow each other with the same name up to the first dot of their last part are a sample.
+
+    A sample has one file of each extension; where one occurs again, the next sample begins.
+    """
 
     kind = "WebDataset"
 
     def _samples(self, stream: IO[bytes], file: str, start: int = 0) -> Iterator[tuple[int, int, str, dict[str, tarfile.TarInfo]]]:
-        """First byte, byte after the last, key, and members by extension."""
+        """First byte, byte after the last, key, and members by extension. Raises ``JobError`` where the tar is damaged."""
         stream.seek(start)
+        place = start
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
+            with tarfile.open(fileobj=_BoundedReads(stream), mode="r:") as archive:  # type: ignore[call-overload]
                 key, members, first = None, dict[str, tarfile.TarInfo](), start
                 while member := archive.next():
-                    archive.members = []  # type: ignore[attr-defined] # a list of every member of a large tar would fill the memory
-                    if not member.isfile():
-                        continue
+                    archive.members = []  # a list of every member of a large tar would fill the memory
+                    if member.size < 0:
+                        raise tarfile.ReadError("a member of negative size")
+                    place = archive.offset
                     path = PurePosixPath(member.name)
-                    stem, _, extension = path.name.partition(".")
-                    if not stem:  # hidden files, such as the ._NAME that macOS leaves
+                    stem, _, extension = path.name.lower().partition(".")
+                    if member.isdir() or not stem:  # hidden files, such as the ._NAME that macOS leaves
                         continue
-                    this = str(path.with_name(stem))
-                    if key is not None and this != key:
+                    this = str(path.with_name(path.name[: len(stem)]))
+                    if key is not None and (this != key or extension in members):
                         yield first, member.offset, key, members
                         members, first = {}, member.offset
                     key = this
-                    members[extension.lower()] = member
+                    members[extension] = member
+                self._check_end(stream, file, archive.offset)
                 if key is not None:
                     yield first, archive.offset, key, members
-        except tarfile.TarError as error:
-            raise JobError(f"{file} is not a whole, uncompressed tar: {error}; write or download it again") from None
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
+            if packed := _compression(stream):
+                raise JobError(f"{file} is not a whole, uncompressed tar but {packed}; unpack it first") from None
+            raise JobError(f"{file} is not a whole, uncompressed tar: {error}, at byte {place:,}; write or download it again") from None
+
+    def _check_end(self, stream: IO[bytes], file: str, end: int) -> None:
+        """Note, or raise ``tarfile.ReadError``, where a tar does not end as it should: tarfile stops without a word at any damage."""
+        stream.seek(end)
+        block = stream.read(tarfile.BLOCKSIZE)
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("what stands there is not a member")
+        note = ""
+        if not block:
+            note = f"{file} has no mark at its end: it may have been cut there, and rows may be missing"
+        elif stream.read(LARGEST_TEXT).strip(b"\0"):
+            note = f"{file} goes on after the mark of its end, and what follows is not read; if tars were joined, give them one by one"
+        if note and note not in self.notes:
+            self.notes.append(note)
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
-        pa = _arrow()
+        pa = arrow()
         self.schema = pa.schema(
             [(name, pa.string()) for name in ("id", "image", *(() if self.prompt is not None else (self.prompt_column,)))]
         )
@@ -684,7 +764,6 @@ class TarInput(Input):
         return "id"
 
     def _read(self, shard: Shard) -> Rows:
-        pa = _arrow()
         keys: list[str] = []
         prompts: list[str | None] = []
         images: list[Any] = []
@@ -693,44 +772,78 @@ class TarInput(Input):
         name = self._name(shard.file)
         with self.access.open(shard.file) as stream:
             for _, stop, key, members in self._samples(stream, shard.file, shard.start):
-                pictures = [member for extension, member in members.items() if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
                 place = stream.tell()
                 prompt, problem = self._prompt(stream, members)
                 stream.seek(place)
+                pictures = [member for extension, member in members.items() if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
                 if len(pictures) != 1:
-                    problem = f"the sample {key} has {len(pictures)} images; it must have one"
+                    problem = f"the sample {key} has {len(pictures)} images; it must have one (its files: {', '.join(sorted(members))})"
                 picture = pictures[0] if pictures else None
                 keys.append(key)
                 prompts.append(prompt)
                 images.append(picture and Member(shard.file, picture.offset_data, picture.size))
-                named.append(f"{name}#{picture.name}" if picture else None)
-                problems.append(problem)
+                named.append(f"{name}#{self._member_name(picture)}" if picture else None)
+                problems.append((picture and _not_plain(picture)) or problem)
                 if stop >= shard.stop:
                     break
-        columns = {"id": keys, "image": named} | ({} if self.prompt is not None else {self.prompt_column: prompts})
-        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        texts = {} if self.prompt is not None else {self.prompt_column: prompts}
+        table = text_table({"id": keys, "image": named, **texts})
         return self._rows(table, shard, problems, images)
+
+    def _member_name(self, member: tarfile.TarInfo) -> str:
+        """Where keys repeat, names do not tell members apart: their place does."""
+        return f"{member.name}@{member.offset_data}" if self.num_repeated_ids else member.name
 
     def _prompt(self, stream: IO[bytes], members: Mapping[str, tarfile.TarInfo]) -> tuple[str | None, str | None]:
         if self.prompt is not None:
             return None, None
         try:
             if self.names.prompt is None and "txt" in members:
-                return _content(stream, members["txt"]).decode().strip(), None
+                return _content(stream, members["txt"]).strip(), None
             if "json" in members:
                 values = json.loads(_content(stream, members["json"]))
+                if not isinstance(values, dict):
+                    return None, f"the sample's json is not an object but {values!r:.40}"
                 keys = [self.names.prompt] if self.names.prompt else [key for key in _PROMPT_KEYS if key in values]
                 if not keys or keys[0] not in values:
-                    return None, f"the sample's json has no {self.names.prompt or ' or '.join(_PROMPT_KEYS)}; it has {', '.join(values)}"
-                return values[keys[0]] if isinstance(values[keys[0]], str) else None, None
-        except (ValueError, TypeError) as error:
-            return None, f"the sample's text cannot be read: {error}"
+                    found = ", ".join(map(str, values))
+                    return None, f"the sample's json has no {self.names.prompt or ' or '.join(_PROMPT_KEYS)}; it has {found:.200}"
+                prompt = values[keys[0]]
+                if isinstance(prompt, str) and not is_clean(prompt):
+                    return prompt, "the prompt in the sample's json holds half of a character (a lone surrogate)"
+                if isinstance(prompt, str) or prompt is None:
+                    return prompt, None
+                return None, f"the prompt in the sample's json is not text but {prompt!r:.40}"
+        except (ValueError, RecursionError, MemoryError) as error:
+            return None, f"the sample's text cannot be read: {error or type(error).__name__}"
         return None, "the sample has neither a .txt nor a .json with its prompt"
 
 
-def _content(stream: IO[bytes], member: tarfile.TarInfo) -> bytes:
+def _content(stream: IO[bytes], member: tarfile.TarInfo) -> str:
+    """The text of a member. Raises ``ValueError`` where it cannot be read."""
+    if problem := _not_plain(member):
+        raise ValueError(problem)
+    if member.size > LARGEST_TEXT:
+        raise ValueError(f"{member.name} has {member.size:,} bytes; at most {LARGEST_TEXT:,} are read")
     stream.seek(member.offset_data)
-    return stream.read(member.size)
+    return stream.read(member.size).decode("utf-8-sig")
+
+
+def _not_plain(member: tarfile.TarInfo) -> str | None:
+    """What is wrong with a member whose bytes do not stand in the tar one after another."""
+    if member.issparse():
+        return f"{member.name} is sparse; make the tar again without --sparse"
+    if not member.isreg():
+        return f"{member.name} is a link or a device; make the tar again with --dereference --hard-dereference"
+    return None
+
+
+def _compression(stream: IO[bytes]) -> str:
+    """What a file is compressed with, by its first bytes; empty for nothing that is known."""
+    stream.seek(0)
+    head = stream.read(6)
+    marks = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+    return next((name for mark, name in marks.items() if head.startswith(mark)), "")
 
 
 class ImageFolder(Input):
@@ -753,18 +866,22 @@ class ImageFolder(Input):
         finally:
             del self._found
 
+    def _stamps(self) -> dict[str, str]:
+        return {self.files[0]: self._stamp(self._found)}
+
     def _list(self) -> list[tuple[str, str]]:
         """Names of images relative to the folder, in order, and their stamps."""
         root = Path(self.files[0])
+        listing = list_images(root, recursive=True)
+        self.notes = [f"{root}: {note}"] if (note := listing.note()) else []
         found = []
-        for path in root.rglob("*"):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts):
-                try:
-                    status = path.stat()
-                    stamp = f"{status.st_size} {status.st_mtime_ns}"
-                except OSError:  # such as a link to nothing: an error of its row
-                    stamp = "-"
-                found.append((path.relative_to(root).as_posix(), stamp))
+        for path in listing.images:
+            try:
+                status = path.stat()
+                stamp = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:  # such as a link to nothing: an error of its row
+                stamp = "-"
+            found.append((path.relative_to(root).as_posix(), stamp))
         return sorted(found)
 
     def check_unchanged(self, file: str | None = None) -> None:
@@ -783,8 +900,8 @@ class ImageFolder(Input):
         return f"{len(found)} images, {whole.hexdigest()}"
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
-        pa = _arrow()
-        self.stamps = {file: self._stamp(self._found)}
+        del file  # the only one there is
+        pa = arrow()
         self.schema = pa.schema([("image", pa.string())] + ([] if self.prompt is not None else [(self.prompt_column, pa.string())]))
         yield from _cut(len(self._found), self._size)
 
@@ -792,13 +909,12 @@ class ImageFolder(Input):
         return tuple(name for name, _ in self._found[start:stop])
 
     def _read(self, shard: Shard) -> Rows:
-        pa = _arrow()
         root = Path(shard.file)
         prompts: list[str | None] = []
         problems: list[str | None] = []
         for name in shard.names if self.prompt is None else ():
             try:
-                prompts.append((root / name).with_suffix(".txt").read_text(encoding="utf-8").strip())
+                prompts.append(read_regular((root / name).with_suffix(".txt"), LARGEST_TEXT).decode("utf-8-sig").strip())
                 problems.append(None)
             except FileNotFoundError:
                 prompts.append(None)
@@ -806,8 +922,8 @@ class ImageFolder(Input):
             except (OSError, ValueError) as error:
                 prompts.append(None)
                 problems.append(f"{Path(name).with_suffix('.txt')} cannot be read: {error}")
-        columns = {"image": list(shard.names)} | ({} if self.prompt is not None else {self.prompt_column: prompts})
-        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        texts = {} if self.prompt is not None else {self.prompt_column: prompts}
+        table = text_table({"image": shard.names, **texts})
         return self._rows(table, shard, problems or None, [str(root / name) for name in shard.names])
 
 
@@ -827,7 +943,7 @@ def open_input(given: str, names: Names | None = None, prompt: str | None = None
     names, access = names or Names(), access or Access()
     if prompt is not None and names.prompt is not None:
         raise JobError("one prompt for all rows, or a column of prompts, not both")
-    _arrow()
+    arrow()
     if not scheme(given) and (folder := Path(given)).is_dir():
         if (folder / "dataset_dict.json").exists():
             splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
@@ -846,6 +962,7 @@ def open_input(given: str, names: Names | None = None, prompt: str | None = None
             f"{given} is of no known kind of rows: {', '.join(KINDS)} (an uncompressed WebDataset), the folder of a Hugging Face data set, "
             "or a folder of images"
         )
+    others = [PurePosixPath(file).name for file in listed if file not in files]
     suffixes = sorted({PurePosixPath(file).suffix.lower() for file in files})
     if len(suffixes) > 1:
         raise JobError(
@@ -856,12 +973,35 @@ def open_input(given: str, names: Names | None = None, prompt: str | None = None
             f"{given} holds both {Path(files[0]).name} and images such as {Path(pictures[0]).name}; "
             f"give {files[0]}, or a folder of images alone"
         )
-    return KINDS[suffixes[0]](given, files, access, names, prompt)
+    notes = [_passed_over(rows, given)] if (rows := [name for name in others if _may_hold_rows(name)]) else []
+    if is_folder and (folders := [path.name for path in Path(given).iterdir() if path.is_dir() and not path.name.startswith(".")]):
+        notes.append(f"folders in {given} are not read: {_names(folders)}; give {given.rstrip('/')}/**/*{suffixes[0]} to read them too")
+    return KINDS[suffixes[0]](given, files, access, names, prompt, notes=notes)
+
+
+def _may_hold_rows(name: str) -> bool:
+    """Whether a file that is not read could have been meant to be: other forms of the same, and what is compressed."""
+    forms = {".json", ".ndjson", ".tsv", ".arrow", ".feather", ".xlsx", ".ods", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4"}
+    return PurePosixPath(name).suffix.lower() in forms
+
+
+def _passed_over(names: Sequence[str], given: str) -> str:
+    number = "1 file was" if len(names) == 1 else f"{len(names):,} files were"
+    return f"{number} passed over in {given}: {_names(names)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    """The first of them.
+
+    >>> _names(["b", "a"]), _names("abcdef")
+    ('a, b', 'a, b, c, …')
+    """
+    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _arrow_files(folder: Path) -> tuple[str, ...]:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(read_regular(folder / "state.json", LARGEST_TEXT))
         names = [entry["filename"] for entry in state["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise JobError(
@@ -874,17 +1014,22 @@ def _arrow_files(folder: Path) -> tuple[str, ...]:
     return tuple(str(folder / name) for name in names)
 
 
+_INSIDE = re.compile(r"(.+?(\.arrow|\.parquet|\.tar))#(.+)", re.IGNORECASE | re.DOTALL)
+
+
 def image_named(base: str, name: str, image_column: str, access: Access) -> Any:
     """What the image column of a result names: a path, or the content of an image inside a file (FILE#ROW, or FILE#MEMBER of a tar)."""
-    file, _, inside = name.rpartition("#")
-    path, container = join(base, name), join(base, file)
-    suffix = PurePosixPath(file).suffix.lower()
-    if suffix not in (".arrow", ".parquet", ".tar") or (not scheme(path) and Path(path).exists()):
+    path = join(base, name)
+    found = _INSIDE.fullmatch(name)
+    if found is None or (not scheme(path) and Path(path).exists()):
         return path
+    container, suffix, inside = join(base, found[1]), found[2].lower(), found[3]
     if suffix == ".tar":
         with access.open(container) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            member = archive.getmember(inside)
-            return access.read(Member(container, member.offset_data, member.size))
+            for member in archive:
+                if inside in (clean(member.name), clean(f"{member.name}@{member.offset_data}")):
+                    return access.read(Member(container, member.offset_data, member.size))
+        raise FileNotFoundError(f"{container} has no member {inside}")
     row, stamp = int(inside), access.stamp(container)
     if suffix == ".arrow":
         table = _arrow_stream(container, stamp, access)

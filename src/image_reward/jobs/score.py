@@ -120,7 +120,7 @@ def score_files(
 
     Raises:
         JobError, FileNotFoundError: the message says what is wrong with the input, the folder or the scorer; parts that are done are kept.
-        KeyboardInterrupt: Ctrl-C; the shards in work were finished first. A second Ctrl-C does not wait for them.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the shards in work were finished first. A Ctrl-C after that does not wait for them.
     """
     for name, value in (("workers", workers), ("batch_size", batch_size), ("shard_size", shard_size)):
         if value is not None and value < 1:
@@ -138,6 +138,8 @@ def score_files(
         if shard_size is None:
             shard_size = job.manifest["shard_size"] if job.manifest else SHARD_SIZE
         shards = source.scan(shard_size)
+        for note in source.notes:
+            on_note(note)
         if source.num_repeated_ids:
             on_note(
                 f"{source.num_repeated_ids:,} ids occur more than once in the column {source.id_column!r}, such as {source.repeated_id}"
@@ -179,9 +181,17 @@ def score_files(
         pool, ahead = _pool(
             engine, partial(Work, source, job.folder.path, load, batch_size), workers, decoders, device, ray_address, len(todo)
         )
-        with _stoppable(on_note) as stopping:
+        with _stoppable() as stopping:
             driver = Driver(
-                pool, job, shards, done | earlier, ahead=ahead, on_ready=on_ready, on_progress=on_progress, stopping=stopping.is_set
+                pool,
+                job,
+                shards,
+                done | earlier,
+                ahead=ahead,
+                on_ready=on_ready,
+                on_progress=on_progress,
+                on_stopping=lambda: on_note(_STOPPING),
+                stopping=stopping.is_set,
             )
             driver.run()
         for heard in driver.warnings:
@@ -236,23 +246,32 @@ def _pool(
     return ProcessPool(work(decoders, threads), devices), decoders > 0
 
 
+_STOPPING = "finishing the shards in work, then stopping; press Ctrl-C again to stop at once (they will be scored again)"
+
+
 @contextmanager
-def _stoppable(on_note: Callable[[str], None]) -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM asks to stop after the shards in work; the second stops at once."""
+def _stoppable() -> Iterator[threading.Event]:
+    """A Ctrl-C, SIGTERM or SIGHUP asks to stop after the shards in work; a Ctrl-C after that stops at once.
+
+    Another SIGTERM does not: `timeout` sends it to the process and then to its group.
+    """
+    from image_reward.jobs.processes import STOP_SIGNALS
+
     stopping = threading.Event()
 
-    def on_signal(_number: int, _frame: Any) -> None:
-        if stopping.is_set():
+    def on_signal(number: int, _frame: Any) -> None:
+        if stopping.is_set() and number == signal.SIGINT:
             raise Interrupted("stopped at once; run the same command again to go on")
         stopping.set()
-        on_note("finishing the shards in work, then stopping; press Ctrl-C again to stop at once (they will be scored again)")
 
     if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
         yield stopping
         return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = getattr(signal, "SIGHUP", None)
+    ignored = {hang_up} if hang_up and signal.getsignal(hang_up) == signal.SIG_IGN else set()  # by `nohup`
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS - ignored}
     try:
         yield stopping
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)

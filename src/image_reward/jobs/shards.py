@@ -109,7 +109,7 @@ def group_rows(rows: Rows, image_column: str, access: Access) -> tuple[list[Grou
     for source in [source for alike in by_size.values() if len(alike) > 1 for source in alike]:
         try:
             same = first_of.setdefault(digest(access.read(source)), source)
-        except (ImageRewardError, OSError):
+        except (ImageRewardError, OSError, ValueError, MemoryError):  # which preparing will say
             continue
         if same != source:
             by_source[same] += by_source.pop(source)
