@@ -10,7 +10,6 @@ from torch._dynamo.testing import CompileCounter
 
 import seeded
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
-from image_reward.models.heads import LinearHead
 from image_reward.scorers import ImageRewardScorer
 from upstream import Original
 
@@ -112,7 +111,7 @@ def test_compiles_without_graph_breaks(network: ImageRewardNetwork, scorer: Imag
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.05)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.004)])
 def test_half_types(scorer: ImageRewardScorer, pixels: Tensor, dtype: torch.dtype, tolerance: float) -> None:
     ids, mask = tokens(scorer, "a dog")
     with torch.inference_mode():
@@ -122,16 +121,6 @@ def test_half_types(scorer: ImageRewardScorer, pixels: Tensor, dtype: torch.dtyp
     assert found.dtype == torch.float32
     assert scorer.network.mlp.layers[0].weight.dtype == torch.float32
     torch.testing.assert_close(found, exact, rtol=0, atol=tolerance)
-
-
-def test_the_folded_head_equals_its_layers() -> None:
-    torch.manual_seed(0)
-    head = LinearHead(48).eval()
-    features = torch.randn(5, 48)
-    torch.testing.assert_close(head(features), head.layers(features), rtol=0, atol=1e-5)
-    assert [name for name, _ in head.named_parameters()][:2] == ["layers.0.weight", "layers.0.bias"]
-    head.train()
-    assert not torch.equal(head(features), head(features))  # dropout is active
 
 
 def test_impossible_sizes_are_refused() -> None:

@@ -93,9 +93,9 @@ def test_score_gard_on_pixels_that_need_gradients(length: int) -> None:
         rewards = model.score_gard(text.input_ids, text.attention_mask, pixels)
         assert rewards.shape == (1, 1)
         rewards.sum().backward()
-        assert rewards.item() == pytest.approx(expected["rewards"][i], abs=1e-5)
-        assert pixels.grad.norm().item() == pytest.approx(expected["grad_l2"][i], rel=1e-4)
-        np.testing.assert_allclose(pixels.grad[0, :, 10, 20], expected["grad_sample"][i], rtol=1e-4, atol=1e-5)
+        assert rewards.item() == pytest.approx(expected["rewards"][i], abs=1e-4)  # peaked weights amplify rounding
+        assert pixels.grad.norm().item() == pytest.approx(expected["grad_l2"][i], rel=1e-3)
+        np.testing.assert_allclose(pixels.grad[0, :, 10, 20], expected["grad_sample"][i], rtol=1e-3, atol=1e-4)
 
 
 def test_score_gard_in_batches_of_unlike_lengths_and_with_padding_on_the_left(model: Any) -> None:
@@ -112,7 +112,7 @@ def test_score_gard_in_batches_of_unlike_lengths_and_with_padding_on_the_left(mo
         )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_a_reward_assembled_by_hand(model: Any, dtype: torch.dtype, tolerance: float, original: Original) -> None:
     model = model.eval().to(dtype=dtype)
     prompt, image = original.prompts[0], original.images[7]
@@ -166,7 +166,7 @@ def test_copies_and_dtypes(model: Any) -> None:
     model.blip.tokenizer  # noqa: B018 - made on first use; copies carry it
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert copied.score("cat", seeded.images()[0]) == pytest.approx(right, abs=1e-5)
-    assert model.to("cpu", dtype=torch.bfloat16).score("cat", seeded.images()[0]) == pytest.approx(right, abs=0.3)
+    assert model.to("cpu", dtype=torch.bfloat16).score("cat", seeded.images()[0]) == pytest.approx(right, abs=0.05)
 
 
 # --- what programs assign to the parts ---
