@@ -47,7 +47,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         self._check_usage()
 
         from image_reward.evaluation.generators import benchmark
-        from image_reward.evaluation.generators_report import generators_report
+        from image_reward.evaluation.generators.report import generators_report
 
         rewards, selection, images, human = self._scored()
         result = benchmark(
@@ -99,8 +99,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         if images.extra:
             shown = ", ".join(str(path) for path in images.extra[:5]) + (", …" if len(images.extra) > 5 else "")
             print(f"{len(images.extra)} files belong to no prompt and are passed over: {shown}", file=sys.stderr)
-        held = {generator: {name: len(paths) for name, paths in by_prompt.items()} for generator, by_prompt in images.paths.items()}
-        selection = generators.select(found, held, self.allow_missing)
+        selection = generators.select(found, images.counts, self.allow_missing)
         human = self._human(list(images.paths), selection.prompts)  # before hours of scoring, not after them
         scorers = self.load_all()
 

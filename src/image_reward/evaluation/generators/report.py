@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from image_reward.evaluation.generators import Benchmark, BenchmarkPrompt, HumanRanking, ScorerResult
+from image_reward.evaluation.generators.human import HumanRanking
+from image_reward.evaluation.generators.statistics import Benchmark, BenchmarkPrompt, ScorerResult
 from image_reward.metrics import Interval
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report, few_prompts
 from image_reward.reports.numbers import between, confidence_level, counted, decimal, p_value, percent, short
