@@ -13,17 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_reward.checkpoints import (
-    CARD_NAME,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    TransformConfig,
-    check_version,
-    fill,
-    load_strictly,
-    read_checkpoint,
-    save_folder,
-)
+from image_reward.checkpoints import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, load_strictly, read_checkpoint, save_folder
+from image_reward.config import TransformConfig, check_version, fill
 from image_reward.errors import CheckpointError
 from image_reward.files import read_json
 from image_reward.images import Fit, ImageOptions, ImageTransform

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_reward.checkpoints import LARGEST_SCALE, check_scale, check_version, fill
+from image_reward.config import LARGEST_SCALE, check_scale, check_version, fill
 from image_reward.errors import CheckpointError, ImageReadError
 from image_reward.files import read_json
 from image_reward.images import ImageLike
