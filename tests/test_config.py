@@ -50,7 +50,7 @@ def without(*path: str) -> str:
         (edited("max_tokens", value=2), "max_tokens must be from 3"),
         (edited("architecture", value=None), "architecture of ScorerConfig must be of type str, not None"),
         (edited("network", value=5), "network of ScorerConfig must be an object, not 5"),
-        (edited("network", "patch_size", value=0), "patch_size of BlipConfig must be at least 1, not 0"),
+        (edited("network", "patch_size", value=0), "x.json: patch_size must be from 1 to 1,048,576, not 0"),
         (edited("network", "patch_size", value=7), r"image_size \(64\) must be a multiple of patch_size \(7\)"),
         (edited("network", "head_widths", value=[16, "8"]), "head_widths of BlipConfig must be of type int, not '8'"),
         (edited("network", "head_widths", value=16), "head_widths of BlipConfig must be a list of whole numbers, not 16"),

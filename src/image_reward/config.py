@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
 
 from image_reward.errors import CheckpointError
-from image_reward.files import parse_json
+from image_reward.files import fill, parse_json
 from image_reward.images import ImageTransform
 from image_reward.models.blip import BlipConfig
 from image_reward.prompts import check_vocabulary
-
-Config = TypeVar("Config")
 
 LARGEST_SCALE = 1e6
 
@@ -117,46 +113,3 @@ def check_version(version: object, what: str) -> None:
     """Raises ``CheckpointError`` unless it is the number 1."""
     if type(version) is not int or version != 1:
         raise CheckpointError(f"{what} version {version!r:.60}; this release of image-reward reads version 1")
-
-
-def fill(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """A dataclass from plain values, strictly: an unknown or missing key, or a value of another type, is an error that names it.
-
-    Every whole number of a config is a size or a count: from 1 to 2^31 - 1.
-    """
-    types = get_type_hints(cls)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(known)):
-        raise CheckpointError(f"{source}: unknown key {unknown[0]!r:.60} for {cls.__name__}; known are {', '.join(known)}")
-    if missing := [name for name in known if name not in values]:
-        raise CheckpointError(f"{source}: {cls.__name__} lacks {missing[0]!r}")
-    checked = {name: _checked(types[name], values[name], f"{source}: {name} of {cls.__name__}", source) for name in known}
-    try:
-        return cls(**checked)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-
-
-def _checked(kind: Any, value: Any, name: str, source: str) -> Any:
-    """A value of the annotated type ``kind``: a dataclass, a tuple, ``X | None``, or a plain type."""
-    kinds = get_args(kind)
-    if is_dataclass(kind) and isinstance(value, dict):
-        return fill(cast(type, kind), value, source)
-    if get_origin(kind) is tuple and isinstance(value, list):
-        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
-        if len(kinds) == len(value):
-            return tuple(_checked(k, v, name, source) for k, v in zip(kinds, value, strict=True))
-    elif get_origin(kind) is Literal:
-        if value in kinds:
-            return value
-        raise CheckpointError(f"{name} must be one of {', '.join(map(repr, kinds))}, not {value!r:.60}")
-    elif type(None) in kinds:
-        return None if value is None else _checked(kinds[0], value, name, source)
-    elif type(value) is kind or (kind is float and type(value) is int):
-        if kind is not int or 1 <= value < 1 << 31:
-            return kind(value)
-        raise CheckpointError(f"{name} must be {'at least 1' if value < 1 else 'less than 2^31'}, not {value!r:.60}")
-    shown = "an object" if is_dataclass(kind) else f"a list of {len(kinds)} numbers" if kinds and ... not in kinds else ""
-    many = "objects" if kinds and is_dataclass(kinds[0]) else "whole numbers"
-    shown = shown or (f"a list of {many}" if kinds else f"of type {kind.__name__}")
-    raise CheckpointError(f"{name} must be {shown}, not {value!r:.60}")
