@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-from image_reward.checkpoints import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.scorers import Batch, ImageRewardScorer

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from image_reward.checkpoints import ScorerConfig, TransformConfig
+from image_reward.config import ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.heads import LinearHead
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -23,19 +22,11 @@ from torch import Tensor
 
 import seeded
 from image_reward import checkpoints
-from image_reward.checkpoints import (
-    HubFile,
-    RewardConfig,
-    ScorerConfig,
-    TieConfig,
-    TransformConfig,
-    load_strictly,
-    read_checkpoint,
-    verify,
-)
+from image_reward.checkpoints import load_strictly, read_checkpoint
+from image_reward.config import RewardConfig, TieConfig, TransformConfig
 from image_reward.errors import CheckpointError, FileKindError, ImageRewardError, UnknownModelError
-from image_reward.models.blip import BlipConfig, ImageRewardNetwork
-from image_reward.scorers import ImageRewardScorer, load, registry
+from image_reward.models.blip import ImageRewardNetwork
+from image_reward.scorers import ImageRewardScorer, load
 
 IMAGE = seeded.image("rings", 96, 64, 3)
 NAME = "blip.visual_encoder.pos_embed"
@@ -301,7 +292,11 @@ def test_a_name_that_is_nothing(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "gone")
 
 
-# --- configs -------------------------------------------------------------------------------------------------------------------------
+def test_a_wrong_config_in_a_header_is_named(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors, path, metadata={checkpoints.METADATA_KEY: edited("version", value=9)})
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors has format version 9"):
+        load(path)
 
 
 def edited(*path: str, value: Any) -> str:
@@ -311,75 +306,6 @@ def edited(*path: str, value: Any) -> str:
         place = place[key]
     place[path[-1]] = value
     return json.dumps(config)
-
-
-def without(*path: str) -> str:
-    config = json.loads(seeded.TINY.to_json())
-    place = config
-    for key in path[:-1]:
-        place = place[key]
-    del place[path[-1]]
-    return json.dumps(config)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "x.json is not JSON: "),
-        (b"\xff\xfe\x00", "x.json is not JSON: "),
-        ("[]", 'x.json is not a config of this package \\("format": "image-reward" is missing\\)'),
-        ('{"architectures": ["CLIPModel"]}', "is not a config of this package"),
-        (edited("version", value=2), "x.json has format version 2; this release of image-reward reads version 1"),
-        (edited("colour", value=2), "x.json: unknown key 'colour' for ScorerConfig; known are architecture, network"),
-        (edited("network", "depth", value=2), "unknown key 'depth' for BlipConfig; known are image_size"),
-        (without("reward", "std"), "x.json: RewardConfig lacks 'std'"),
-        (without("network"), "ScorerConfig lacks 'network'"),
-        (edited("max_tokens", value="35"), "x.json: max_tokens of ScorerConfig must be of type int, not '35'"),
-        (edited("max_tokens", value=35.0), "max_tokens of ScorerConfig must be of type int, not 35.0"),
-        (edited("max_tokens", value=True), "max_tokens of ScorerConfig must be of type int, not True"),
-        (edited("max_tokens", value=513), "x.json: max_tokens must be from 3 to the network's 512, not 513"),
-        (edited("max_tokens", value=2), "max_tokens must be from 3"),
-        (edited("architecture", value=None), "architecture of ScorerConfig must be of type str, not None"),
-        (edited("network", value=5), "network of ScorerConfig must be an object, not 5"),
-        (edited("network", "patch_size", value=0), "patch_size of BlipConfig must be at least 1, not 0"),
-        (edited("network", "patch_size", value=7), r"image_size \(64\) must be a multiple of patch_size \(7\)"),
-        (edited("network", "head_widths", value=[16, "8"]), "head_widths of BlipConfig must be of type int, not '8'"),
-        (edited("network", "head_widths", value=16), "head_widths of BlipConfig must be a list of whole numbers, not 16"),
-        (edited("network", "image_size", value=32), "images are made 64 px large, but the network reads 32 px"),
-        (edited("image", "mean", value=[0.5, 0.5]), r"mean of TransformConfig must be a list of 3 numbers, not \[0.5, 0.5\]"),
-        (edited("image", "std", value=[0.5, 0.5, 0]), "the pixels' mean and std must be finite and std positive"),
-        (edited("reward", "std", value=0), "the reward's mean and std must be finite and std positive, not .* and 0.0"),
-        (edited("reward", "mean", value=-1e7), "the reward's mean and std must be finite"),
-        (edited("reward", "mean", value=float("nan")), "x.json is not JSON: NaN is not a number that JSON has"),
-        (edited("reward", "reference", value=7), "reference of RewardConfig must be of type str, not 7"),
-        (edited("reward", "tie", value="davidson"), "tie of RewardConfig must be an object, not 'davidson'"),
-        (
-            edited("reward", "tie", value={"model": "coin", "parameter": 1}),
-            "unknown tie model 'coin'; known are 'davidson' and 'rao-kupper'",
-        ),
-        (
-            edited("reward", "tie", value={"model": "rao-kupper", "parameter": 0.5}),
-            "parameter of rao-kupper must be at least 1.0 and at most 1e[+]06, not 0.5",
-        ),
-    ],
-)
-def test_configs_that_are_refused(text: str | bytes, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        ScorerConfig.from_json(text, "x.json")
-
-
-def test_configs_that_are_read() -> None:
-    assert ScorerConfig.from_json(seeded.TINY.to_json(), "x.json") == seeded.TINY
-    assert ScorerConfig.from_json(ScorerConfig().to_json().encode(), "x.json") == ScorerConfig()
-    assert ScorerConfig.from_json(edited("reward", "mean", value=0), "x.json").reward.mean == 0.0
-    assert ScorerConfig().network == BlipConfig()
-
-
-def test_a_wrong_config_in_a_header_is_named(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    path = tmp_path / "odd.safetensors"
-    save_file(tensors, path, metadata={checkpoints.METADATA_KEY: edited("version", value=9)})
-    with pytest.raises(CheckpointError, match=r"odd\.safetensors has format version 9"):
-        load(path)
 
 
 # --- files from strangers ------------------------------------------------------------------------------------------------------------
@@ -709,58 +635,3 @@ def test_saving_over_the_weights_in_use(scorer: ImageRewardScorer, tmp_path: Pat
     loaded.save_pretrained(tmp_path)
     assert_same(loaded, load(tmp_path))
     assert_same(loaded, scorer)
-
-
-# --- files that must be what they are said to be --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def registered(tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``tiny-v1`` in the table of names, its file in the original package's cache."""
-    path = tmp_path / "cache" / "tiny.pt"
-    path.parent.mkdir()
-    torch.save(tensors, path)
-    file = HubFile("owner/tiny", "tiny.pt", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.parent))
-    spec = registry.ModelSpec("a tiny network", "Apache-2.0", "any", registry.build_imagereward, (file,), seeded.TINY)
-    monkeypatch.setitem(registry.MODELS, "tiny-v1", spec)
-    return path
-
-
-def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScorer) -> None:
-    assert_same(load("tiny-v1"), scorer)
-    content = bytearray(registered.read_bytes())
-    content[-3000] ^= 1
-    registered.write_bytes(content)
-    with pytest.raises(
-        CheckpointError, match=r"tiny\.pt is not tiny\.pt of owner/tiny: it has sha256 \w{64} instead of \w{64}; delete /.*"
-    ):
-        load("tiny-v1")
-    registered.write_bytes(b"abc")
-    with pytest.raises(CheckpointError, match="it has 3 bytes instead of"):
-        verify(registered, registry.MODELS["tiny-v1"].files[0])
-
-
-def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[Path] = []
-    sha256 = checkpoints._sha256
-    monkeypatch.setattr(checkpoints, "_sha256", lambda path: hashed.append(path) or sha256(path))
-    file = registry.MODELS["tiny-v1"].files[0]
-    for _ in range(3):
-        verify(registered, file)
-    assert hashed == [registered]
-    os.utime(registered, (1, 1))
-    verify(registered, file)
-    assert hashed == [registered] * 2
-    (checkpoints._verified_list()).write_text("[1, 2")  # damaged, or from another program
-    verify(registered, file)
-    assert hashed == [registered] * 3
-    checkpoints._verified_list().write_text("[]")
-    verify(registered, file)
-    verify(registered, file)
-    assert hashed == [registered] * 4
-
-
-def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    verify(registered, registry.MODELS["tiny-v1"].files[0])

@@ -23,8 +23,8 @@ from huggingface_hub import constants, file_download, hf_hub_download
 
 import hub as hubs
 import seeded
-from image_reward import checkpoints
-from image_reward.checkpoints import HubFile, WebFile, fetch, find_local, verify
+from image_reward import checkpoints, downloads
+from image_reward.downloads import HubFile, WebFile, fetch, find_local, verify
 from image_reward.errors import CheckpointError, DownloadError
 from image_reward.scorers import ImageRewardScorer, load, registry
 
@@ -554,6 +554,61 @@ def test_what_is_wrong_with_a_web_file(web: hubs.Hub, tmp_path: Path, monkeypatc
     kept = WebFile(url, original_cache=str(tmp_path))
     assert fetch(kept) == tmp_path / "a+b.pth"  # where image-reward 1.5 keeps it
     verify(tmp_path / "a+b.pth", kept)
+
+
+# --- files that must be what they are said to be --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``tiny-v1`` in the table of names, its file in the original package's cache."""
+    path = tmp_path / "cache" / "tiny.pt"
+    path.parent.mkdir()
+    torch.save(seeded.weights(seeded.TINY, 7), path)
+    file = HubFile("owner/tiny", "tiny.pt", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.parent))
+    spec = registry.ModelSpec("a tiny network", "Apache-2.0", "any", registry.build_imagereward, (file,), seeded.TINY)
+    monkeypatch.setitem(registry.MODELS, "tiny-v1", spec)
+    return path
+
+
+def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScorer) -> None:
+    assert load("tiny-v1").score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)
+    content = bytearray(registered.read_bytes())
+    content[-3000] ^= 1
+    registered.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"tiny\.pt is not tiny\.pt of owner/tiny: it has sha256 \w{64} instead of \w{64}; delete /.*"
+    ):
+        load("tiny-v1")
+    registered.write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match="it has 3 bytes instead of"):
+        verify(registered, registry.MODELS["tiny-v1"].files[0])
+
+
+def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    sha256 = downloads._sha256
+    monkeypatch.setattr(downloads, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    file = registry.MODELS["tiny-v1"].files[0]
+    for _ in range(3):
+        verify(registered, file)
+    assert hashed == [registered]
+    os.utime(registered, (1, 1))
+    verify(registered, file)
+    assert hashed == [registered] * 2
+    (downloads._verified_list()).write_text("[1, 2")  # damaged, or from another program
+    verify(registered, file)
+    assert hashed == [registered] * 3
+    downloads._verified_list().write_text("[]")
+    verify(registered, file)
+    verify(registered, file)
+    assert hashed == [registered] * 4
+
+
+def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    verify(registered, registry.MODELS["tiny-v1"].files[0])
 
 
 # --- what load() makes of it ---------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from image_reward.errors import CheckpointError, ComparisonError, FileKindError, FileSizeError
-from image_reward.files import open_regular, parse_json, read_json, read_regular, remove_unfinished, written_whole
+from image_reward.files import fill, open_regular, parse_json, read_json, read_regular, remove_unfinished, written_whole
 
 
 def test_a_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
@@ -89,6 +91,66 @@ def test_every_fault_of_json_is_one_error_that_names_its_source(text: str | byte
         parse_json(text, "x.json")
     with pytest.raises(ComparisonError, match=rf"^x\.json.*{message}"):
         parse_json(text, "x.json", ComparisonError)
+
+
+# --- dataclasses from plain values ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    share: float
+    inner: Inner = field(default_factory=lambda: Inner(3))
+    kind: Literal["a", "b"] = "a"
+    pair: tuple[int, int] | None = None
+    inners: tuple[Inner, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.share < 0:
+            raise ValueError("share must be at least 0")
+
+
+WHOLE = {"share": 1, "inner": {"size": 2, "names": ["x"]}, "kind": "b", "pair": [1, 2], "inners": [{"size": 1, "names": []}]}
+
+
+def test_a_dataclass_is_filled_whole_or_over_an_instance() -> None:
+    filled = fill(Outer, WHOLE, "x.json")
+    assert filled == Outer(1.0, Inner(2, ("x",)), "b", (1, 2), (Inner(1),))
+    assert type(filled.share) is float
+    assert fill(Outer(0.5), {"inner": {"names": ["y"]}}, "x.toml") == Outer(0.5, Inner(3, ("y",)))
+    assert fill(Outer(0.5, pair=(1, 2)), {"pair": None}, "x.toml") == Outer(0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shere": 1}, "unknown key 'shere' for Outer; did you mean 'share'"),
+        ({"z": 1}, "unknown key 'z' for Outer; known are share, inner, kind, pair, inners"),
+        ({"share": "1"}, "share of Outer must be of type float, not '1'"),
+        ({"share": True}, "share of Outer must be of type float, not True"),
+        ({"share": 10**400}, "share of Outer must be of type float, not 1000"),
+        ({"share": -1}, "share must be at least 0"),
+        ({"inner": 3}, "inner of Outer must be an object, not 3"),
+        ({"inner": {"size": 2}}, "Inner lacks 'names'"),
+        ({"inner": {"size": 2.0, "names": []}}, "size of Inner must be of type int, not 2.0"),
+        ({"inner": {"size": True, "names": []}}, "size of Inner must be of type int, not True"),
+        ({"inner": {"size": 2, "names": "xy"}}, "names of Inner must be a list of texts, not 'xy'"),
+        ({"inner": {"size": 2, "names": [3]}}, "names of Inner must be of type str, not 3"),
+        ({"kind": "c"}, "kind of Outer must be one of 'a', 'b', not 'c'"),
+        ({"kind": ["a"]}, "kind of Outer must be one of"),
+        ({"pair": [1, 2, 3]}, r"pair of Outer must be a list of 2 whole numbers, not \[1, 2, 3\]"),
+        ({"inners": [3]}, "inners of Outer must be an object, not 3"),
+        ({"inners": {}}, "inners of Outer must be a list of objects"),
+    ],
+)
+def test_what_a_dataclass_does_not_take_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ComparisonError, match=rf"^x\.json: .*{message}"):
+        fill(Outer, WHOLE | change, "x.json", ComparisonError)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 import seeded
 import shared
 from image_reward import Ranking, load
-from image_reward.checkpoints import ScorerConfig
+from image_reward.config import ScorerConfig
 from image_reward.scorers import BlipScorer, ImageRewardScorer
 from upstream import TOLERANCE, WAYS, Original, assert_pixels, in_batches
 

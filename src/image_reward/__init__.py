@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from image_reward.checkpoints import ScorerConfig
+    from image_reward.config import ScorerConfig
     from image_reward.errors import (
         CheckpointError,
         ComparisonError,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from image_reward.types import Comparison, Preference, Ranking
 
 _HOMES = {
-    "image_reward.checkpoints": ["ScorerConfig"],
+    "image_reward.config": ["ScorerConfig"],
     "image_reward.errors": [
         "CheckpointError",
         "ComparisonError",

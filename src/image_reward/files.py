@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import math
 import os
 import shutil
 import stat
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError
 
@@ -118,6 +121,80 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {repeated!r:.60} is repeated")
     return values
+
+
+# --- dataclasses from plain values ---------------------------------------------------------------------------------------------------
+
+Record = TypeVar("Record")
+
+
+@overload
+def fill(record: type[Record], values: Mapping[str, Any], source: str, error: type[ValueError] = ...) -> Record: ...
+@overload
+def fill(record: Record, values: Mapping[str, Any], source: str, error: type[ValueError] = ...) -> Record: ...
+def fill(record: Any, values: Mapping[str, Any], source: str, error: type[ValueError] = CheckpointError) -> Any:
+    """A dataclass from the plain values of a JSON or TOML file, strictly.
+
+    Of a class every field must be there; an instance keeps what the values do not say. An unknown or missing key, a value of another type,
+    or one that the dataclass itself refuses with a ``ValueError``, is an ``error`` that names ``source`` and the key.
+    """
+    whole = isinstance(record, type)
+    kind: Any = record if whole else type(record)
+    known = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise error(f"{source}: unknown key {key!r:.60} for {kind.__name__}; {hint}")
+    if whole and (missing := [name for name in known if name not in values]):
+        raise error(f"{source}: {kind.__name__} lacks {missing[0]!r}")
+    types = get_type_hints(kind)
+    checked = {}
+    for name, value in values.items():
+        if is_dataclass(types[name]) and isinstance(value, Mapping):
+            checked[name] = fill(types[name] if whole else getattr(record, name), value, source, error)
+        else:
+            checked[name] = _checked(types[name], value, f"{source}: {name} of {kind.__name__}", source, error)
+    try:
+        return kind(**checked) if whole else replace(record, **checked)
+    except ValueError as fault:
+        raise error(f"{source}: {fault}") from None
+
+
+def _checked(kind: Any, value: Any, name: str, source: str, error: type[ValueError]) -> Any:
+    """A value of the annotated type ``kind``: a tuple, ``X | None``, a literal, a plain type, or a dataclass inside one of these."""
+    kinds = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value in kinds:
+            return value
+        raise error(f"{name} must be one of {', '.join(map(repr, kinds))}, not {value!r:.60}")
+    if type(None) in kinds:
+        return None if value is None else _checked(kinds[0], value, name, source, error)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        if len(kinds) == len(value):
+            return tuple(_checked(k, v, name, source, error) for k, v in zip(kinds, value, strict=True))
+    elif is_dataclass(kind) and isinstance(value, Mapping):
+        return fill(cast(type, kind), value, source, error)
+    elif kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise error(f"{name} must be {_described(kind)}, not {value!r:.60}")
+
+
+def _described(kind: Any) -> str:
+    """
+    >>> _described(tuple[float, float]), _described(tuple[int, ...]), _described(str)
+    ('a list of 2 numbers', 'a list of whole numbers', 'of type str')
+    """
+    if get_origin(kind) is tuple:
+        first, *rest = get_args(kind)
+        many = {float: "numbers", int: "whole numbers", str: "texts"}.get(first, "objects" if is_dataclass(first) else "names")
+        return f"a list of {many if ... in rest else f'{1 + len(rest)} {many}'}"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    return "an object" if is_dataclass(kind) else f"of type {kind.__name__}"
 
 
 # --- writing -------------------------------------------------------------------------------------------------------------------------

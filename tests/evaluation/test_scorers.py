@@ -15,8 +15,8 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 import seeded
 import shared
 from image_reward import LongPromptWarning, PromptError, metrics
-from image_reward.checkpoints import TieConfig
 from image_reward.comparisons import read
+from image_reward.config import TieConfig
 from image_reward.errors import ComparisonError
 from image_reward.evaluation import Evaluation, evaluate, score_comparisons, write_per_prompt
 from image_reward.evaluation.scorers import Measured

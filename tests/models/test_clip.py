@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import seeded
-from image_reward.checkpoints import CheckpointError, load_strictly
+from image_reward.checkpoints import load_strictly
+from image_reward.errors import CheckpointError
 from image_reward.models.clip import clip_config, clip_network, transformers_names
 
 

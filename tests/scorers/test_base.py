@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import seeded
 from image_reward import ImageReadError, LongPromptWarning, PromptError, Ranking, RewardError
-from image_reward.checkpoints import CheckpointError, TieConfig
+from image_reward.config import TieConfig
+from image_reward.errors import CheckpointError
 from image_reward.scorers import BlipScorer, Ensemble, ImageRewardScorer, Reference, load
 from image_reward.scorers import compat_v15 as v15
 from upstream import Original

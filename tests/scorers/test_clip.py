@@ -19,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 import seeded
 import shared
-from image_reward.checkpoints import CheckpointError, read_checkpoint
-from image_reward.errors import LongPromptWarning, PromptError, RewardError
+from image_reward.checkpoints import read_checkpoint
+from image_reward.errors import CheckpointError, LongPromptWarning, PromptError, RewardError
 from image_reward.images import ImageOptions
 from image_reward.prompts import ClipTokenizer, PromptTokenizer
 from image_reward.scorers.base import Preparation, score_together

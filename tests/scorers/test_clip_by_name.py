@@ -15,7 +15,7 @@ import hub as hubs
 import image_reward as ir
 import ImageReward
 import seeded
-from image_reward.checkpoints import HubFile, WebFile
+from image_reward.downloads import HubFile, WebFile
 from image_reward.errors import CheckpointError
 from image_reward.scorers import MODELS, load_all
 from image_reward.scorers.base import score_together

@@ -20,7 +20,8 @@ import image_reward
 import ImageReward as reward  # noqa: N813 - the quick start's own words
 import seeded
 from image_reward import CheckpointError
-from image_reward.checkpoints import HubFile, RewardConfig
+from image_reward.config import RewardConfig
+from image_reward.downloads import HubFile
 from image_reward.scorers import ImageReward, ImageRewardScorer
 from image_reward.scorers.registry import MODELS
 from upstream import Original

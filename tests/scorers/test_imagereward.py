@@ -22,7 +22,7 @@ from torch import Tensor
 import seeded
 import shared
 from image_reward import Ranking, load
-from image_reward.checkpoints import RewardConfig, ScorerConfig
+from image_reward.config import RewardConfig, ScorerConfig
 from image_reward.scorers import BlipScorer, ImageRewardScorer
 from upstream import DATA, TOLERANCE, WAYS, Original, assert_pixels, tiny
 

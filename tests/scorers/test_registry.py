@@ -19,8 +19,8 @@ from torch import nn
 
 import seeded
 from conftest import tiny
-from image_reward.checkpoints import HubFile
 from image_reward.cli import main
+from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, ImageRewardError, UnknownModelError
 from image_reward.scorers import MODELS, ImageRewardScorer, LoadOptions, ModelSpec, load, load_all
 from image_reward.scorers.clip import ClipSettings, clip_from_state_dict

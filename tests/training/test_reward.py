@@ -17,8 +17,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 import image_reward
-from image_reward.checkpoints import ScorerConfig
 from image_reward.comparisons import normalized_prompt, split
+from image_reward.config import ScorerConfig
 from image_reward.errors import TrainingError
 from image_reward.training import reward, train
 from image_reward.training.folder import RunFolder

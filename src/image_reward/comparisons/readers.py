@@ -34,9 +34,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Union
 
-from image_reward.checkpoints import written_whole
 from image_reward.comparisons.containers import ParquetImage, Row, is_address, read_rows
 from image_reward.errors import ComparisonError
+from image_reward.files import written_whole
 from image_reward.types import Comparison
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")

@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from image_reward.checkpoints import WebFile, fetch
+from image_reward.downloads import WebFile, fetch
 
 _PROMPT_KEYS = ("prompt", "Prompt", "Prompts", "text")
 _ID_KEYS = ("id", "prompt_id")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_reward.checkpoints import TieConfig
+from image_reward.config import TieConfig
 from image_reward.errors import ImageReadError, RewardError
 from image_reward.images import ImageLike, ImageTransform, open_image, unique_images
 from image_reward.metrics import win_probability

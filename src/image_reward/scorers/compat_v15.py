@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from image_reward.checkpoints import ScorerConfig
+from image_reward.config import ScorerConfig
 from image_reward.errors import CheckpointError, ImageReadError, PromptError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageLike, ImageTransform

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_reward.checkpoints import LARGEST_SCALE, check_scale, check_version, fill
+from image_reward.config import LARGEST_SCALE, check_scale, check_version
 from image_reward.errors import CheckpointError, ImageReadError
-from image_reward.files import read_json
+from image_reward.files import fill, read_json
 from image_reward.images import ImageLike
 from image_reward.scorers.base import Batch, Preparation, Scorer, prepare_together, rewards_together, score_together
 
@@ -40,6 +40,8 @@ class Reference:
     """Which images, and who scored them."""
 
     def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise CheckpointError(f"num_images must be at least 1, not {self.num_images}")
         if self.std == 0:
             raise CheckpointError("a reference needs a positive std, not 0: do all images tie?")
         check_scale("a reference's", self.mean, self.std)

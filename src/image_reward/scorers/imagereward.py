@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_reward.checkpoints import ScorerConfig, TieConfig, load_strictly, save_checkpoint
+from image_reward.checkpoints import load_strictly, save_checkpoint
+from image_reward.config import ScorerConfig, TieConfig
 from image_reward.images import ImageOptions, ImageTransform
 from image_reward.models.blip import CrossEncoder, ImageRewardNetwork, KeysValues
 from image_reward.prompts import LongPrompts, PromptTokenizer

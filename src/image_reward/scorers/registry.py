@@ -15,18 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from image_reward.checkpoints import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    HubFile,
-    ScorerConfig,
-    WebFile,
-    blip_pretraining_weights,
-    fetch,
-    fetch_newest,
-    find_local,
-    read_checkpoint,
-)
+from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, blip_pretraining_weights, read_checkpoint
+from image_reward.config import ScorerConfig
+from image_reward.downloads import HubFile, WebFile, fetch, fetch_newest, find_local
 from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageOptions
@@ -113,7 +104,7 @@ class ModelSpec:
         return found if len(found) == len(self.files) else None
 
     def fetch(self, cache_dir: Path | None = None) -> tuple[Path, ...]:
-        """Its verified files, downloaded if need be. Raises what ``checkpoints.fetch`` raises."""
+        """Its verified files, downloaded if need be. Raises what ``downloads.fetch`` raises."""
         return (self._folder,) if self.packaged else tuple(fetch(file, cache_dir) for file in self.files)
 
     @property

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar
 
-from image_reward.files import read_regular
+from image_reward.files import fill, read_regular
 from image_reward.models.blip import BlipConfig
 from image_reward.training.losses import Loss
 
@@ -232,60 +230,7 @@ def read_toml(path: Path, defaults: Record) -> Record:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
-    return _filled(defaults, values, str(path))
-
-
-def _filled(record: Record, values: Mapping[str, Any], source: str) -> Record:
-    types = get_type_hints(type(record))
-    known = [f.name for f in fields(record)]  # type: ignore[arg-type]
-    changed = {}
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"{source}: unknown key {name!r}; {hint}")
-        kind = types[name]
-        if is_dataclass(kind) and isinstance(value, Mapping):
-            changed[name] = _filled(getattr(record, name), value, f"{source} [{name}]")
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, kind):
-            raise ValueError(f"{source}: {name} must be {_say(kind)}, not {value!r}")
-        changed[name] = _float(value) if kind is float else value
-    try:
-        return replace(record, **changed)  # type: ignore[type-var]
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
-def _fits(value: object, kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if arguments[-1] is Ellipsis:
-            return all(_fits(v, arguments[0]) for v in value)
-        return len(value) == len(arguments) and all(_fits(v, k) for v, k in zip(value, arguments, strict=True))
-    if arguments:  # `int | None`
-        return any(_fits(value, k) for k in arguments)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf
-
-
-def _say(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(kind)))
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+    return fill(defaults, values, str(path), ValueError)
 
 
 def _toml(value: object) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from image_reward.checkpoints import ScorerConfig, save_checkpoint
+from image_reward.checkpoints import save_checkpoint
+from image_reward.config import ScorerConfig
 from image_reward.errors import TrainingError
 from image_reward.files import remove_unfinished, written_whole
 from image_reward.training.config import RewardTraining, read_toml

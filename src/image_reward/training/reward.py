@@ -28,8 +28,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 
-from image_reward.checkpoints import RewardConfig, TieConfig, read_checkpoint
+from image_reward.checkpoints import read_checkpoint
 from image_reward.comparisons import shared_prompts, split
+from image_reward.config import RewardConfig, TieConfig
 from image_reward.errors import TrainingError
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import features as feature_files

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from image_reward.checkpoints import RewardConfig, ScorerConfig, TransformConfig, blip_pretraining_weights, read_checkpoint
+from image_reward.checkpoints import blip_pretraining_weights, read_checkpoint
+from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import new_head, new_network

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from image_reward.checkpoints import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.prompts import PromptTokenizer, vocabulary_of
