@@ -27,8 +27,8 @@ from image_reward.files import written_whole
 from image_reward.images import IMAGE_SUFFIXES
 from image_reward.metrics import Difference, Interval
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import long_prompts_reported_once, score_together
 from image_reward.scorers.identity import identity_of
+from image_reward.scorers.together import long_prompts_reported_once, score_together
 
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Scorer -> generator -> prompt id -> the reward of each image."""
