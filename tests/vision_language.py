@@ -60,7 +60,7 @@ class SequenceProcessor(Processor[Sequences]):
         scale = (48 * 48 / (opened.width * opened.height)) ** 0.5
         width, height = (unit * min(12, max(1, round(side * scale / unit))) for side in opened.size)
         pixels = torch.from_numpy(np.array(opened.resize((width, height)))).float() / 127.5 - 1
-        # Patches that are merged later lie next to each other: [rows, MERGE, PATCH, columns, MERGE, PATCH, 3] -> [patches, 3, 2, PATCH, PATCH]
+        # Patches that are merged later lie next to each other: rows, columns, MERGE, MERGE of them; a patch is [3, 2, PATCH, PATCH].
         grid = pixels.view(height // unit, MERGE, PATCH, width // unit, MERGE, PATCH, 3).permute(0, 3, 1, 4, 6, 2, 5)
         patches = grid.flatten(0, 3)[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1)  # a still image is two equal frames
         num_tokens = len(patches) // MERGE**2
