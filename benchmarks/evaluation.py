@@ -23,7 +23,7 @@ from PIL import Image
 from image_reward.images import ImageTransform
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import ClipTokenizer
-from image_reward.scorers.base import Preparation, score_together
+from image_reward.scorers import TwoTowerProcessor, score_together
 from image_reward.scorers.clip import AestheticScorer, ClipScorer
 
 IMAGES_PER_PROMPT = {4: 194, 5: 2, 6: 45, 7: 159, 8: 43, 9: 23}
@@ -115,7 +115,7 @@ def _clip_and_aesthetic() -> tuple[ClipScorer, AestheticScorer]:
     definition = Tokenizer(models.BPE(letters, [], unk_token="<unk>")).to_str()
     transform = ImageTransform(convention="openai")
     tokenizer = ClipTokenizer(definition=definition, convention="openai")
-    clip = ClipScorer(network, Preparation(transform, tokenizer)).requires_grad_(False)
+    clip = ClipScorer(network, TwoTowerProcessor(transform, tokenizer)).requires_grad_(False)
     head = LinearHead(768)
     return clip, AestheticScorer(network, head, transform).eval().requires_grad_(False)
 

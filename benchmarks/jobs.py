@@ -89,22 +89,22 @@ def nothing(device: str | None, size: int = 16) -> list[Any]:
 
     from image_reward.images import ImageTransform
     from image_reward.prompts import PromptTokenizer
-    from image_reward.scorers import Preparation, Scorer
+    from image_reward.scorers import TwoTowerProcessor, TwoTowerScorer
 
-    class Nothing(Scorer[torch.Tensor]):
+    class Nothing(TwoTowerScorer[torch.Tensor]):
         name = "nothing"
 
         def __init__(self) -> None:
             super().__init__()
-            self.prepare = Preparation(ImageTransform(size), PromptTokenizer())
+            self.prepare = TwoTowerProcessor(ImageTransform(size), PromptTokenizer())
             self.batch_size = 64
 
         def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
             return pixels.float().mean(dim=(1, 2, 3))
 
-        def read(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def score_pairs(self, features: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             del ids
-            return images[:, None] + mask.sum(dim=-1)
+            return features[:, None] + mask.sum(dim=-1)
 
     return [Nothing().to(device or "cpu")]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network
-from image_reward.scorers import Batch, ImageRewardScorer
+from image_reward.scorers import ImageRewardScorer, TwoTowerBatch
 from image_reward.training.data import Steps
 from image_reward.training.losses import pairwise_logistic
 from image_reward.types import Comparison
@@ -72,7 +72,7 @@ def main() -> None:
         for micro in micros:
             rows = torch.stack([micro.first, micro.second], dim=1).flatten()
             for part in rows.split(32):  # 16 pairs at once
-                batch = Batch(micro.batch.pixels[part], micro.batch.ids[part], micro.batch.mask[part], torch.arange(len(part)))
+                batch = TwoTowerBatch(micro.batch.pixels[part], micro.batch.ids[part], micro.batch.mask[part], torch.arange(len(part)))
                 first, second = scorer(batch).view(-1, 2).unbind(dim=1)
                 (pairwise_logistic(first, second, torch.ones_like(first)).sum() / num_pairs).backward()
 

@@ -29,7 +29,7 @@ from image_reward.prompts import (
     transformers_tokenizer,
     vocabulary_of,
 )
-from image_reward.scorers.base import Preparation
+from image_reward.scorers import TwoTowerProcessor
 from upstream import Original
 
 SPECIAL = [
@@ -209,7 +209,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_loaders_can_carry_it(image_folder: Any) -> None:
-    preparation = Preparation(ImageTransform(64), PromptTokenizer(long_prompts="error"))
+    preparation = TwoTowerProcessor(ImageTransform(64), PromptTokenizer(long_prompts="error"))
     pickled = pickle.dumps(preparation)
     assert len(pickled) < 1500
     again, batch = pickle.loads(pickled), preparation(["cat"], [image_folder / "a.png"])

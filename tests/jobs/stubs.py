@@ -17,16 +17,16 @@ from image_reward.images import ImageTransform
 from image_reward.jobs.driver import Died, Done, Event, Failed, Ready, Task
 from image_reward.jobs.shards import ShardScorer, Work
 from image_reward.prompts import PromptTokenizer
-from image_reward.scorers import Preparation, Scorer
+from image_reward.scorers import TwoTowerProcessor, TwoTowerScorer
 
 
-class Brightness(Scorer[Tensor]):
+class Brightness(TwoTowerScorer[Tensor]):
     """The mean of the pixels in [0, 1] plus the number of words of the prompt, and what the words ask for."""
 
     def __init__(self, name: str = "brightness", weight: float = 1.0, seconds: float = 0.0) -> None:
         super().__init__()
         self.name = name
-        self.prepare = Preparation(ImageTransform(8), PromptTokenizer(max_tokens=8))
+        self.prepare = TwoTowerProcessor(ImageTransform(8), PromptTokenizer(max_tokens=8))
         self.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
         self.seconds = seconds
         self.images_seen = 0
@@ -43,12 +43,12 @@ class Brightness(Scorer[Tensor]):
         self.largest = max(self.largest, len(pixels))
         return pixels.float().mean(dim=(1, 2, 3)) / 255
 
-    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         if (ids == self.kill).any():
             os.kill(os.getpid(), signal.SIGKILL)
         if (ids == self.refuse).any():
             raise ValueError("the stub refuses this prompt")
-        rewards = self.weight * images[:, None] + mask.sum(dim=-1) - 2
+        rewards = self.weight * features[:, None] + mask.sum(dim=-1) - 2
         return torch.where((ids == self.nan).any(dim=-1), torch.nan, rewards)
 
 

@@ -14,7 +14,7 @@ from image_reward.errors import JobError
 from image_reward.jobs.folder import digests_of, part_name
 from image_reward.jobs.rows import open_input
 from image_reward.jobs.shards import ShardScorer, Work, halves, is_out_of_memory
-from image_reward.scorers import Batch, Ensemble, ImageRewardScorer, Reference, load
+from image_reward.scorers import Ensemble, ImageRewardScorer, Reference, TwoTowerBatch, load
 from image_reward.scorers.identity import identity_of
 
 
@@ -102,7 +102,7 @@ def test_a_prompt_too_long_is_an_error_or_a_warning(tmp_path: Path) -> None:
     table, worker, result = score(tmp_path, rows)
     assert table["reward"].to_pylist() == pytest.approx([6, 1 + 1 / 255])
     assert result.warnings[0].startswith("the last 3 of 11 tokens of the prompt")
-    worker.preparations[0].tokenizer.long_prompts = "error"
+    worker.processors[0].tokenizer.long_prompts = "error"
     [shard] = worker.work.input.scan(10)
     assert worker.score(shard).num_errors == 1
     import pyarrow.parquet as pq
@@ -149,18 +149,17 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path: Path) -> Non
         worker.score(shard)
 
 
-def test_halves_hold_every_row_once_and_share_pixels() -> None:
+def test_halves_hold_every_row_once_with_its_image() -> None:
     pixels = torch.arange(5 * 3, dtype=torch.uint8).view(5, 3, 1, 1)
     index = torch.tensor([4, 0, 1, 1, 2, 3, 0])
-    batch = Batch(pixels, torch.arange(7)[:, None], torch.ones(7, 1, dtype=torch.bool), index)
+    batch = TwoTowerBatch(pixels, torch.arange(7)[:, None], torch.ones(7, 1, dtype=torch.bool), index)
     parts = list(halves([batch, batch]))
-    assert [rows for rows, _ in parts] == [[1, 2, 3, 6], [0, 4, 5]]
+    assert [rows for rows, _ in parts] == [range(3), range(3, 7)]
     for rows, (one, two) in parts:
-        assert one.pixels is two.pixels
-        assert one.ids[:, 0].tolist() == rows
-        assert torch.equal(one.pixels[one.image_index], pixels[index[rows]])
-    single = Batch(pixels[:1], batch.ids[:3], batch.mask[:3], torch.zeros(3, dtype=torch.int64))
-    assert [rows for rows, _ in halves([single])] == [[0], [1, 2]]
+        assert one.ids[:, 0].tolist() == two.ids[:, 0].tolist() == list(rows)
+        assert torch.equal(one.pixels[one.image_index], pixels[index[list(rows)]])
+    single = TwoTowerBatch(pixels[:1], batch.ids[:3], batch.mask[:3], torch.zeros(3, dtype=torch.int64))
+    assert [rows for rows, _ in halves([single])] == [range(1), range(1, 3)]
 
 
 def test_the_identity_is_of_what_rewards_depend_on(scorer: ImageRewardScorer) -> None:

@@ -73,7 +73,7 @@ def test_each_image_passes_through_the_network_once(scorer: ImageRewardScorer) -
 
 def test_a_matrix_of_many_prompts_is_read_in_parts(scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = scorer.matrix(SHORT, SEEDED_IMAGES)
-    monkeypatch.setattr("image_reward.scorers.base._MAX_TOKENS_AT_ONCE", 300)
+    monkeypatch.setattr("image_reward.scorers.two_tower._MAX_TOKENS_AT_ONCE", 300)
     np.testing.assert_allclose(scorer.matrix(SHORT, SEEDED_IMAGES), whole, rtol=0, atol=1e-5)
 
 

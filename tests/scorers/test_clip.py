@@ -23,7 +23,7 @@ from image_reward.checkpoints import read_checkpoint
 from image_reward.errors import CheckpointError, LongPromptWarning, PromptError, RewardError
 from image_reward.images import ImageOptions
 from image_reward.prompts import ClipTokenizer, PromptTokenizer
-from image_reward.scorers.base import Preparation, score_together
+from image_reward.scorers import TwoTowerProcessor, score_together
 from image_reward.scorers.clip import AestheticScorer, ClipScorer, ClipSettings, clip_from_folder, clip_from_state_dict
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "scores_clip_tiny.json").read_text())
@@ -84,8 +84,8 @@ def test_cosines_equal_the_originals(make: Callable[..., ClipScorer], activation
     ids, mask = recorded_tokens()
     with torch.inference_mode():
         images = scorer.encode_images(scorer.prepare.pixels(IMAGES))
-        found = scorer.read(images, ids[None], mask[None])
-        scaled = ClipScorer(scorer.network, scorer.prepare, scaled=True).read(images[:1], ids[None, :1], mask[None, :1])
+        found = scorer.score_pairs(images, ids[None], mask[None])
+        scaled = ClipScorer(scorer.network, scorer.prepare, scaled=True).score_pairs(images[:1], ids[None, :1], mask[None, :1])
     np.testing.assert_allclose(found.T, expected["cosine"], rtol=0, atol=1e-5)
     assert scaled.item() == pytest.approx(expected["scaled_first"], rel=1e-5)
 
@@ -137,10 +137,10 @@ def test_padding_does_not_matter(clip: ClipScorer) -> None:
     tokens = clip.prepare.tokenizer(["a photo of a cat"])
     with torch.inference_mode():
         images = clip.encode_images(clip.prepare.pixels(IMAGES[:2]))
-        plain = clip.read(images, tokens.ids[None], tokens.mask[None])
+        plain = clip.score_pairs(images, tokens.ids[None], tokens.mask[None])
         for value in (0, 7, 49407):
             ids = torch.nn.functional.pad(tokens.ids, (0, 20), value=value)
-            padded = clip.read(images, ids[None], torch.nn.functional.pad(tokens.mask, (0, 20))[None])
+            padded = clip.score_pairs(images, ids[None], torch.nn.functional.pad(tokens.mask, (0, 20))[None])
             torch.testing.assert_close(padded, plain, rtol=0, atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_clip_and_aesthetic_share_the_image_features(clip: ClipScorer, aesthetic
     padded = replace(clip.prepare.transform, fit="pad")
     seen.clear()
     with counted(clip.network.vision_model, seen, "pixel_values"):
-        found = score_together([clip, ClipScorer(clip.network, Preparation(padded, clip.prepare.tokenizer))], ["cat"], [IMAGES[2]])
+        found = score_together([clip, ClipScorer(clip.network, TwoTowerProcessor(padded, clip.prepare.tokenizer))], ["cat"], [IMAGES[2]])
     assert sum(seen) == 2  # other pixels, other features
     assert found[0] != found[1]
 
@@ -258,8 +258,8 @@ def test_preparation_travels(clip: ClipScorer) -> None:
 
 def test_parts_of_two_conventions_are_refused(clip: ClipScorer) -> None:
     for wrong in (
-        Preparation(clip.prepare.transform, PromptTokenizer()),
-        Preparation(replace(clip.prepare.transform, convention="transformers"), clip.prepare.tokenizer),
+        TwoTowerProcessor(clip.prepare.transform, PromptTokenizer()),
+        TwoTowerProcessor(replace(clip.prepare.transform, convention="transformers"), clip.prepare.tokenizer),
     ):
         with pytest.raises(ValueError, match="takes a ClipTokenizer and an ImageTransform of the same convention"):
             ClipScorer(clip.network, wrong)

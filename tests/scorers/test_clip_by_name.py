@@ -17,8 +17,7 @@ import ImageReward
 import seeded
 from image_reward.downloads import HubFile, WebFile
 from image_reward.errors import CheckpointError
-from image_reward.scorers import MODELS, load_all
-from image_reward.scorers.base import score_together
+from image_reward.scorers import MODELS, load_all, score_together
 from image_reward.scorers.clip import AestheticScorer, ClipScorer, ClipSettings, clip_from_state_dict
 from image_reward.scorers.precision import is_quantized
 

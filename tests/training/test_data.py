@@ -11,11 +11,11 @@ import torch
 from image_reward.errors import ImageReadError
 from image_reward.images import ImageTransform
 from image_reward.prompts import PromptTokenizer
-from image_reward.scorers import Preparation
+from image_reward.scorers import TwoTowerProcessor
 from image_reward.training.data import Steps, fingerprint, pack, plan, share_out, usable
 from image_reward.types import Comparison
 
-PREPARE = Preparation(ImageTransform(16), PromptTokenizer())
+PREPARE = TwoTowerProcessor(ImageTransform(16), PromptTokenizer())
 GREY = np.full((16, 16, 3), 90, dtype=np.uint8)
 
 

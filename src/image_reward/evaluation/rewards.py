@@ -17,7 +17,7 @@ from image_reward.errors import ComparisonError
 from image_reward.evaluation.prompt_sets import some
 from image_reward.images import unique_images
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import long_prompts_reported_once, score_together
+from image_reward.scorers.together import long_prompts_reported_once, score_together
 from image_reward.types import Comparison
 
 Rewards = Union[Sequence[Sequence[float]], Mapping[str, Sequence[float]]]

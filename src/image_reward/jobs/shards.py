@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,8 +23,9 @@ from image_reward.jobs.files import Access, Folder, ImageSource, PackageError, d
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.rows import Input, Rows, Shard
 from image_reward.prompts import check_prompts
-from image_reward.scorers.base import Batch, Preparation, Scorer, preparations_of, prepare_together, rewards_together
+from image_reward.scorers.base import Batch, Scorer
 from image_reward.scorers.identity import identity_of
+from image_reward.scorers.together import Prepare, options_of, prepare_together, processors_of, rewards_together
 
 if TYPE_CHECKING:
     import pyarrow
@@ -75,7 +77,7 @@ class Group:
 
 @dataclass
 class Prepared:
-    """Groups as batches, one for each preparation, and what could not be prepared."""
+    """Groups as batches, one for each processor, and what could not be prepared."""
 
     rows: list[int] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
@@ -140,13 +142,13 @@ class _Opening:
             return Image.new("RGB", (self.options.min_side,) * 2)
 
 
-def prepare_groups(preparations: Sequence[Preparation], groups: Sequence[Group], access: Access) -> Prepared:
+def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], access: Access) -> Prepared:
     """Open, decode and tokenize. Whatever is wrong with an image or a prompt is an error of its rows, never of the others."""
     done = Prepared()
     prompts: list[str] = []
     images: list[_Opening] = []
     for group in groups:
-        image = _Opening(group, preparations[0].transform.options, access)
+        image = _Opening(group, options_of(processors[0]), access)
         for row, prompt in zip(group.rows, group.prompts, strict=True):
             if problem := _prompt_problem(prompt):
                 done.errors[row] = problem
@@ -157,26 +159,26 @@ def prepare_groups(preparations: Sequence[Preparation], groups: Sequence[Group],
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            done.batches = prepare_together(preparations, prompts, images)
+            done.batches = prepare_together(processors, prompts, images)
         except PackageError:
             raise
         except Exception:  # of one row or more: each is tried alone
             keep = []
             for place, row in enumerate(done.rows):
                 try:
-                    prepare_together(preparations, [prompts[place]], [images[place]])
+                    prepare_together(processors, [prompts[place]], [images[place]])
                     keep.append(place)
                 except Exception as error:
                     done.errors[row] = f"{type(error).__name__}: {error}"
             done.rows = [done.rows[place] for place in keep]
             prompts, images = [prompts[place] for place in keep], [images[place] for place in keep]
-            done.batches = prepare_together(preparations, prompts, images)
+            done.batches = prepare_together(processors, prompts, images)
     done.warnings = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     done.digests = {row: image.digest for row, image in zip(done.rows, images, strict=True) if image.digest}
     if failed := {row: image.error for row, image in zip(done.rows, images, strict=True) if image.error}:
         done.errors |= failed
-        good = torch.tensor([row not in failed for row in done.rows])
-        done.batches, done.rows = taken(done.batches, good), [row for row in done.rows if row not in failed]
+        good = [place for place, row in enumerate(done.rows) if row not in failed]
+        done.batches, done.rows = [batch.select(good) for batch in done.batches], [done.rows[place] for place in good]
     return done
 
 
@@ -191,19 +193,19 @@ def _prompt_problem(prompt: object) -> str | None:
 
 
 class Decoders:
-    """Processes that prepare groups, each with a copy of the preparations."""
+    """Processes that prepare groups, each with a copy of the processors."""
 
-    def __init__(self, count: int, preparations: Sequence[Preparation], access: Access) -> None:
+    def __init__(self, count: int, processors: Sequence[Prepare], access: Access) -> None:
         from multiprocessing import get_context
 
         from image_reward.jobs.processes import end_with_parent
 
         self.ahead = 2 * count
         self.pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)
-        self.preparations, self.access = list(preparations), access
+        self.processors, self.access = list(processors), access
 
     def submit(self, groups: Sequence[Group]) -> Future[Prepared]:
-        return self.pool.submit(prepare_groups, self.preparations, groups, self.access)
+        return self.pool.submit(prepare_groups, self.processors, groups, self.access)
 
 
 # --- scoring -------------------------------------------------------------------------------------------------------------------------
@@ -246,22 +248,17 @@ class Scoring:
             torch.cuda.empty_cache()
         if len(rows) == 1:
             raise JobError(f"there is not enough memory on {self.scorers[0].device} to score a single image; use another device or dtype")
-        self.batch_size = min(self.batch_size, max(1, len(batches[0].pixels) // 2))
+        self.batch_size = min(self.batch_size, max(1, len(rows) // 2))
         for places, half in halves(batches):
             yield from self([rows[place] for place in places], half)
 
     def _fastest(self) -> int:
         """The number of images at once that gives the most images a second, by trial."""
         best, best_rate, size = self.batch_size, 0.0, 16
-        words = ["a photograph of a cat"]
+        processors = processors_of(self.scorers)
+        noise = np.random.default_rng(0).integers(0, 256, size=(_LARGEST_TRIED, 64, 64, 3), dtype=np.uint8)  # no two images alike
         while size <= _LARGEST_TRIED:
-            batches = []
-            pixels: dict[int, Tensor] = {}
-            for preparation in preparations_of(self.scorers):
-                side = preparation.transform.size
-                tokens = preparation.tokenizer(words * size)
-                images = pixels.setdefault(side, torch.zeros(size, 3, side, side, dtype=torch.uint8))
-                batches.append(Batch(images, tokens.ids, tokens.mask, torch.arange(size)))
+            batches = prepare_together(processors, ["a photograph of a cat"] * size, list(noise[:size]))
             try:
                 with torch.inference_mode():
                     for _ in range(2):  # the first run chooses kernels and fills caches
@@ -280,19 +277,11 @@ class Scoring:
         return best
 
 
-def taken(batches: Sequence[Batch], rows: Tensor) -> list[Batch]:
-    """Some rows (bool [N]) of batches of the same rows, and the images that they need. What shared a tensor of pixels shares it still."""
-    images, index = batches[0].image_index[rows].unique(return_inverse=True)
-    pixels = {id(batch.pixels): batch.pixels[images] for batch in batches}
-    return [replace(b, pixels=pixels[id(b.pixels)], ids=b.ids[rows], mask=b.mask[rows], image_index=index) for b in batches]
-
-
-def halves(batches: Sequence[Batch]) -> Iterator[tuple[list[int], list[Batch]]]:
-    """Batches of the same rows -> two parts, by image; by row where there is one image. Yields which rows they are, and their batches."""
-    index, num_images = batches[0].image_index, len(batches[0].pixels)
-    first = index < num_images // 2 if num_images > 1 else torch.arange(len(index)) < len(index) // 2
-    for rows in (first, ~first):
-        yield rows.nonzero()[:, 0].tolist(), taken(batches, rows)
+def halves(batches: Sequence[Batch]) -> Iterator[tuple[range, list[Batch]]]:
+    """Batches of the same rows, at least two -> two parts. Yields which rows they are, and their batches."""
+    num_rows = len(batches[0])
+    for rows in (range(num_rows // 2), range(num_rows // 2, num_rows)):
+        yield rows, [batch.select(rows) for batch in batches]
 
 
 def reward_columns(scorers: Sequence[str]) -> list[str]:
@@ -317,13 +306,13 @@ class ShardScorer:
         self.work = work
         self.folder = Folder(work.output)
         self.scorers = [scorer.eval() for scorer in work.load(device)]
-        self.preparations = preparations_of(self.scorers)
-        if len({preparation.transform.options for preparation in self.preparations}) > 1:
+        self.processors = processors_of(self.scorers)
+        if len({options_of(processor) for processor in self.processors}) > 1:
             raise JobError("scorers of one job must open images in the same way; load them with the same image options")
         if len({scorer.name for scorer in self.scorers}) < len(self.scorers):
             raise JobError(f"two scorers are called {self.scorers[0].name}; each needs a name of its own for its column")
         self.scoring = Scoring(self.scorers, work.batch_size)
-        self.decoders = Decoders(work.decoders, self.preparations, work.input.access) if work.decoders else None
+        self.decoders = Decoders(work.decoders, self.processors, work.input.access) if work.decoders else None
         self.feeds: dict[int, _Feed] = {}
 
     def identity(self) -> list[dict[str, str]]:
@@ -409,7 +398,7 @@ class _Feed:
         owner, decoders = self.owner, self.owner.decoders
         if decoders is None:
             while self.groups:
-                yield prepare_groups(owner.preparations, self.next_groups(), owner.work.input.access)
+                yield prepare_groups(owner.processors, self.next_groups(), owner.work.input.access)
             return
         self.submit(decoders.ahead)
         while self.futures:

@@ -1,11 +1,13 @@
 """Scorers: a prompt and an image -> a reward. One class per way of scoring, one table of names."""
 
-from image_reward.scorers.base import Batch, Preparation, Scorer
+from image_reward.scorers.base import Batch, Processor, Scorer
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
 from image_reward.scorers.compat_v15 import ImageReward
 from image_reward.scorers.ensemble import Ensemble, Reference
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.scorers.registry import MODELS, LoadOptions, ModelSpec, load, load_all
+from image_reward.scorers.together import score_together
+from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
 
 __all__ = [
     "MODELS",
@@ -17,9 +19,13 @@ __all__ = [
     "ImageRewardScorer",
     "LoadOptions",
     "ModelSpec",
-    "Preparation",
+    "Processor",
     "Reference",
     "Scorer",
+    "TwoTowerBatch",
+    "TwoTowerProcessor",
+    "TwoTowerScorer",
     "load",
     "load_all",
+    "score_together",
 ]

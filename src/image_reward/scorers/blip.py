@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from image_reward.checkpoints import blip_pretraining_weights, load_strictly
 from image_reward.errors import CheckpointError
 from image_reward.images import ImageOptions, ImageTransform
-from image_reward.models.blip import Blip, BlipConfig, MatchingNetwork
+from image_reward.models.blip import Blip, BlipConfig, KeysValues, MatchingNetwork
 from image_reward.prompts import LongPrompts, PromptTokenizer
-from image_reward.scorers.base import Preparation, Scorer, cosines
 from image_reward.scorers.imagereward import CrossEncoderScorer
+from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer, cosines
 
 MAX_TOKENS = 35
 """As BLIP's retrieval and the ImageReward paper's comparison read prompts."""
@@ -24,7 +24,7 @@ ENC = 30523
 """The id of [ENC] in BLIP's vocabulary."""
 
 
-class BlipScorer(Scorer[Tensor]):
+class BlipScorer(TwoTowerScorer[Tensor]):
     """The cosine of BLIP's contrastive features of image and prompt, in [-1, 1]. Neither sees the other before."""
 
     def __init__(
@@ -40,7 +40,7 @@ class BlipScorer(Scorer[Tensor]):
         self.config = config
         self.name = name
         transform = ImageTransform(config.image_size, options=options or ImageOptions())
-        self.prepare = Preparation(transform, PromptTokenizer(MAX_TOKENS, long_prompts))
+        self.prepare = TwoTowerProcessor(transform, PromptTokenizer(MAX_TOKENS, long_prompts))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], source: str, config: BlipConfig | None = None, **options: Any) -> BlipScorer:
@@ -62,8 +62,8 @@ class BlipScorer(Scorer[Tensor]):
         tokens = self.blip.visual_encoder(self.prepare.transform.normalize(pixels, self.blip.vision_proj.weight.dtype))
         return self.blip.project_images(tokens)
 
-    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        return cosines(images, ids, mask, self.blip.project_prompts)
+    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return cosines(features, ids, mask, self.blip.project_prompts)
 
 
 class BlipMatchingScorer(CrossEncoderScorer):
@@ -89,7 +89,7 @@ class BlipMatchingScorer(CrossEncoderScorer):
         self.config = network.config
         self.name = name
         transform = ImageTransform(network.config.image_size, options=options or ImageOptions(), fit="stretch")
-        self.prepare = Preparation(transform, PromptTokenizer(MAX_TOKENS, long_prompts))
+        self.prepare = TwoTowerProcessor(transform, PromptTokenizer(MAX_TOKENS, long_prompts))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], source: str, config: BlipConfig | None = None, **options: Any) -> BlipMatchingScorer:
@@ -109,6 +109,10 @@ class BlipMatchingScorer(CrossEncoderScorer):
     def blip(self) -> Blip:
         return self.network.blip
 
-    def read(self, images: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    @blip.setter
+    def blip(self, blip: Blip) -> None:
+        self.network.blip = blip
+
+    def score_pairs(self, features: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
         begin = torch.full_like(ids[..., :1], ENC)
-        return super().read(images, torch.cat([begin, ids[..., 1:]], dim=-1), mask)
+        return super().score_pairs(features, torch.cat([begin, ids[..., 1:]], dim=-1), mask)

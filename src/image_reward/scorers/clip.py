@@ -21,7 +21,7 @@ from image_reward.images import Fit, ImageOptions, ImageTransform
 from image_reward.models.clip import Activation, clip_config, clip_config_from_json, clip_network, transformers_names
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import ClipTokenizer, LongPrompts, UnreadPrompts
-from image_reward.scorers.base import Preparation, Scorer, cosines
+from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer, cosines
 from image_reward.types import Convention
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ClipSettings:
             raise ValueError(f"max_tokens counts the two tokens around a prompt and must be at least 3, not {self.max_tokens}")
 
 
-class _ClipImages(Scorer[Tensor]):
+class _ClipImages(TwoTowerScorer[Tensor]):
     """What scorers with a CLIP have in common. Those with the same network share the image features that they read: [I, D], of length 1."""
 
     network: CLIPModel
@@ -142,7 +142,7 @@ scorer.rank("a prompt", ["one.png", "two.png"])
 class ClipScorer(_ClipImages):
     """The cosine of CLIP's embeddings of prompt and image, in [-1, 1]; with ``scaled`` times exp(logit_scale), about 100."""
 
-    def __init__(self, network: CLIPModel, prepare: Preparation, name: str = "CLIP", scaled: bool = False) -> None:
+    def __init__(self, network: CLIPModel, prepare: TwoTowerProcessor, name: str = "CLIP", scaled: bool = False) -> None:
         super().__init__()
         if not isinstance(prepare.tokenizer, ClipTokenizer) or prepare.tokenizer.convention != prepare.transform.convention:
             raise ValueError("a CLIP scorer takes a ClipTokenizer and an ImageTransform of the same convention")
@@ -160,8 +160,8 @@ class ClipScorer(_ClipImages):
         self._scaled = scaled
         self.scale = 1.0 if scaled else self.network.logit_scale.detach().float().exp().item()
 
-    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        cosine = cosines(images, ids, mask, self._encode_prompts)
+    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        cosine = cosines(features, ids, mask, self._encode_prompts)
         return self.network.logit_scale.float().exp() * cosine if self.scaled else cosine
 
     def _encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the tower does not look beyond the end token
@@ -192,7 +192,7 @@ class AestheticScorer(_ClipImages):
         super().__init__()
         self.network = network
         self.head = head
-        self.prepare = Preparation(transform, UnreadPrompts())
+        self.prepare = TwoTowerProcessor(transform, UnreadPrompts())
         self.name = name
 
     @classmethod
@@ -200,8 +200,8 @@ class AestheticScorer(_ClipImages):
         """A head (tensors ``layers.N.weight`` and ``.bias``) on the network of a CLIP scorer: together they encode each image once."""
         return cls(clip.network, _head(clip.network, head, source), clip.prepare.transform, name).eval()
 
-    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the prompt plays no part
-        return self.head(images).expand(-1, ids.shape[1])
+    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the prompt plays no part
+        return self.head(features).expand(-1, ids.shape[1])
 
     @property
     def settings(self) -> ClipSettings:
@@ -258,7 +258,7 @@ def clip_from_state_dict(
     size = config.vision_config.image_size
     transform = ImageTransform(size, options=options or ImageOptions(), fit=settings.fit, convention=settings.convention)
     _check_fit(tokenizer, config.text_config, source)
-    return _cast(ClipScorer(network, Preparation(transform, tokenizer), name, settings.scaled), dtype)
+    return _cast(ClipScorer(network, TwoTowerProcessor(transform, tokenizer), name, settings.scaled), dtype)
 
 
 def clip_from_folder(
@@ -306,7 +306,7 @@ def clip_from_folder(
         return _cast(AestheticScorer(network, head, transform, name), dtype)
     tokenizer = ClipTokenizer.from_folder(processor, settings.max_tokens, long_prompts, settings.convention)
     _check_fit(tokenizer, config.text_config, str(folder))
-    return _cast(ClipScorer(network, Preparation(transform, tokenizer), name, settings.scaled), dtype)
+    return _cast(ClipScorer(network, TwoTowerProcessor(transform, tokenizer), name, settings.scaled), dtype)
 
 
 def _cast(scorer: Any, dtype: torch.dtype) -> Any:

@@ -22,9 +22,10 @@ from image_reward.images import ImageLike, ImageTransform
 from image_reward.models.blip import Blip, BlipConfig, ImageRewardNetwork, KeysValues, TextTransformer
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import LongPrompts, Tokens, check_prompts, report_long_prompts, transformers_tokenizer
-from image_reward.scorers.base import Preparation, Scorer
+from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.scorers.registry import LoadOptions, build_imagereward, choose_device, find, spec_of
+from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer
 from image_reward.types import Ranking
 
 # --- the model -----------------------------------------------------------------------------------------------------------------------
@@ -132,8 +133,8 @@ class ImageReward(ImageRewardScorer):
     def network(self, network: ImageRewardNetwork) -> None:
         self.blip, self.mlp = network.blip, network.mlp
 
-    @property
-    def prepare(self) -> Preparation:
+    @property  # type: ignore[override]
+    def prepare(self) -> TwoTowerProcessor:
         tokenizer = vars(self.blip).get("tokenizer")
         if tokenizer is None:
             return self._prepare
@@ -142,7 +143,7 @@ class ImageReward(ImageRewardScorer):
         return replace(self._prepare, tokenizer=AssignedTokenizer(tokenizer, self.config.max_tokens, long_prompts))
 
     @prepare.setter
-    def prepare(self, prepare: Preparation) -> None:
+    def prepare(self, prepare: TwoTowerProcessor) -> None:
         self._prepare = prepare
 
     @property
@@ -248,7 +249,7 @@ def _transform(function: Callable[[Image.Image], Tensor], before: ImageTransform
 class Score(nn.Module):
     """One of the scores that 1.5 compares ImageReward with: ``score`` and ``inference_rank`` are those of an ImageReward model."""
 
-    def __init__(self, scorer: Scorer[Any]) -> None:
+    def __init__(self, scorer: TwoTowerScorer[Any]) -> None:
         super().__init__()
         self.scorer = scorer
 
@@ -296,7 +297,7 @@ def load_score(name: str = "CLIP", device: str | torch.device | None = None, dow
     if name not in available_scores():
         raise UnknownModelError(f"no score is called {name!r}; available are {', '.join(available_scores())}. load() loads models")
     found = find(name, download_root)
-    scorer: Scorer[Any] = found.build(found.paths, LoadOptions(found.name, registered=found.config))
+    scorer: Any = found.build(found.paths, LoadOptions(found.name, registered=found.config))
     return Score(scorer).to(choose_device(device))
 
 

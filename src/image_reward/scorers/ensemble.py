@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.config import LARGEST_SCALE, check_scale, check_version
-from image_reward.errors import CheckpointError, ImageReadError
+from image_reward.errors import CheckpointError
 from image_reward.files import fill, read_json
 from image_reward.images import ImageLike
-from image_reward.scorers.base import Batch, Preparation, Scorer, prepare_together, rewards_together, score_together
+from image_reward.scorers.base import Scorer
+from image_reward.scorers.together import CompositeScorer, score_together
 
 Reward = Literal["mean", "conservative"]
 FORMAT = "image-reward-ensemble"
@@ -76,40 +77,8 @@ class Judgement(NamedTuple):
     """mean - penalty * disagreement"""
 
 
-@dataclass
-class EnsembleBatch:
-    """A batch for each member. Members with equal transforms share one tensor of pixels, the same object."""
-
-    parts: list[Batch]
-
-    def __len__(self) -> int:
-        return len(self.parts[0])
-
-    def to(self, device: torch.device | str) -> EnsembleBatch:
-        moved = {id(part.pixels): part.pixels.to(device) for part in self.parts}
-        return EnsembleBatch(
-            [Batch(moved[id(part.pixels)], part.ids.to(device), part.mask.to(device), part.image_index.to(device)) for part in self.parts]
-        )
-
-
-@dataclass
-class EnsemblePreparation:
-    """Prompts and images -> ``EnsembleBatch``; an image is opened once for all members."""
-
-    parts: list[Preparation]
-
-    def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> EnsembleBatch:
-        return EnsembleBatch(prepare_together(self.parts, prompts, images))
-
-    def tokenizer(self, prompts: Sequence[str]) -> list[Any]:
-        """The tokens of each member, which also warns of or refuses prompts that are too long for one."""
-        return [part.tokenizer(prompts) for part in self.parts]
-
-
-class Ensemble(Scorer[Any]):
+class Ensemble(CompositeScorer):
     """Named scorers whose normalised rewards are averaged. The reward is in standard deviations of the reference images."""
-
-    prepare: Any
 
     def __init__(
         self,
@@ -148,8 +117,8 @@ class Ensemble(Scorer[Any]):
         )
         self.reward: Reward = reward
         self.penalty = penalty
-        self.prepare = EnsemblePreparation([member.prepare for member in members.values()])
         self.reads_prompt = any(member.reads_prompt for member in members.values())
+        self.whole_images = any(member.whole_images for member in members.values())
 
     @classmethod
     def from_json(cls, file: Path, load_member: Callable[[str], Scorer[Any]], name: str) -> Ensemble:
@@ -172,13 +141,7 @@ class Ensemble(Scorer[Any]):
         except ValueError as error:
             raise CheckpointError(f"{file}: {error}") from error
 
-    # --- the contract of a scorer ---
-
-    @property
-    def parts(self) -> list[Scorer[Any]]:
-        return list(self.members)  # type: ignore[arg-type]
-
-    def combined(self, rewards: Tensor) -> Tensor:
+    def combine(self, rewards: Tensor) -> Tensor:
         judgement = self.judgement(rewards)
         return judgement.conservative if self.reward == "conservative" else judgement.mean
 
@@ -200,51 +163,13 @@ class Ensemble(Scorer[Any]):
             raise ValueError(f"weights must be positive, {limits}, one for each of {', '.join(self.member_names)}, not {values}")
         self._weights = tuple(weight / sum(values) for weight in values)
 
-    @property
-    def batch_size(self) -> int:
-        return min(member.batch_size for member in self.parts)
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        for member in self.parts:
-            member.batch_size = value
-
-    def cast(self, dtype: torch.dtype) -> None:
-        for member in self.parts:
-            member.cast(dtype)
-
-    def forward(self, batch: EnsembleBatch) -> Tensor:  # type: ignore[override]
-        """Rewards [N] of a batch of ``prepare``, differentiable; image towers that members share encode each image once."""
-        return rewards_together([self], batch.parts)[0]
-
-    def rewards(self, prompts: str | Sequence[str], pixels: Tensor) -> Tensor:
-        if not isinstance(pixels, Tensor):
-            raise ImageReadError(f"rewards() takes a float tensor [B, 3, H, W], not {type(pixels).__name__}; score() takes any image")
-        prompts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
-        if len(prompts) != len(pixels):
-            raise ValueError(f"{len(prompts)} prompts and {len(pixels)} images: aligned lists must have the same length")
-        pixels, index = pixels.to(self.device), torch.arange(len(pixels), device="cpu")
-        crops: dict[Any, Tensor] = {}
-        batches = []
-        for part in self.prepare.parts:
-            if part.transform not in crops:
-                crops[part.transform] = part.transform.crop_tensor(pixels)
-            tokens = part.tokenizer(prompts)
-            batches.append(Batch(crops[part.transform], tokens.ids, tokens.mask, index))
-        return self(EnsembleBatch(batches))
-
-    def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Any:
-        self._check_matrix(prompts, images)
-        pairs = [prompt for prompt in prompts for _ in images], list(images) * len(prompts)
-        return np.array(score_together([self], *pairs)[0], dtype=np.float32).reshape(len(prompts), len(images))
-
     def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> Judgement:
         """Mean, disagreement and conservative reward [N] of the images of one prompt, or of aligned prompts and images."""
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-        rewards = torch.tensor(score_together(self.parts, prompts, images), dtype=torch.float32, device="cpu")
-        return self.judgement(rewards.view(len(self.parts), len(prompts)))
+        rewards = torch.tensor(score_together(self.scorers, prompts, images), dtype=torch.float32, device="cpu")
+        return self.judgement(rewards.view(len(self.scorers), len(prompts)))
 
     def judgement(self, rewards: Tensor) -> Judgement:
         """The members' own rewards [M, N], in their order -> what the ensemble makes of them. Differentiable."""
@@ -258,14 +183,6 @@ class Ensemble(Scorer[Any]):
         agree = variance == 0
         disagreement = torch.where(agree, torch.zeros_like(variance), torch.where(agree, torch.ones_like(variance), variance).sqrt())
         return Judgement(mean, disagreement, mean - self.penalty * disagreement)
-
-    def encode_images(self, pixels: Tensor) -> Any:
-        raise NotImplementedError("the members of an ensemble see different pixels; call it with a batch of its prepare(), or use a member")
-
-    def read(self, images: Any, ids: Tensor, mask: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "the members of an ensemble read different tokens; call it with a batch of its prepare(), or use a member"
-        )
 
 
 def _no_reference(name: str) -> Reference:

@@ -14,10 +14,10 @@ from image_reward.config import ScorerConfig, TieConfig
 from image_reward.images import ImageOptions, ImageTransform
 from image_reward.models.blip import CrossEncoder, ImageRewardNetwork, KeysValues
 from image_reward.prompts import LongPrompts, PromptTokenizer
-from image_reward.scorers.base import Preparation, Scorer
+from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer
 
 
-class CrossEncoderScorer(Scorer[list[KeysValues]]):
+class CrossEncoderScorer(TwoTowerScorer[list[KeysValues]]):
     """A scorer whose text tower reads the image while it reads the prompt."""
 
     network: CrossEncoder
@@ -25,10 +25,10 @@ class CrossEncoderScorer(Scorer[list[KeysValues]]):
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
         return self.network.encode_images(self.prepare.transform.normalize(pixels, self.network.dtype))
 
-    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
-        num_images = len(images[0][0])
+    def score_pairs(self, features: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
+        num_images = len(features[0][0])
         ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
-        return self.network.read(images, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
+        return self.network.read(features, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""
@@ -53,7 +53,7 @@ class ImageRewardScorer(CrossEncoderScorer):
         self.config = config
         self.name = name
         transform = ImageTransform(config.image.size, config.image.mean, config.image.std, options or ImageOptions())
-        self.prepare = Preparation(transform, PromptTokenizer(config.max_tokens, long_prompts, config.vocabulary))
+        self.prepare = TwoTowerProcessor(transform, PromptTokenizer(config.max_tokens, long_prompts, config.vocabulary))
 
     # What of the config may be assigned is kept in the config alone, so that it is saved too.
 
@@ -98,8 +98,8 @@ class ImageRewardScorer(CrossEncoderScorer):
     def new_network(cls, config: ScorerConfig, name: str) -> ImageRewardNetwork:  # noqa: ARG003 - for a subclass
         return ImageRewardNetwork(config.network)
 
-    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
-        return (super().read(images, ids, mask) - self.config.reward.mean) / self.config.reward.std
+    def score_pairs(self, features: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
+        return (super().score_pairs(features, ids, mask) - self.config.reward.mean) / self.config.reward.std
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and a model card; ``load(folder)`` gives this scorer again."""

@@ -35,14 +35,14 @@ class _Rewards(nn.Module):
         self.scorer = scorer
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        images = self.scorer.encode_images(pixels)
-        return self.scorer.read(images, ids[:, None], mask[:, None])[:, 0]
+        features = self.scorer.encode_images(pixels)
+        return self.scorer.score_pairs(features, ids[:, None], mask[:, None])[:, 0]
 
 
 def export_onnx(scorer: Scorer[Any], path: Path) -> float:
     """Write a scorer in float32 as one ONNX file; any number of images, each with its prompt, any prompt length the model reads.
 
-    Inputs: ``pixels`` uint8 [I, 3, S, S], RGB as ``Preparation.pixels`` makes them (normalisation is inside); ``ids`` int64 [I, L];
+    Inputs: ``pixels`` uint8 [I, 3, S, S], RGB as ``TwoTowerProcessor.pixels`` makes them (normalisation is inside); ``ids`` int64 [I, L];
     ``mask`` bool [I, L], False for padding. Output: ``rewards`` float32 [I]. The file's metadata say what the model is and how prompts
     become ids. The file appears only after ONNX Runtime computed, at several shapes, what PyTorch does.
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from image_reward.errors import RewardError
 from image_reward.metrics import spearman
 from image_reward.models.heads import LinearHead
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.two_tower import TwoTowerScorer, take
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,6 +36,8 @@ def quantize(scorer: Scorer[Any]) -> None:
 
     Raises ``ValueError`` where torchao is missing or cannot compute on the scorer's device.
     """
+    if not isinstance(scorer, TwoTowerScorer):
+        raise ValueError(f"dtype int8 is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; use bfloat16")
     if scorer.device.type not in ("cpu", "cuda"):
         raise ValueError(f"dtype int8 works on cpu and cuda, not on {scorer.device.type}; use bfloat16 there")
     try:
@@ -51,14 +54,13 @@ def quantize(scorer: Scorer[Any]) -> None:
         layer.register_state_dict_pre_hook(_refuse_saving)
 
 
-def _layers_of_images(scorer: Scorer[Any]) -> set[nn.Module]:
+def _layers_of_images(scorer: TwoTowerScorer[Any]) -> set[nn.Module]:
     """The linear layers that ``encode_images`` calls, found by letting it encode a black image; neither heads nor what is int8 already."""
     found: set[nn.Module] = set()
     linear = [layer for layer in scorer.modules() if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter]
     hooks = [layer.register_forward_pre_hook(lambda layer, _: found.add(layer)) for layer in linear]
-    size = scorer.prepare.transform.size
     with torch.inference_mode():
-        scorer.encode_images(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=scorer.device))
+        scorer.encode_images(scorer.prepare.pixels([Image.new("RGB", (64, 64))]).to(scorer.device))
     for hook in hooks:
         hook.remove()
     heads = {layer for head in scorer.modules() if isinstance(head, LinearHead) for layer in head.modules()}
@@ -110,6 +112,8 @@ def compile_scorer(scorer: Scorer[Any]) -> None:
     Reading prompts takes a small part of the time, and their lengths vary, so that stays as it is. What was compiled is kept in
     Inductor's cache on disk (``TORCHINDUCTOR_CACHE_DIR``). Raises ``ValueError`` where there is no C++ compiler.
     """
+    if not isinstance(scorer, TwoTowerScorer):
+        raise ValueError(f"compile is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; leave compile out")
     if scorer.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -118,7 +122,7 @@ def compile_scorer(scorer: Scorer[Any]) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler:
             raise ValueError("compile needs a C++ compiler, and none was found: install g++ (or set CXX), or leave compile out") from None
-    scorer.encode_images = CompiledEncoding(scorer.encode_images)  # type: ignore[method-assign]
+    scorer.compiled = CompiledEncoding(scorer.encode_images)
 
 
 class CompiledEncoding:
@@ -142,7 +146,7 @@ class CompiledEncoding:
             pixels = pixels.repeat(2 if num_images == 1 else 1, 1, 1, 1)
             torch._dynamo.mark_dynamic(pixels, 0)
             features = self.compiled(pixels)
-            return tree_map(lambda tensor: tensor[:1], features) if num_images == 1 else features
+            return take(features, slice(1)) if num_images == 1 else features
 
 
 # --- the price -----------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.ensemble import Ensemble
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
+from image_reward.scorers.together import single_scorers
 
 Thing = TypeVar("Thing")
 
@@ -546,7 +547,7 @@ def load_all(
 ) -> list[Scorer[Any]]:
     """Several scorers, which load the files and towers that they have in common once. Options and errors are those of ``load``.
 
-    ``scorers.base.score_together`` then also computes with them once.
+    ``score_together`` then also computes with them once.
     """
     shared: dict[Hashable, Any] = {}
     return [load(model, device, dtype, shared=shared, **options) for model in models]
@@ -569,7 +570,7 @@ def _place(
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
     chosen = choose_device(device)
-    parts = scorer.parts
+    parts = single_scorers([scorer])
     for part in parts:
         if not is_quantized(part):  # its tower may be another's that was placed before
             part.cast(dtype or torch.float32)

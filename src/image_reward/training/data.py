@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from image_reward.errors import ImageReadError
 from image_reward.images import describe
-from image_reward.scorers.base import Batch, Preparation
+from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
 from image_reward.training.features import Features
 from image_reward.training.losses import TIE_MODELS, Loss
 from image_reward.types import Comparison
@@ -153,7 +153,7 @@ def share_out(sizes: Sequence[int], step: Sequence[int], num_processes: int, mic
 class Micro:
     """What goes through the network at once: some prompts, each with all of its N images in all, and what people said of them."""
 
-    batch: Batch
+    batch: TwoTowerBatch
     prompt: Tensor
     """[N], int64: which prompt a row belongs to"""
     judged: Tensor
@@ -176,12 +176,12 @@ class Micro:
 
 
 class Steps(Dataset[list[Micro]]):
-    """The passes of each step that fall to one process. Picklable work for loader processes, done by the scorer's own preparation."""
+    """The passes of each step that fall to one process. Picklable work for loader processes, done by the scorer's own processor."""
 
     def __init__(
         self,
         comparisons: Sequence[Comparison],
-        prepare: Preparation,
+        prepare: TwoTowerProcessor,
         loss: Loss,
         micro_images: int,
         process: tuple[int, int] = (0, 1),
@@ -235,7 +235,7 @@ class Steps(Dataset[list[Micro]]):
         ids, mask = self.tokens.ids[list(indices)][prompt], self.tokens.mask[list(indices)][prompt]
         length = int(mask.sum(dim=1).max())
         pixels = torch.stack([blank if image is None else image for image in read])
-        batch = Batch(pixels, ids[:, :length], mask[:, :length], torch.arange(len(read)))
+        batch = TwoTowerBatch(pixels, ids[:, :length], mask[:, :length], torch.arange(len(read)))
 
         together = (prompt[:, None] == prompt) & judged[:, None] & judged
         beats = together & (ranks[:, None] < ranks)

@@ -14,8 +14,8 @@ from image_reward.evaluation.generators.images import Images, Selection
 from image_reward.evaluation.generators.results import Rewards, SavedResults
 from image_reward.evaluation.prompt_sets import Prompt, repeated, some
 from image_reward.scorers import Scorer
-from image_reward.scorers.base import long_prompts_reported_once, score_together
 from image_reward.scorers.identity import identity_of
+from image_reward.scorers.together import long_prompts_reported_once, score_together
 
 
 def score_images(
