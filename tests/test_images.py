@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
 import struct
 import threading
@@ -18,7 +19,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 import seeded
 from image_reward import images
@@ -178,6 +179,11 @@ def test_every_kind_of_source_gives_the_same(tmp_path: Path) -> None:
         path,
         str(path),
         path.read_bytes(),
+        bytearray(path.read_bytes()),
+        memoryview(path.read_bytes()),
+        io.BytesIO(path.read_bytes()),
+        {"bytes": path.read_bytes(), "path": None},
+        {"bytes": None, "path": str(path)},
         RINGS,
         Image.open(path),
         array,
@@ -237,8 +243,13 @@ def test_greys_and_alpha_as_arrays_and_tensors() -> None:
         (Image.new("RGB", (1, 20000)), "is 1 x 20000 pixels"),
         (b"", "<0 bytes> is empty; save or download it again"),
         (b"hello, world", "<12 bytes> is not an image that Pillow can read"),
-        (None, "an image is a path, bytes, a PIL image, a numpy array or a torch tensor, not NoneType"),
-        (bytearray(b"abc"), "not bytearray"),
+        (None, "an image is a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor, not NoneType"),
+        (bytearray(b"abc"), "<3 bytes> is not an image that Pillow can read"),
+        ({"path": None}, "is a path, bytes, .* not NoneType"),
+        (io.BytesIO(), "<BytesIO> is empty"),
+        (io.StringIO("text"), "<StringIO> is open for text; open it in binary mode"),
+        (torch.zeros(3, 8, 8, device="meta"), "is sparse, or has no values; pass a dense tensor"),
+        (torch.zeros(3, 8, 8).to_sparse(), "is sparse, or has no values"),
         (lambda: 7, "not int"),
         (encoded(RINGS, "ICO"), "is an icon, which holds several images; save it as PNG"),
         (encoded(RINGS, "EPS"), "is a PostScript program, which only an interpreter can draw; save it as PNG"),
@@ -261,11 +272,60 @@ def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     with pytest.raises(ImageReadError, match=r"empty\.png is empty; save or download it again"):
         open_image(tmp_path / "empty.png")
-    (tmp_path / "text.png").write_text("<html>404</html>")
+    (tmp_path / "text.png").write_text("just text")
     with pytest.raises(ImageReadError, match=r"text\.png is not an image that Pillow can read \(its content decides, not its name\)"):
         open_image(tmp_path / "text.png")
-    with pytest.raises(ImageReadError, match="/dev/null is a pipe or a device; save the image to a file, or pass its bytes"):
+    with pytest.raises(ImageReadError, match="/dev/null is a pipe, a socket or a device; save the image to a file, or pass its bytes"):
         open_image("/dev/null")
+
+
+def test_open_files_are_read_from_their_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "rings.png"
+    RINGS.save(path)
+    with path.open("rb") as file:
+        file.seek(0, io.SEEK_END)
+        assert open_image(file).size == open_image(file).size == RINGS.size
+    with pytest.raises(ImageReadError, match=r"rings\.png cannot be read: .*closed.*; open it again, or pass its path"):
+        open_image(file)
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream:
+        with os.fdopen(write, "wb") as end:
+            end.write(encoded(RINGS, "PPM"))
+        assert open_image(stream).size == RINGS.size
+    with Path("/dev/zero").open("rb") as endless, pytest.raises(ImageReadError, match="/dev/zero is empty"):
+        open_image(endless)
+
+
+def test_an_image_that_was_closed_is_not_called_damaged(tmp_path: Path) -> None:
+    RINGS.save(tmp_path / "rings.png")
+    with Image.open(tmp_path / "rings.png") as unloaded:
+        pass
+    closed = RINGS.copy()
+    closed.close()
+    for image in (unloaded, closed):
+        with pytest.raises(ImageReadError, match="is a closed image; open it again, or pass its path"):
+            open_image(image)
+
+
+def test_other_formats_are_named(tmp_path: Path) -> None:
+    for name, content, message in [
+        ("photo.png", b"\0\0\0\x18ftypheic", "is a HEIC picture; convert it to PNG or JPEG"),
+        (
+            "a.jpg",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer, not the image; fetch the image with `git lfs pull`",
+        ),
+        ("b.webp", b"<svg></svg>", "is an SVG drawing"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageReadError, match=f"{name} {message}"):
+            open_image(tmp_path / name)
+
+
+def test_the_thumbnail_of_a_raw_photograph_is_not_scored() -> None:
+    content = encoded(RINGS, "TIFF", tiffinfo={254: 1})
+    with pytest.raises(ImageReadError, match="begins with a thumbnail, as raw photographs do; convert it"):
+        open_image(content)
 
 
 def test_a_missing_path_in_a_list_is_an_error(scorer: ImageRewardScorer, image_folder: Path) -> None:
@@ -402,32 +462,116 @@ def test_threads_do_not_see_each_others_options() -> None:
     assert before == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
 
 
-def test_lenient_threads_wait_for_strict_ones() -> None:
-    order: list[str] = []
-    strict_is_in, strict_may_go = threading.Event(), threading.Event()
+@pytest.mark.parametrize("options", [ImageOptions(), ImageOptions(allow_truncated=True, max_pixels=None)])
+def test_pillows_settings_stay_what_the_program_made_them(options: ImageOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are one for the whole interpreter: another thread would see them change."""
+    seen = []
+    load = ImageFile.ImageFile.load
 
-    def opened(load: Callable[[], None], allow_truncated: bool) -> threading.Thread:
-        """A thread that opens an image whose pixels are decoded by ``load``."""
-        image = Image.new("RGB", (8, 8))
-        image.load = load  # type: ignore[method-assign, assignment]
-        thread = threading.Thread(target=open_image, args=(image, ImageOptions(allow_truncated=allow_truncated)), daemon=True)
-        thread.start()
-        return thread
+    def watched(image: ImageFile.ImageFile) -> Any:
+        seen.append((ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS))
+        return load(image)
 
-    def decode_slowly() -> None:
-        strict_is_in.set()
-        strict_may_go.wait(HANGS)
-        order.append(f"strict {ImageFile.LOAD_TRUNCATED_IMAGES}")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12_345)
+    for content in WHOLE:
+        open_image(content, options)
+    assert set(seen) == {(False, 12_345)}
 
-    first = opened(decode_slowly, allow_truncated=False)
-    assert strict_is_in.wait(HANGS)
-    opened(lambda: order.append("another strict one does not wait"), allow_truncated=False).join(HANGS)
-    second = opened(lambda: order.append(f"lenient {ImageFile.LOAD_TRUNCATED_IMAGES}"), allow_truncated=True)
-    second.join(timeout=0.05)  # long enough to go wrong in, if it did not wait
-    strict_may_go.set()
-    first.join(HANGS)
-    second.join(HANGS)
-    assert order == ["another strict one does not wait", "strict False", "lenient True"]
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "PPM", "TGA"])
+def test_a_program_that_accepts_truncated_images_gets_no_truncated_reward(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some libraries turn Pillow's switch on when they are imported."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = encoded(RINGS, kind)
+    assert open_image(whole).size == RINGS.size
+    with pytest.raises(ImageReadError, match="truncated; pass allow_truncated=True"):
+        open_image(whole[: int(len(whole) * 0.6)])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive JPEG", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.98, 1])
+def test_truncated_files_have_the_pixels_that_pillow_gives_them(kind: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = seeded.image("noise", 120, 91, 4)
+    whole = encoded(image, kind.split()[-1], **({"progressive": True} if " " in kind else {}))
+    cut = whole[: int(len(whole) * share)]
+    found = np.asarray(open_image(cut, LENIENT))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with Image.open(io.BytesIO(cut)) as expected:
+        np.testing.assert_array_equal(found, np.asarray(_as_opened(expected)))
+
+
+def _as_opened(image: Image.Image) -> Image.Image:
+    image.load()
+    return image.convert("RGB") if image.mode == "P" else image
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------------------------
+
+
+def png_with(*chunks: tuple[bytes, bytes], after: bool = False, crc: int | None = None) -> bytes:
+    """RINGS as a PNG with more chunks, before its pixels or after them; ``crc`` to give them a wrong checksum."""
+    whole = encoded(RINGS, "PNG")
+    new = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) if crc is None else crc)
+        for kind, body in chunks
+    )
+    at = len(whole) - 12 if after else 33
+    return whole[:at] + new + whole[at:]
+
+
+BOMB = zlib.compress(bytes(2 << 20))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"zTXt", b"workflow\0\0" + BOMB),
+        (b"iTXt", b"workflow\0\1\0\0\0" + BOMB),
+        (b"tEXt", b"workflow\0" + bytes(65 << 20)),
+        (b"iCCP", b"profile\0\0" + BOMB),
+        (b"iCCP", b"profile\0\0not zlib"),
+        (b"tEXt", b""),
+        (b"acTL", struct.pack(">II", 0, 0)),
+        (b"pHYs", b"\0"),
+        (b"eXIf", b"junkjunk"),
+    ],
+)
+def test_pixels_do_not_depend_on_the_metadata_of_a_png(chunk: tuple[bytes, bytes], after: bool) -> None:
+    for options in (ImageOptions(), LENIENT, ImageOptions(orient=True)):
+        np.testing.assert_array_equal(np.asarray(open_image(png_with(chunk, after=after), options)), np.asarray(RINGS))
+
+
+def test_a_checksum_matters_where_pixels_do() -> None:
+    assert open_image(png_with((b"tEXt", b"a\0b"), (b"eXIf", b"MM"), crc=7)).size == RINGS.size
+    for kind in (b"tRNS", b"PLTE"):
+        with pytest.raises(ImageReadError):
+            open_image(png_with((kind, bytes(6)), crc=7))
+
+
+def test_what_follows_the_end_of_a_png_is_not_read() -> None:
+    assert open_image(encoded(RINGS, "PNG") + b"trailer" * 9).size == RINGS.size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"junkjunk", b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_an_orientation_that_cannot_be_read_is_none(kind: str, exif: bytes) -> None:
+    content = encoded(RINGS, kind, exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about the junk
+        turned = open_image(content, ImageOptions(orient=True))
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(open_image(content)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_orientations_are_those_of_pillow(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(RINGS, "PNG", exif=exif)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(np.asarray(open_image(content, ImageOptions(orient=True))), expected)
 
 
 # --- tensors with gradients ----------------------------------------------------------------------------------------------------------

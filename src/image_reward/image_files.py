@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-import stat
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from image_reward.errors import ImageReadError
+from image_reward.errors import FileKindError, FileSizeError, ImageReadError
+from image_reward.files import open_regular, read_regular
+
+being_read: ContextVar[str] = ContextVar("being_read", default="")
+"""The image that is being decoded, so that whoever shows a warning of Pillow's, which names no file, can say of what it speaks."""
 
 LARGEST_FILE = 1 << 30
 """Bytes. A file beyond this is not a picture, and would fill the memory before a decoder could say so."""
@@ -34,7 +39,7 @@ _READABLE = (
 _PICTURE, _VIDEO = "convert it to PNG or JPEG", "save frames of it as PNG or JPEG"
 _FOREIGN_PICTURES = {
     rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)": ("a HEIC picture", _PICTURE),
-    rb"....ftypavi[fs]": ("an AVIF picture", _PICTURE),  # for a Pillow without AVIF
+    rb"....ftypavi[fs]": ("an AVIF picture, damaged or beyond this Pillow", _PICTURE),
     rb"....ftypcrx ": ("a raw photograph (CR3)", _PICTURE),
     rb"\xff\x0a|\0\0\0\x0cJXL ": ("a JPEG XL picture", _PICTURE),
     rb"v/1\x01": ("an OpenEXR picture", _PICTURE),
@@ -73,49 +78,36 @@ def _begins(pattern: bytes, content: bytes) -> bool:
 
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file that should hold an image: a regular file, so that reading does not block, of at most ``LARGEST_FILE`` bytes.
+    """The bytes of a file that should hold an image: a regular file of at most ``LARGEST_FILE`` bytes.
 
     Raises ``FileNotFoundError``, or ``ImageReadError`` that says what is there instead.
     """
     name = os.fsdecode(path)
     try:
-        _check_regular(Path(path).stat(), name)  # before it is opened, which waits for a pipe and can wake a device
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            _check_regular(os.fstat(file.fileno()), name)
-            content = file.read(LARGEST_FILE + 1)
+        content = read_regular(path, LARGEST_FILE)
+    except (FileKindError, FileSizeError) as error:
+        raise ImageReadError(str(error)) from None
     except PermissionError as error:
         raise ImageReadError(f"{name} may not be read: {error.strerror}; change its permissions") from None
-    except ImageReadError:
-        raise
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: what cannot be a path, such as a zero byte
         raise FileNotFoundError(f"no such image: {name:.200}") from None
     except OSError as error:
-        if not os.path.lexists(path):  # too long for a path, such as a prompt
+        if not os.path.lexists(name):  # too long for a path, such as a prompt
             raise FileNotFoundError(f"no such image: {name:.200}") from None
         raise ImageReadError(f"{name} cannot be read: {error.strerror or error}; look at its disk, or copy it again") from None
-    if len(content) > LARGEST_FILE:
-        raise ImageReadError(f"{name} has more than {LARGEST_FILE:,} bytes; a file this large is not read as an image")
     if not content:
         raise ImageReadError(f"{name} is empty; save or download it again")
     return content
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _check_regular(status: os.stat_result, name: str) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageReadError(f"{name} is a folder; give the image files in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageReadError(f"{name} is a pipe, a socket or a device; save the image to a file, or pass its bytes")
-    if status.st_size == 0:  # also the files of /proc, some of which block
-        raise ImageReadError(f"{name} is empty; save or download it again")
-    if status.st_size > LARGEST_FILE:
-        raise ImageReadError(f"{name} has {status.st_size:,} bytes, more than the {LARGEST_FILE:,} that are read as an image")
-
-
 # --- folders -----------------------------------------------------------------------------------------------------------------------------
+
+
+def matching(pattern: str) -> list[str]:
+    """The paths that match a glob, sorted. Leading folders that exist are literal, so that ``shots [v1]/*.png`` is found."""
+    parts = pattern.split("/")
+    literal = next((n for n in range(len(parts) - 1, 0, -1) if os.path.isdir("/".join(parts[:n]))), 0)  # noqa: PTH112 - "" is no folder
+    return sorted(glob.glob("/".join([*map(glob.escape, parts[:literal]), *parts[literal:]]), recursive=True))  # noqa: PTH207
 
 
 @dataclass
@@ -216,7 +208,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool | None:
     try:
         if not entry.is_file():
             return None
-        with open(entry.path, "rb", opener=_open_without_waiting) as file:
+        with open_regular(entry.path) as file:
             head = file.read(_HEAD)
     except OSError:
         return False

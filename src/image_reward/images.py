@@ -9,35 +9,53 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, Union, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from image_reward.errors import ImageReadError
 from image_reward.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from image_reward.image_files import LARGEST_FILE, being_read, foreign_format, read_image_file
 from image_reward.types import Convention, check_convention
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Fit = Literal["crop", "pad", "stretch"]
-ImageLike = Union[str, os.PathLike[str], bytes, Image.Image, "NDArray[Any]", Tensor, Callable[[], Any]]
+ImageLike = Union[
+    str,
+    os.PathLike[str],
+    bytes,
+    bytearray,
+    memoryview,
+    IO[bytes],
+    Mapping[str, Any],
+    Image.Image,
+    "NDArray[Any]",
+    Tensor,
+    Callable[[], Any],
+]
 
 # Pillow resizes these channel by channel (with alpha: premultiplied); other modes are converted first (see `_resizable`).
 _RESIZED_AS_THEY_ARE = {"RGB", "L", "LA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"}
-_REFUSED = {  # formats whose header does not bound what decoding costs
+_REFUSED = {  # formats whose header does not bound what decoding costs, or that Pillow recognises and cannot decode
     "EPS": "a PostScript program, which only an interpreter can draw",
     "ICO": "an icon, which holds several images",
     "ICNS": "an icon, which holds several images",
+    "WMF": "a drawing for Windows",
+    "MPEG": "a video",
+    "BUFR": "a file of measurements",
+    "GRIB": "a file of measurements",
+    "HDF5": "a file of measurements",
 }
 _LONGEST_RESIZED_WHOLE = 8192  # px; longer strips are resized only where the centre crop will look
 
@@ -64,14 +82,17 @@ def describe(source: object) -> str:
     ('cat.png', '<3 bytes>')
     """
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    if isinstance(source, bytes):
-        return f"<{len(source)} bytes>"
+        return os.fsdecode(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{memoryview(source).nbytes} bytes>"
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "") or f"<PIL image {source.mode} {source.width}x{source.height}>")
     if isinstance(source, np.ndarray | Tensor):
         return f"<{type(source).__name__} {source.dtype} {tuple(source.shape)}>"
-    return f"<{type(source).__name__}>"
+    if isinstance(source, Mapping):
+        return describe(source.get("path") or source.get("bytes"))
+    name = getattr(source, "name", None)  # of an open file
+    return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
 # --- opening -----------------------------------------------------------------------------------------------------------------------
@@ -80,12 +101,13 @@ def describe(source: object) -> str:
 def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.Image:
     """Open, check and decode an image; the result is fully in memory and in a mode that can be resized.
 
-    ``source``: a path; the bytes of an image file; a PIL image; a numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a torch tensor
-    [H, W], [1, H, W], [3, H, W] or [4, H, W]; or a function of no arguments that returns one of these. Arrays and tensors hold uint8, or
-    floats in [0, 1].
+    ``source``: a path; the bytes of an image file; a binary file, which is read from its beginning; {"bytes": …, "path": …} as Hugging
+    Face data sets have it; a PIL image; a numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a torch tensor [H, W], [1, H, W],
+    [3, H, W] or [4, H, W]; or a function of no arguments that returns one of these. Arrays and tensors hold uint8, or floats in [0, 1].
 
     Animated images give their first frame. 16-bit greyscale keeps its upper 8 bits. Palettes and 1-bit images get their colours before
-    resizing (the original resizes their indices with the nearest-neighbour filter). EPS, ICO and ICNS are refused.
+    resizing (the original resizes their indices with the nearest-neighbour filter). EPS, ICO and ICNS are refused. Metadata that cannot
+    be read do not matter. Files are read only where they are regular files of at most ``image_files.LARGEST_FILE`` bytes.
 
     Raises ``FileNotFoundError``, or ``ImageReadError`` that names the image and says what is wrong with it.
     """
@@ -98,90 +120,200 @@ def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.
     elif isinstance(source, Tensor):
         source = _from_tensor(source, name)
     if isinstance(source, Image.Image):
+        if getattr(source, "tile", None) and getattr(source, "fp", None) is None:
+            raise ImageReadError(f"{name} is a closed image; open it again, or pass its path")
         with _readable(name, options):
-            return _decoded(source, name, options)
-    if isinstance(source, bytes):
-        file: Any = io.BytesIO(source)
-        empty = not source
-    elif isinstance(source, str | os.PathLike):
-        if not os.path.exists(source):  # noqa: PTH110 - unlike Path.exists, False for what cannot be a path, such as a long prompt
-            raise FileNotFoundError(f"no such image: {name:.200}")
-        file = Path(source)
-        if file.is_dir():
-            raise ImageReadError(f"{name} is a folder; give the image files in it")
-        if not file.is_file():
-            raise ImageReadError(f"{name} is a pipe or a device; save the image to a file, or pass its bytes")
-        empty = file.stat().st_size == 0
+            # Only the bytes of a JPEG can be given the end that makes its decoder hand out what it has.
+            return _decoded(source, name, options, options.allow_truncated and source.format not in ("JPEG", "MPO"))
+    content = _content(source, name)
+    with _readable(name, options, content), _Source(_pixels_only(content, options)) as file, _identified(file, name) as image:
+        file.exhausted = False
+        picture = _decoded(image, name, options, options.allow_truncated)
+        if ImageFile.LOAD_TRUNCATED_IMAGES and file.exhausted and not options.allow_truncated:
+            raise OSError("image file is truncated")  # Pillow does not say so where the program has set its switch
+        return picture
+
+
+def _content(source: object, name: str) -> bytes:
+    """The bytes of an image file."""
+    if isinstance(source, Mapping):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, str | os.PathLike):
+        return read_image_file(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        content = bytes(source)
+    elif hasattr(source, "read"):
+        content = _read_open_file(source, name)
     else:
-        raise ImageReadError(f"an image is a path, bytes, a PIL image, a numpy array or a torch tensor, not {type(source).__name__}")
-    if empty:
+        raise ImageReadError(
+            f"an image is a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor, not {type(source).__name__}"
+        )
+    if not content:
         raise ImageReadError(f"{name} is empty; save or download it again")
-    with _readable(name, options), Image.open(file) as image:
-        return _decoded(image, name, options)
+    return content
 
 
-def _decoded(image: Image.Image, name: str, options: ImageOptions) -> Image.Image:
+def _read_open_file(file: Any, name: str) -> bytes:
+    try:
+        size = LARGEST_FILE + 1
+        if file.seekable():
+            size = min(size, file.seek(0, os.SEEK_END))  # 0 for a device that never ends
+            file.seek(0)
+        content = file.read(size)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise ImageReadError(f"{name} cannot be read: {error}; open it again, or pass its path") from None
+    if not isinstance(content, bytes):
+        raise ImageReadError(f"{name} is open for text; open it in binary mode, or pass its path")
+    if len(content) > LARGEST_FILE:
+        raise ImageReadError(f"{name} has more than the {LARGEST_FILE:,} bytes that are read as an image")
+    return content
+
+
+class _Source(io.BytesIO):
+    """A file that remembers whether more was read than it has."""
+
+    exhausted = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.exhausted |= not content and size != 0
+        return content
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _pixels_only(content: bytes, options: ImageOptions) -> bytes:
+    """A PNG or JPEG file without metadata that no reward depends on; any other file as it is.
+
+    Pillow refuses a whole PNG for the size of its texts or colour profile, and warns of, or trips over, much else that is only metadata.
+    The EXIF block is left where the orientation is asked for. What is malformed is kept: the decoder says what is wrong with it.
+    """
+    if content.startswith(_PNG):
+        return _png_pixels(content, options.orient)
+    if content.startswith(b"\xff\xd8"):
+        # With another end the decoder gives out what a truncated file has.
+        return _jpeg_pixels(content, options.orient) + (b"\xff\xd9" if options.allow_truncated else b"")
+    return content
+
+
+def _png_pixels(content: bytes, exif: bool) -> bytes:
+    """Critical chunks and transparency; of an animation this is the first frame."""
+    parts, at = [_PNG], len(_PNG)
+    while at + 12 <= len(content):
+        kind, end = content[at + 4 : at + 8], at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if end > len(content):
+            break
+        is_critical = not kind[0] & 0x20
+        if is_critical or kind == b"tRNS" or (exif and kind == b"eXIf" and _has_checksum(content[at + 4 : end])):
+            parts.append(content[at:end])
+        at = len(content) if kind == b"IEND" else end
+    return b"".join(parts) + content[at:]
+
+
+def _has_checksum(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[:-4]).to_bytes(4, "big") == chunk[-4:]
+
+
+def _jpeg_pixels(content: bytes, exif: bool) -> bytes:
+    """Without comments and application data, but for those that say what the colours are: JFIF (APP0) and Adobe (APP14)."""
+    dropped = {0xFE, *range(0xE1, 0xF0)} - {0xEE} - ({0xE1} if exif else set())
+    parts, at = [content[:2]], 2
+    while at + 4 <= len(content) and content[at] == 0xFF and 0xC0 <= content[at + 1] <= 0xFE and content[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        if end > len(content):
+            break
+        if content[at + 1] not in dropped:
+            parts.append(content[at:end])
+        at = end
+    return b"".join(parts) + content[at:]
+
+
+def _identified(file: _Source, name: str) -> Image.Image:
+    """As ``Image.open``, without its limit of pixels: that is one for the whole program, and ``max_pixels`` stands in for it."""
+    prefix = file.read(16)
+    for load_formats in (Image.preinit, Image.init):
+        load_formats()
+        for kind in Image.ID:
+            factory, accept = Image.OPEN[kind]
+            try:
+                accepted = accept(prefix) if accept else True
+                if isinstance(accepted, str):  # a format that this Pillow was built without
+                    raise ImageReadError(f"{name}: {accepted}; convert it to PNG or JPEG")
+                if accepted:
+                    file.seek(0)
+                    return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # what plugins raise for what is not theirs
+                continue
+    raise UnidentifiedImageError
+
+
+def _decoded(image: Image.Image, name: str, options: ImageOptions, allow_truncated: bool) -> Image.Image:
     if image.format in _REFUSED:
         raise ImageReadError(f"{name} is {_REFUSED[image.format]}; save it as PNG")
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) == 1:
+        raise ImageReadError(f"{name} begins with a thumbnail, as raw photographs do; convert it to PNG or JPEG")
     _check_size(image, name, options)
-    image.load()
+    try:
+        image.load()
+    except OSError as error:
+        if not allow_truncated or not _is_truncated(error):
+            raise
+        image.tile = []  # type: ignore[attr-defined] # nothing is left to decode: what there is stands
+        image.load()
     if options.orient:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     return _resizable(image, name)
 
 
-@contextmanager
-def _readable(name: str, options: ImageOptions) -> Iterator[None]:
-    """Let Pillow work by ``options``, and turn what it raises, nearly anything for damaged files, into one error that names the file."""
+def _is_truncated(error: Exception) -> bool:
+    return any(words in str(error) for words in ("truncated", "broken data stream"))
+
+
+_NEW_SUBFILE_TYPE = 254
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is where that cannot be read."""
     try:
-        with _pillow_globals(options.allow_truncated):
-            yield
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # nearly anything, for junk
+        return image
+    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
+
+
+@contextmanager
+def _readable(name: str, options: ImageOptions, content: bytes = b"") -> Iterator[None]:
+    """Turn what Pillow raises, nearly anything for damaged files, into one error that names the file."""
+    token = being_read.set(name)
+    try:
+        yield
     except (ImageReadError, FileNotFoundError):
         raise
     except UnidentifiedImageError:
-        raise ImageReadError(f"{name} is not an image that Pillow can read (its content decides, not its name), or it is damaged") from None
-    except PermissionError as error:
-        raise ImageReadError(f"{name} may not be read: {error.strerror}; change its permissions") from None
+        other = foreign_format(content) or "is not an image that Pillow can read (its content decides, not its name), or it is damaged"
+        raise ImageReadError(f"{name} {other}") from None
     except MemoryError:
         raise ImageReadError(f"{name} does not fit into memory, or is damaged") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageReadError(f"{name} is refused by Pillow: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from None
     except Exception as error:
-        cut = not options.allow_truncated and any(words in str(error) for words in ("truncated", "broken data stream"))
+        if not content and "closed" in str(error):
+            raise ImageReadError(f"{name} is a closed image; open it again, or pass its path") from None
+        cut = not options.allow_truncated and _is_truncated(error)
         remedy = "; pass allow_truncated=True to accept it as it is" if cut else "; save or download it again"
         raise ImageReadError(f"{name} is damaged: {error or type(error).__name__}{remedy}") from error
-
-
-class _PillowGlobals:
-    """Pillow's settings are global variables: threads that want the same ones share them, and the others wait until those are done.
-
-    Its own limit of pixels, which cannot be given per call, stands aside for ``max_pixels``.
-    """
-
-    def __init__(self) -> None:
-        self.condition = threading.Condition()
-        self.num_users = 0
-        self.allow_truncated = False
-        self.before: tuple[bool, int | None] = (False, None)
-
-    @contextmanager
-    def __call__(self, allow_truncated: bool) -> Iterator[None]:
-        with self.condition:
-            self.condition.wait_for(lambda: not self.num_users or self.allow_truncated == allow_truncated)
-            if not self.num_users:
-                self.before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = allow_truncated, None
-                self.allow_truncated = allow_truncated
-            self.num_users += 1
-        try:
-            yield
-        finally:
-            with self.condition:
-                self.num_users -= 1
-                if not self.num_users:
-                    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self.before
-                    self.condition.notify_all()
-
-
-_pillow_globals = _PillowGlobals()
+    finally:
+        being_read.reset(token)
 
 
 def _check_size(image: Image.Image, name: str, options: ImageOptions) -> None:
@@ -239,6 +371,8 @@ def _from_tensor(tensor: Tensor, name: str) -> Image.Image:
         raise ImageReadError(
             f"{name}: a tensor image is [H, W], [1, H, W], [3, H, W] or [4, H, W]; permute it, or give one image at a time"
         )
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        raise ImageReadError(f"{name} is sparse, or has no values; pass a dense tensor")
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()  # numpy has no bfloat16

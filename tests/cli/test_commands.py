@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -15,14 +14,7 @@ import tyro
 import seeded
 from image_reward import __version__
 from image_reward.cli import main
-from image_reward.cli.options import SeveralModelOptions, UsageError, find_images
-from image_reward.scorers import ImageRewardScorer
-
-
-@pytest.fixture
-def model_folder(scorer: ImageRewardScorer, tmp_path: Path) -> str:
-    scorer.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
+from image_reward.cli.options import SeveralModelOptions
 
 
 def paths(folder: Path, *names: str) -> list[str]:
@@ -96,26 +88,6 @@ def test_compare(capsys: pytest.CaptureFixture[str], model_folder: str, image_fo
     assert "36.5 %" in capsys.readouterr().out
 
 
-def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    every = paths(image_folder, "a", "b", "c")
-    assert find_images([str(image_folder)]) == every
-    assert find_images([f"{image_folder}/[ab].png"]) == every[:2]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(every[1:]) + "\n\n"))
-    assert find_images([every[0], "-"]) == every
-    with pytest.raises(FileNotFoundError, match=r"no such image: no/such\.png"):
-        find_images([every[0], "no/such.png"])
-    (tmp_path / "[odd].png").touch()
-    assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
-    (tmp_path / "mixed" / "folder.png").mkdir(parents=True)
-    for name in ("._b.png", ".hidden.png", "b.PNG", "notes.txt"):
-        (tmp_path / "mixed" / name).touch()
-    assert find_images([str(tmp_path / "mixed")]) == [str(tmp_path / "mixed" / "b.PNG")]
-    (tmp_path / "text").mkdir()
-    for wrong, message in [([], "no images"), ([str(tmp_path / "text")], "holds no images"), (["*.none"], "nothing matches")]:
-        with pytest.raises(UsageError, match=message):
-            find_images(wrong)
-
-
 def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path, tmp_path: Path) -> None:
     a = paths(image_folder, "a")[0]
     assert main(["rank", "cat", a, "--model", model_folder, "--top", "0"]) == 2
@@ -129,7 +101,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image
     assert main(["rank", "cat", a, "--model", model_folder, "--device", "tpu9"]) == 1
     assert "no device is called 'tpu9'" in capsys.readouterr().err
     assert main(["rank", "cat", a, "--model", model_folder, "--batch-size", "0"]) == 1
-    assert "batch_size must be at least 1" in capsys.readouterr().err
+    assert "--batch-size must be at least 1" in capsys.readouterr().err
     for wrong in (["rank"], ["rang"], ["rank", "cat", a, "--dtype", "int4"], ["models", "convert", "a", "b", "--dtype", "int8"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)

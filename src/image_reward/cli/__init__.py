@@ -12,10 +12,11 @@ from typing import Annotated, Any, Union
 PROGRAM = "image-reward"
 COMMANDS = {
     "rank": "Order the images of a prompt, best first.",
-    "score": "Print the reward of each image, in the order given; or score a file of rows.",
-    "filter": "Keep the best rows of a scored file.",
-    "report": "Say what is in a scored file.",
-    "compare": "Say how likely people are to prefer one image to another.",
+    "score": "Print the reward of each image of a prompt, in the order given.",
+    "compare": "Estimate how likely people are to prefer one image to another.",
+    "score-files": "Score files of rows, of any number, into a folder.",
+    "filter": "Keep the best rows that score-files scored.",
+    "report": "Summarize the rows that score-files scored.",
     "models": "List, fetch, verify, convert and describe models.",
     "data": "Check and split files of human rankings.",
     "pretrain": "Teach a network from scratch what words look like.",
@@ -38,23 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"{PROGRAM} {__version__}")
         return 0
-    from image_reward.cli.options import UsageError, warnings_in_one_line
+    from image_reward.cli.options import UsageError, in_options, warnings_in_one_line
+    from image_reward.terminal import encodable_output, note
 
-    try:
-        with warnings_in_one_line():
-            return parse(arguments).run()
-    except UsageError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more on its way out
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"{PROGRAM}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:  # every error of this package is one of these
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+    with encodable_output():
+        try:
+            with warnings_in_one_line():
+                return parse(arguments).run()
+        except UsageError as error:
+            note(f"{PROGRAM}: {error}")
+            return 2
+        except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more on its way out
+            return 1
+        except KeyboardInterrupt as error:
+            note(f"{PROGRAM}: {str(error) or 'interrupted'}")
+            return 130
+        except (ArithmeticError, OSError, RuntimeError, ValueError) as error:  # every error of this package is one of these
+            note(f"{PROGRAM}: {in_options(str(error))}")
+            return 1
 
 
 def parse(arguments: Sequence[str]) -> Any:

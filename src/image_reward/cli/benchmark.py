@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from image_reward.cli.options import EstimateOptions, SeveralModelOptions, UsageError
+from image_reward.terminal import note
 
 if TYPE_CHECKING:
     from image_reward.evaluation.generators import HumanRanking, Rewards, Selection
@@ -98,7 +98,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
             found, images = given, generators.find_images(self.images, given)
         if images.extra:
             shown = ", ".join(str(path) for path in images.extra[:5]) + (", …" if len(images.extra) > 5 else "")
-            print(f"{len(images.extra)} files belong to no prompt and are passed over: {shown}", file=sys.stderr)
+            note(f"{len(images.extra)} files belong to no prompt and are passed over: {shown}")
         selection = generators.select(found, images.counts, self.allow_missing)
         human = self._human(list(images.paths), selection.prompts)  # before hours of scoring, not after them
         scorers = self.load_all()
@@ -108,7 +108,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         with progress("images") as on_image:
             rewards, reused = generators.score_images(scorers, images, selection, self.save_results, on_image)
         if reused:
-            print(f"{reused:,} rewards are those saved in {self.save_results}", file=sys.stderr)
+            note(f"{reused:,} rewards are those saved in {self.save_results}")
         return rewards, selection, images, human
 
     def _only_asked(self, rewards: Rewards, folder: Path) -> Rewards:

@@ -7,18 +7,20 @@ from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import ModelOptions, OutputOptions, Prompt, print_json
+from image_reward.cli.options import PROMPT_FIRST, ModelOptions, OutputOptions, Prompt, PromptOptions, check_images, print_json
 
 
 @dataclass
-class Compare(ModelOptions, OutputOptions):
-    """Say how likely people are to prefer one image to another."""
+class Compare(ModelOptions, OutputOptions, PromptOptions):
+    """Estimate how likely people are to prefer one image to another."""
 
     prompt: Prompt
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A", help="An image.")]
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B", help="Another image.")]
 
     def run(self) -> int:
+        self.check_prompt(self.prompt, PROMPT_FIRST)
+        check_images((self.a, self.b))
         scorer = self.load()
         preference = scorer.compare(self.prompt, self.a, self.b)
         if self.json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Union
@@ -10,6 +9,7 @@ from typing import Annotated, Union
 import tyro
 
 from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.terminal import note
 
 _SPLITS = ("train", "validation", "test")
 
@@ -81,7 +81,7 @@ class Split:
             raise UsageError(f"{self.out} cannot be a folder: a file with that name exists") from None
         for part, target in zip(parts, targets, strict=True):
             write(part, target)
-            print(f"{len(part):,} comparisons", file=sys.stderr)
+            note(f"{len(part):,} comparisons")
             print(target)
         return 0
 

@@ -1,4 +1,4 @@
-"""`image-reward filter FOLDER`"""
+"""`image-reward filter SCORED`"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from image_reward.cli.options import UsageError
+from image_reward.terminal import note
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Filter:
     Give one of --min-reward, --top-fraction and --best-per-prompt.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="What `image-reward score ROWS FOLDER` wrote.")]
+    scored: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The folder that `image-reward score-files` wrote.")]
     min_reward: float | None = None
     """Keep rewards of at least this."""
     top_fraction: float | None = None
@@ -48,12 +49,12 @@ class Filter:
         from image_reward.jobs.results import filter_rows
 
         count = filter_rows(
-            self.folder,
+            self.scored,
             self.output or sys.stdout,
             min_reward=self.min_reward,
             top_fraction=self.top_fraction,
             best_per_prompt=self.best_per_prompt,
             by=self.by,
         )
-        print(f"{count:,} rows kept{f': {self.output}' if self.output else ''}", file=sys.stderr)
+        note(f"{count:,} rows kept{f': {self.output}' if self.output else ''}")
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 
 from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.terminal import note
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id.")]
 
@@ -57,7 +57,7 @@ class Where:
             raise UsageError(f"{self.model} is not a registered name; those are: {', '.join(specs())}")
         paths = spec.local_paths()
         if paths is None:
-            print(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`", file=sys.stderr)
+            note(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`")
             return 1
         print(*paths, sep="\n")
         return 0

@@ -5,16 +5,19 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from image_reward.terminal import note
 
 if TYPE_CHECKING:
     from image_reward.reports.document import Report
@@ -55,13 +58,19 @@ class LoadingOptions:
 
     def load_models(self, models: Sequence[str]) -> list[Scorer[Any]]:
         from image_reward.scorers import load_all
-        from image_reward.scorers.registry import spec_of
 
-        for model in models:
-            if (spec := spec_of(model)) and spec.notice:
-                print(spec.notice, file=sys.stderr)
+        print_notices(models)
         options = {field.name: getattr(self, field.name) for field in fields(LoadingOptions) if field.name != "model"}
         return load_all(models, **options)
+
+
+def print_notices(models: Iterable[str]) -> None:
+    """What users of these models should know before they believe a reward."""
+    from image_reward.scorers.registry import spec_of
+
+    for model in models:
+        if (spec := spec_of(model)) and spec.notice:
+            note(spec.notice)
 
 
 @dataclass(kw_only=True)
@@ -190,7 +199,7 @@ class GalleryOptions:
 
             notes = [spec.notice] if (spec := spec_of(scorer.name)) and spec.notice else []
             write_gallery(self.gallery, rows, prompt, scorer.name, notes)
-            print(f"gallery: {self.gallery.resolve()}", file=sys.stderr)
+            note(f"gallery: {self.gallery.resolve()}")
 
 
 Images = Annotated[
@@ -198,47 +207,90 @@ Images = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="IMAGE...",
-        help="Image files, folders, or globs; - reads paths from standard input, one a line.",
+        help="Image files, folders of them, or globs; - reads paths from standard input, one a line.",
         help_behavior_hint="(at least one)",
     ),
 ]
 Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help="What the images were made for.")]
 
 
-def find_images(given: Iterable[str]) -> list[str]:
-    """Files as they are, folders as the images in them (sorted; neither subfolders nor hidden files, such as the ._NAME that macOS
-    leaves), globs as what they match, - as standard input.
+@dataclass(kw_only=True)
+class PromptOptions:
+    """For commands that take the text of a prompt."""
 
-    Raises ``FileNotFoundError`` that names the first file that does not exist, and ``UsageError`` where nothing is found.
+    prompt_is_text: bool = False
+    """Take the prompt as text although it is, or looks like, the name of a file."""
+
+    def check_prompt(self, prompt: str, instead: str) -> None:
+        """Raise ``UsageError`` for a prompt that names a file; ``instead`` says where files go."""
+        if not self.prompt_is_text and (what := _names_file(prompt)):
+            raise UsageError(f"{prompt:.200} {what}, not a prompt. {instead} To score it as text, add --prompt-is-text")
+
+
+PROMPT_FIRST = (
+    "Give the prompt first, then the images; files of rows, each with a prompt and an image, are scored by `image-reward score-files`."
+)
+"""What to do instead of giving a file for a prompt, for commands that take PROMPT IMAGE..."""
+
+_FILE_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar", ".txt", ".xlsx", ".gz", ".zip", ".html"}
+
+
+def _names_file(prompt: str) -> str:
+    """How a prompt names a file or a folder, be it there or not; empty where it does not."""
+    from image_reward.image_files import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
+
+    if not prompt:
+        return ""
+    if os.path.isdir(prompt):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
+        return "is a folder"
+    if os.path.exists(prompt):  # noqa: PTH110
+        return "is a file"
+    if any(space in prompt for space in " \n\t"):
+        return ""
+    if "://" in prompt:
+        return "is an address"
+    suffix = PurePath(prompt).suffix.lower()
+    return "is the name of a file" if suffix in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES | _FILE_SUFFIXES else ""
+
+
+def find_images(arguments: Iterable[str]) -> list[str]:
+    """Files as they are, folders as the images in them (sorted; not those in folders within), globs as the files they match, - as what
+    standard input names. What a folder holds besides, such as HEIC pictures, is named on standard error.
+
+    Raises ``FileNotFoundError`` that names the first file that does not exist, and ``UsageError`` where there are no images.
     """
-    from image_reward.images import IMAGE_SUFFIXES
+    from image_reward.image_files import list_images, matching
 
-    found: list[str] = []
-    for item in given:
-        if item == "-":
-            found += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
-        elif Path(item).is_dir():
-            inside = sorted(
-                str(path)
-                for path in Path(item).iterdir()
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-            )
-            if not inside:
-                raise UsageError(f"the folder {item} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            found += inside
-        elif glob.has_magic(item) and not Path(item).exists():
-            matches = sorted(glob.glob(item, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+    images: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            images += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
+        elif os.path.isdir(argument):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
+            listing = list_images(argument)
+            passed_over = listing.note()
+            if not listing.images:
+                raise UsageError(f"the folder {argument} has no images in it" + (f"; {passed_over}" if passed_over else ""))
+            if passed_over:
+                note(f"{argument}: {passed_over}")
+            images += map(str, listing.images)
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            matches = matching(argument)
             if not matches:
-                raise UsageError(f"nothing matches {item}")
-            found += find_images(match for match in matches if Path(match).is_file())
+                raise UsageError(f"nothing matches {argument}")
+            images += find_images(match for match in matches if Path(match).is_file())
         else:
-            found.append(item)
-    if not found:
+            images.append(argument)
+    if not images:
         raise UsageError("no images were given")
-    for item in found:  # before a model is loaded, or downloaded, in vain
-        if not os.path.exists(item):  # noqa: PTH110 - unlike Path.exists, False for what cannot be a path
-            raise FileNotFoundError(f"no such image: {item:.200}")
-    return found
+    check_images(images)
+    return images
+
+
+def check_images(images: Iterable[str]) -> None:
+    """Raise ``FileNotFoundError`` for the first that is not there: before a model is loaded, or downloaded, in vain."""
+    for image in images:
+        if not os.path.exists(image):  # noqa: PTH110 - unlike Path.exists, False for what cannot be a path
+            raise FileNotFoundError(f"no such image: {image:.200}")
 
 
 def print_json(value: object) -> None:
@@ -247,11 +299,29 @@ def print_json(value: object) -> None:
 
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """A warning is one line on standard error, without the source code around it."""
+    """A warning is one line on standard error that names the image it is about, without the source code around it."""
+    from image_reward.image_files import being_read
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        image = being_read.get()
+        note(f"warning: {image}: {message}" if image else f"warning: {message}")
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # for the whole program, before any thread of it
+        warnings.filterwarnings("always", module=r"PIL\.", append=True)  # each file that has the fault, not the first alone
         warnings.showwarning = show
         yield
+
+
+def in_options(message: str) -> str:
+    """A message that names options as Python does, as the command line spells them.
+
+    >>> in_options('pass allow_truncated=True; allow this with long_prompts="truncate"; see max_pixels/a.png')
+    'pass --allow-truncated; allow this with --long-prompts truncate; see max_pixels/a.png'
+    """
+    names = "|".join(option.name for option in fields(LoadingOptions) if "_" in option.name)
+
+    def spelled(match: re.Match[str]) -> str:
+        option, value = f"--{match['name'].replace('_', '-')}", match["value"]
+        return option if value in (None, "True") else f"{option} {value.strip(chr(34))}"
+
+    return re.sub(rf"(?<![\w./\\-])(?P<name>{names})(?:=(?P<value>True|\"\w+\")|(?![\w./\\=-]))", spelled, message)

@@ -6,28 +6,42 @@ import filecmp
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from image_reward.cli.options import GalleryOptions, Images, ModelOptions, OutputOptions, Prompt, UsageError, find_images, print_json
+import tyro
+
+from image_reward.cli.options import (
+    PROMPT_FIRST,
+    GalleryOptions,
+    Images,
+    ModelOptions,
+    OutputOptions,
+    Prompt,
+    PromptOptions,
+    UsageError,
+    find_images,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from image_reward.scorers.distribution import RewardRow
 
 
 @dataclass
-class Rank(ModelOptions, OutputOptions, GalleryOptions):
+class Rank(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
     """Order the images of a prompt, best first."""
 
     prompt: Prompt
     images: Images
-    top: int | None = None
-    """Show, and copy, only the best so many."""
+    top: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Show, and copy, only the best N."""
     copy_to: Path | None = None
     """Copy the images shown into this folder, their rank in front of their name."""
 
     def run(self) -> int:
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top must be at least 1, not {self.top}")
+        self.check_prompt(self.prompt, PROMPT_FIRST)
         images = find_images(self.images)
         scorer = self.load()
         ranking = scorer.rank(self.prompt, images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +12,18 @@ import tyro
 from image_reward.cli.options import (
     Images,
     ModelOptions,
+    PromptOptions,
     ReportOptions,
     UsageError,
     find_images,
 )
+from image_reward.terminal import note
 
 _NUM_TIMED = 32
 
 
 @dataclass
-class VerifyPrecision(ModelOptions, ReportOptions):
+class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
     """Measure, on your own images, what `--dtype` and `--compile` change in rewards and in speed.
 
     The model is loaded twice, in float32 and as asked, and scores every prompt with every image. A pair of images of one prompt flips where
@@ -62,14 +63,16 @@ class VerifyPrecision(ModelOptions, ReportOptions):
         report = precision_report(reference.name, way, found, *map(statistics.median, speeds))
         self.write_report(lambda _: report)
         if self.max_flips is not None and not found.num_pairs:
-            print("no prompt has two images that float32 puts in an order, so no pair can flip; give more images", file=sys.stderr)
+            note("no prompt has two images that float32 puts in an order, so no pair can flip; give more images")
             return 1
         if self.max_flips is not None and found.share_flipped > self.max_flips:
-            print(f"{found.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}", file=sys.stderr)
+            note(f"{found.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}")
             return 1
         return 0
 
     def _check_usage(self) -> None:
+        for prompt in self.prompt:
+            self.check_prompt(prompt, "--prompts reads prompts from a file.")
         if self.dtype == "float32" and not self.compile:
             raise UsageError("there is nothing to compare: give --dtype bfloat16, float16 or int8, or --compile")
         if self.max_flips is not None and not 0 <= self.max_flips <= 1:

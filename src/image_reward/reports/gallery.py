@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 
 from image_reward.files import written_whole
 from image_reward.images import ImageLike, ImageOptions, open_image
@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in a folder that may be new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text at all
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _card(row: RewardRow) -> _Card:
 
 
 def _thumbnail(source: ImageLike) -> Image.Image:
-    image = ImageOps.exif_transpose(open_image(source, ImageOptions(allow_truncated=True, max_pixels=None)))
+    image = open_image(source, ImageOptions(orient=True, allow_truncated=True, max_pixels=None))
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     return image.convert("RGBA" if image.mode in ("RGBA", "LA") else "RGB")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from image_reward.reports.document import Grid
+from image_reward.terminal import printable
 
 _WIDE = 200  # columns where there is no terminal to fit into, so that paths stay whole in files and pipes
 
@@ -17,7 +20,18 @@ def show(*parts: RenderableType) -> None:
     terminal = Console()
     console = Console(width=terminal.width if terminal.is_terminal else _WIDE)
     for part in parts:
-        console.print(part)
+        console.print(_Printable(part))
+
+
+@dataclass(frozen=True)
+class _Printable:
+    """A part as it is, except that no text in it, such as a prompt or the name of a file, steers the terminal."""
+
+    part: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.part, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def empty_table(title: str, caption: str = "") -> Table:
