@@ -18,7 +18,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -247,32 +247,27 @@ def quarantined_rows(folder: Folder) -> list[int]:
     return [json.loads(line)["shard"] for line in (folder.read(QUARANTINE) or b"").splitlines()]
 
 
-def read_part(file: Any, columns: list[str] | None = None) -> pyarrow.Table:
+def read_part(file: Any) -> pyarrow.Table:
     """An open part. Without Arrow's threads: one that still holds Python's file when the program ends aborts it (apache/arrow#50482)."""
     from pyarrow.parquet import ParquetFile
 
-    return ParquetFile(file).read(columns, use_threads=False)
+    return ParquetFile(file).read(use_threads=False)
 
 
-def tables(folder: Folder, columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
-    """The parts of a job, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
+def tables(folder: Folder, numbers: Iterable[int] | None = None) -> Iterator[pyarrow.Table]:
+    """The parts of a job, or some of them, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
     from pyarrow import ArrowException
 
-    for number in part_numbers(folder.names()):
+    for number in part_numbers(folder.names()) if numbers is None else numbers:
         with folder.open(part_name(number)) as file:
             try:
-                table = read_part(file, columns)
+                table = read_part(file)
             except (ArrowException, OSError) as error:
                 path = f"{folder.path}/{part_name(number)}"
                 raise JobError(
                     f"{path} is damaged ({error}); run the command that began the job again, which scores its rows anew"
                 ) from None
         yield table
-
-
-def digests_of(table: pyarrow.Table) -> bytes:
-    """The digests of the images' files of a part, 16 bytes a row."""
-    return base64.b64decode((table.schema.metadata or {}).get(DIGESTS, b"")) or bytes(DIGEST_SIZE * len(table))
 
 
 def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -34,8 +35,8 @@ from image_reward.errors import JobError
 from image_reward.files import read_regular
 from image_reward.image_files import IMAGE_SUFFIXES, list_images
 from image_reward.jobs.arrow import arrow, clean, clean_table, is_clean, text_array, text_table
-from image_reward.jobs.buckets import Buckets, group_starts
-from image_reward.jobs.files import LARGEST_TEXT, Access, ImageSource, Member, digest, join, parent, scheme
+from image_reward.jobs.database import ROW_NUMBER, database
+from image_reward.jobs.files import LARGEST_TEXT, Access, ImageSource, Member, join, parent, scheme
 
 if TYPE_CHECKING:
     import pyarrow
@@ -126,8 +127,7 @@ class Input(ABC):
         self.stamps = self._stamps()
         self._size = shard_size
         shards: list[Shard] = []
-        with Buckets([("row", "<u8")]) as ids:
-            self._ids = _Ids(ids)
+        with _Ids() as self._ids:
             for file in self.files:
                 for start, stop, num_rows, first_row in self._pieces(file):
                     names = self._piece_names(start, stop)
@@ -210,7 +210,7 @@ class Input(ABC):
             raise JobError(f"{self.given} has a column {self.prompt_column!r} of prompts; leave --prompt out")
         if self.names.id is not None and self.names.id not in columns:
             raise JobError(f"{self.given} has no column {self.names.id!r}; it has {', '.join(columns)}. Name it with --id-column")
-        if taken := [name for name in columns if name in ("error", "reward") or name.startswith("reward:")]:
+        if taken := [name for name in columns if name in ("error", "reward") or name.startswith("reward:") or name.lower() == ROW_NUMBER]:
             raise JobError(f"{self.given} has a column {taken[0]!r} already, which the result would hide; rename or drop it")
         if self.prompt is not None:
             self.schema = self.schema.append(arrow().field(self.prompt_column, arrow().string()))
@@ -268,38 +268,49 @@ def named_images(schema: pyarrow.Schema, image_column: str) -> pyarrow.Schema:
 class _Ids:
     """Looks for ids that occur twice, without holding them."""
 
-    def __init__(self, buckets: Buckets) -> None:
-        self.buckets = buckets
+    def __init__(self) -> None:
         self.num_rows = 0
         self.rows: list[int] = []
-        self.digests: list[bytes] = []
+        self.ids: list[str] = []
+        self.stack = ExitStack()
+        self.database: Any = None
+
+    def __enter__(self) -> _Ids:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
 
     def add(self, value: object) -> None:
         """The id of the next row; no value is no id."""
         if value is not None and value != "":
             self.rows.append(self.num_rows)
-            self.digests.append(digest(str(value).encode("utf-8", "surrogatepass")))
+            self.ids.append(str(value))
             if len(self.rows) >= 65_536:
                 self._flush()
         self.num_rows += 1
 
     def _flush(self) -> None:
-        self.buckets.add(b"".join(self.digests), row=self.rows)
-        self.rows, self.digests = [], []
+        if self.database is None:
+            self.database = self.stack.enter_context(database())
+            self.database.execute("CREATE TABLE ids (row BIGINT, id VARCHAR)")
+        batch = arrow().table({"row": arrow().array(self.rows, arrow().int64()), "id": text_array(self.ids)})
+        self.database.from_arrow(batch).insert_into("ids")
+        self.rows, self.ids = [], []
 
     def repeated(self) -> tuple[int, str]:
-        """How many ids occur more than once, and where one does."""
+        """How many ids occur more than once, and where the first of them does."""
+        if not self.rows and self.database is None:
+            return 0, ""
         self._flush()
-        num, example = 0, ""
-        for records in self.buckets:
-            starts = group_starts(records)
-            again = ~starts
-            if again.any():
-                first = again & starts[[*range(len(starts) - 1, len(starts)), *range(len(starts) - 1)]]
-                num += int(first.sum())
-                place = int(again.argmax())
-                example = example or f"that of rows {records['row'][place - 1] + 1:,} and {records['row'][place] + 1:,}"
-        return num, example
+        groups = "SELECT id, count(*) AS num, min(row) AS first FROM ids GROUP BY id HAVING num > 1"
+        num, first = self.database.execute(f"SELECT count(*), min(first) FROM ({groups})").fetchall()[0]
+        if not num:
+            return 0, ""
+        (second,) = self.database.execute(
+            "SELECT min(row) FROM ids WHERE row > ? AND id = (SELECT id FROM ids WHERE row = ?)", [first, first]
+        ).fetchall()[0]
+        return num, f"that of rows {first + 1:,} and {second + 1:,}"
 
 
 def _cut(num_rows: int, size: int) -> Iterator[tuple[int, int, int, int]]:
