@@ -3,6 +3,7 @@
 ====================  =============================================================================================================
 manifest.json         what is scored by what; another input or another scorer is refused
 part-NNNNNN.parquet   the rows of shard NNNNNN with their rewards and errors; there, or not there, never half
+shards.arrow          where the shards begin and end in the input, so that going on needs no scan
 tries.json            shards on which a worker died, and how often
 quarantine.jsonl      the rows of shards on which a worker died every time
 summary.json          what came of it, once all is done
@@ -31,7 +32,7 @@ from image_reward.jobs.rows import Shard
 if TYPE_CHECKING:
     import pyarrow
 
-MANIFEST, TRIES, QUARANTINE, SUMMARY = "manifest.json", "tries.json", "quarantine.jsonl", "summary.json"
+MANIFEST, PLAN, TRIES, QUARANTINE, SUMMARY = "manifest.json", "shards.arrow", "tries.json", "quarantine.jsonl", "summary.json"
 Format = Literal["parquet", "csv", "jsonl"]
 DIGESTS = b"image_reward.digests"
 """Key of a part's metadata: the digests of its images' files, 16 bytes a row, base64; zeros where no file could be read."""
@@ -122,6 +123,24 @@ class JobFolder:
                     f"{self.folder.path} holds another job: {what} has changed since it began "
                     f"({where or part}: {before!r:.90} then, {now!r:.90} now). Give another folder, or what it was begun with"
                 )
+
+    def plan(self) -> pyarrow.Table | None:
+        """What the scan of the input found when the job began; None where that is not there or not whole."""
+        import pyarrow as pa
+
+        content = self.folder.read(PLAN)
+        try:
+            return pa.ipc.open_stream(content).read_all() if content else None
+        except (pa.ArrowException, OSError):
+            return None
+
+    def write_plan(self, plan: pyarrow.Table) -> None:
+        import pyarrow as pa
+
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, plan.schema) as writer:
+            writer.write_table(plan)
+        self.folder.write(PLAN, sink.getvalue())
 
     # --- parts ---
 

@@ -16,6 +16,7 @@ Paths of images are relative to the file that names them. The kinds are told apa
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import json
@@ -25,7 +26,7 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,7 @@ from image_reward.jobs.files import LARGEST_TEXT, Access, ImageSource, Member, j
 if TYPE_CHECKING:
     import pyarrow
 
+_PLAN = b"image_reward.plan"  # key of the metadata of a plan
 _PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a WebDataset sample, which has no columns to choose from
 
 
@@ -139,6 +141,36 @@ class Input(ABC):
         self._check_columns()
         self.check_unchanged()
         return shards
+
+    def plan(self, shards: Sequence[Shard], shard_size: int) -> pyarrow.Table:
+        """What a scan found, for ``resume``."""
+        pa = arrow()
+        fields = ("file", "start", "stop", "num_rows", "first_row")
+        table = pa.table({name: [getattr(shard, name) for shard in shards] for name in fields})
+        found = {
+            "of": self._identity(shard_size),
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "num_repeated_ids": self.num_repeated_ids,
+            "repeated_id": self.repeated_id,
+            "notes": self.notes,
+        }
+        return table.replace_schema_metadata({_PLAN: json.dumps(found)})
+
+    def resume(self, plan: pyarrow.Table, shard_size: int) -> list[Shard] | None:
+        """Take over what an earlier scan found, instead of a scan; None where that was of other files, or cut otherwise."""
+        pa = arrow()
+        found = json.loads((plan.schema.metadata or {}).get(_PLAN, b"{}"))
+        self.stamps = self._stamps()
+        if found.get("of") != self._identity(shard_size):
+            return None
+        self.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
+        self.num_repeated_ids, self.repeated_id, self.notes = found["num_repeated_ids"], found["repeated_id"], found["notes"]
+        return [Shard(number, *values) for number, values in enumerate(zip(*plan.to_pydict().values(), strict=True))]
+
+    def _identity(self, shard_size: int) -> dict[str, Any]:
+        """What the result of a scan depends on."""
+        files = [[file, self.stamps[file]] for file in self.files]
+        return {"kind": self.kind, "files": files, "names": asdict(self.names), "prompt": self.prompt, "shard_size": shard_size}
 
     def read(self, shard: Shard) -> Rows:
         """Raises ``JobError`` if the file is not what it was when it was scanned."""
@@ -876,6 +908,11 @@ class ImageFolder(Input):
             return super().scan(shard_size)
         finally:
             del self._found
+
+    def resume(self, plan: pyarrow.Table, shard_size: int) -> list[Shard] | None:
+        """Never: to see whether images have changed, the folder must be listed, which is the scan."""
+        del plan, shard_size
+        return None
 
     def _stamps(self) -> dict[str, str]:
         return {self.files[0]: self._stamp(self._found)}

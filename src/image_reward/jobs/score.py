@@ -137,7 +137,9 @@ def score_files(
     with job.opened():
         if shard_size is None:
             shard_size = job.manifest["shard_size"] if job.manifest else SHARD_SIZE
-        shards = source.scan(shard_size)
+        plan = job.plan() if job.manifest else None
+        resumed = source.resume(plan, shard_size) if plan is not None else None
+        shards = source.scan(shard_size) if resumed is None else resumed
         for note in source.notes:
             on_note(note)
         if source.num_repeated_ids:
@@ -174,9 +176,12 @@ def score_files(
         columns: list[str] = []
 
         def on_ready(identity: list[dict[str, str]]) -> None:
+            is_first = not columns
             columns[:] = reward_columns([scorer["name"] for scorer in identity])
             exact = {"exact": "yes"} if (options or {}).get("exact") else {}
             job.settle(found | {"scorers": [scorer | exact for scorer in identity]})
+            if is_first and resumed is None:
+                job.write_plan(source.plan(shards, shard_size))
 
         pool, ahead = _pool(
             engine, partial(Work, source, job.folder.path, load, batch_size), workers, decoders, device, ray_address, len(todo)
