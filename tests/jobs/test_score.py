@@ -21,10 +21,10 @@ import pytest
 import stubs
 
 from image_reward.errors import JobError
-from image_reward.jobs import files, processes, score_files
+from image_reward.jobs import files, score_files
 from image_reward.jobs.folder import JobFolder, part_name
+from image_reward.jobs.inputs.text import CsvInput
 from image_reward.jobs.results import filter_rows, summarize
-from image_reward.jobs.rows import CsvInput
 from image_reward.jobs.shards import ShardScorer
 
 
@@ -484,15 +484,6 @@ def test_stopped_with_its_whole_process_group_no_shard_is_to_blame(rows: Path, t
     assert result(out)["reward"] == pytest.approx(EXPECTED)
     assert result(out)["id"] == [f"r{n}" for n in range(23)]
     assert result(out)["error"] == [None] * 23
-
-
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
-def test_processes_that_start_never_get_a_signal_to_stop() -> None:
-    code = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
-    with processes.sheltered_from_signals():
-        started = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert {int(number) for number in started.stdout.split()} >= processes.STOP_SIGNALS
-    assert not processes.STOP_SIGNALS & signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from image_reward.errors import JobError
 from image_reward.jobs.folder import DIGESTS, part_name
-from image_reward.jobs.rows import open_input
+from image_reward.jobs.inputs import open_input
 from image_reward.jobs.shards import ShardScorer, Work, halves, is_out_of_memory
 from image_reward.scorers import Ensemble, ImageRewardScorer, Reference, TwoTowerBatch, load
 from image_reward.scorers.identity import identity_of

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import ImageRewardError, JobError
-from image_reward.jobs.driver import Died, Done, Event, Failed, Ready, Task
+from image_reward.jobs.messages import Died, Done, Event, Failed, Ready, Task
 
 if TYPE_CHECKING:
     from image_reward.jobs.shards import Work

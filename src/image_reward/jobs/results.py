@@ -19,7 +19,7 @@ from image_reward.jobs.arrow import text_array
 from image_reward.jobs.database import database
 from image_reward.jobs.files import Access, Folder, join, scheme, whole_file, writing
 from image_reward.jobs.folder import DIGEST_SIZE, DIGESTS, part_name, part_numbers, quarantined_rows, read_manifest, tables, write_rows
-from image_reward.jobs.rows import image_named
+from image_reward.jobs.inputs import image_named
 from image_reward.jobs.shards import reward_columns
 
 if TYPE_CHECKING:

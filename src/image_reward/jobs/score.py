@@ -19,7 +19,9 @@ from image_reward.errors import JobError
 from image_reward.jobs.driver import MAX_TRIES, Driver, Pool, Progress
 from image_reward.jobs.files import Access
 from image_reward.jobs.folder import SUMMARY, Format, JobFolder
-from image_reward.jobs.rows import Names, open_input
+from image_reward.jobs.inputs import open_input
+from image_reward.jobs.rows import Names
+from image_reward.jobs.signals import STOP_SIGNALS
 
 Engine = Literal["local", "ray"]
 SHARD_SIZE = 500  # rows: what is scored again after an interruption, and what workers take at a time
@@ -260,8 +262,6 @@ def _stoppable() -> Iterator[threading.Event]:
 
     Another SIGTERM does not: `timeout` sends it to the process and then to its group.
     """
-    from image_reward.jobs.processes import STOP_SIGNALS
-
     stopping = threading.Event()
 
     def on_signal(number: int, _frame: Any) -> None:

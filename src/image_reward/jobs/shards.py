@@ -21,7 +21,9 @@ from image_reward.errors import ImageReadError, ImageRewardError, JobError, Prom
 from image_reward.images import ImageOptions, describe, open_image
 from image_reward.jobs.files import Access, Folder, ImageSource, PackageError, digest
 from image_reward.jobs.folder import write_part
+from image_reward.jobs.messages import ShardResult
 from image_reward.jobs.rows import Input, Rows, Shard
+from image_reward.jobs.signals import end_with_parent
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Batch, Scorer
 from image_reward.scorers.identity import identity_of
@@ -50,19 +52,6 @@ class Work:
     """Processes that prepare batches for a worker; 0 to prepare them in the worker itself."""
     threads: int | None = None
     """CPU threads of the network; None leaves it to PyTorch."""
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What is told of a shard that is done."""
-
-    shard: int
-    num_rows: int
-    num_errors: int
-    seconds: float
-    busy: float
-    """Seconds in which the device computed."""
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,8 +186,6 @@ class Decoders:
 
     def __init__(self, count: int, processors: Sequence[Prepare], access: Access) -> None:
         from multiprocessing import get_context
-
-        from image_reward.jobs.processes import end_with_parent
 
         self.ahead = 2 * count
         self.pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)

@@ -15,7 +15,8 @@ import stubs
 
 from image_reward.errors import FileKindError, JobError
 from image_reward.jobs.files import Access, Member
-from image_reward.jobs.rows import Input, Names, image_named, open_input
+from image_reward.jobs.inputs import image_named, open_input
+from image_reward.jobs.rows import Input, Names
 
 
 def read_all(given: Path | str, shard_size: int = 2, names: Names | None = None, prompt: str | None = None) -> tuple[Input, list[Any]]:
