@@ -183,6 +183,15 @@ def test_the_best_share_is_exact_whatever_the_rewards(tmp_path: Path) -> None:
     assert found.best[0].reward == float(np.float32(3e38))
 
 
+def test_rows_go_to_streams_of_any_encoding(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "out", {"prompt": ["ü 漢字 😀"], "image": ["0.png"]}, [1.0])
+    for encoding in ("ascii", "cp1252", "gbk", "utf-8", "utf-16"):
+        written = io.BytesIO()
+        with io.TextIOWrapper(written, encoding=encoding, write_through=True) as stream:
+            assert filter_rows(job, stream, min_reward=0) == 1
+            assert json.loads(written.getvalue().decode(encoding))["prompt"] == "ü 漢字 😀"
+
+
 def test_columns_and_folders_of_any_name(tmp_path: Path) -> None:
     columns: dict[str, list[object]] = {"Prompt": ["x", "y"], "prompt": ["a", "a"], "Reward": [7, 8], "file": ["k", "k"], "row": [5, 5]}
     job = write_job(

@@ -90,7 +90,7 @@ def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"mine is not empty and holds no job \(it has thesis\.tex\)"):
         score_files(rows, tmp_path / "mine", stubs.load)
     assert names(tmp_path / "mine") == ["thesis.tex"]
-    with pytest.raises(JobError, match="a file is in its way"):
+    with pytest.raises(JobError, match="a file with that name exists"):
         score_files(rows, rows, stubs.load)
     (out / "manifest.json").write_text("{}")
     with pytest.raises(JobError, match="is not that of a job of this release"):

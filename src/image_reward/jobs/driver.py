@@ -74,7 +74,7 @@ class Driver:
         on_stopping: Callable[[], None],
         stopping: Callable[[], bool],
     ) -> None:
-        """``ahead``: tell workers what comes next. ``on_ready`` judges what the scorers are, and raises if they are not the job's.
+        """``ahead``: name the next shard to workers too. ``on_ready`` judges what the scorers are, and raises if they are not the job's.
 
         ``on_stopping`` is called once, after ``stopping`` has become true.
         """

@@ -125,7 +125,7 @@ class JobFolder:
                 )
 
     def plan(self) -> pyarrow.Table | None:
-        """What the scan of the input found when the job began; None where that is not there or not whole."""
+        """What the scan of the input found when the job began; None where that is missing or damaged."""
         import pyarrow as pa
 
         content = self.folder.read(PLAN)
@@ -220,8 +220,9 @@ class JobFolder:
 def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
     """Tables as CSV or JSONL, one after another. JSONL has null where there is no value, CSV an empty cell, and JSON for lists and objects.
 
-    Bytes become base64. NaN and infinities, which JSON has not, become null in it.
+    Bytes become base64. NaN and infinities, which JSON has not, become null in it; what a stream cannot encode is escaped in it.
     """
+    ascii_only = not (getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
     first = True
     for table in parts:
         rows = python_rows(table)
@@ -231,7 +232,7 @@ def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
                 writer.writeheader()
             writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         else:
-            file.writelines(json_text(row) + "\n" for row in rows)
+            file.writelines(json_text(row, ascii_only) + "\n" for row in rows)
         first = False
 
 
@@ -241,12 +242,12 @@ def _cell(value: object) -> object:
     return _plain(value) if isinstance(value, bytes) else value
 
 
-def json_text(value: object) -> str:
+def json_text(value: object, ascii_only: bool = False) -> str:
     """JSON of what a table holds."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+        return json.dumps(value, ensure_ascii=ascii_only, default=_plain, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, default=_plain)
+        return json.dumps(_finite(value), ensure_ascii=ascii_only, default=_plain)
 
 
 def _plain(value: object) -> str:

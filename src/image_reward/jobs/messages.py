@@ -23,11 +23,11 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is given."""
+    """What a worker is to do."""
 
     shard: Shard
     upcoming: Shard | None = None
-    """What it will be given next, to prepare ahead."""
+    """The shard after it, to prepare ahead."""
     give_up: str | None = None
     """Do not score the shard: write its rows with this reason."""
 
@@ -42,7 +42,7 @@ class Ready:
 
 @dataclass
 class Progressed:
-    """So many rows of the worker's shard are done."""
+    """How far the worker is with its shard."""
 
     worker: int
     num_rows: int

@@ -66,7 +66,8 @@ class Names:
 class Input(ABC):
     """Files of rows of one kind. ``scan`` must run before anything else; then it can be pickled and read anywhere."""
 
-    given: str
+    path: str
+    """The file, glob or folder that was asked for."""
     files: tuple[str, ...]
     access: Access
     names: Names
@@ -116,7 +117,7 @@ class Input(ABC):
             self._finish_ids()
         del self._ids
         if not shards:
-            raise JobError(". ".join([f"{self.given} holds no rows", *self.notes]))
+            raise JobError(". ".join([f"{self.path} holds no rows", *self.notes]))
         self._check_columns()
         self.check_unchanged()
         return shards
@@ -214,15 +215,15 @@ class Input(ABC):
             if column not in columns and not (column == self.prompt_column and self.prompt is not None):
                 text = " or --prompt TEXT" if column == self.prompt_column else ""
                 found = ", ".join(columns) or "none at all"
-                raise JobError(f"{self.given} has no column {column!r}; it has {found}. Name it with {option}{text}")
+                raise JobError(f"{self.path} has no column {column!r}; it has {found}. Name it with {option}{text}")
         if self.image_column == self.prompt_column:
             raise JobError(f"the column {self.image_column!r} cannot hold both images and prompts; name two columns")
         if self.prompt is not None and self.prompt_column in columns:
-            raise JobError(f"{self.given} has a column {self.prompt_column!r} of prompts; leave --prompt out")
+            raise JobError(f"{self.path} has a column {self.prompt_column!r} of prompts; leave --prompt out")
         if self.names.id is not None and self.names.id not in columns:
-            raise JobError(f"{self.given} has no column {self.names.id!r}; it has {', '.join(columns)}. Name it with --id-column")
+            raise JobError(f"{self.path} has no column {self.names.id!r}; it has {', '.join(columns)}. Name it with --id-column")
         if taken := [name for name in columns if name in ("error", "reward") or name.startswith("reward:") or name.lower() == ROW_NUMBER]:
-            raise JobError(f"{self.given} has a column {taken[0]!r} already, which the result would hide; rename or drop it")
+            raise JobError(f"{self.path} has a column {taken[0]!r} already, which the result would hide; rename or drop it")
         if self.prompt is not None:
             self.schema = self.schema.append(arrow().field(self.prompt_column, arrow().string()))
 
@@ -230,7 +231,7 @@ class Input(ABC):
         self.num_repeated_ids, self.repeated_id = self._ids.repeated()
         if self.num_repeated_ids and self.names.id is not None:
             raise JobError(
-                f"{self.given}: {self.num_repeated_ids:,} ids in the column {self.names.id!r} occur more than once, such as "
+                f"{self.path}: {self.num_repeated_ids:,} ids in the column {self.names.id!r} occur more than once, such as "
                 f"{self.repeated_id}; make them unique, or leave --id-column out"
             )
 
@@ -293,7 +294,7 @@ class _Ids:
         self.stack.close()
 
     def add(self, value: object) -> None:
-        """The id of the next row; no value is no id."""
+        """The id of the next row; where there is no value there is no id."""
         if value is not None and value != "":
             self.rows.append(self.num_rows)
             self.ids.append(str(value))
@@ -331,7 +332,7 @@ def cut(num_rows: int, size: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def cut_records(records: Iterator[tuple[int, int]], size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Records as (first byte, byte after the last) -> shards of so many."""
+    """Records as (first byte, byte after the last) -> shards of ``size`` of them."""
     first_row = 0
     while piece := list(islice(records, size)):
         yield piece[0][0], piece[-1][1], len(piece), first_row

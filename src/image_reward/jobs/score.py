@@ -108,7 +108,7 @@ def score_files(
         output: a new or empty folder, or that of the same job; may be in an object store.
         model: a name, file, folder or hub id, or several; or a function of a device that returns scorers, which workers can import.
         engine: "local" for processes of this machine, "ray" for the actors of a Ray cluster (``ray_address``; by default a local one).
-        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, at most so many.
+        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, the most there may be.
         decoders: processes that prepare batches for each worker; by default none on a CPU, and the cores' share of each CUDA device.
         batch_size: images at once; by default found by trial on CUDA. Halved when memory runs out; rewards do not depend on it.
         shard_size: rows in a part; 500 unless the job was begun with another.

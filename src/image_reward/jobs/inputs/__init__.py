@@ -11,7 +11,7 @@ WebDataset              the files of a .tar that share a name: KEY.jpg, KEY.txt 
 folder of images        an image, its prompt in a .txt file beside it                     the names in it
 ======================  ================================================================  ===============================================
 
-Paths of images are relative to the file that names them. The kinds are told apart by suffix.
+Paths of images are relative to the file that names them. The suffix decides the kind.
 """
 
 from __future__ import annotations
@@ -42,45 +42,45 @@ KINDS: dict[str, type[Input]] = {
 """By suffix."""
 
 
-def open_input(given: str, names: Names | None = None, prompt: str | None = None, access: Access | None = None) -> Input:
+def open_input(path: str, names: Names | None = None, prompt: str | None = None, access: Access | None = None) -> Input:
     """The rows that a file, a glob or a folder holds. Raises ``FileNotFoundError``, or ``JobError`` that says what was looked for."""
     names, access = names or Names(), access or Access()
     if prompt is not None and names.prompt is not None:
         raise JobError("one prompt for all rows, or a column of prompts, not both")
     arrow()
-    if not scheme(given) and (folder := Path(given)).is_dir():
+    if not scheme(path) and (folder := Path(path)).is_dir():
         if (folder / "dataset_dict.json").exists():
-            splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-            raise JobError(f"{given} is a Hugging Face data set of several splits; give one of them: {', '.join(splits)}")
+            splits = sorted(state.parent.name for state in folder.glob("*/state.json"))
+            raise JobError(f"{path} is a Hugging Face data set of several splits; give one of them: {', '.join(splits)}")
         if (folder / "state.json").exists():
-            return ArrowInput(given, _arrow_files(folder), access, names, prompt)
-    listed = access.listing(given)
+            return ArrowInput(path, _arrow_files(folder), access, names, prompt)
+    listed = access.listing(path)
     files = tuple(file for file in listed if PurePosixPath(file).suffix.lower() in KINDS)
-    is_folder = not scheme(given) and Path(given).is_dir()
+    is_folder = not scheme(path) and Path(path).is_dir()
     if not files and is_folder:
-        return ImageFolder(given, (given,), access, names, prompt)
+        return ImageFolder(path, (path,), access, names, prompt)
     if not files:
         if not listed:
-            raise FileNotFoundError(f"no such file of rows: {given}")
+            raise FileNotFoundError(f"no such file of rows: {path}")
         raise JobError(
-            f"{given} is of no known kind of rows: {', '.join(KINDS)} (an uncompressed WebDataset), the folder of a Hugging Face data set, "
+            f"{path} is not a known kind of rows: {', '.join(KINDS)} (an uncompressed WebDataset), the folder of a Hugging Face data set, "
             "or a folder of images"
         )
     others = [PurePosixPath(file).name for file in listed if file not in files]
     suffixes = sorted({PurePosixPath(file).suffix.lower() for file in files})
     if len(suffixes) > 1:
         raise JobError(
-            f"{given} holds rows of several kinds ({', '.join(suffixes)}); give one kind, such as {given.rstrip('/')}/*{suffixes[0]}"
+            f"{path} holds rows of several kinds ({', '.join(suffixes)}); give one kind, such as {path.rstrip('/')}/*{suffixes[0]}"
         )
     if is_folder and (pictures := [file for file in listed if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]):
         raise JobError(
-            f"{given} holds both {Path(files[0]).name} and images such as {Path(pictures[0]).name}; "
+            f"{path} holds both {Path(files[0]).name} and images such as {Path(pictures[0]).name}; "
             f"give {files[0]}, or a folder of images alone"
         )
-    notes = [_passed_over(rows, given)] if (rows := [name for name in others if _may_hold_rows(name)]) else []
-    if is_folder and (folders := [path.name for path in Path(given).iterdir() if path.is_dir() and not path.name.startswith(".")]):
-        notes.append(f"folders in {given} are not read: {_names(folders)}; give {given.rstrip('/')}/**/*{suffixes[0]} to read them too")
-    return KINDS[suffixes[0]](given, files, access, names, prompt, notes=notes)
+    notes = [_passed_over(rows, path)] if (rows := [name for name in others if _may_hold_rows(name)]) else []
+    if is_folder and (folders := [entry.name for entry in Path(path).iterdir() if entry.is_dir() and not entry.name.startswith(".")]):
+        notes.append(f"folders in {path} are not read: {_names(folders)}; give {path.rstrip('/')}/**/*{suffixes[0]} to read them too")
+    return KINDS[suffixes[0]](path, files, access, names, prompt, notes=notes)
 
 
 def _may_hold_rows(name: str) -> bool:
@@ -89,9 +89,9 @@ def _may_hold_rows(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in forms
 
 
-def _passed_over(names: Sequence[str], given: str) -> str:
+def _passed_over(names: Sequence[str], path: str) -> str:
     number = "1 file was" if len(names) == 1 else f"{len(names):,} files were"
-    return f"{number} passed over in {given}: {_names(names)}"
+    return f"{number} passed over in {path}: {_names(names)}"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -124,10 +124,10 @@ _INSIDE = re.compile(r"(.+?(\.arrow|\.parquet|\.tar))#(.+)", re.IGNORECASE | re.
 def image_named(base: str, name: str, image_column: str, access: Access) -> Any:
     """What the image column of a result names: a path, or the content of an image inside a file (FILE#ROW, or FILE#MEMBER of a tar)."""
     path = join(base, name)
-    found = _INSIDE.fullmatch(name)
-    if found is None or (not scheme(path) and Path(path).exists()):
+    match = _INSIDE.fullmatch(name)
+    if match is None or (not scheme(path) and Path(path).exists()):
         return path
-    container, suffix, inside = join(base, found[1]), found[2].lower(), found[3]
+    container, suffix, inside = join(base, match[1]), match[2].lower(), match[3]
     if suffix == ".tar":
         return image_in_tar(container, inside, access)
     return image_in_table(container, int(inside), image_column, access)

@@ -108,7 +108,7 @@ class CsvInput(Input):
                 cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
                 raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
             if not header or len(set(header)) < len(header) or not all(map(is_clean, header)):
-                raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is no header: column names, each once, in UTF-8")
+                raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is not a header: column names, each once, in UTF-8")
             if len(header) == 1 and (separator := next((sign for sign in ";\t|" if sign in header[0]), "")):
                 raise JobError(f"the cells of {file} are separated by {separator!r}; save it with commas")
             pa = arrow()
@@ -189,23 +189,23 @@ class JsonLinesInput(Input):
 
             yield from cut_records(records(), self._size)
         pa = arrow()
-        self.schema = pa.schema([(name, _json_type(pa, found - {"null"})) for name, found in kinds.items()])
+        self.schema = pa.schema([(name, _json_type(pa, seen - {"null"})) for name, seen in kinds.items()])
 
     def _read(self, shard: Shard) -> Rows:
         pa = arrow()
         schema = self.schema
         if self.prompt is not None:
             schema = schema.remove(schema.get_field_index(self.prompt_column))
-        found: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
             for number, (_, _, row) in enumerate(self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1):
-                found.append(row if isinstance(row, dict) else {})
+                objects.append(row if isinstance(row, dict) else {})
                 problems.append(None if isinstance(row, dict) else f"row {number} is {row}")
-        prompts = [row.get(self.prompt_column) for row in found]
-        arrays = [_json_column([row.get(f.name) for row in found], f.type, pa) for f in schema]
+        prompts = [row.get(self.prompt_column) for row in objects]
+        arrays = [_json_column([row.get(f.name) for row in objects], f.type, pa) for f in schema]
         rows = self._rows(pa.table(arrays, schema=schema), shard, problems)
-        return rows if self.prompt is not None else Rows(rows.table, prompts, rows.images, rows.problems)  # a number is no prompt
+        return rows if self.prompt is not None else Rows(rows.table, prompts, rows.images, rows.problems)  # a number is not a prompt
 
 
 def _json_row(line: str) -> dict[str, Any] | str:
