@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from image_reward.images import ImageTransform
-from image_reward.jobs.driver import Died, Done, Event, Failed, Ready, Task
+from image_reward.jobs.messages import Died, Done, Event, Failed, Ready, Task
 from image_reward.jobs.shards import ShardScorer, Work
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers import TwoTowerProcessor, TwoTowerScorer

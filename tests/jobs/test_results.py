@@ -13,11 +13,12 @@ import stubs
 
 from image_reward.cli import main
 from image_reward.errors import JobError
-from image_reward.jobs import buckets, score_files
-from image_reward.jobs.buckets import Buckets, group_starts
-from image_reward.jobs.files import digest
+from image_reward.jobs import score_files
+from image_reward.jobs.files import Folder
+from image_reward.jobs.folder import write_part
 from image_reward.jobs.report import job_report
-from image_reward.jobs.results import Scored, _Top, filter_rows, summarize
+from image_reward.jobs.results import Scored, filter_rows, summarize
+from image_reward.jobs.rows import Shard
 from image_reward.reports.render import write
 
 NUM = 40
@@ -140,24 +141,75 @@ def test_several_scorers_are_told_apart(tmp_path: Path) -> None:
     assert [scorer.best[0].image for scorer in summarize(tmp_path / "out").scorers] == ["3.png", "0.png"]
 
 
-def test_the_best_share_is_exact_whatever_the_rewards() -> None:
+def write_job(folder: Path, columns: dict[str, list[object]], rewards: list[float], shard_size: int = 100) -> Path:
+    """What a job would write for these columns and rewards."""
+    table = pa.table(columns)
+    manifest = {
+        "format": "image-reward job",
+        "version": 1,
+        "input": {"prompt_column": "prompt"},
+        "base": str(folder),
+        "image_column": "image",
+        "columns": table.column_names,
+        "num_rows": len(table),
+        "repeated_ids": 0,
+        "scorers": [{"name": "brightness"}],
+    }
+    job = Folder(str(folder))
+    job.create()
+    job.write("manifest.json", json.dumps(manifest).encode())
+    for number, start in enumerate(range(0, len(table), shard_size)):
+        part = table.slice(start, shard_size)
+        values = rewards[start : start + shard_size]
+        errors = {row: "RewardError: NaN" for row, value in enumerate(values) if np.isnan(value)}
+        write_part(job, Shard(number, "rows.csv", start, start, len(part), start), part, {"reward": values}, errors, {})
+    return folder
+
+
+def test_the_best_share_is_exact_whatever_the_rewards(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    values[::7], values[::11], values[3], values[4] = 0.25, np.nan, -0.0, np.float32(1e-40)
-
-    class Rewards(Scored):
-        def __init__(self) -> None:
-            pass
-
-        def rewards(self, column: str):  # type: ignore[no-untyped-def]  # noqa: ARG002
-            return iter(np.split(values, 8))
-
+    values[::7], values[::11], values[3], values[4], values[5] = 0.25, np.nan, -0.0, np.float32(1e-40), np.float32(3e38)
+    job = write_job(tmp_path / "out", {"prompt": ["a"] * 1000, "image": ["0.png"] * 1000, "id": [*range(1000)]}, values.tolist())
+    order = [int(n) for n in np.argsort(-values, kind="stable") if not np.isnan(values[n])]  # of equal rewards the first
     for fraction in (0.001, 0.3, 0.5, 0.9, 1.0):
-        top = _Top(Rewards(), "reward", fraction)
-        mask = np.concatenate([top(0, part) for part in np.split(values, 8)])
-        valid = np.flatnonzero(~np.isnan(values))
-        wanted = int(np.ceil(fraction * len(valid)))
-        assert mask.sum() == wanted
-        assert np.array_equal(np.sort(values[mask]), np.sort(values[valid])[-wanted:])
+        assert kept(job, top_fraction=fraction) == sorted(order[: int(np.ceil(fraction * len(order)))])
+    for count in (1, 130, 5000):
+        assert kept(job, best_per_prompt=count) == sorted(order[:count])
+    for least in (0.25, float(values[8]), np.nextafter(float(values[8]), 1)):
+        assert kept(job, min_reward=least) == sorted(n for n in order if values[n] >= least)
+    found = summarize(job, num_shown=200).scorers[0]
+    assert [row.row for row in found.best] == order[:200]
+    assert [row.row for row in found.worst] == sorted(order, key=lambda n: (values[n], n))[:200]
+    assert found.best[0].reward == float(np.float32(3e38))
+
+
+def test_rows_go_to_streams_of_any_encoding(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "out", {"prompt": ["ü 漢字 😀"], "image": ["0.png"]}, [1.0])
+    for encoding in ("ascii", "cp1252", "gbk", "utf-8", "utf-16"):
+        written = io.BytesIO()
+        with io.TextIOWrapper(written, encoding=encoding, write_through=True) as stream:
+            assert filter_rows(job, stream, min_reward=0) == 1
+            assert json.loads(written.getvalue().decode(encoding))["prompt"] == "ü 漢字 😀"
+
+
+def test_columns_and_folders_of_any_name(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"Prompt": ["x", "y"], "prompt": ["a", "a"], "Reward": [7, 8], "file": ["k", "k"], "row": [5, 5]}
+    job = write_job(
+        tmp_path / "it's [v1] *?", columns | {"image": ["0.png", "1.png"], "id": [1, 2], "part": ["", ""], "c0": [0, 0]}, [1.0, 2.0]
+    )
+    assert kept(job, best_per_prompt=1) == [2]
+    assert [row.prompt for row in summarize(job).scorers[0].best] == ["a", "a"]
+    out = io.StringIO()
+    filter_rows(job, out, min_reward=2.0)
+    assert json.loads(out.getvalue()) == {
+        **{name: values[1] for name, values in columns.items()},
+        "image": str(job / "1.png"),
+        "id": 2,
+        "part": "",
+        "c0": 0,
+        "reward": 2.0,
+        "error": None,
+    }
 
 
 def test_a_summary(scored: Path) -> None:
@@ -214,16 +266,3 @@ def test_a_job_whose_rows_are_all_wrong_has_a_report(tmp_path: Path) -> None:
     assert kept(tmp_path / "out", top_fraction=0.5) == []
     assert filter_rows(tmp_path / "out", tmp_path / "none.parquet", best_per_prompt=1) == 0
     assert pq.read_table(tmp_path / "none.parquet").column_names == ["prompt", "image", "reward", "error"]
-
-
-@pytest.mark.parametrize("in_memory", [1 << 20, 10])
-def test_buckets_bring_equal_keys_together(monkeypatch: pytest.MonkeyPatch, in_memory: int) -> None:
-    monkeypatch.setattr(buckets, "_IN_MEMORY", in_memory)
-    words = [str(n % 17) for n in range(200)]
-    with Buckets([("row", "<u8")]) as found:
-        for start in range(0, 200, 8):
-            found.add(b"".join(digest(word.encode()) for word in words[start : start + 8]), row=range(start, start + 8))
-        groups = []
-        for records in found:
-            groups += [part["row"].tolist() for part in np.split(records, np.flatnonzero(group_starts(records))[1:]) if len(part)]
-    assert sorted(groups) == [list(range(n, 200, 17)) for n in range(17)]

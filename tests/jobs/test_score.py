@@ -21,8 +21,9 @@ import pytest
 import stubs
 
 from image_reward.errors import JobError
-from image_reward.jobs import files, processes, score_files
+from image_reward.jobs import files, score_files
 from image_reward.jobs.folder import JobFolder, part_name
+from image_reward.jobs.inputs.text import CsvInput
 from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
 
@@ -89,11 +90,54 @@ def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"mine is not empty and holds no job \(it has thesis\.tex\)"):
         score_files(rows, tmp_path / "mine", stubs.load)
     assert names(tmp_path / "mine") == ["thesis.tex"]
-    with pytest.raises(JobError, match="a file is in its way"):
+    with pytest.raises(JobError, match="a file with that name exists"):
         score_files(rows, rows, stubs.load)
     (out / "manifest.json").write_text("{}")
     with pytest.raises(JobError, match="is not that of a job of this release"):
         score_files(rows, out, stubs.load)
+
+
+@pytest.mark.usefixtures("inline")
+def test_going_on_needs_no_scan(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan of the first scan is kept, and counts only for the same files, columns and shard size."""
+    out = tmp_path / "out"
+    rows.write_text(rows.read_text() + "r3,x,0.png\n")
+    score_files(rows, out, stubs.load, shard_size=5)
+    (out / part_name(2)).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(CsvInput, "scan", lambda *_: pytest.fail("the input is scanned again"))
+        again = score_files(rows, out, stubs.load)
+    assert (again.num_scored_now, again.num_repeated_ids, again.num_rows) == (5, 1, 24)
+    assert result(out)["reward"] == pytest.approx([*EXPECTED, 1])
+    with pytest.raises(JobError, match="the shard size has changed since it began"):
+        score_files(rows, out, stubs.load, shard_size=7)
+    (out / "shards.arrow").write_bytes((out / "shards.arrow").read_bytes()[:-100])
+    assert score_files(rows, out, stubs.load).num_scored_now == 0
+    rows.write_text(rows.read_text() + "r4,x,0.png\n")
+    with pytest.raises(JobError, match="the input has changed since it began"):
+        score_files(rows, out, stubs.load)
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar", "folder"])
+def test_a_plan_says_what_a_scan_found(tmp_path: Path, kind: str) -> None:
+    names = stubs.draw(tmp_path / "in", 3)
+    given = tmp_path / "in" if kind == "folder" else tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        lines = [{"prompt": "a", "image": f"in/{name}", "n": n / 2, "ok": True} for n, name in enumerate(names)]
+        given.write_text("\n".join(map(json.dumps, lines)))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"prompt": ["a"] * 3, "image": [f"in/{name}" for name in names]}), given)
+    elif kind == "tar":
+        with tarfile.open(given, "w") as archive:
+            for key in ("a", "b", "a"):
+                archive.add(tmp_path / "in" / "0.png", f"{key}.png")
+    prompt = "a" if kind in ("tar", "folder") else None
+    score_files(given, tmp_path / "whole", stubs.load, shard_size=2, prompt=prompt)
+    score_files(given, tmp_path / "out", stubs.load, shard_size=2, prompt=prompt)
+    (tmp_path / "out" / part_name(1)).unlink()
+    assert score_files(given, tmp_path / "out", stubs.load, prompt=prompt).num_scored_now == 1
+    assert result(tmp_path / "out") == result(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("inline")
@@ -132,7 +176,7 @@ def test_a_full_disk_leaves_nothing_half_written(rows: Path, tmp_path: Path, mon
         score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
     monkeypatch.setattr(os, "fsync", fsync)
     left = names(tmp_path / "out")
-    assert left == [".lock", "manifest.json", *(part_name(n) for n in range(len(left) - 2))]
+    assert left == [".lock", "manifest.json", *(part_name(n) for n in range(len(left) - 3)), "shards.arrow"]
     score_files(rows, tmp_path / "out", stubs.load)
     assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED)
 
@@ -442,15 +486,6 @@ def test_stopped_with_its_whole_process_group_no_shard_is_to_blame(rows: Path, t
     assert result(out)["error"] == [None] * 23
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
-def test_processes_that_start_never_get_a_signal_to_stop() -> None:
-    code = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
-    with processes.sheltered_from_signals():
-        started = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert {int(number) for number in started.stdout.split()} >= processes.STOP_SIGNALS
-    assert not processes.STOP_SIGNALS & signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     images = stubs.draw(tmp_path / "in", 5)
     table = pa.table({"prompt": ["kill" if n == 7 else "a" for n in range(20)], "image": [images[n % 5] for n in range(20)]})
@@ -482,7 +517,7 @@ def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytes
     done = score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load, shard_size=5, format="csv")
     assert (done.num_rows, done.num_errors, done.file) == (23, 0, "memory://bucket/out/rewards.csv")
     names_there = sorted(path.removeprefix("/bucket/out/") for path in store.ls("/bucket/out", detail=False))
-    assert names_there == ["manifest.json", *(part_name(n) for n in range(5)), "rewards.csv", "summary.json"]
+    assert names_there == ["manifest.json", *(part_name(n) for n in range(5)), "rewards.csv", "shards.arrow", "summary.json"]
     lines = store.cat_file("/bucket/out/rewards.csv").decode().splitlines()
     assert [float(line.split(",")[3]) for line in lines[1:]] == pytest.approx(EXPECTED)
     store.rm_file("/bucket/out/part-000001.parquet")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 
 from image_reward.errors import JobError
-from image_reward.jobs.folder import digests_of, part_name
-from image_reward.jobs.rows import open_input
+from image_reward.jobs.folder import DIGESTS, part_name
+from image_reward.jobs.inputs import open_input
 from image_reward.jobs.shards import ShardScorer, Work, halves, is_out_of_memory
 from image_reward.scorers import Ensemble, ImageRewardScorer, Reference, TwoTowerBatch, load
 from image_reward.scorers.identity import identity_of
@@ -120,7 +121,7 @@ def test_an_image_is_encoded_once_whatever_its_name(tmp_path: Path) -> None:
     table, worker, _ = score(tmp_path, rows, batch_size=2)
     assert worker.scorers[0].images_seen == 3
     assert table["reward"].to_pylist() == pytest.approx([1, 1 + 1 / 255, 2 + 2 / 255] + [3 + 1 / 255] * 20)
-    found = digests_of(table)
+    found = base64.b64decode(table.schema.metadata[DIGESTS])
     assert len({found[i : i + 16] for i in range(0, len(found), 16)}) == 3
     assert found[16:32] == found[-16:]
 

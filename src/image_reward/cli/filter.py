@@ -27,15 +27,15 @@ class Filter:
     top_fraction: float | None = None
     """Keep this share of the rows that have a reward, the best."""
     best_per_prompt: int | None = None
-    """Keep so many rows of each prompt, the best."""
+    """Keep at most this many rows of each prompt, the best."""
     by: str | None = None
     """The scorer to go by, where there are several."""
     output: Path | None = None
     """A .parquet, .csv or .jsonl file; image paths in it are relative to it. By default JSONL on standard output, with whole paths."""
 
     def run(self) -> int:
-        given = [self.min_reward, self.top_fraction, self.best_per_prompt]
-        if sum(value is not None for value in given) != 1:
+        choices = [self.min_reward, self.top_fraction, self.best_per_prompt]
+        if sum(value is not None for value in choices) != 1:
             raise UsageError("give one of --min-reward, --top-fraction and --best-per-prompt")
         if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
             raise UsageError(f"--top-fraction is a share of the rows, more than 0 and at most 1, not {self.top_fraction:g}")

@@ -1,7 +1,7 @@
 """Workers as actors of a Ray cluster: the same shards, the same ``ShardScorer``, and parts in the same folder.
 
 The folder, and images that are paths, must be visible under the same names on every machine: a shared file system or an object store.
-Only what is told of a shard comes back to the driver. Actors that the cluster has no room for yet wait for it, which makes an
+Only the counts of a shard come back to the driver. Actors that the cluster has no room for yet wait for it, which makes an
 autoscaling cluster grow; those that have nothing left to do are let go.
 """
 
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import ImageRewardError, JobError
-from image_reward.jobs.driver import Died, Done, Event, Failed, Ready, Task
+from image_reward.jobs.messages import Died, Done, Event, Failed, Ready, Task
 
 if TYPE_CHECKING:
     from image_reward.jobs.shards import Work
 
 
 class Actor:
-    """A ``ShardScorer`` on some machine of the cluster. The job's own troubles come back as text: Ray would tell them with a traceback."""
+    """A ``ShardScorer`` on some machine of the cluster. The job's own troubles come back as text: Ray would add a traceback."""
 
     def __init__(self, work: Work, device: str | None) -> None:
         import warnings
@@ -50,7 +50,7 @@ class Actor:
 
 
 class ActorPool:
-    """At most so many actors; those that are ready work, however many they are."""
+    """At most ``num_workers`` actors; those that are ready work, however many they are."""
 
     def __init__(
         self,

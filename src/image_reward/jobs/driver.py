@@ -6,73 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import Any, Protocol
 
 from image_reward.errors import JobError
 from image_reward.jobs.folder import JobFolder
+from image_reward.jobs.messages import Died, Done, Event, Failed, Progressed, Ready, ShardResult, Task
 from image_reward.jobs.rows import Shard
-
-if TYPE_CHECKING:
-    from image_reward.jobs.shards import ShardResult
 
 MAX_TRIES = 3
 _MAX_STARTS = 3  # of a worker that never gets ready
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a worker is given."""
-
-    shard: Shard
-    upcoming: Shard | None = None
-    """What it will be given next, to prepare ahead."""
-    give_up: str | None = None
-    """Do not score the shard: write its rows with this reason."""
-
-
-@dataclass
-class Ready:
-    """A worker has loaded its scorers."""
-
-    worker: int
-    identity: list[dict[str, str]]
-
-
-@dataclass
-class Progressed:
-    """So many rows of the worker's shard are done."""
-
-    worker: int
-    num_rows: int
-    num_errors: int
-
-
-@dataclass
-class Done:
-    """The part of a shard is written."""
-
-    worker: int
-    result: ShardResult
-
-
-@dataclass
-class Died:
-    """A worker is gone. ``blameless``: its machine went with it, so the shard is not to blame."""
-
-    worker: int
-    reason: str
-    blameless: bool = False
-
-
-@dataclass
-class Failed:
-    """What every worker would run into: the disk is full, the input has changed, there is no such model."""
-
-    worker: int
-    reason: str
-
-
-Event = Union[Ready, Progressed, Done, Died, Failed]
 
 
 class Pool(Protocol):
@@ -132,7 +74,7 @@ class Driver:
         on_stopping: Callable[[], None],
         stopping: Callable[[], bool],
     ) -> None:
-        """``ahead``: tell workers what comes next. ``on_ready`` judges what the scorers are, and raises if they are not the job's.
+        """``ahead``: name the next shard to workers too. ``on_ready`` judges what the scorers are, and raises if they are not the job's.
 
         ``on_stopping`` is called once, after ``stopping`` has become true.
         """

@@ -260,5 +260,5 @@ def writing(target: str) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise JobError(f"{target} may not be written ({error.strerror}); change its permissions, or give another folder") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise JobError(f"{target} cannot be made: a file is in its way; give another folder") from None
+            raise JobError(f"{target} cannot be made: a file with that name exists; give another folder") from None
         raise JobError(f"{target} could not be written: {error}") from error

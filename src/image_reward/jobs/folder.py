@@ -3,6 +3,7 @@
 ====================  =============================================================================================================
 manifest.json         what is scored by what; another input or another scorer is refused
 part-NNNNNN.parquet   the rows of shard NNNNNN with their rewards and errors; there, or not there, never half
+shards.arrow          where the shards begin and end in the input, so that going on needs no scan
 tries.json            shards on which a worker died, and how often
 quarantine.jsonl      the rows of shards on which a worker died every time
 summary.json          what came of it, once all is done
@@ -18,7 +19,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +32,7 @@ from image_reward.jobs.rows import Shard
 if TYPE_CHECKING:
     import pyarrow
 
-MANIFEST, TRIES, QUARANTINE, SUMMARY = "manifest.json", "tries.json", "quarantine.jsonl", "summary.json"
+MANIFEST, PLAN, TRIES, QUARANTINE, SUMMARY = "manifest.json", "shards.arrow", "tries.json", "quarantine.jsonl", "summary.json"
 Format = Literal["parquet", "csv", "jsonl"]
 DIGESTS = b"image_reward.digests"
 """Key of a part's metadata: the digests of its images' files, 16 bytes a row, base64; zeros where no file could be read."""
@@ -123,6 +124,24 @@ class JobFolder:
                     f"({where or part}: {before!r:.90} then, {now!r:.90} now). Give another folder, or what it was begun with"
                 )
 
+    def plan(self) -> pyarrow.Table | None:
+        """What the scan of the input found when the job began; None where that is missing or damaged."""
+        import pyarrow as pa
+
+        content = self.folder.read(PLAN)
+        try:
+            return pa.ipc.open_stream(content).read_all() if content else None
+        except (pa.ArrowException, OSError):
+            return None
+
+    def write_plan(self, plan: pyarrow.Table) -> None:
+        import pyarrow as pa
+
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, plan.schema) as writer:
+            writer.write_table(plan)
+        self.folder.write(PLAN, sink.getvalue())
+
     # --- parts ---
 
     def done(self, shards: Sequence[Shard]) -> set[int]:
@@ -201,8 +220,9 @@ class JobFolder:
 def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
     """Tables as CSV or JSONL, one after another. JSONL has null where there is no value, CSV an empty cell, and JSON for lists and objects.
 
-    Bytes become base64. NaN and infinities, which JSON has not, become null in it.
+    Bytes become base64. NaN and infinities, which JSON has not, become null in it; what a stream cannot encode is escaped in it.
     """
+    ascii_only = not (getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
     first = True
     for table in parts:
         rows = python_rows(table)
@@ -212,7 +232,7 @@ def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
                 writer.writeheader()
             writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         else:
-            file.writelines(json_text(row) + "\n" for row in rows)
+            file.writelines(json_text(row, ascii_only) + "\n" for row in rows)
         first = False
 
 
@@ -222,12 +242,12 @@ def _cell(value: object) -> object:
     return _plain(value) if isinstance(value, bytes) else value
 
 
-def json_text(value: object) -> str:
+def json_text(value: object, ascii_only: bool = False) -> str:
     """JSON of what a table holds."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+        return json.dumps(value, ensure_ascii=ascii_only, default=_plain, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, default=_plain)
+        return json.dumps(_finite(value), ensure_ascii=ascii_only, default=_plain)
 
 
 def _plain(value: object) -> str:
@@ -247,32 +267,27 @@ def quarantined_rows(folder: Folder) -> list[int]:
     return [json.loads(line)["shard"] for line in (folder.read(QUARANTINE) or b"").splitlines()]
 
 
-def read_part(file: Any, columns: list[str] | None = None) -> pyarrow.Table:
+def read_part(file: Any) -> pyarrow.Table:
     """An open part. Without Arrow's threads: one that still holds Python's file when the program ends aborts it (apache/arrow#50482)."""
     from pyarrow.parquet import ParquetFile
 
-    return ParquetFile(file).read(columns, use_threads=False)
+    return ParquetFile(file).read(use_threads=False)
 
 
-def tables(folder: Folder, columns: list[str] | None = None) -> Iterator[pyarrow.Table]:
-    """The parts of a job, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
+def tables(folder: Folder, numbers: Iterable[int] | None = None) -> Iterator[pyarrow.Table]:
+    """The parts of a job, or some of them, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
     from pyarrow import ArrowException
 
-    for number in part_numbers(folder.names()):
+    for number in part_numbers(folder.names()) if numbers is None else numbers:
         with folder.open(part_name(number)) as file:
             try:
-                table = read_part(file, columns)
+                table = read_part(file)
             except (ArrowException, OSError) as error:
                 path = f"{folder.path}/{part_name(number)}"
                 raise JobError(
                     f"{path} is damaged ({error}); run the command that began the job again, which scores its rows anew"
                 ) from None
         yield table
-
-
-def digests_of(table: pyarrow.Table) -> bytes:
-    """The digests of the images' files of a part, 16 bytes a row."""
-    return base64.b64decode((table.schema.metadata or {}).get(DIGESTS, b"")) or bytes(DIGEST_SIZE * len(table))
 
 
 def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:

@@ -5,36 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from image_reward.errors import ImageRewardError, JobError
-from image_reward.jobs.driver import Died, Done, Event, Failed, Progressed, Ready, Task
+from image_reward.jobs.messages import Died, Done, Event, Failed, Progressed, Ready, Task
 from image_reward.jobs.shards import ShardScorer, Work
-
-STOP_SIGNALS = frozenset(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Those that ask a program to stop. Terminals, `timeout`, systemd and Slurm send them to all its processes; only the job heeds them."""
-
-
-def end_with_parent() -> None:
-    """Let this process end when the one that started it does, however that ended; and leave signals to stop to that one."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+from image_reward.jobs.signals import STOP_SIGNALS, end_with_parent, sheltered_from_signals
 
 
 def work_in_process(work: Work, device: str | None, pipe: Connection) -> None:
@@ -125,20 +107,6 @@ class ProcessPool:
                 self.processes[worker].kill()
         for worker in list(self.processes):
             self.stop(worker)
-
-
-@contextmanager
-def sheltered_from_signals() -> Iterator[None]:
-    """Processes that are started here never get a signal to stop, not even before ``end_with_parent``; this one gets it afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which lifts the block where it must start first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(code: int | None) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
+import glob
 import io
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,17 @@ import numpy as np
 
 from image_reward.errors import JobError
 from image_reward.jobs.arrow import text_array
-from image_reward.jobs.buckets import Buckets, group_starts
-from image_reward.jobs.files import Access, Folder, digest, join, scheme, whole_file, writing
-from image_reward.jobs.folder import DIGEST_SIZE, digests_of, part_numbers, quarantined_rows, read_manifest, tables, write_rows
-from image_reward.jobs.rows import image_named
+from image_reward.jobs.database import database
+from image_reward.jobs.files import Access, Folder, join, scheme, whole_file, writing
+from image_reward.jobs.folder import DIGEST_SIZE, DIGESTS, part_name, part_numbers, quarantined_rows, read_manifest, tables, write_rows
+from image_reward.jobs.inputs import image_named
 from image_reward.jobs.shards import reward_columns
 
 if TYPE_CHECKING:
     import pyarrow
-    from numpy.typing import NDArray
 
 _NUM_BINS = 60
-_NUM_KINDS = 1000  # of errors that are told apart
+_FINE = 100  # bins that quantiles are read from, to one of the histogram
 
 
 class Scored:
@@ -40,15 +39,30 @@ class Scored:
         self.columns = reward_columns(self.names)
         self.image_column: str = self.manifest["image_column"]
         self.prompt_column: str = self.manifest["input"]["prompt_column"]
-        self.num_rows = sum(len(table) for table in tables(self.folder, ["error"]))
         self.quarantined = quarantined_rows(self.folder)
         parts = set(part_numbers(self.folder.names()))
         self.num_lost = sum(shard not in parts for shard in self.quarantined)  # given up, and even reading them ends a worker
+        self.num_rows = 0
+        if parts:
+            with self.database() as connection:
+                (self.num_rows,) = connection.execute("SELECT count(*) FROM parts").fetchall()[0]
         if self.num_rows + self.num_lost != self.manifest["num_rows"]:
             raise JobError(
                 f"{self.folder.path} holds {self.num_rows:,} of {self.manifest['num_rows']:,} rows; "
                 "finish the job first, with the command that began it"
             )
+
+    def database(self) -> AbstractContextManager[Any]:
+        """The rows as ``_parts`` has them."""
+        return _parts(self.folder, self._all_columns)
+
+    @property
+    def _all_columns(self) -> list[str]:
+        return [*self.manifest["columns"], *self.columns, "error"]
+
+    def sql(self, column: str) -> str:
+        """What DuckDB calls a column."""
+        return f"c{self._all_columns.index(column)}"
 
     def column(self, by: str | None) -> str:
         """The column of a scorer's rewards; with one scorer it need not be named."""
@@ -60,16 +74,49 @@ class Scored:
         said = "several scorers; name the one to go by" if by is None else f"no scorer {by!r}"
         raise JobError(f"{self.folder.path} has {said}: --by {' or '.join(self.names)}")
 
-    def rewards(self, column: str) -> Iterator[NDArray[Any]]:
-        """Rewards of each part, float32, NaN where there is none."""
-        for table in tables(self.folder, [column]):
-            yield table.column(0).to_numpy()
-
     def image(self, name: str) -> Any:
         """Something ``open_image`` takes, for what the image column says. Raises what reading raises."""
         access = Access(allow_https=False)
         found = image_named(self.manifest["base"], name, self.image_column, access)
         return access.read(found) if isinstance(found, str) and scheme(found) else found
+
+
+@contextmanager
+def _parts(folder: Folder, columns: Sequence[str]) -> Iterator[Any]:
+    """A database with the rows of a job as ``parts``, and the digests of their image files as ``digests``.
+
+    ``columns``: all that the parts have, in their order. The n-th is called ``c{n}``, because names that differ only in case are one to
+    DuckDB. ``part`` and ``row`` say where a row is. ``digests`` has ``part``, ``row`` and ``digest``, in hexadecimal, for the rows whose
+    image could be read. Raises ``JobError`` for a part that is damaged.
+    """
+    with database() as connection:
+        import duckdb
+
+        paths = [f"{folder.path}/{part_name(number)}" for number in part_numbers(folder.names())]
+        if scheme(folder.path):
+            connection.register_filesystem(Access().file_system(folder.path)[0])
+        else:
+            paths = [glob.escape(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - a string
+        files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        names = ", ".join([*(f"c{n}" for n in range(len(columns))), "row", "file"])
+        part = r"regexp_extract({}, 'part-(\d+)\.parquet$', 1)::BIGINT AS part"
+        characters = 2 * DIGEST_SIZE
+        try:
+            connection.execute(
+                f"CREATE TEMP VIEW parts AS SELECT * EXCLUDE (file), {part.format('file')} "
+                f"FROM read_parquet([{files}], file_row_number = true, filename = 'image_reward.file') AS p({names})"
+            )
+            connection.execute(
+                f"CREATE TEMP VIEW digests AS SELECT part, row, substr(content, 1 + {characters} * row, {characters}) AS digest "
+                f"FROM (SELECT part, content, unnest(range(len(content) // {characters})) AS row FROM "
+                f"(SELECT {part.format('file_name')}, hex(from_base64(decode(value))) AS content FROM parquet_kv_metadata([{files}]) "
+                f"WHERE decode(key) = '{DIGESTS.decode()}')) WHERE digest <> repeat('0', {characters})"
+            )
+            yield connection
+        except duckdb.Error as error:
+            for _ in tables(folder):  # says which part is damaged
+                pass
+            raise JobError(f"the rows in {folder.path} could not be queried: {error}") from error
 
 
 # --- keeping rows --------------------------------------------------------------------------------------------------------------------
@@ -92,42 +139,44 @@ def filter_rows(
             absolute paths.
         min_reward: keep rewards of at least this.
         top_fraction: keep this share of the rows that have a reward, in (0, 1], rounded up; of equal rewards the first.
-        best_per_prompt: keep so many rows of each prompt, the best; of equal rewards the first.
+        best_per_prompt: keep at most this many rows of each prompt, the best; of equal rewards the first.
         by: the scorer to go by, where there are several.
 
     Returns how many rows were kept. Raises ``JobError`` or ``ValueError``.
     """
     if sum(value is not None for value in (min_reward, top_fraction, best_per_prompt)) != 1:
         raise ValueError("give one of min_reward, top_fraction and best_per_prompt")
+    if min_reward is not None and math.isnan(min_reward):
+        raise ValueError("min_reward is not a number")
+    if top_fraction is not None and not 0 < top_fraction <= 1:
+        raise ValueError(f"top_fraction must be in (0, 1], not {top_fraction}")
+    if best_per_prompt is not None and best_per_prompt < 1:
+        raise ValueError(f"best_per_prompt must be at least 1, not {best_per_prompt}")
     scored = Scored(folder)
-    column = scored.column(by)
-    if min_reward is not None:
-        if math.isnan(min_reward):
-            raise ValueError("min_reward is not a number")
-        least = min_reward
-        keep: Callable[[int, NDArray[Any]], NDArray[Any]] = lambda _, rewards: rewards >= np.float64(least)  # noqa: E731
-    elif top_fraction is not None:
-        if not 0 < top_fraction <= 1:
-            raise ValueError(f"top_fraction must be in (0, 1], not {top_fraction}")
-        keep = _Top(scored, column, top_fraction)
-    else:
-        assert best_per_prompt is not None
-        if best_per_prompt < 1:
-            raise ValueError(f"best_per_prompt must be at least 1, not {best_per_prompt}")
-        kept = _best_per_prompt(scored, column, best_per_prompt)
-        keep = lambda start, rewards: kept[start : start + len(rewards)]  # noqa: E731
-
+    reward, prompt = scored.sql(scored.column(by)), scored.sql(scored.prompt_column)
+    query = f"SELECT part, row FROM parts WHERE {reward} IS NOT NULL"
+    best_first = f"{reward} DESC, part, row"
     count = 0
 
     def parts(base: str | None) -> Iterator[pyarrow.Table]:
         nonlocal count
-        start = 0
-        for table in tables(scored.folder):
-            mask = keep(start, table.column(column).to_numpy())
-            start += len(table)
-            table = _moved(table.filter(mask).replace_schema_metadata(None), scored, base)
-            count += len(table)
-            yield table
+        with scored.database() as connection:
+            if min_reward is not None:
+                kept = connection.sql(f"{query} AND {reward}::DOUBLE >= ? ORDER BY part, row", params=[min_reward])
+            elif top_fraction is not None:
+                (num,) = connection.execute(f"SELECT count({reward}) FROM parts").fetchall()[0]
+                wanted = max(min(1, num), math.ceil(round(top_fraction * num, 6)))  # rounded: 0.1 of 30 rows are 3, not 4
+                kept = connection.sql(f"FROM ({query} ORDER BY {best_first} LIMIT {wanted}) ORDER BY part, row")
+            else:
+                place = f"row_number() OVER (PARTITION BY {prompt} ORDER BY {best_first})"
+                kept = connection.sql(f"FROM ({query} QUALIFY {place} <= {best_per_prompt}) ORDER BY part, row")
+            for number, rows in _by_part(kept):
+                [table] = tables(scored.folder, numbers=[number])
+                count += len(rows)
+                yield _moved(table.take(rows), scored, base)
+        if not count and (numbers := part_numbers(scored.folder.names())):  # for the columns
+            [table] = tables(scored.folder, numbers=numbers[:1])
+            yield _moved(table.slice(0, 0), scored, base)
 
     if not isinstance(output, str | os.PathLike):
         write_rows(output, "jsonl", parts(None))
@@ -148,6 +197,14 @@ def filter_rows(
             write_rows(text, suffix[1:], parts(str(path.parent)))
             text.detach()
     return count
+
+
+def _by_part(kept: Any) -> Iterator[tuple[int, Any]]:
+    """A relation of (part, row), in this order -> parts and rows of theirs, int64; a part may come several times."""
+    for batch in kept.to_arrow_reader():
+        parts, rows = batch.column("part").to_numpy(), batch.column("row").to_numpy()
+        starts = np.flatnonzero(np.diff(parts, prepend=-1))
+        yield from zip(parts[starts].tolist(), np.split(rows, starts[1:]), strict=True)
 
 
 def _write_parquet(file: Any, parts: Iterator[pyarrow.Table]) -> None:
@@ -176,74 +233,7 @@ def _moved(table: pyarrow.Table, scored: Scored, base: str | None) -> pyarrow.Ta
             for name in table.column(scored.image_column).to_pylist()
         ]
     place = table.schema.get_field_index(scored.image_column)
-    return table.set_column(place, scored.image_column, text_array(moved))
-
-
-def _sortable(rewards: NDArray[Any]) -> NDArray[Any]:
-    """float32 -> uint32 in the same order: the trick of radix sort on IEEE numbers."""
-    bits = np.ascontiguousarray(rewards, dtype=np.float32).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-
-
-class _Top:
-    """Keeps the best so many rewards, found in two passes that count the upper and then the lower halves of their bits."""
-
-    def __init__(self, scored: Scored, column: str, fraction: float) -> None:
-        def keys() -> Iterator[NDArray[Any]]:
-            for rewards in scored.rewards(column):
-                yield _sortable(rewards[~np.isnan(rewards)])
-
-        upper = sum((np.bincount(found >> 16, minlength=1 << 16) for found in keys()), np.zeros(1 << 16, dtype=np.int64))
-        num = int(upper.sum())
-        wanted = max(min(1, num), math.ceil(round(fraction * num, 6)))  # rounded: 0.1 of 30 rows are 3, not 4
-        high, wanted = _place_from_the_end(upper, wanted)
-        lower = sum(
-            (np.bincount(found[found >> 16 == high] & 0xFFFF, minlength=1 << 16) for found in keys()), np.zeros(1 << 16, dtype=np.int64)
-        )
-        low, self.num_equal = _place_from_the_end(lower, wanted)
-        self.threshold = (high << 16) | low
-
-    def __call__(self, start: int, rewards: NDArray[Any]) -> NDArray[Any]:
-        del start
-        keys = _sortable(rewards)
-        valid = ~np.isnan(rewards)
-        equal = valid & (keys == self.threshold)
-        first = equal & (np.cumsum(equal) <= self.num_equal)
-        self.num_equal -= int(first.sum())
-        return (valid & (keys > self.threshold)) | first
-
-
-def _place_from_the_end(counts: NDArray[Any], wanted: int) -> tuple[int, int]:
-    """The bin in which the ``wanted``-th greatest value is, and which of the bin's values it is."""
-    above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(above, wanted)) if wanted else 0
-    found = len(counts) - 1 - place
-    return found, wanted - (int(above[place - 1]) if place else 0)
-
-
-def _best_per_prompt(scored: Scored, column: str, count: int) -> NDArray[Any]:
-    """Which rows are kept: bool [num_rows]."""
-    kept = np.zeros(scored.num_rows, dtype=bool)
-    with Buckets([("reward", "<f4"), ("row", "<u8")]) as buckets:
-        start = 0
-        for table in tables(scored.folder, [scored.prompt_column, column]):
-            rewards = table.column(column).to_numpy()
-            valid = np.flatnonzero(~np.isnan(rewards))
-            prompts = table.column(scored.prompt_column).to_pylist()
-            buckets.add(b"".join(_text_digest(prompts[row]) for row in valid), reward=rewards[valid], row=valid + start)
-            start += len(table)
-        for records in buckets:
-            order = np.lexsort((records["row"], -records["reward"], records["low"], records["high"]))
-            records = records[order]
-            starts = group_starts(records)
-            firsts = np.flatnonzero(starts)
-            place = np.arange(len(records)) - (np.repeat(firsts, np.diff([*firsts, len(records)])) if len(records) else 0)
-            kept[records["row"][place < count]] = True
-    return kept
-
-
-def _text_digest(text: object) -> bytes:
-    return digest(str(text).encode("utf-8", "surrogatepass"))
+    return table.replace_schema_metadata(None).set_column(place, scored.image_column, text_array(moved))
 
 
 # --- looking at it as a whole --------------------------------------------------------------------------------------------------------
@@ -309,93 +299,77 @@ _SHARES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 def summarize(folder: str | os.PathLike[str], num_shown: int = 12) -> JobSummary:
     """Distribution, best and worst, errors by kind, and what occurs more than once. Raises ``JobError``."""
     scored = Scored(folder)
-    errors: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    with Buckets([]) as images, Buckets([]) as pairs:
-        for table in tables(scored.folder):
-            for error in table.column("error").drop_null().to_pylist():
-                kind = error.partition(":")[0]
-                kind = kind if kind in errors or len(errors) < _NUM_KINDS else "others"
-                errors[kind] += 1
-                examples.setdefault(kind, error.removeprefix(f"{kind}: "))
-            found = digests_of(table)
-            prompts = table.column(scored.prompt_column).to_pylist()
-            seen = [
-                (found[DIGEST_SIZE * n : DIGEST_SIZE * (n + 1)], prompt)
-                for n, prompt in enumerate(prompts)
-                if any(found[DIGEST_SIZE * n : DIGEST_SIZE * (n + 1)])
-            ]
-            images.add(b"".join(content for content, _ in seen))
-            pairs.add(b"".join(digest(content + _text_digest(prompt)) for content, prompt in seen))
-        num_seen = num_images = num_pairs = 0
-        for records in images:
-            num_seen += len(records)
-            num_images += int(group_starts(records).sum())
-        for records in pairs:
-            num_pairs += int(group_starts(records).sum())
+    if not scored.num_rows:
+        raise JobError(f"{scored.folder.path} holds no row that could be read; see its quarantine.jsonl")
+    error, prompt = scored.sql("error"), scored.sql(scored.prompt_column)
+    with scored.database() as connection:
+        kinds = connection.execute(
+            f"SELECT split_part({error}, ':', 1) AS kind, count(*) AS num, arg_min({error}, (part, row)) FROM parts "
+            f"WHERE {error} IS NOT NULL GROUP BY kind ORDER BY num DESC, min((part, row))"
+        ).fetchall()
+        num_seen, num_images = connection.execute(
+            "SELECT coalesce(sum(num), 0)::BIGINT, count(*) FROM (SELECT count(*) AS num FROM digests GROUP BY digest)"
+        ).fetchall()[0]
+        (num_pairs,) = connection.execute(
+            f"SELECT count(*) FROM (SELECT DISTINCT digest, {prompt} FROM digests JOIN parts USING (part, row))"
+        ).fetchall()[0]
+        scorers = [_summary(connection, scored, name, column, num_shown) for name, column in zip(scored.names, scored.columns, strict=True)]
+    errors = {kind: num for kind, num, _ in kinds}
+    examples = {kind: example.removeprefix(f"{kind}: ") for kind, _, example in kinds}
     if scored.num_lost:
-        errors["Quarantined"] += scored.num_lost
+        errors["Quarantined"] = errors.get("Quarantined", 0) + scored.num_lost
         examples.setdefault("Quarantined", "not even the row could be read")
     return JobSummary(
         scored.folder.path,
         scored.num_rows + scored.num_lost,
         sum(errors.values()),
-        dict(errors.most_common()),
+        dict(sorted(errors.items(), key=lambda item: -item[1])),
         examples,
         num_images,
         num_seen - num_images,
         num_seen - num_pairs,
         scored.manifest["repeated_ids"],
         len(scored.quarantined),
-        [_summary(scored, name, column, num_shown) for name, column in zip(scored.names, scored.columns, strict=True)],
+        scorers,
     )
 
 
-def _summary(scored: Scored, name: str, column: str, num_shown: int) -> RewardSummary:
-    num, total, squares, low, high = 0, 0.0, 0.0, math.inf, -math.inf
-    for rewards in scored.rewards(column):
-        rewards = rewards[~np.isnan(rewards)].astype(np.float64)
-        if len(rewards):
-            num, total = num + len(rewards), total + float(rewards.sum())
-            low, high = min(low, float(rewards.min())), max(high, float(rewards.max()))
+def _summary(connection: Any, scored: Scored, name: str, column: str, num_shown: int) -> RewardSummary:
+    reward, prompt, image = scored.sql(column), scored.sql(scored.prompt_column), scored.sql(scored.image_column)
+    num, mean, std, low, high = connection.execute(
+        f"SELECT count(value), avg(value), stddev_pop(value), min(value), max(value) FROM (SELECT {reward}::DOUBLE AS value FROM parts)"
+    ).fetchall()[0]
     if not num:
         return RewardSummary(name, column, 0, None, None, {}, [], [], [], [])
-    mean = total / num
-    fine = np.zeros(100 * _NUM_BINS, dtype=np.int64)
-    span = (low, high if high > low else low + 1e-6)
-    best: list[tuple[float, int, ShownRow]] = []
-    worst: list[tuple[float, int, ShownRow]] = []
-    row = 0
-    for table in tables(scored.folder, list(dict.fromkeys([scored.prompt_column, scored.image_column, column]))):
-        values = table.column(column).to_numpy().astype(np.float64)
-        valid = np.flatnonzero(~np.isnan(values))
-        squares += float(((values[valid] - mean) ** 2).sum())
-        fine += np.histogram(values[valid], bins=len(fine), range=span)[0]
-        order = valid[np.argsort(values[valid], kind="stable")]
-        for heap, places, sign in ((best, order[::-1][:num_shown], 1.0), (worst, order[:num_shown], -1.0)):
-            for place in places:
-                key = (sign * float(values[place]), -(row + int(place)))
-                if len(heap) < num_shown or key > heap[0][:2]:
-                    shown = ShownRow(
-                        prompt=table.column(scored.prompt_column)[int(place)].as_py(),
-                        image=table.column(scored.image_column)[int(place)].as_py(),
-                        reward=float(values[place]),
-                        row=row + int(place),
-                    )
-                    (heapq.heappush if len(heap) < num_shown else heapq.heapreplace)(heap, (*key, shown))
-        row += len(table)
-    edges = np.linspace(*span, len(fine) + 1)
-    below = np.cumsum(fine)
-    quantiles = {f"{share:g}": float(edges[np.searchsorted(below, share * num) + 1]) for share in _SHARES}
+    high = max(high, low + 1e-6)
+    edges = np.linspace(low, high, _FINE * _NUM_BINS + 1)
+    bins = connection.execute(
+        f"SELECT least(floor(({reward}::DOUBLE - ?) / ?)::INTEGER, ?) AS bin, count(*) FROM parts WHERE {reward} IS NOT NULL GROUP BY bin",
+        [low, (high - low) / (len(edges) - 1), len(edges) - 2],
+    ).fetchnumpy()
+    counts = np.zeros(len(edges) - 1, dtype=np.int64)
+    counts[bins["bin"]] = list(bins.values())[1]
+    below = np.cumsum(counts)
+    sizes = connection.execute("SELECT part, count(*) AS num FROM parts GROUP BY part ORDER BY part").fetchnumpy()
+    starts = np.cumsum(sizes["num"]) - sizes["num"]
+
+    def shown(order: str) -> list[ShownRow]:
+        rows = connection.execute(
+            f"SELECT {prompt}, {image}, {reward}, part, row FROM parts WHERE {reward} IS NOT NULL "
+            f"ORDER BY {reward} {order}, part, row LIMIT {num_shown}"
+        ).fetchall()
+        first = dict(zip(sizes["part"].tolist(), starts.tolist(), strict=True))
+        return [ShownRow(text, name, value, first[part] + row) for text, name, value, part, row in rows]
+
     return RewardSummary(
         name,
         column,
         num,
         mean,
-        math.sqrt(squares / num),
-        quantiles,
-        edges[::100].tolist(),
-        fine.reshape(_NUM_BINS, 100).sum(axis=1).tolist(),
-        [shown for *_, shown in sorted(best, key=lambda entry: entry[:2], reverse=True)],
-        [shown for *_, shown in sorted(worst, key=lambda entry: entry[:2], reverse=True)],
+        std,
+        {f"{share:g}": float(edges[np.searchsorted(below, share * num) + 1]) for share in _SHARES},
+        edges[::_FINE].tolist(),
+        counts.reshape(_NUM_BINS, _FINE).sum(axis=1).tolist(),
+        shown("DESC"),
+        shown("ASC"),
     )

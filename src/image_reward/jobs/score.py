@@ -19,7 +19,9 @@ from image_reward.errors import JobError
 from image_reward.jobs.driver import MAX_TRIES, Driver, Pool, Progress
 from image_reward.jobs.files import Access
 from image_reward.jobs.folder import SUMMARY, Format, JobFolder
-from image_reward.jobs.rows import Names, open_input
+from image_reward.jobs.inputs import open_input
+from image_reward.jobs.rows import Names
+from image_reward.jobs.signals import STOP_SIGNALS
 
 Engine = Literal["local", "ray"]
 SHARD_SIZE = 500  # rows: what is scored again after an interruption, and what workers take at a time
@@ -106,7 +108,7 @@ def score_files(
         output: a new or empty folder, or that of the same job; may be in an object store.
         model: a name, file, folder or hub id, or several; or a function of a device that returns scorers, which workers can import.
         engine: "local" for processes of this machine, "ray" for the actors of a Ray cluster (``ray_address``; by default a local one).
-        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, at most so many.
+        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, the most there may be.
         decoders: processes that prepare batches for each worker; by default none on a CPU, and the cores' share of each CUDA device.
         batch_size: images at once; by default found by trial on CUDA. Halved when memory runs out; rewards do not depend on it.
         shard_size: rows in a part; 500 unless the job was begun with another.
@@ -137,7 +139,9 @@ def score_files(
     with job.opened():
         if shard_size is None:
             shard_size = job.manifest["shard_size"] if job.manifest else SHARD_SIZE
-        shards = source.scan(shard_size)
+        plan = job.plan() if job.manifest else None
+        resumed = source.resume(plan, shard_size) if plan is not None else None
+        shards = source.scan(shard_size) if resumed is None else resumed
         for note in source.notes:
             on_note(note)
         if source.num_repeated_ids:
@@ -174,9 +178,12 @@ def score_files(
         columns: list[str] = []
 
         def on_ready(identity: list[dict[str, str]]) -> None:
+            is_first = not columns
             columns[:] = reward_columns([scorer["name"] for scorer in identity])
             exact = {"exact": "yes"} if (options or {}).get("exact") else {}
             job.settle(found | {"scorers": [scorer | exact for scorer in identity]})
+            if is_first and resumed is None:
+                job.write_plan(source.plan(shards, shard_size))
 
         pool, ahead = _pool(
             engine, partial(Work, source, job.folder.path, load, batch_size), workers, decoders, device, ray_address, len(todo)
@@ -255,8 +262,6 @@ def _stoppable() -> Iterator[threading.Event]:
 
     Another SIGTERM does not: `timeout` sends it to the process and then to its group.
     """
-    from image_reward.jobs.processes import STOP_SIGNALS
-
     stopping = threading.Event()
 
     def on_signal(number: int, _frame: Any) -> None:

@@ -21,7 +21,9 @@ from image_reward.errors import ImageReadError, ImageRewardError, JobError, Prom
 from image_reward.images import ImageOptions, describe, open_image
 from image_reward.jobs.files import Access, Folder, ImageSource, PackageError, digest
 from image_reward.jobs.folder import write_part
+from image_reward.jobs.messages import ShardResult
 from image_reward.jobs.rows import Input, Rows, Shard
+from image_reward.jobs.signals import end_with_parent
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Batch, Scorer
 from image_reward.scorers.identity import identity_of
@@ -50,19 +52,6 @@ class Work:
     """Processes that prepare batches for a worker; 0 to prepare them in the worker itself."""
     threads: int | None = None
     """CPU threads of the network; None leaves it to PyTorch."""
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What is told of a shard that is done."""
-
-    shard: int
-    num_rows: int
-    num_errors: int
-    seconds: float
-    busy: float
-    """Seconds in which the device computed."""
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,8 +187,6 @@ class Decoders:
     def __init__(self, count: int, processors: Sequence[Prepare], access: Access) -> None:
         from multiprocessing import get_context
 
-        from image_reward.jobs.processes import end_with_parent
-
         self.ahead = 2 * count
         self.pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)
         self.processors, self.access = list(processors), access
@@ -323,13 +310,13 @@ class ShardScorer:
     ) -> ShardResult:
         """Score a shard and write its part; meanwhile begin to prepare the one that comes next.
 
-        ``on_progress`` is told, every second or so, how many rows of the shard are done and how many of them have errors.
+        ``on_progress`` is called every second or so with how many rows of the shard are done and how many of them have errors.
         """
         started, busy = time.perf_counter(), self.scoring.busy
         feed = self.feeds.pop(shard.number, None) or _Feed(self, shard)
         rewards = torch.full((len(self.scorers), shard.num_rows), torch.nan)
         errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
-        told = started
+        reported = started
         num_done = 0
         for prepared in feed.run(upcoming):
             errors |= prepared.errors
@@ -338,8 +325,8 @@ class ShardScorer:
             if prepared.rows:
                 self._score(prepared, rewards, errors)
             num_done += len(prepared.rows) + len(prepared.errors)
-            if time.perf_counter() - told > _REPORT_EVERY:
-                told = time.perf_counter()
+            if time.perf_counter() - reported > _REPORT_EVERY:
+                reported = time.perf_counter()
                 on_progress(num_done, len(errors))
         self._write(shard, feed.rows.table, rewards, errors, digests)
         return ShardResult(
@@ -389,7 +376,7 @@ class _Feed:
         return [self.groups.popleft() for _ in range(min(self.owner.scoring.batch_size, len(self.groups)))]
 
     def submit(self, limit: int) -> None:
-        """Let the decoders work on more of this shard, up to so many batches at once."""
+        """Let the decoders work on more of this shard, up to ``limit`` batches at once."""
         assert self.owner.decoders is not None
         while self.groups and len(self.futures) < limit:
             self.futures.append(self.owner.decoders.submit(self.next_groups()))

@@ -15,7 +15,8 @@ import stubs
 
 from image_reward.errors import FileKindError, JobError
 from image_reward.jobs.files import Access, Member
-from image_reward.jobs.rows import Input, Names, image_named, open_input
+from image_reward.jobs.inputs import image_named, open_input
+from image_reward.jobs.rows import Input, Names
 
 
 def read_all(given: Path | str, shard_size: int = 2, names: Names | None = None, prompt: str | None = None) -> tuple[Input, list[Any]]:
@@ -243,12 +244,12 @@ def test_one_prompt_for_all_rows(tmp_path: Path) -> None:
         ("a.csv", "prompt,picture\n1,2\n", r"no column 'image'; it has prompt, picture\. Name it with --image-column"),
         ("a.csv", "text,image\n1,2\n", r"no column 'prompt'; it has text, image\. Name it with --prompt-column or --prompt TEXT"),
         ("a.csv", "prompt,image,reward\n1,2,3\n", "has a column 'reward' already"),
-        ("a.csv", "prompt,image,image\n1,2,3\n", "which is no header"),
+        ("a.csv", "prompt,image,image\n1,2,3\n", "which is not a header"),
         ("a.csv", "prompt,image\n", "holds no rows"),
-        ("a.csv", "", "which is no header"),
+        ("a.csv", "", "which is not a header"),
         ("a.jsonl", '[{"prompt": 1}]', "is one JSON list"),
         ("a.parquet", "PAR1 no", "is not a whole Parquet file"),
-        ("a.xlsx", "x", "is of no known kind of rows"),
+        ("a.xlsx", "x", "is not a known kind of rows"),
     ],
 )
 def test_inputs_that_cannot_be(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -1,0 +1,133 @@
+"""Files of rows, each a prompt and an image, cut into shards that can be read alone.
+
+======================  ================================================================  ===============================================
+input                   a row is                                                          a shard is read by
+======================  ================================================================  ===============================================
+CSV                     a record: prompt, image, optional id                              seeking to the byte where it begins
+JSONL                   an object on a line                                               seeking to the byte where it begins
+Parquet                 a row; the image is a path, bytes, or {bytes, path}               its row groups
+Hugging Face data set   a row of the .arrow files that ``save_to_disk`` wrote             their record batches
+WebDataset              the files of a .tar that share a name: KEY.jpg, KEY.txt or .json  seeking to the byte where it begins
+folder of images        an image, its prompt in a .txt file beside it                     the names in it
+======================  ================================================================  ===============================================
+
+Paths of images are relative to the file that names them. The suffix decides the kind.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from image_reward.errors import JobError
+from image_reward.files import read_regular
+from image_reward.image_files import IMAGE_SUFFIXES
+from image_reward.jobs.arrow import arrow
+from image_reward.jobs.files import LARGEST_TEXT, Access, join, scheme
+from image_reward.jobs.inputs.columns import ArrowInput, ParquetInput, image_in_table
+from image_reward.jobs.inputs.folder import ImageFolder
+from image_reward.jobs.inputs.tar import TarInput, image_in_tar
+from image_reward.jobs.inputs.text import CsvInput, JsonLinesInput
+from image_reward.jobs.rows import Input, Names
+
+KINDS: dict[str, type[Input]] = {
+    ".csv": CsvInput,
+    ".jsonl": JsonLinesInput,
+    ".parquet": ParquetInput,
+    ".tar": TarInput,
+}
+"""By suffix."""
+
+
+def open_input(path: str, names: Names | None = None, prompt: str | None = None, access: Access | None = None) -> Input:
+    """The rows that a file, a glob or a folder holds. Raises ``FileNotFoundError``, or ``JobError`` that says what was looked for."""
+    names, access = names or Names(), access or Access()
+    if prompt is not None and names.prompt is not None:
+        raise JobError("one prompt for all rows, or a column of prompts, not both")
+    arrow()
+    if not scheme(path) and (folder := Path(path)).is_dir():
+        if (folder / "dataset_dict.json").exists():
+            splits = sorted(state.parent.name for state in folder.glob("*/state.json"))
+            raise JobError(f"{path} is a Hugging Face data set of several splits; give one of them: {', '.join(splits)}")
+        if (folder / "state.json").exists():
+            return ArrowInput(path, _arrow_files(folder), access, names, prompt)
+    listed = access.listing(path)
+    files = tuple(file for file in listed if PurePosixPath(file).suffix.lower() in KINDS)
+    is_folder = not scheme(path) and Path(path).is_dir()
+    if not files and is_folder:
+        return ImageFolder(path, (path,), access, names, prompt)
+    if not files:
+        if not listed:
+            raise FileNotFoundError(f"no such file of rows: {path}")
+        raise JobError(
+            f"{path} is not a known kind of rows: {', '.join(KINDS)} (an uncompressed WebDataset), the folder of a Hugging Face data set, "
+            "or a folder of images"
+        )
+    others = [PurePosixPath(file).name for file in listed if file not in files]
+    suffixes = sorted({PurePosixPath(file).suffix.lower() for file in files})
+    if len(suffixes) > 1:
+        raise JobError(
+            f"{path} holds rows of several kinds ({', '.join(suffixes)}); give one kind, such as {path.rstrip('/')}/*{suffixes[0]}"
+        )
+    if is_folder and (pictures := [file for file in listed if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]):
+        raise JobError(
+            f"{path} holds both {Path(files[0]).name} and images such as {Path(pictures[0]).name}; "
+            f"give {files[0]}, or a folder of images alone"
+        )
+    notes = [_passed_over(rows, path)] if (rows := [name for name in others if _may_hold_rows(name)]) else []
+    if is_folder and (folders := [entry.name for entry in Path(path).iterdir() if entry.is_dir() and not entry.name.startswith(".")]):
+        notes.append(f"folders in {path} are not read: {_names(folders)}; give {path.rstrip('/')}/**/*{suffixes[0]} to read them too")
+    return KINDS[suffixes[0]](path, files, access, names, prompt, notes=notes)
+
+
+def _may_hold_rows(name: str) -> bool:
+    """Whether a file that is not read could have been meant to be: other forms of the same, and what is compressed."""
+    forms = {".json", ".ndjson", ".tsv", ".arrow", ".feather", ".xlsx", ".ods", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4"}
+    return PurePosixPath(name).suffix.lower() in forms
+
+
+def _passed_over(names: Sequence[str], path: str) -> str:
+    number = "1 file was" if len(names) == 1 else f"{len(names):,} files were"
+    return f"{number} passed over in {path}: {_names(names)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    """The first of them.
+
+    >>> _names(["b", "a"]), _names("abcdef")
+    ('a, b', 'a, b, c, …')
+    """
+    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _arrow_files(folder: Path) -> tuple[str, ...]:
+    try:
+        state = json.loads(read_regular(folder / "state.json", LARGEST_TEXT))
+        names = [entry["filename"] for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise JobError(
+            f"{folder / 'state.json'} is not that of a Hugging Face data set: {error!r}; save it again with save_to_disk"
+        ) from None
+    if state.get("_indices_data_files") or (folder / "indices.arrow").exists():
+        raise JobError(f"{folder} selects or orders its rows by a list of indices; call flatten_indices() and save it again")
+    if not names:
+        raise JobError(f"{folder} holds no rows")
+    return tuple(str(folder / name) for name in names)
+
+
+_INSIDE = re.compile(r"(.+?(\.arrow|\.parquet|\.tar))#(.+)", re.IGNORECASE | re.DOTALL)
+
+
+def image_named(base: str, name: str, image_column: str, access: Access) -> Any:
+    """What the image column of a result names: a path, or the content of an image inside a file (FILE#ROW, or FILE#MEMBER of a tar)."""
+    path = join(base, name)
+    match = _INSIDE.fullmatch(name)
+    if match is None or (not scheme(path) and Path(path).exists()):
+        return path
+    container, suffix, inside = join(base, match[1]), match[2].lower(), match[3]
+    if suffix == ".tar":
+        return image_in_tar(container, inside, access)
+    return image_in_table(container, int(inside), image_column, access)

@@ -1,0 +1,246 @@
+"""Rows as text: CSV and JSONL. A shard is read by seeking to the byte where it begins."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from image_reward.errors import JobError
+from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
+from image_reward.jobs.files import LARGEST_TEXT
+from image_reward.jobs.rows import Input, Rows, Shard, cut_records
+
+
+class _LongLineError(csv.Error):
+    """A line is longer than any row."""
+
+
+class _CountedLines:
+    """Lines of a file as text, and where the last one ended. Bytes that are not UTF-8 become lone surrogates.
+
+    A line too long to be a row is passed over with a ``_LongLineError``.
+    """
+
+    def __init__(self, file: IO[bytes], start: int = 0, stop: int | None = None) -> None:
+        file.seek(start)
+        self.file, self.end, self.stop = file, start, stop
+        self.byte_order_mark = start == 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def go_on_after_line(self, start: int) -> None:
+        """Let the line after the one that begins at ``start`` be the next."""
+        self.file.seek(start)
+        self.end = start
+        self._skip_line()
+
+    def _skip_line(self) -> None:
+        part = b" "
+        while part and not part.endswith(b"\n"):
+            part = self.file.readline(LARGEST_TEXT)
+            self.end += len(part)
+
+    def __next__(self) -> str:
+        if self.stop is not None and self.end >= self.stop:
+            raise StopIteration
+        line = self.file.readline(LARGEST_TEXT)
+        if not line:
+            raise StopIteration
+        self.end += len(line)
+        if len(line) == LARGEST_TEXT and not line.endswith(b"\n"):
+            self._skip_line()
+            raise _LongLineError(f"a line of more than {LARGEST_TEXT:,} bytes")
+        if self.byte_order_mark:
+            line, self.byte_order_mark = line.removeprefix(b"\xef\xbb\xbf"), False
+        return line.decode("utf-8", "surrogateescape")
+
+
+def _head(stream: IO[bytes], file: str) -> bytes:
+    """How a file of text begins, without a byte order mark and white space. Raises ``JobError`` for UTF-16, which spreadsheets save."""
+    stream.seek(0)
+    head = stream.read(1 << 16)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise JobError(f"{file} is UTF-16; save it as UTF-8")
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+class CsvInput(Input):
+    """CSV with a header. All columns stay text, as they are in the file; an empty cell is no value.
+
+    A quote that is not closed costs the line that it is on. Without ``strict``, it would take the rows after it into its cell.
+    """
+
+    kind = "CSV"
+
+    def _header(self, file: IO[bytes]) -> tuple[list[str], int]:
+        lines = _CountedLines(file)
+        header = next(csv.reader(lines, strict=True), [])
+        return header, lines.end
+
+    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, list[str] | str]]:
+        """First byte, byte after the last, and the cells, or what is wrong with them."""
+        reader = csv.reader(lines, strict=True)
+        while True:
+            start = lines.end
+            try:
+                cells: list[str] | str = next(reader)
+            except StopIteration:
+                return
+            except _LongLineError as error:
+                cells = str(error)
+                reader = csv.reader(lines, strict=True)
+            except csv.Error as error:
+                cells = f"not CSV: {error}; close every quote, and double quotes within a cell"
+                lines.go_on_after_line(start)
+                reader = csv.reader(lines, strict=True)
+            if cells:
+                yield start, lines.end, cells
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        with self.access.open(file) as stream:
+            _head(stream, file)
+            try:
+                header, end = self._header(stream)
+            except csv.Error as error:
+                cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
+                raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
+            if not header or len(set(header)) < len(header) or not all(map(is_clean, header)):
+                raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is not a header: column names, each once, in UTF-8")
+            if len(header) == 1 and (separator := next((sign for sign in ";\t|" if sign in header[0]), "")):
+                raise JobError(f"the cells of {file} are separated by {separator!r}; save it with commas")
+            pa = arrow()
+            schema = pa.schema([(name, pa.string()) for name in header])
+            self.schema = self.schema or schema
+            if schema != self.schema:
+                raise JobError(f"{file} has the columns {', '.join(header)}, and {self.files[0]} {', '.join(self.schema.names)}")
+            place = header.index(self.id_column) if self.id_column in header else None
+
+            def records() -> Iterator[tuple[int, int]]:
+                for start, stop, cells in self._records(_CountedLines(stream, end)):
+                    if place is not None and isinstance(cells, list) and len(cells) == len(header):
+                        self._ids.add(cells[place])
+                    yield start, stop
+
+            yield from cut_records(records(), self._size)
+
+    def _read(self, shard: Shard) -> Rows:
+        columns = [name for name in self.schema.names if self.prompt is None or name != self.prompt_column]
+        rows: list[list[str | None]] = []
+        problems: list[str | None] = []
+        with self.access.open(shard.file) as stream:
+            for number, (_, _, cells) in enumerate(
+                self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
+            ):
+                problem = f"row {number} is {cells}" if isinstance(cells, str) else None
+                if not problem and len(cells) != len(columns):
+                    problem = f"row {number} has {len(cells)} cells and the header {len(columns)}; quote cells that hold commas"
+                values = list(cells) if isinstance(cells, list) else []
+                if not problem and not all(map(is_clean, values)):
+                    problem = f"row {number} is not UTF-8"
+                rows.append([value or None for value in [*values, *[""] * len(columns)][: len(columns)]])
+                problems.append(problem)
+        table = text_table({name: [row[place] for row in rows] for place, name in enumerate(columns)})
+        return self._rows(table, shard, problems)
+
+
+_MOST_COLUMNS = 1000  # of JSONL, where each row may bring new ones: rows times columns would be the square of the rows
+
+
+class JsonLinesInput(Input):
+    """An object on each line. A column that holds different types, or lists or objects, becomes text (JSON)."""
+
+    kind = "JSONL"
+
+    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+        while True:
+            start = lines.end
+            try:
+                line = next(lines, None)
+                if line is None:
+                    return
+                if not line.strip():
+                    continue
+                value = _json_row(line)
+            except _LongLineError as error:
+                value = str(error)
+            yield start, lines.end, value
+
+    def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
+        kinds: dict[str, set[str]] = self.__dict__.setdefault("_kinds", {})
+        with self.access.open(file) as stream:
+            if _head(stream, file).startswith(b"["):
+                raise JobError(f"{file} is one JSON list; write one object on each line, without brackets and commas around them")
+
+            def records() -> Iterator[tuple[int, int]]:
+                for start, stop, row in self._records(_CountedLines(stream)):
+                    if isinstance(row, dict):
+                        self._ids.add(row.get(self.id_column))
+                        for name, value in row.items():
+                            kinds.setdefault(name, set()).add(_json_kind(value))
+                        if len(kinds) > _MOST_COLUMNS:
+                            raise JobError(
+                                f"the objects of {file} have more than {_MOST_COLUMNS:,} different keys, such as {list(kinds)[-1]!r:.60}; "
+                                "each would be a column: put those that differ from row to row under one key"
+                            )
+                    yield start, stop
+
+            yield from cut_records(records(), self._size)
+        pa = arrow()
+        self.schema = pa.schema([(name, _json_type(pa, seen - {"null"})) for name, seen in kinds.items()])
+
+    def _read(self, shard: Shard) -> Rows:
+        pa = arrow()
+        schema = self.schema
+        if self.prompt is not None:
+            schema = schema.remove(schema.get_field_index(self.prompt_column))
+        objects: list[dict[str, Any]] = []
+        problems: list[str | None] = []
+        with self.access.open(shard.file) as stream:
+            for number, (_, _, row) in enumerate(self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1):
+                objects.append(row if isinstance(row, dict) else {})
+                problems.append(None if isinstance(row, dict) else f"row {number} is {row}")
+        prompts = [row.get(self.prompt_column) for row in objects]
+        arrays = [_json_column([row.get(f.name) for row in objects], f.type, pa) for f in schema]
+        rows = self._rows(pa.table(arrays, schema=schema), shard, problems)
+        return rows if self.prompt is not None else Rows(rows.table, prompts, rows.images, rows.problems)  # a number is not a prompt
+
+
+def _json_row(line: str) -> dict[str, Any] | str:
+    """The object on a line, or what is wrong with it."""
+    if not is_clean(line):
+        return "not UTF-8"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"not JSON: {error or type(error).__name__}"
+    if not isinstance(value, dict):
+        return f"not an object but {value!r:.40}"
+    if all(map(is_clean, value)):
+        return value
+    cleaned = {clean(name): inner for name, inner in value.items()}
+    return cleaned if len(cleaned) == len(value) else "an object with keys that differ only in halves of characters"
+
+
+def _json_kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**53:  # beyond what a float holds exactly
+        return "long" if -(2**63) <= value < 2**63 else "object"
+    return type(value).__name__
+
+
+def _json_type(pa: Any, kinds: set[str]) -> Any:
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds and kinds <= {"int", "long"}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {"int", "float"} else pa.string()
+
+
+def _json_column(values: Sequence[Any], kind: Any, pa: Any) -> Any:
+    if kind != pa.string():
+        return pa.array(values, kind)
+    return text_array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
