@@ -103,10 +103,8 @@ class Ensemble(CompositeScorer):
             raise ValueError("an ensemble needs members, which are no ensembles themselves")
         for unknown in {*(weights or {}), *(references or {})} - set(members):
             raise ValueError(f"{unknown!r} is not a member; those are {', '.join(members)}")
-        if reward not in get_args(Reward):
-            raise ValueError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
-        if not 0 <= penalty <= LARGEST_SCALE:
-            raise ValueError(f"penalty must be at least 0 and at most {LARGEST_SCALE:g}, not {penalty}")
+        self.reward = reward
+        self.penalty = penalty
         self.name = name
         self.member_names = tuple(members)
         self.weights = [(weights or {}).get(member, 1.0) for member in members]
@@ -115,8 +113,6 @@ class Ensemble(CompositeScorer):
             (references or {}).get(name) or published_reference(member.reference or member.name) or _no_reference(name)
             for name, member in members.items()
         )
-        self.reward: Reward = reward
-        self.penalty = penalty
         self.reads_prompt = any(member.reads_prompt for member in members.values())
         self.whole_images = any(member.whole_images for member in members.values())
 
@@ -149,6 +145,26 @@ class Ensemble(CompositeScorer):
     def config(self) -> dict[str, object]:
         """What its rewards depend on besides its members."""
         return {"weights": self.weights, "references": self.references, "reward": self.reward, "penalty": self.penalty}
+
+    @property
+    def reward(self) -> Reward:
+        return self._reward
+
+    @reward.setter
+    def reward(self, reward: Reward) -> None:
+        if reward not in get_args(Reward):
+            raise ValueError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
+        self._reward: Reward = reward
+
+    @property
+    def penalty(self) -> float:
+        return self._penalty
+
+    @penalty.setter
+    def penalty(self, penalty: float) -> None:
+        if not 0 <= penalty <= LARGEST_SCALE:
+            raise ValueError(f"penalty must be at least 0 and at most {LARGEST_SCALE:g}, not {penalty}")
+        self._penalty = penalty
 
     @property
     def weights(self) -> tuple[float, ...]:
