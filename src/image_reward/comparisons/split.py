@@ -22,7 +22,7 @@ def normalized_prompt(prompt: str) -> str:
 
     Punctuation and accents stay: they can change what is asked for.
 
-    >>> normalized_prompt("A  Cat\n") == normalized_prompt("\ufeffa cat")
+    >>> normalized_prompt("A  Cat ") == normalized_prompt("a cat")
     True
     """
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", prompt)).casefold()
