@@ -345,6 +345,10 @@ class Blip(nn.Module):
         self.vision_proj = nn.Linear(config.vision_width, config.projection_width)
         self.text_proj = nn.Linear(config.text_width, config.projection_width)
 
+    def set_original_order(self, enabled: bool) -> None:
+        """Encode images one at a time in the original's order of operations, so that float32 rounds as it did there."""
+        self.visual_encoder.original_order = enabled
+
     def contrastive_features(self, image_tokens: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """L2-normalised image [I, projection] and prompt [N, projection] features; their dot product is BLIP's contrastive score."""
         return self.project_images(image_tokens), self.project_prompts(ids, mask)

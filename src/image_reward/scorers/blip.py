@@ -65,6 +65,10 @@ class BlipScorer(TwoTowerScorer[Tensor]):
     def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         return cosines(features, ids, mask, self.blip.project_prompts)
 
+    def set_exact(self, exact: bool) -> None:
+        """Round as the original does: see ``load``."""
+        self.blip.set_original_order(exact)
+
 
 class BlipMatchingScorer(CrossEncoderScorer):
     """The log odds of BLIP's image-text matching head that the prompt describes the image: any number; its sigmoid is the probability.

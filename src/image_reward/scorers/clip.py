@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,9 +76,9 @@ class _ClipImages(TwoTowerScorer[Tensor]):
         network.logit_scale.data = network.logit_scale.data.float()
 
     @property
+    @abstractmethod
     def settings(self) -> ClipSettings:
         """What is saved beside weights, tokenizer and the pixels' mean and std."""
-        raise NotImplementedError
 
     @property
     def config(self) -> ClipSettings:

@@ -30,6 +30,10 @@ class CrossEncoderScorer(TwoTowerScorer[list[KeysValues]]):
         ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
         return self.network.read(features, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
 
+    def set_exact(self, exact: bool) -> None:
+        """Round as the original does: see ``load``."""
+        self.network.blip.set_original_order(exact)
+
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""
         self.network.blip.to(dtype)

@@ -45,39 +45,49 @@ def quantize(scorer: Scorer[Any]) -> None:
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
         raise ValueError(f"dtype int8 needs torchao ({error}): pip install 'image-reward[int8]'") from None
-    layers = _layers_of_images(scorer)
+    layers = _image_layers(scorer)
+    for module in list(scorer.modules()):
+        for name, layer in module.named_children():
+            if layer in layers:
+                setattr(module, name, Int8Linear(layers[layer]))
     # Without its advice to Inductor, which would hold for all that the process compiles.
     config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-    quantize_(scorer, config, filter_fn=lambda layer, _: layer in layers)
-    for layer in layers:
-        layer.register_forward_pre_hook(_refuse_gradients)
-        layer.register_state_dict_pre_hook(_refuse_saving)
+    quantize_(scorer, config, filter_fn=lambda layer, _: isinstance(layer, Int8Linear) and type(layer.weight) is nn.Parameter)
 
 
-def _layers_of_images(scorer: TwoTowerScorer[Any]) -> set[nn.Module]:
-    """The linear layers that ``encode_images`` calls, found by letting it encode a black image; neither heads nor what is int8 already."""
-    found: set[nn.Module] = set()
-    linear = [layer for layer in scorer.modules() if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter]
-    hooks = [layer.register_forward_pre_hook(lambda layer, _: found.add(layer)) for layer in linear]
+class Int8Linear(nn.Linear):
+    """A linear layer whose weight torchao holds in 8-bit integers, which have no gradient and no place in a checkpoint."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RewardError("a scorer of dtype int8 has no gradients, because rounding has none; load it in float32 or bfloat16")
+        return super().forward(x)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise RewardError("a scorer of dtype int8 cannot be saved; save it as loaded in float32, and give dtype int8 when loading it")
+
+
+def is_quantized(scorer: Scorer[Any]) -> bool:
+    return any(isinstance(module, Int8Linear) for module in scorer.modules())
+
+
+def _image_layers(scorer: TwoTowerScorer[Any]) -> dict[nn.Module, nn.Linear]:
+    """The linear layers that ``encode_images`` calls, found by letting it encode an image; neither heads nor what is int8 already."""
+    called: dict[nn.Module, nn.Linear] = {}
+    linear = [layer for layer in scorer.modules() if type(layer) is nn.Linear]
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.update({layer: layer})) for layer in linear]
     with torch.inference_mode():
         scorer.encode_images(scorer.prepare.pixels([Image.new("RGB", (64, 64))]).to(scorer.device))
     for hook in hooks:
         hook.remove()
     heads = {layer for head in scorer.modules() if isinstance(head, LinearHead) for layer in head.modules()}
-    return found - heads
-
-
-def is_quantized(scorer: Scorer[Any]) -> bool:
-    return any(_refuse_gradients in module._forward_pre_hooks.values() for module in scorer.modules())
-
-
-def _refuse_gradients(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    if torch.is_grad_enabled() and inputs[0].requires_grad:
-        raise RewardError("a scorer of dtype int8 has no gradients, because rounding has none; load it in float32 or bfloat16")
-
-
-def _refuse_saving(*_: Any) -> None:
-    raise RewardError("a scorer of dtype int8 cannot be saved; save it as loaded in float32, and give dtype int8 when loading it")
+    return {layer: linear for layer, linear in called.items() if layer not in heads}
 
 
 _CHATTY = ("torchao", "torchao.kernel.intmm", "torch.utils._pytree")

@@ -145,7 +145,7 @@ def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[
         options=options.images,
         long_prompts=options.long_prompts,
     )
-    scorer.network.blip.visual_encoder.original_order = options.exact
+    scorer.set_exact(options.exact)
     return scorer
 
 
@@ -154,7 +154,7 @@ def build_blip(paths: tuple[Path, ...], options: LoadOptions, kind: Any = BlipSc
     _refuse_config(options)
     tensors = options.once(("tensors", paths[0].resolve()), lambda: read_checkpoint(paths[0])[0])
     scorer = kind.from_tensors(tensors, str(paths[0]), name=options.name, options=options.images, long_prompts=options.long_prompts)
-    scorer.blip.visual_encoder.original_order = options.exact
+    scorer.set_exact(options.exact)
     return scorer
 
 
