@@ -6,8 +6,10 @@ READY = $(VENV)/.ready
 
 .PHONY: test test-full check demo mini format clean
 
+# One more than there are cores, at least: many tests wait for processes of their own.
+TEST_PROCESSES ?= 3
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not full"
 
 test-full: $(READY)
 	$(BIN)/python -m pytest -m full -s

@@ -108,6 +108,9 @@ def test_rewards_on_peaked_weights_equal_the_originals_in_its_order_of_operation
 # --- planted faults ------------------------------------------------------------------------------------------------------------------
 
 
+one_seed = pytest.mark.parametrize("seed", [7], indirect=True)
+
+
 def error(weights: Weights, original: Original, config: ScorerConfig = seeded.TINY) -> float:
     """The largest difference of a reward from the original's."""
     return float(np.abs(scorer_of(weights, config).matrix(original.prompts, original.images) - original.rewards).max())
@@ -140,6 +143,7 @@ FAULTS_OF_FUNCTIONS: dict[str, Fault] = {
 }
 
 
+@one_seed
 @pytest.mark.parametrize("fault", FAULTS_OF_FUNCTIONS)
 def test_a_fault_of_a_function_is_found(weights: Weights, original: Original, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS_OF_FUNCTIONS[fault])
@@ -172,11 +176,13 @@ FAULTS_OF_WEIGHTS = {
 }
 
 
+@one_seed
 @pytest.mark.parametrize("fault", FAULTS_OF_WEIGHTS)
 def test_a_fault_of_the_weights_is_found(weights: Weights, original: Original, fault: str) -> None:
     assert error(FAULTS_OF_WEIGHTS[fault](weights), original) > 2 * TOLERANCE
 
 
+@one_seed
 @pytest.mark.parametrize("name", [name for name in seeded.weights(seeded.TINY, 7) if name.endswith("bias")])
 def test_a_dropped_bias_is_found(weights: Weights, original: Original, name: str) -> None:
     without = weights | {name: torch.zeros_like(weights[name])}
@@ -203,6 +209,7 @@ FAULTS_OF_SETTINGS = {
 }
 
 
+@one_seed
 @pytest.mark.parametrize("fault", FAULTS_OF_SETTINGS)
 def test_a_fault_of_the_settings_is_found(weights: Weights, original: Original, fault: str) -> None:
     assert error(weights, original, FAULTS_OF_SETTINGS[fault]) > 2 * TOLERANCE
