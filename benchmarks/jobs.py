@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 PROMPT = "a large green square above a yellow triangle on a blue background"
-Section = Literal["end-to-end", "ray", "million", "growth", "resume", "cluster-kills"]
+Section = Literal["end-to-end", "ray", "million", "restart", "growth", "resume", "cluster-kills"]
 
 
 @dataclass
@@ -227,6 +227,21 @@ def measure_million(benchmark: Benchmark, folder: Path) -> None:
     place = folder / "million"
     rows = write_rows(place, draw(place, 1000, 32), benchmark.num_million)
     tell(job(benchmark, rows, folder / "out-million", ""))
+
+
+def measure_restart(benchmark: Benchmark, folder: Path) -> None:
+    """What a job does before its first shard: the scan of the input, or what is left of it when the job goes on."""
+    from image_reward.jobs.inputs import open_input
+
+    rows = str(write_rows(folder, ["0.jpg"], benchmark.num_million))
+    began = open_input(rows)
+    started = time.perf_counter()
+    shards = began.scan(500)
+    scanned = time.perf_counter() - started
+    plan = began.plan(shards, 500)
+    started = time.perf_counter()
+    assert open_input(rows).resume(plan, 500) == shards
+    print(f"{benchmark.num_million:,} rows: scanned in {scanned:.2f} s; going on needs {time.perf_counter() - started:.3f} s", flush=True)
 
 
 def tell(cost: dict[str, float]) -> None:
