@@ -267,7 +267,7 @@ def test_bad_paths(tmp_path: Path) -> None:
         open_image("a painting, " * 400)  # prompt and image swapped: longer than a path may be
     with pytest.raises(FileNotFoundError, match="no such image"):
         open_image("nul\0byte.png")
-    with pytest.raises(ImageReadError, match="is a folder; give the image files in it"):
+    with pytest.raises(ImageReadError, match="is a folder, not a file; give the path of a file"):
         open_image(tmp_path)
     (tmp_path / "empty.png").touch()
     with pytest.raises(ImageReadError, match=r"empty\.png is empty; save or download it again"):
@@ -275,7 +275,7 @@ def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("just text")
     with pytest.raises(ImageReadError, match=r"text\.png is not an image that Pillow can read \(its content decides, not its name\)"):
         open_image(tmp_path / "text.png")
-    with pytest.raises(ImageReadError, match="/dev/null is a pipe, a socket or a device; save the image to a file, or pass its bytes"):
+    with pytest.raises(ImageReadError, match="/dev/null is a device, not a file"):
         open_image("/dev/null")
 
 
