@@ -139,7 +139,7 @@ class ReportOptions(OutputOptions):
 
         for path in self.report:
             write(make(path.suffix.lower() == ".html"), path)
-            print(f"report: {path.resolve()}", file=sys.stderr)
+            note(f"report: {path.resolve()}")
         report = make(False)
         if self.json:
             print_json(report.data)
