@@ -1,7 +1,7 @@
-"""Arithmetic on ranks and rewards: how well a scorer's rewards agree with what people said. Knows no model.
+"""Arithmetic on ranks and rewards: how well a scorer's rewards agree with human rankings. Knows no model.
 
-``rewards`` [n] are floats, higher is better; ``ranks`` [n] are what people said of the same images, integers from 1, 1 is best, equal
-ranks are ties. NaN or infinite rewards are an error everywhere, because no comparison with them means anything.
+``rewards`` [n] are floats, higher is better; ``ranks`` [n] are those that human annotators gave the same images, integers from 1, 1 is
+best, equal ranks are ties. NaN or infinite rewards are an error everywhere, because no comparison with them means anything.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
 
 
 class PairCounts(NamedTuple):
-    """The n(n-1)/2 pairs of the images of one prompt, by what people and the scorer made of them."""
+    """The n(n-1)/2 pairs of the images of one prompt, by how the annotators and the scorer order them."""
 
     correct: int
-    """Ordered by people, and by the scorer the same way."""
+    """Ordered by the annotators, and by the scorer the same way."""
     wrong: int
-    """Ordered by people, and by the scorer the other way."""
+    """Ordered by the annotators, and by the scorer the other way."""
     predicted_ties: int
-    """Ordered by people, of equal reward."""
+    """Ordered by the annotators, of equal reward."""
     human_ties: int
-    """Of equal rank, whatever the scorer says."""
+    """Of equal rank, whatever their rewards."""
 
     @property
     def untied(self) -> int:
@@ -43,7 +43,7 @@ class PairCounts(NamedTuple):
 
 
 def num_pairs(ranks: ArrayLike) -> tuple[int, int]:
-    """How many pairs of images people put in an order, and how many they tied.
+    """The number of pairs of images that the annotators put in an order, and of those they tied.
 
     >>> num_pairs([1, 2, 2, 3])
     (5, 1)
@@ -73,10 +73,10 @@ def count_pairs(rewards: ArrayLike, ranks: ArrayLike) -> PairCounts:
 
 
 def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong", human_ties: HumanTies = "excluded") -> tuple[float, int]:
-    """The share of the pairs that the scorer orders as people do, and the number of pairs it is a share of.
+    """The share of the pairs that the scorer orders as the annotators do, and the number of pairs it is a share of.
 
-    Preference accuracy of Xu et al. (2023, section 3.2 of arXiv 2304.05977). Pairs that people tied do not count, or count half a correct
-    one each. Pairs of equal reward are wrong, half correct, or left out. Without pairs the share is NaN.
+    Preference accuracy of Xu et al. (2023, section 3.2 of arXiv 2304.05977). Pairs that the annotators tied do not count, or count half
+    a correct one each. Pairs of equal reward are wrong, half correct, or left out. Without pairs the share is NaN.
 
     Counts summed over prompts give the pooled accuracy (micro: every pair weighs the same); the mean of the accuracies of the prompts is
     the accuracy per prompt (macro: every prompt weighs the same).
@@ -105,10 +105,10 @@ def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong
 
 
 def recall_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
-    """1 if the image people put first is among the scorer's top k, else 0 (recall@k of Xu et al. 2023, table 3).
+    """1 if the image that the annotators put first is among the scorer's top k, else 0 (recall@k of Xu et al. 2023, table 3).
 
-    Where people put several images first, one of them is enough. An image of the same reward as k others is not among the top k: a
-    scorer gains nothing by not deciding. NaN where people tied all images: none is first. ``k`` above the number of images is an error.
+    Where several images are put first, one of them is enough. An image of the same reward as k others is not among the top k: a
+    scorer gains nothing by not deciding. NaN where all images are tied: none is first. ``k`` above the number of images is an error.
 
     >>> recall_at_k([0.2, 0.9, 0.1], [1, 2, 3], k=1), recall_at_k([0.2, 0.9, 0.1], [1, 2, 3], k=2)
     (0.0, 1.0)
@@ -123,7 +123,9 @@ def recall_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
 
 
 def filter_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
-    """1 if the image people put last is among the scorer's bottom k, else 0 (filter@k of Xu et al. 2023). Ties as for ``recall_at_k``.
+    """1 if the image that the annotators put last is among the scorer's bottom k, else 0 (filter@k of Xu et al. 2023).
+
+    Ties as for ``recall_at_k``.
 
     >>> filter_at_k([0.2, 0.9, 0.1], [1, 2, 3], k=1)
     1.0
@@ -133,7 +135,7 @@ def filter_at_k(rewards: ArrayLike, ranks: ArrayLike, k: int) -> float:
 
 
 def chance_at_k(ranks: ArrayLike, k: int) -> float:
-    """What recall@k is on average for rewards drawn at random: k / n where people put one image of n first. NaN as for ``recall_at_k``.
+    """What recall@k is on average for rewards drawn at random: k / n where one image of n is put first. NaN as for ``recall_at_k``.
 
     Filter@k by chance is this of the ranks counted from the worst.
 
@@ -195,8 +197,8 @@ def ranks_of(rewards: ArrayLike) -> NDArray[np.int64]:
     >>> ranks_of([0.5, 2.0, 0.5, -1.0]).tolist()
     [2, 1, 2, 3]
     """
-    found: NDArray[np.int64] = np.unique(-np.asarray(rewards, dtype=np.float64), return_inverse=True)[1] + 1
-    return found
+    ranks: NDArray[np.int64] = np.unique(-np.asarray(rewards, dtype=np.float64), return_inverse=True)[1] + 1
+    return ranks
 
 
 def _mean_ranks(values: NDArray[Any]) -> Floats:
@@ -241,7 +243,7 @@ def log_loss(probabilities: ArrayLike, outcomes: ArrayLike) -> Floats:
     """-(y log p + (1 - y) log(1 - p)) of each prediction [N]; the mean of it is the log loss (cross-entropy, in nats).
 
     Outcomes are in [0, 1]: 1 where the predicted event happened, shares for soft labels. As in scikit-learn, probabilities are kept the
-    machine's epsilon away from 0 and 1, so that one prediction that was sure and wrong costs 36 and not infinity.
+    machine's epsilon away from 0 and 1, so that one prediction of probability 1 that was wrong costs 36 and not infinity.
 
     >>> log_loss([0.5, 0.9], [1, 1]).round(4).tolist()
     [0.6931, 0.1054]
@@ -337,6 +339,8 @@ def bootstrap(
         if len(index) != len(totals):
             raise ValueError(f"{len(index)} groups for {len(totals)} values: one each is needed")
         totals, weight = _sum_by(index, totals), _sum_by(index, weight)
+    # A resample's weighted mean is (counts @ totals) / (counts @ weights), counts being how often each prompt is drawn: with both side by
+    # side, one matrix product serves all columns.
     flat = np.concatenate([totals.reshape(len(totals), -1), weight.reshape(len(weight), -1)], axis=1)
     sums = np.concatenate([draws @ flat for draws in _draws(len(flat), num_resamples, seed)])
     half = flat.shape[1] // 2
@@ -351,11 +355,11 @@ def interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
-    found = np.asarray(samples, dtype=np.float64)
-    found = found[~np.isnan(found)]
-    if not len(found):
+    sampled = np.asarray(samples, dtype=np.float64)
+    sampled = sampled[~np.isnan(sampled)]
+    if not len(sampled):
         return float("nan"), float("nan")
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(sampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
@@ -464,6 +468,7 @@ def _draws(num: int, num_resamples: int, seed: int) -> Iterator[Floats]:
     step = max(1, _DRAWS_AT_ONCE // num)
     for start in range(0, num_resamples, step):
         rows = min(step, num_resamples - start)
+        # Row r draws from the numbers r * num to (r + 1) * num - 1, so that one bincount counts all rows.
         drawn = generator.integers(num, size=(rows, num)) + np.arange(rows)[:, None] * num
         yield np.bincount(drawn.ravel(), minlength=rows * num).reshape(rows, num).astype(np.float64)
 
@@ -472,22 +477,23 @@ def _draws(num: int, num_resamples: int, seed: int) -> Iterator[Floats]:
 
 
 def _checked_ranks(ranks: ArrayLike) -> NDArray[np.int64]:
-    given = np.asarray(ranks)
-    if given.ndim != 1 or len(given) < 2:
-        raise ValueError(f"ranks are a list of at least two numbers, one for each image, not of shape {given.shape}")
-    whole = given.astype(np.float64)
-    if not (np.isfinite(whole).all() and (whole == np.round(whole)).all() and whole.min() >= 1):
-        raise ValueError(f"ranks are integers from 1, 1 for the best, not {given.tolist()}")
-    return whole.astype(np.int64)
+    array = np.asarray(ranks)
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"ranks are a list of at least two numbers, one for each image, not of shape {array.shape}")
+    numbers = array.astype(np.float64)
+    if not (np.isfinite(numbers).all() and (numbers == np.round(numbers)).all() and numbers.min() >= 1):
+        raise ValueError(f"ranks are integers from 1, 1 for the best, not {array.tolist()}")
+    return numbers.astype(np.int64)
 
 
 def _checked(rewards: ArrayLike, ranks: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
-    found, human = np.asarray(rewards, dtype=np.float64), _checked_ranks(ranks)
-    if found.shape != human.shape:
-        raise ValueError(f"rewards of shape {found.shape} and ranks of shape {human.shape}: there must be one of each for every image")
-    if not np.isfinite(found).all():
-        raise ValueError(f"reward {int(np.flatnonzero(~np.isfinite(found))[0])} is {found[~np.isfinite(found)][0]}; rewards must be finite")
-    return found, human
+    values, human = np.asarray(rewards, dtype=np.float64), _checked_ranks(ranks)
+    if values.shape != human.shape:
+        raise ValueError(f"rewards of shape {values.shape} and ranks of shape {human.shape}: there must be one of each for every image")
+    if not np.isfinite(values).all():
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"reward {place} is {values[place]}; rewards must be finite")
+    return values, human
 
 
 def _checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, Floats]:
@@ -504,7 +510,7 @@ def _checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tup
 
 
 def expected_maximum(rewards: ArrayLike) -> Floats:
-    """The expected best reward of n images drawn from the N given, without replacement, for n = 1..N: [..., N] -> [..., N].
+    """The expected best reward of n of the N images, drawn without replacement, for n = 1..N: [..., N] -> [..., N].
 
     Best-of-n without bias: every subset of n images weighs the same, so the k-th smallest reward counts C(k-1, n-1) / C(N, n) (the
     counting of pass@k, Chen et al. 2021, arXiv 2107.03374). The first is the mean, the last the maximum.
@@ -539,9 +545,9 @@ def win_rate(rewards_a: ArrayLike, rewards_b: ArrayLike) -> Floats:
 
 
 def _finite(rewards: ArrayLike) -> Floats:
-    found = np.asarray(rewards, dtype=np.float64)
-    if not found.ndim or not found.shape[-1]:
-        raise ValueError(f"rewards are a list of at least one number, not of shape {found.shape}")
-    if not np.isfinite(found).all():
-        raise ValueError(f"a reward is {found[~np.isfinite(found)][0]}; rewards must be finite")
-    return found
+    values = np.asarray(rewards, dtype=np.float64)
+    if not values.ndim or not values.shape[-1]:
+        raise ValueError(f"rewards are a list of at least one number, not of shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"a reward is {values[~np.isfinite(values)][0]}; rewards must be finite")
+    return values

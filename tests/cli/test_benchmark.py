@@ -78,18 +78,18 @@ def test_missing_and_unknown_images(world: Path, capsys: pytest.CaptureFixture[s
     assert "images for which others have no counterpart (1 of first)" in out
 
 
-def test_manifest_and_people(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_manifest_and_human_ranking(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"generator": generator, "prompt": prompt, "image": f"images/{generator}/000{p}_0.png"}
         for generator in ("first", "second")
         for p, prompt in ((1, "a cat"), (2, "a green car"))
     ]
     (world / "images.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (world / "people.json").write_text('{"first": 1, "second": 2}')
+    (world / "human.json").write_text('{"first": 1, "second": 2}')
     arguments = ["benchmark", "--manifest", str(world / "images.jsonl"), "--model", str(world / "tiny"), "--resamples", "50", "--json"]
     results = {}
     for better in ("higher", "lower"):
-        assert main([*arguments, "--human", str(world / "people.json"), "--human-better", better]) == 0
+        assert main([*arguments, "--human", str(world / "human.json"), "--human-better", better]) == 0
         results[better] = json.loads(capsys.readouterr().out)
     assert results["lower"]["human"]["ranks"] == {"first": 1, "second": 2}
     one, other = (results[better]["scorers"][0]["spearman"]["value"] for better in ("higher", "lower"))
@@ -107,7 +107,7 @@ def test_usage(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([images], 2, "images need --prompts"),
         ([images, "--prompts", "DrawBnch"], 1, "Did you mean DrawBench?"),
         ([folder, "--model", "T"], 2, "has no results of T; it has those of S"),
-        ([folder, "--save-results", "x"], 2, "holds results already"),
+        ([folder, "--save-results", "x"], 2, "contains results already"),
         ([folder, "--report", "x.pdf"], 2, "a report is written as .html, .md or .json"),
         ([folder, "--human", "x.json"], 2, "say which numbers are better"),
         ([folder, "--confidence", "95"], 2, "--confidence between 0 and 1"),
@@ -158,7 +158,7 @@ def test_models_of_one_name_are_called_what_was_given(world: Path, capsys: pytes
     assert "tiny is there twice" in capsys.readouterr().err
 
 
-def test_what_people_said_is_read_before_scoring(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_human_ranking_is_read_before_scoring(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("image_reward.cli.options.SeveralModelOptions.load_all", lambda _: pytest.fail("a model was loaded"))
     assert main(command(world, "--human", str(world / "gone.json"), "--human-better", "higher")) == 1
     assert "no such file of human rankings" in capsys.readouterr().err

@@ -17,7 +17,7 @@ def test_differences_flips_and_speeds_are_in_the_table() -> None:
     cells = dict(grid.rows)
     assert cells["largest difference of a reward"] == "0.1000"
     assert cells["pairs whose order flips"] == "1 of 6 (16.67 %)"
-    assert cells["images per second, int8"] == "3.00 (1.50 times as many)"
+    assert cells["images per second, int8"] == "3.00 (1.50x)"
     assert report.data["images_per_second"] == {"float32": 2.0, "reduced": 3.0, "ratio": 1.5}
     assert report.data["num_flips"] == 1
     json.dumps(report.data, allow_nan=False)

@@ -20,7 +20,7 @@ TWO = [Comparison("a cat x", ("0.png", "1.png"), (1, 2), id="x"), Comparison("a 
     [
         ({"x": [1, 2]}, r"there are no rewards for 1 of 2 prompts: y \('a cat y'\)"),
         ([[1, 2]], "there are rewards for 1 prompts, but 2 comparisons"),
-        ([[1, 2], [1]], r"1 prompts have not one reward for each image: y \(1 for 2\)"),
+        ([[1, 2], [1]], r"1 prompts do not have one reward for each image: y \(1 for 2\)"),
         ({"x": [1, 2], "y": [1, 2, 3]}, r"y \(3 for 2\)"),
         ([[1, 2], [1, math.nan]], "the reward of image 2 of y is nan; rewards must be finite"),
         ([[1, 2], [None, 1]], "the reward of image 1 of y is None"),
@@ -49,15 +49,15 @@ def test_files_of_rewards(tmp_path: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[1, 2]", "holds no rewards. Looked for: a list of lists"),
-        ('{"x": 1}', "holds no rewards"),
-        ("3", "holds no rewards"),
+        ("[1, 2]", "there are no rewards in it. They are a list of lists"),
+        ('{"x": 1}', "there are no rewards in it"),
+        ("3", "there are no rewards in it"),
         ("[[1,", "is not JSON"),
-        ('[{"id": "x", "rewards": [1]}, {"id": "x", "rewards": [2]}]', r"rewards\.json: 1 ids are there twice: x; keep the rewards of one"),
-        ('{"x": [2, 1], "y": [1, 2], "x": [1, 2]}', "1 ids are there twice: x"),
+        ('[{"id": "x", "rewards": [1]}, {"id": "x", "rewards": [2]}]', r"rewards\.json: 1 ids appear twice: x; keep the rewards of one"),
+        ('{"x": [2, 1], "y": [1, 2], "x": [1, 2]}', "1 ids appear twice: x"),
         (
             '[{"id": "x", "rewards": [2, 1], "prompt": "a dog"}, {"id": "y", "rewards": [1, 2], "prompt": "A cat  y"}]',
-            r"1 ids are for other prompts than those people ranked: x \('a dog', not 'a cat x'\); score this data",
+            r"1 ids are for other prompts than those that were ranked: x \('a dog', not 'a cat x'\); score this data",
         ),
         ('{"x": [2, 1]}', r"rewards\.json: there are no rewards for 1 of 2 prompts: y \('a cat y'\); score them too"),
         ('{"x": [2, 1], "y": [1, NaN]}', "the reward of image 2 of y is nan"),

@@ -48,7 +48,7 @@ def test_contrastive_score_equals_the_original(scorer: ImageRewardScorer, origin
     ids, mask = tokens(scorer, *[original.prompts[i] for i in short])
     pixels = torch.stack([scorer.prepare.transform(image) for image in original.images])
     with torch.inference_mode():
-        images, texts = blip.contrastive_features(blip.visual_encoder(pixels), ids, mask)
+        images, texts = blip.project_images(blip.visual_encoder(pixels)), blip.project_prompts(ids, mask)
     np.testing.assert_allclose(texts @ images.T, original.blip_itc[short], rtol=0, atol=1e-5)
 
 

@@ -39,7 +39,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
     allow_missing: bool = False
     """Go on when images are missing, with those prompts, and as many images of each, as all generators have."""
     human: Path | None = None
-    """What people said: a JSON object {generator: number}. By default the published wins, where prompts and generators are the paper's."""
+    """The human ranking: a JSON object {generator: number}. By default the published wins, where prompts and generators are the paper's."""
     human_better: Literal["higher", "lower"] | None = None
     """Which numbers of --human are better: higher (wins, ratings) or lower (ranks)."""
 
@@ -63,7 +63,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         return 0
 
     def _check_usage(self) -> None:
-        if sum(given is not None for given in (self.images, self.manifest, self.results)) != 1:
+        if sum(source is not None for source in (self.images, self.manifest, self.results)) != 1:
             raise UsageError("give either IMAGES_ROOT, or --manifest FILE, or --results FOLDER")
         self.check_models()
         self.check_report()
@@ -71,35 +71,35 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
             raise UsageError("--human FILE and --human-better higher|lower go together: say which numbers are better")
 
     def _scored(self) -> tuple[Rewards, Selection, GeneratedImages | None, HumanRanking | None]:
-        """The rewards, of saved results or of images scored now; which of them compare; the images, if they are here; what people said."""
+        """The rewards, of saved results or of images scored now; which of them compare; the images, if they are here; the human ranking."""
         from image_reward.evaluation import generators
         from image_reward.evaluation.prompt_sets import prompts
 
-        given = prompts(self.prompts) if self.prompts is not None else None
+        chosen = prompts(self.prompts) if self.prompts is not None else None
         results = self.results or (self.images if self.images and generators.holds_results(self.images) else None)
         if results:
             if self.save_results:
-                raise UsageError(f"{results} holds results already; --save-results is for images")
-            found, rewards = generators.read_results(results, given)
+                raise UsageError(f"{results} contains results already; --save-results is for images")
+            own, rewards = generators.read_results(results, chosen)
             rewards = self._only_asked(rewards, results)
-            held = {
+            counts = {
                 generator if len(rewards) == 1 else f"{generator} by {scorer}": {name: len(values) for name, values in of_prompts.items()}
                 for scorer, by_generator in rewards.items()
                 for generator, of_prompts in by_generator.items()
             }
-            selection = generators.select(found, held, self.allow_missing)
+            selection = generators.select(own, counts, self.allow_missing)
             return rewards, selection, None, self._human(list(next(iter(rewards.values()))), selection.prompts)
         if self.manifest:
-            found, images = generators.read_manifest(self.manifest, given)
-        elif given is None:
+            own, images = generators.read_manifest(self.manifest, chosen)
+        elif chosen is None:
             raise UsageError("images need --prompts: a file, or a known set (see `image-reward prompts list`)")
         else:
             assert self.images is not None
-            found, images = given, generators.find_images(self.images, given)
+            own, images = chosen, generators.find_images(self.images, chosen)
         if images.extra:
             shown = ", ".join(str(path) for path in images.extra[:5]) + (", …" if len(images.extra) > 5 else "")
             note(f"{len(images.extra)} files belong to no prompt and are passed over: {shown}")
-        selection = generators.select(found, images.counts, self.allow_missing)
+        selection = generators.select(own, images.counts, self.allow_missing)
         human = self._human(list(images.paths), selection.prompts)  # before hours of scoring, not after them
         scorers = self.load_all()
 

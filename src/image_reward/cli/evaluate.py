@@ -15,28 +15,29 @@ from image_reward.cli.options import EstimateOptions, SeveralModelOptions, Usage
 
 @dataclass
 class Evaluate(SeveralModelOptions, EstimateOptions):
-    """Measure how well models agree with people who ranked images, several models at once with `--model A --model B`.
+    """Measure how well models agree with human rankings of images, several models at once with `--model A --model B`.
 
-    Accuracy is the share of the pairs that people put in an order in which the model agrees: pooled, every pair weighs the same; per
-    prompt, every prompt does. recall@k says how often the image people put first is among the model's top k, and filter@k the same of
+    Accuracy is the share of the pairs that the annotators put in an order in which the model agrees: pooled, every pair weighs the same;
+    per prompt, every prompt does. recall@k is how often the image ranked first is among the model's top k, and filter@k the same for
     the last; prompts with k images or fewer are left out of them. Kendall's tau-b and Spearman's rho are means over the prompts in which
-    neither side ties everything. Log loss and calibration are those of the probability that `compare` gives, over the pairs people ordered.
+    neither side ties everything. Log loss and calibration are those of the probability that `compare` gives, over the pairs that
+    the annotators put in an order.
     """
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of comparisons; see `image-reward data`.")]
     images: Path | None = None
     """The folder that image paths are relative to; by default the file's own."""
     rewards: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]FILE")] = ()
-    """Rewards saved earlier, as JSON: a list of lists aligned with DATA, {id: [rewards]}, or rows with id and rewards. Give it several
-    times for several scorers; without a NAME they bear the file's. Models are then only those that --model names."""
+    """Rewards saved earlier, as JSON: a list of lists aligned with DATA, {id: [rewards]}, or rows with id and rewards. Repeat the
+    option for several scorers; without NAME, a scorer is named after its file. Models are then only those that --model names."""
     limit: int | None = None
-    """Use only the first so many comparisons."""
+    """Use only the first N comparisons."""
     k: tuple[int, ...] | None = None
     """The k of recall@k and filter@k; by default those of 1, 2 and 4 that some prompt has more images than."""
     predicted_ties: Literal["wrong", "half", "excluded"] = "wrong"
-    """What a pair counts in accuracies that people put in an order and the model gives equal rewards."""
+    """How accuracies count a pair that the annotators put in an order and the model gives equal rewards."""
     human_ties: Literal["excluded", "half"] = "excluded"
-    """What a pair counts in accuracies that people tied."""
+    """How accuracies count a pair that the annotators tied."""
     per_prompt: Path | None = None
     """Write the results of each prompt and model to this Parquet file."""
 
@@ -45,7 +46,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
             raise UsageError("--k takes integers from 1")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be at least 1, not {self.limit}")
-        saved = [_named(given) for given in self.rewards]
+        saved = [_named(argument) for argument in self.rewards]
         self.check_models([name for name, _ in saved])
         self.check_report()
         if self.per_prompt:
@@ -85,11 +86,11 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
         return 0
 
 
-def _named(given: str) -> tuple[str, Path]:
-    """[NAME=]FILE -> the name and the file. A file whose own name holds = is found as it is."""
-    name, equals, file = given.partition("=")
-    if not equals or Path(given).exists():
-        return Path(given).stem, Path(given)
+def _named(argument: str) -> tuple[str, Path]:
+    """[NAME=]FILE -> the name and the file. An existing file may have = in its own name."""
+    name, equals, file = argument.partition("=")
+    if not equals or Path(argument).exists():
+        return Path(argument).stem, Path(argument)
     if not name or not file:
-        raise UsageError(f"--rewards {given}: write NAME=FILE, or FILE alone")
+        raise UsageError(f"--rewards {argument}: write NAME=FILE, or FILE alone")
     return name, Path(file)

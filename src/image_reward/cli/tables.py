@@ -40,7 +40,7 @@ def preference_table(preference: Preference, a: str, b: str, title: str, caption
     table = empty_table(title, caption)
     table.add_column("image", overflow="fold")
     table.add_column("reward", justify="right")
-    table.add_column("people prefer it", justify="right")
+    table.add_column("preferred by humans", justify="right")
     table.add_row(Text(a), f"{preference.rewards[0]:+.4f}", _probability(preference.a_better))
     if preference.tie:
         table.add_row("(no difference)", "", _probability(preference.tie))
@@ -75,6 +75,7 @@ def _size(num_bytes: int) -> str:
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
     table = empty_table(str(facts.get("name", "")))
+    table.show_header = False
     table.add_column("")
     table.add_column("", overflow="fold")
     for key, value in _flat(facts):
@@ -90,7 +91,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def audit_tables(audit: Audit) -> list[Table]:
-    """What the files hold, and what was found in them."""
+    """What the files contain, and the findings of the audit."""
     files = empty_table("Comparisons")
     files.add_column("")
     for summary in audit.files:

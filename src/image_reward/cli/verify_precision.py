@@ -51,7 +51,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
         from image_reward.scorers.precision import agreement
 
         reference, reduced = replace(self, dtype="float32", compile=False).load(), self.load()
-        found = agreement(reference.matrix(prompts, images), reduced.matrix(prompts, images))
+        result = agreement(reference.matrix(prompts, images), reduced.matrix(prompts, images))
         timed = images[:_NUM_TIMED]
         speeds: tuple[list[float], list[float]] = ([], [])
         for _ in range(self.repeats):
@@ -60,13 +60,13 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
                 scorer.matrix(prompts[:1], timed)
                 speed.append(len(timed) / (time.perf_counter() - start))
         way = self.dtype + (", compiled" if self.compile else "")
-        report = precision_report(reference.name, way, found, *map(statistics.median, speeds))
+        report = precision_report(reference.name, way, result, *map(statistics.median, speeds))
         self.write_report(lambda _: report)
-        if self.max_flips is not None and not found.num_pairs:
+        if self.max_flips is not None and not result.num_pairs:
             note("no prompt has two images that float32 puts in an order, so no pair can flip; give more images")
             return 1
-        if self.max_flips is not None and found.share_flipped > self.max_flips:
-            note(f"{found.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}")
+        if self.max_flips is not None and result.share_flipped > self.max_flips:
+            note(f"{result.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}")
             return 1
         return 0
 

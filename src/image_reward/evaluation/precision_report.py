@@ -19,7 +19,7 @@ def precision_report(name: str, way: str, agreement: Agreement, reference_speed:
         ("largest float32 difference of a flipped pair", decimal(agreement.largest_flipped)),
         ("median float32 difference of a flipped pair", decimal(agreement.median_flipped)),
         ("images per second, float32", f"{reference_speed:.2f}"),
-        (f"images per second, {way}", f"{reduced_speed:.2f} ({speedup:.2f} times as many)"),
+        (f"images per second, {way}", f"{reduced_speed:.2f} ({speedup:.2f}x)"),
     ]
     grid = Grid(
         (Column("", "left"), Column("")),

@@ -86,12 +86,12 @@ PROMPT_SETS: dict[str, PromptSet] = {
 }
 
 
-def prompts(given: str | os.PathLike[str]) -> list[Prompt]:
+def prompts(name_or_file: str | os.PathLike[str]) -> list[Prompt]:
     """The prompts of a known set, or of a file. A name wins over a file of the same name; write ``./NAME`` for the file.
 
     Raises what ``prompt_set`` and ``read_prompts`` raise.
     """
-    name = os.fspath(given)
+    name = os.fspath(name_or_file)
     return prompt_set(name) if name in PROMPT_SETS or not Path(name).exists() else read_prompts(name)
 
 
@@ -107,15 +107,15 @@ def prompt_set(name: str) -> list[Prompt]:
     spec = PROMPT_SETS[name]
     if spec.packaged:
         return read_prompts(str(files("image_reward").joinpath(spec.packaged)))
-    found = []
+    published = []
     paths = [fetch_text(url) for url in spec.sources.values()]
     for category, path in zip(spec.sources, paths, strict=True):
         part = read_prompts(path)
-        found += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
-    if len(found) != spec.num_prompts:
+        published += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
+    if len(published) != spec.num_prompts:
         files_there = ", ".join(map(str, paths))
-        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} hold {len(found)}; delete them and try again")
-    return found
+        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} have {len(published)}; delete them and try again")
+    return published
 
 
 def fetch_text(url: str) -> Path:

@@ -41,10 +41,10 @@ def score_comparisons(
     with long_prompts_reported_once(scorers, [comparison.prompt for comparison in comparisons]):
         for start in range(0, len(unique), step):
             chosen = [places[row] for rows in rows_of[start : start + step] for row in rows]
-            everyones = score_together(scorers, [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen])
-            for mine, found in zip(rewards, everyones, strict=True):
-                for (c, i), reward in zip(chosen, found, strict=True):
-                    mine[c][i] = reward
+            together = score_together(scorers, [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen])
+            for of_scorer, scored in zip(rewards, together, strict=True):
+                for (c, i), reward in zip(chosen, scored, strict=True):
+                    of_scorer[c][i] = reward
             if on_image:
                 on_image(min(start + step, len(unique)), len(unique))
     return rewards
@@ -56,15 +56,15 @@ def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]
     The file is JSON: [[reward, ..], ..] aligned already, {id: [reward, ..]}, or a list of objects with ``id``, ``rewards`` and perhaps
     ``prompt``. Rewards of further ids are ignored.
 
-    Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and an id that is there twice, prompts that are missing or
+    Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and an id that appears twice, prompts that are missing or
     differ from those of the comparisons, images without a reward, or a reward that is not a finite number.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file of rewards: {name}")
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object)
-        return aligned(_by_id(found, comparisons), comparisons)
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object)
+        return aligned(_rewards_in(content, comparisons), comparisons)
     except ComparisonError as error:
         raise ComparisonError(f"{name}: {error}") from None
     except ValueError as error:
@@ -86,17 +86,15 @@ def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[fl
             f"there are rewards for {len(rewards)} prompts, but {len(comparisons)} comparisons: "
             "a list must be aligned with them; use {id: rewards} for others"
         )
-    wrong = [
-        f"{c.id} ({len(found)} for {len(c.images)})" for c, found in zip(comparisons, rewards, strict=True) if len(found) != len(c.images)
-    ]
+    wrong = [f"{c.id} ({len(row)} for {len(c.images)})" for c, row in zip(comparisons, rewards, strict=True) if len(row) != len(c.images)]
     if wrong:
-        raise ComparisonError(f"{len(wrong)} prompts have not one reward for each image: {some(wrong)}")
+        raise ComparisonError(f"{len(wrong)} prompts do not have one reward for each image: {some(wrong)}")
     checked = []
-    for comparison, found in zip(comparisons, rewards, strict=True):
-        for number, reward in enumerate(found, start=1):
+    for comparison, row in zip(comparisons, rewards, strict=True):
+        for number, reward in enumerate(row, start=1):
             if isinstance(reward, bool) or not isinstance(reward, int | float | np.floating) or not math.isfinite(reward):
                 raise ComparisonError(f"the reward of image {number} of {comparison.id} is {reward!r}; rewards must be finite numbers")
-        checked.append([float(reward) for reward in found])
+        checked.append([float(reward) for reward in row])
     return checked
 
 
@@ -109,14 +107,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_once(ids: Sequence[str]) -> None:
     twice = [name for name, num in Counter(ids).items() if num > 1]
     if twice:
-        raise ComparisonError(f"{len(twice)} ids are there twice: {some(twice)}; keep the rewards of one scorer and one run in a file")
+        raise ComparisonError(f"{len(twice)} ids appear twice: {some(twice)}; keep the rewards of one scorer and one run in a file")
 
 
-def _by_id(found: Any, comparisons: Sequence[Comparison]) -> Rewards:
-    """What a file holds, in the form that ``aligned`` takes."""
-    if isinstance(found, list) and found and all(isinstance(row, dict) and {"id", "rewards"} <= set(row) for row in found):
-        _check_once([str(row["id"]) for row in found])
-        prompts = {str(row["id"]): row["prompt"] for row in found if row.get("prompt")}
+def _rewards_in(content: Any, comparisons: Sequence[Comparison]) -> Rewards:
+    """The content of a file, in the form that ``aligned`` takes."""
+    if isinstance(content, list) and content and all(isinstance(row, dict) and {"id", "rewards"} <= set(row) for row in content):
+        _check_once([str(row["id"]) for row in content])
+        prompts = {str(row["id"]): row["prompt"] for row in content if row.get("prompt")}
         differing = [
             f"{c.id} ({str(prompts[c.id])[:40]!r}, not {c.prompt[:40]!r})"
             for c in comparisons
@@ -124,13 +122,15 @@ def _by_id(found: Any, comparisons: Sequence[Comparison]) -> Rewards:
         ]
         if differing:
             raise ComparisonError(
-                f"the rewards of {len(differing)} ids are for other prompts than those people ranked: {some(differing)}; "
+                f"the rewards of {len(differing)} ids are for other prompts than those that were ranked: {some(differing)}; "
                 "score this data, or give the file that these rewards are for"
             )
-        found = {str(row["id"]): row["rewards"] for row in found}
-    if isinstance(found, dict | list) and all(isinstance(row, list) for row in (found.values() if isinstance(found, dict) else found)):
-        return found
+        content = {str(row["id"]): row["rewards"] for row in content}
+    if isinstance(content, dict | list) and all(
+        isinstance(row, list) for row in (content.values() if isinstance(content, dict) else content)
+    ):
+        return content
     raise ComparisonError(
-        "this holds no rewards. Looked for: a list of lists aligned with the comparisons, {id: [rewards]}, "
+        "there are no rewards in it. They are a list of lists aligned with the comparisons, {id: [rewards]}, "
         "or a list of objects with id and rewards"
     )

@@ -45,7 +45,7 @@ def _counts(summary: JobSummary) -> Grid:
         ("rows whose image is a copy of an earlier row's", summary.num_copies),
         ("rows whose prompt and image are those of an earlier row", summary.num_repeated_pairs),
         ("ids that occur more than once", summary.num_repeated_ids),
-        ("rows given up because workers died on them", summary.num_quarantined),
+        ("rows skipped because workers died on them", summary.num_quarantined),
     ]
     return Grid([Column("", "left"), Column("number")], [[what, f"{number:,}"] for what, number in rows], "What occurs more than once")
 

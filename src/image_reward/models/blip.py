@@ -349,15 +349,12 @@ class Blip(nn.Module):
         """Encode images one at a time in the original's order of operations, so that float32 rounds as it did there."""
         self.visual_encoder.original_order = enabled
 
-    def contrastive_features(self, image_tokens: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """L2-normalised image [I, projection] and prompt [N, projection] features; their dot product is BLIP's contrastive score."""
-        return self.project_images(image_tokens), self.project_prompts(ids, mask)
-
     def project_images(self, image_tokens: Tensor) -> Tensor:
+        """L2-normalised image features [I, projection]; their dot product with those of prompts is BLIP's contrastive score."""
         return F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
 
     def project_prompts(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """The text tower reads the prompts alone, without cross-attention."""
+        """L2-normalised prompt features [N, projection]: the text tower reads the prompts alone, without cross-attention."""
         text = self.text_encoder.encode(ids, mask, first_token_only=True)[:, 0]
         return F.normalize(self.text_proj(text).float(), dim=-1)
 

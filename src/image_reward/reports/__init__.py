@@ -1,1 +1,1 @@
-"""What people look at: tables, plots, galleries."""
+"""Documents of tables, plots and pictures, for terminals, pages and programs."""

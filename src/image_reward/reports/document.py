@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: rows of cells that are text already. Raises ``ValueError`` for a row that has not a cell for each column."""
+    """A table: rows of cells that are text already. Raises ``ValueError`` for a row of another number of cells than there are columns."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
@@ -35,6 +35,11 @@ class Grid:
         for number, row in enumerate(self.rows, start=1):
             if len(row) != len(self.columns):
                 raise ValueError(f"row {number} of the table {self.title!r} has {len(row)} cells for {len(self.columns)} columns")
+
+    @property
+    def headed(self) -> bool:
+        """Whether a column has a title."""
+        return any(column.title for column in self.columns)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Card:
-    """An image with what is said of it."""
+    """An image with its title and notes."""
 
     image: ImageLike
     title: str

@@ -49,7 +49,7 @@ def style() -> Iterator[None]:
 
 
 def figure(width: float = 7.2, height: float = 4.0) -> Figure:
-    """An empty figure of so many inches; the axes it is given later are in the house style.
+    """An empty figure; width and height in inches. Axes that are added to it are in the house style.
 
     Raises ``ModuleNotFoundError`` without matplotlib.
     """
@@ -198,8 +198,8 @@ def heat_map(
     if matrix.shape != (len(names_y), len(names_x)):
         raise ValueError(f"{matrix.shape} values for {len(names_y)} rows and {len(names_x)} columns of names")
     _rows(axes, names_y, room=0.46)
-    found = matrix[np.isfinite(matrix)]
-    low, high = limits or ((found.min(), found.max()) if len(found) else (0.0, 1.0))
+    finite = matrix[np.isfinite(matrix)]
+    low, high = limits or ((finite.min(), finite.max()) if len(finite) else (0.0, 1.0))
     shades = matplotlib.colormaps["Blues"](0.04 + 0.9 * np.clip((matrix - low) / (high - low or 1), 0, 1))
     with style():
         for row, column in np.ndindex(matrix.shape):

@@ -19,7 +19,7 @@ from image_reward.reports.plots import COLOURS, ON_DARK, to_svg
 
 
 def show(report: Report) -> None:
-    """Print a report to standard output. Plots are told in words, images by their titles."""
+    """Print a report to standard output. Plots are described in words, images listed by their titles."""
     parts: list[RenderableType] = [Text(report.title, style="bold"), Text(report.lead)]
     for block in report.blocks:
         parts += [Text(), *_printed(block)]
@@ -30,7 +30,7 @@ def _printed(block: Block) -> list[RenderableType]:
     if isinstance(block, str):
         return [Text(block)]
     if isinstance(block, Grid):
-        return [tables.grid_table(block)]
+        return [tables.GridTable(block)]
     title, caption = Text(block.title, style="bold"), Text(block.caption, style="table.caption")
     if isinstance(block, Plot):
         return [title, Text(block.description), *([caption] if block.caption else [])]
@@ -100,7 +100,7 @@ _RULES = {"left": ":---", "right": "---:", "center": ":---:"}
 
 
 def _markdown(report: Report) -> str:
-    parts = [f"# {_plain(report.title)}", _paragraph(report.lead)]
+    parts = [f"# {_escaped(report.title)}", _paragraph(report.lead)]
     for block in report.blocks:
         parts += _marked(block)
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -109,22 +109,22 @@ def _markdown(report: Report) -> str:
 def _marked(block: Block) -> list[str]:
     if isinstance(block, str):
         return [_paragraph(block)]
-    title = f"## {_plain(block.title)}" if block.title else ""
+    title = f"## {_escaped(block.title)}" if block.title else ""
     caption = _paragraph(block.caption)
     if isinstance(block, Grid):
-        head = [_row([_plain(column.title) for column in block.columns]), _row([_RULES[column.align] for column in block.columns])]
-        body = [_row([_plain(cell) for cell in row], strong=index in block.strong) for index, row in enumerate(block.rows)]
+        head = [_row([_escaped(column.title) for column in block.columns]), _row([_RULES[column.align] for column in block.columns])]
+        body = [_row([_escaped(cell) for cell in row], strong=index in block.strong) for index, row in enumerate(block.rows)]
         return [title, "\n".join(head + body), caption]
     if isinstance(block, Plot):
         return [title, _paragraph(block.description), caption]
-    return [title, "\n".join(_plain(item) for item in _listed(block)), caption]
+    return [title, "\n".join(_escaped(item) for item in _listed(block)), caption]
 
 
 def _row(cells: Sequence[str], strong: bool = False) -> str:
     return "| " + " | ".join(f"**{cell}**" if strong and cell else cell for cell in cells) + " |"
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     """Text on one line that Markdown, HTML in it and GitHub's mathematics leave as it is."""
     text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -132,4 +132,4 @@ def _plain(text: str) -> str:
 
 def _paragraph(text: str) -> str:
     """The same where a line's start could make it a heading or a list."""
-    return re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", _plain(text))
+    return re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", _escaped(text))

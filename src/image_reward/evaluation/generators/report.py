@@ -13,7 +13,7 @@ from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot
 from image_reward.reports.numbers import between, confidence_level, counted, decimal, p_value, percent, short
 
 _SHOWN_PROMPTS = 3  # best and worst each
-_ALL_PAIRS = 15  # as many as six generators have; of more, only neighbours are shown
+_ALL_PAIRS = 15  # what six generators have; of more, only neighbours are shown
 _WIDEST_MATRIX = 10
 _SHOWN_N = (1, 2, 4, 8, 16, 32, 64)  # of the best of n
 
@@ -156,7 +156,8 @@ def _differences(scorer: ScorerResult, level: float) -> Grid:
     rows = [[pair.a, pair.b, decimal(pair.value), between(pair.low, pair.high), p_value(pair.p_holm)] for pair in pairs]
     columns = [Column("generator", "left"), Column("against", "left"), Column("difference"), Column("interval", "center"), Column("p")]
     strong = frozenset(row for row, pair in enumerate(pairs) if pair.p_holm <= level)
-    return Grid(columns, rows, f"{scorer.name}: differences of means", f"{caption}Bold: p at most {level:.2g}.", strong)
+    caption += f"Bold: p at most {level:.2g}." if strong else ""
+    return Grid(columns, rows, f"{scorer.name}: differences of means", caption.strip(), strong)
 
 
 # --- figures -------------------------------------------------------------------------------------------------------------------------
