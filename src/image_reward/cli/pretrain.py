@@ -11,7 +11,7 @@ import tyro
 
 from image_reward.cli.options import UsageError
 from image_reward.cli.recipes import from_recipe, read_sources
-from image_reward.training import WordPretraining
+from image_reward.training import MaskedLanguageTraining
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Pretrain:
 
     recipe: Path | None = None
     """A TOML file with any of the settings below; a flag given too wins."""
-    training: Annotated[WordPretraining, tyro.conf.arg(name="")] = field(default_factory=WordPretraining)
+    training: Annotated[MaskedLanguageTraining, tyro.conf.arg(name="")] = field(default_factory=MaskedLanguageTraining)
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> Pretrain:
-        return cls(*from_recipe(arguments, WordPretraining()))
+        return cls(*from_recipe(arguments, MaskedLanguageTraining()))
 
     def run(self) -> int:
         from image_reward.training import pretrain

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from image_reward.comparisons import read, shapes
-from image_reward.training import read_toml
+from image_reward.runs import Recipe, read_toml
 from image_reward.types import Comparison
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=Recipe)
 
 
 def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | None, Settings]:

@@ -36,6 +36,8 @@ class Train:
         if not config.data:
             raise UsageError("no data; give --data FILE … or a recipe that names some")
         result = train(config, read_sources(config.data, "train"), read_sources(config.validation, "test"))
-        accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation"
-        print(f"{result.model}: step {result.best_step}{accuracy}")
+        start = " (the start: nothing was learnt)" if result.is_start else ""
+        pairs = f"{result.num_validation_pairs:,} pairs of {result.num_validation:,} comparisons"
+        accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation ({pairs})"
+        print(f"{result.model}: step {result.best_step}{start}{accuracy}")
         return 0

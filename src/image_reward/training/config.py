@@ -1,26 +1,19 @@
-"""The one dataclass that says all of a training run; flags and a TOML file both fill it."""
+"""All settings of a training run, in one dataclass for each way to train."""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Literal
 
-from image_reward.files import fill, read_regular
 from image_reward.models.blip import BlipConfig
+from image_reward.runs import Recipe, Schedule
 from image_reward.training.losses import Loss
 
-Record = TypeVar("Record")
 SCRATCH = "scratch"
-_LARGEST_RECIPE = 1 << 20
-_HIGHEST_SEED = 2**29  # with step and process in its lower bits it is a seed of 64 bits
 
 
 @dataclass(frozen=True)
-class RewardTraining:
+class RewardTraining(Recipe):
     """How a reward model is learnt from comparisons. The defaults fine-tune the released model as the paper trained it."""
 
     data: tuple[str, ...] = ()
@@ -61,10 +54,10 @@ class RewardTraining:
     """The highest learning rate."""
     tie_lr: float = 0.01
     """The highest learning rate of the tie parameter, a single number that has far to go."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """How the learning rate falls to 0 after the warm-up, or that it does not."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises from 0."""
+    """TrainingSteps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """AdamW's, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -96,24 +89,19 @@ class RewardTraining:
     """Leave out missing and damaged images and count them, rather than stop."""
 
     evaluate_every: int | None = None
-    """Steps between evaluations; by default one epoch."""
+    """TrainingSteps between evaluations; by default one epoch."""
     patience: int = 0
     """Stop after this many evaluations without a better one; 0 never does."""
     save_every: int = 500
-    """Steps between saved states. A killed run loses no more than these."""
+    """TrainingSteps between saved states. A killed run loses no more than these."""
     log_every: int = 10
-    """Steps between lines of the log."""
+    """TrainingSteps between lines of the log."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where else the log goes."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
-        for name in positive:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        self.check_positive("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
+        self.check_not_negative("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib")
         for name in ("max_steps", "evaluate_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -121,7 +109,7 @@ class RewardTraining:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below and value == 1):
                 raise ValueError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
-        _check_seed(self.seed)
+        self.check_seed()
         if self.start == SCRATCH and (self.freeze or self.lora_rank):
             raise ValueError("a network that starts from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
         if self.lora_rank and self.shard:
@@ -131,26 +119,11 @@ class RewardTraining:
         if self.cache_features and self.lora_rank:
             raise ValueError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
 
-    # These may change between the parts of one run without changing its result.
-    free = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
-
-    def difference(self, other: RewardTraining) -> list[str]:
-        """What differs, apart from what has no effect on the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
-        return [
-            f"{f.name}: {getattr(self, f.name)!r} there, {getattr(other, f.name)!r} here"
-            for f in fields(self)
-            if f.name not in self.free and getattr(self, f.name) != getattr(other, f.name)
-        ]
-
-    def to_toml(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if value is not None}
-        network = values.pop("network")
-        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
-        return "\n".join([*lines, "", "[network]", *(f"{name} = {_toml(value)}" for name, value in network.items())]) + "\n"
+    without_effect = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
 
 
 @dataclass(frozen=True)
-class WordPretraining:
+class MaskedLanguageTraining(Recipe):
     """How a network from scratch learns what words look like (``training/words.py``)."""
 
     data: tuple[str, ...] = ()
@@ -168,18 +141,18 @@ class WordPretraining:
     steps: int = 10_000
     batch_images: int = 48
     """Images in a step, over all processes."""
-    readings: int = 2
+    views: int = 2
     """How often each prompt is read with its image in a step, with different gaps."""
-    gap_share: float = 0.3
+    mask_ratio: float = 0.3
     """The share of words that are masked."""
     short_share: float = 0.3
     """The share of steps, at the beginning, that see only the shortest two fifths of the prompts."""
     lr: float = 1.5e-3
     """The highest learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """How the learning rate falls to 0 after the warm-up, or that it does not."""
     warmup_steps: int = 200
-    """Steps in which the learning rate rises from 0."""
+    """TrainingSteps in which the learning rate rises from 0."""
     weight_decay: float = 0.05
     """AdamW's, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -195,49 +168,13 @@ class WordPretraining:
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     log_every: int = 100
-    """Steps between lines of the log."""
+    """TrainingSteps between lines of the log."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_images", "readings", "lr", "max_tokens", "clip", "log_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        _check_seed(self.seed)
-        if not 0 < self.gap_share <= 1:
-            raise ValueError(f"gap_share must be above 0 and at most 1, not {self.gap_share}")
+        self.check_positive("steps", "batch_images", "views", "lr", "max_tokens", "clip", "log_every")
+        self.check_not_negative("warmup_steps", "weight_decay", "workers", "cache_mib")
+        self.check_seed()
+        if not 0 < self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"short_share must be from 0 to 1, not {self.short_share}")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < _HIGHEST_SEED:
-        raise ValueError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
-
-
-def read_toml(path: Path, defaults: Record) -> Record:
-    """A recipe: the defaults with what the file says.
-
-    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and what it may have meant.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        content = read_regular(path, _LARGEST_RECIPE)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such recipe: {path}") from None
-    try:
-        values = tomllib.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
-    return fill(defaults, values, str(path), ValueError)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)

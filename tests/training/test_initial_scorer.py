@@ -15,7 +15,7 @@ from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import grid_positions, new_head, new_network
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
-from image_reward.training.start import starting_scorer
+from image_reward.training.initial_scorer import initial_scorer
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def pretraining_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def test_a_blip_checkpoint_gives_its_towers_and_a_fresh_head(tmp_path: Path) -> None:
     towers = pretraining_checkpoint(tmp_path / "model_large.pth")
-    scorer = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model_large.pth"), freeze=0.7))
+    scorer = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model_large.pth"), freeze=0.7))
     blip = scorer.network.blip.state_dict()
     assert blip.keys() == towers.keys()
     assert all(torch.equal(blip[name], tensor) for name, tensor in towers.items())
@@ -90,25 +90,25 @@ def test_nothing_else_of_a_blip_checkpoint_is_dropped_in_silence(tmp_path: Path)
     path = tmp_path / "odd.pth"
     torch.save({"model": towers | {"visual_encoder.extra": torch.zeros(1)}}, path)
     with pytest.raises(CheckpointError, match=r"blip\.visual_encoder\.extra is unexpected"):
-        starting_scorer(squares.config(tmp_path, start=str(path)))
+        initial_scorer(squares.config(tmp_path, start=str(path)))
     with pytest.raises(CheckpointError, match=r"should have .*give the sizes of its network in \[network\]"):
-        starting_scorer(squares.config(tmp_path, start=str(tmp_path / "blip.pth"), network=replace(squares.NETWORK, vision_width=32)))
+        initial_scorer(squares.config(tmp_path, start=str(tmp_path / "blip.pth"), network=replace(squares.NETWORK, vision_width=32)))
 
 
 # --- a checkpoint of ours ---
 
 
 def test_a_trained_model_goes_on_from_its_raw_rewards(tmp_path: Path) -> None:
-    scorer = starting_scorer(squares.config(tmp_path, seed=8))
+    scorer = initial_scorer(squares.config(tmp_path, seed=8))
     scorer.save_pretrained(tmp_path / "model")
-    again = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=BlipConfig()))
+    again = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=BlipConfig()))
     assert again.config.network == squares.NETWORK
     torch.testing.assert_close(rewards(again.network), rewards(scorer.network), rtol=0, atol=1e-5)
-    fresh = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), new_head=True))
+    fresh = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), new_head=True))
     assert not torch.equal(fresh.network.mlp.layers[0].weight, scorer.network.mlp.layers[0].weight)
     assert torch.equal(fresh.network.blip.vision_proj.weight, scorer.network.blip.vision_proj.weight)
     with pytest.raises(ValueError, match=r"\[network\] must be left out or be the same"):
-        starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=replace(squares.NETWORK, text_layers=1)))
+        initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=replace(squares.NETWORK, text_layers=1)))
 
 
 # --- which weights learn ---

@@ -21,11 +21,10 @@ from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.prompts import PromptTokenizer, vocabulary_of
+from image_reward.runs import Progress, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.training.config import WordPretraining
-from image_reward.training.data import Micro, Steps, plan, usable
-from image_reward.training.progress import Progress
-from image_reward.training.reward import decayed, rate_factor, seed_step
+from image_reward.training.config import MaskedLanguageTraining
+from image_reward.training.data import MicroBatch, TrainingSteps, plan, usable
 from image_reward.types import Comparison
 
 
@@ -40,7 +39,7 @@ class PretrainingResult:
     """The share of masked words guessed right in the last hundred steps."""
 
 
-class WordGuesser(nn.Module):
+class MaskedLanguageModel(nn.Module):
     """The network as a reader of gaps: guesses among the words that the data uses, with the embeddings as its output layer."""
 
     vocabulary: Tensor
@@ -59,7 +58,7 @@ class WordGuesser(nn.Module):
         return F.linear(hidden, F.normalize(words, dim=1), self.bias) * 4  # unit words: their lengths are the norm layer's business
 
 
-def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
+def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
     """Pretrain a network from scratch on the best-ranked images of comparisons and write it to ``config.output``.
 
     Raises ``ValueError`` and ``FileNotFoundError`` as ``train`` does, and ``FileExistsError`` if the output holds a model.
@@ -85,18 +84,18 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
         unused.requires_grad_(False)
 
     process = (accelerator.process_index, accelerator.num_processes)
-    everything = Steps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
+    everything = TrainingSteps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
     steps = everything.over(_plan(everything, config))
     sample = torch.stack([scorer.prepare.transform(c.images[0]) for c in best[:1000]])
     whiten_patches(scorer.network, sample, config.seed)
     vocabulary = everything.tokens.ids.unique()
-    guesser = WordGuesser(scorer.network, vocabulary).to(accelerator.device)
+    guesser = MaskedLanguageModel(scorer.network, vocabulary).to(accelerator.device)
     place = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
     place[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
     gap = PromptTokenizer(vocabulary=scorer.config.vocabulary).token_id("[MASK]")
 
     learning = [p for p in guesser.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(decayed(learning, config.lr, config.weight_decay), betas=config.betas)
+    optimizer = torch.optim.AdamW(weight_groups(learning, config.lr, config.weight_decay), betas=config.betas)
     model, optimizer = accelerator.prepare(guesser, optimizer)
 
     progress = Progress(0, len(steps), accelerator.is_main_process)
@@ -133,7 +132,7 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
     return PretrainingResult(str(folder), len(steps), accuracy)
 
 
-def _plan(everything: Steps, config: WordPretraining) -> list[list[int]]:
+def _plan(everything: TrainingSteps, config: MaskedLanguageTraining) -> list[list[int]]:
     """Which images make up each step: first those of the shortest prompts, if so configured, then all."""
     sizes = everything.sizes
     num_short = round(config.steps * config.short_share)
@@ -145,14 +144,14 @@ def _plan(everything: Steps, config: WordPretraining) -> list[list[int]]:
     return [[short[i] for i in step] for step in first] + rest
 
 
-def _with_gaps(micro: Micro, config: WordPretraining) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pixels, and each prompt ``readings`` times with gaps of its own: ids, mask and gaps [I * readings, L]; at least one gap in all."""
-    ids = micro.batch.ids.repeat_interleave(config.readings, dim=0)
-    mask = micro.batch.mask.repeat_interleave(config.readings, dim=0)
+def _with_gaps(micro: MicroBatch, config: MaskedLanguageTraining) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pixels, and each prompt ``views`` times with gaps of its own: ids, mask and gaps [I * views, L]; at least one gap in all."""
+    ids = micro.batch.ids.repeat_interleave(config.views, dim=0)
+    mask = micro.batch.mask.repeat_interleave(config.views, dim=0)
     words = mask.clone()
     words[:, 0] = False  # [CLS]
     words[torch.arange(len(words)), mask.sum(dim=1) - 1] = False  # [SEP]
-    gaps = words & (torch.rand(ids.shape, device=ids.device) < config.gap_share)
+    gaps = words & (torch.rand(ids.shape, device=ids.device) < config.mask_ratio)
     if not gaps.any():
         gaps[0, 1] = True
     return micro.batch.pixels, ids, mask, gaps
