@@ -17,8 +17,8 @@ def training_card(config: RewardTraining, result: Mapping[str, Any]) -> str:
     """What the model card says of the training: data, recipe and results."""
     shared = result["num_shared_prompts"]
     rows = {
-        "data": ", ".join(config.data) or "given by a program",
-        "learnt from": f"{result['num_comparisons']:,} comparisons of {result['num_images']:,} images",
+        "data": ", ".join(config.data) or "passed by a program",
+        "trained on": f"{result['num_comparisons']:,} comparisons of {result['num_images']:,} images",
         "validation": f"{result['num_validation']:,} comparisons" + (f"; {shared:,} of their prompts were learnt too" if shared else ""),
         "start": config.start,
         "loss": config.loss,

@@ -47,12 +47,12 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
         if len(comparison.images) < 2 or len(comparison.images) != len(comparison.ranks):
             raise ValueError(
                 f"comparison {name_of(comparison)} has {len(comparison.images)} images and {len(comparison.ranks)} ranks; "
-                "it takes two images or more, and a rank for each"
+                "it needs at least two images, and a rank for each"
             )
-        there = [_exists(image) for image in comparison.images]
-        missing += [describe(image) for image, found in zip(comparison.images, there, strict=True) if not found]
-        if not all(there):
-            comparison = _without(comparison, there)
+        exists = [_exists(image) for image in comparison.images]
+        missing += [describe(image) for image, here in zip(comparison.images, exists, strict=True) if not here]
+        if not all(exists):
+            comparison = _without(comparison, exists)
         if len(comparison.images) < 2:
             continue
         if loss not in (*TIE_MODELS, "soft") and len(set(comparison.ranks)) == 1:
@@ -151,7 +151,7 @@ def shard_across_ranks(sizes: Sequence[int], step: Sequence[int], num_processes:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What goes through the network at once: some prompts, each with all of its N images in all, and what people said of them."""
+    """What passes through the network at once: some prompts with all their images, N in all, and the ranks of these."""
 
     batch: TwoTowerBatch
     prompt: Tensor
@@ -159,12 +159,12 @@ class MicroBatch:
     judged: Tensor
     """[N], bool: False for an image that could not be read and for padding"""
     beats: Tensor
-    """[N, N], bool: people put the row's image above the column's"""
+    """[N, N], bool: the row's image is ranked above the column's"""
     first: Tensor
     second: Tensor
     """[P], int64: rows of the pairs that the loss is about"""
     target: Tensor
-    """[P], float32: 1 where people put the first above the second, 1/2 for a tie, a share between for soft labels"""
+    """[P], float32: 1 where the first is ranked above the second, 1/2 for a tie, a share in between for soft labels"""
     num_terms: int
     """Terms of the loss: pairs, or choices of Plackett-Luce."""
     num_unreadable: int
