@@ -2,7 +2,7 @@
 
 python benchmarks/mini.py                          # the embedded model
 python benchmarks/mini.py runs/mini/model          # what `make mini` has just trained
-python benchmarks/mini.py --curve runs/mini-words  # accuracy against the number of prompts ranked in training (10 minutes)
+python benchmarks/mini.py --curve runs/mini-pretrained  # accuracy against the number of prompts ranked in training (10 minutes)
 """
 
 from __future__ import annotations

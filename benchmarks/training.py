@@ -20,7 +20,7 @@ from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.scorers import ImageRewardScorer, TwoTowerBatch
-from image_reward.training.data import Steps
+from image_reward.training.data import TrainingSteps
 from image_reward.training.losses import pairwise_logistic
 from image_reward.types import Comparison
 
@@ -58,7 +58,7 @@ def main() -> None:
     scorer.eval()  # without dropout, so that both ways have one gradient
     weights = [p for name, p in scorer.named_parameters() if "_proj" not in name]
 
-    steps = Steps(comparisons(NETWORK.image_size), scorer.prepare, "pairwise", micro_images=64)
+    steps = TrainingSteps(comparisons(NETWORK.image_size), scorer.prepare, "pairwise", micro_images=64)
     micros = [steps.micro([i]) for i in range(len(steps.comparisons))]
     num_pairs = sum(micro.num_terms for micro in micros)
     num_images = sum(len(micro.batch.pixels) for micro in micros)

@@ -38,7 +38,7 @@ def test_check_of_unsound_data(capsys: pytest.CaptureFixture[str], data: Path) -
     (data.parent / "c.png").unlink()
     assert main(["data", "check", str(data), "--fast"]) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert "error images that are not there 1" in out
+    assert "error images that do not exist 1" in out
     assert "1 kind of error: training on this would be unsound; images were not opened" in out
     assert main(["data", "check", str(data), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)

@@ -11,8 +11,8 @@ from pathlib import Path
 import squares
 import torch
 
+from image_reward.runs import Progress
 from image_reward.training import RewardTraining, read_toml, reward, train
-from image_reward.training.progress import Progress
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -12,15 +12,15 @@ from image_reward.errors import ImageReadError
 from image_reward.images import ImageTransform
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers import TwoTowerProcessor
-from image_reward.training.data import Steps, fingerprint, pack, plan, share_out, usable
+from image_reward.training.data import TrainingSteps, fingerprint, pack, plan, shard_across_ranks, usable
 from image_reward.types import Comparison
 
 PREPARE = TwoTowerProcessor(ImageTransform(16), PromptTokenizer())
 GREY = np.full((16, 16, 3), 90, dtype=np.uint8)
 
 
-def steps_of(comparisons: list[Comparison], loss: str = "pairwise", **options: object) -> Steps:
-    return Steps(comparisons, PREPARE, loss, micro_images=64, **options)  # type: ignore[arg-type]
+def steps_of(comparisons: list[Comparison], loss: str = "pairwise", **options: object) -> TrainingSteps:
+    return TrainingSteps(comparisons, PREPARE, loss, micro_images=64, **options)  # type: ignore[arg-type]
 
 
 # --- which comparisons ---
@@ -86,7 +86,7 @@ def test_a_prompt_with_more_images_than_fit_is_a_step_of_its_own() -> None:
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
 def test_processes_share_a_step_evenly_and_pass_equally_often(num_processes: int) -> None:
     sizes = [4, 9, 5, 4, 2, 7]
-    shares = share_out(sizes, list(range(6)), num_processes, micro_images=9)
+    shares = shard_across_ranks(sizes, list(range(6)), num_processes, micro_images=9)
     assert sorted(index for share in shares for bin_ in share for index in bin_) == list(range(6))
     assert len({len(share) for share in shares}) == 1
     loads = [sum(sizes[i] for bin_ in share for i in bin_) for share in shares]
@@ -150,7 +150,7 @@ def test_images_are_opened_once_when_they_fit_in_memory() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_loader_processes_give_what_none_gives() -> None:
     comparisons = squares.comparisons(6)
-    steps = Steps(comparisons, PREPARE, "pairwise", micro_images=8, cache_mib=1).over([[0, 3], [1], [2, 4, 5]])
+    steps = TrainingSteps(comparisons, PREPARE, "pairwise", micro_images=8, cache_mib=1).over([[0, 3], [1], [2, 4, 5]])
     for alone, together in zip(steps.loader(0, start=1), steps.loader(1, start=1), strict=True):
         for a, b in zip(alone, together, strict=True):
             assert torch.equal(a.batch.pixels, b.batch.pixels)

@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     here(whole)
     kill_at = 4 + int.from_bytes(os.urandom(1), "big") % 10  # any step after the first save
     assert run(killed, str(kill_at)).returncode == -signal.SIGKILL
-    assert 3 <= torch.load(tmp_path / "killed/state.pt", weights_only=True)["step"] < kill_at
+    assert 3 <= torch.load(tmp_path / "killed/state.pt", weights_only=True)["run"]["step"] < kill_at
     here(killed)
     states = [torch.load(config.output + "/state.pt", weights_only=True) for config in (whole, killed)]
     assert same(*states), f"killed at step {kill_at}"

@@ -54,7 +54,7 @@ def test_every_recipe_is_a_configuration(path: Path) -> None:
         ("lr = inf", "recipe.toml: lr must be greater than 0, not inf"),
         ("lr = nan", "recipe.toml: lr must be greater than 0, not nan"),
         (f"lr = {'9' * 400}", "lr of RewardTraining must be of type float, not 9999"),
-        (f"seed = {2**40}", "recipe.toml: seed must be at least 0 and less than 536,870,912"),
+        (f"seed = {2**40}", "recipe.toml: seed must be at least 0 and less than 4,294,967,296"),
         ("lr = " + "[" * 100_000, "recipe.toml is not TOML"),
     ],
 )

@@ -20,10 +20,9 @@ import image_reward
 from image_reward.comparisons import normalized_prompt, split
 from image_reward.config import ScorerConfig
 from image_reward.errors import TrainingError
+from image_reward.runs import RunFolder
 from image_reward.training import reward, train
-from image_reward.training.folder import RunFolder
-from image_reward.training.reward import MovingAverage, rate_factor
-from image_reward.training.start import starting_scorer
+from image_reward.training.initial_scorer import initial_scorer
 from image_reward.types import Comparison
 
 
@@ -83,7 +82,7 @@ def test_the_best_of_the_evaluations_is_kept_and_a_run_without_progress_stops(tm
     evaluations = log_of(tmp_path / "run", "validation")
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert result.accuracy == evaluations[0]["accuracy"]
-    tensors = starting_scorer(config).network.state_dict()
+    tensors = initial_scorer(config).network.state_dict()
     assert torch.equal(image_reward.load(result.model, device="cpu").network.mlp.layers[0].weight, tensors["mlp.layers.0.weight"])
 
 
@@ -127,7 +126,7 @@ def test_gradient_checkpointing_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_cached_features_give_the_same_loss(tmp_path: Path) -> None:
-    starting_scorer(squares.config(tmp_path)).save_pretrained(tmp_path / "start")
+    initial_scorer(squares.config(tmp_path)).save_pretrained(tmp_path / "start")
     options = {"start": str(tmp_path / "start"), "freeze": 0.7, "max_steps": 6}
     cached, plain = losses(tmp_path / "a", cache_features=True, **options), losses(tmp_path / "b", **options)
     assert cached == pytest.approx(plain, abs=1e-5)
@@ -169,7 +168,7 @@ def test_other_losses_learn_too(tmp_path: Path, loss: str) -> None:
 
 
 def test_low_rank_updates_leave_all_but_attentions_and_head_as_they_were(tmp_path: Path) -> None:
-    start = starting_scorer(squares.config(tmp_path))
+    start = initial_scorer(squares.config(tmp_path))
     start.save_pretrained(tmp_path / "start")
     result = train(
         squares.config(tmp_path / "run", start=str(tmp_path / "start"), lora_rank=2, freeze=0.7, max_steps=3, validation_share=0.0),
@@ -182,24 +181,26 @@ def test_low_rank_updates_leave_all_but_attentions_and_head_as_they_were(tmp_pat
     }
 
 
-def test_the_moving_average_is_in_place_only_while_asked() -> None:
-    weight = torch.nn.Parameter(torch.zeros(2))
-    average = MovingAverage([weight], decay=0.9)
-    with torch.no_grad():
-        weight.fill_(1.0)
-    average.update(step=1000)
-    with average.in_place():
-        assert weight.tolist() == pytest.approx([0.1, 0.1])
-    assert weight.tolist() == [1.0, 1.0]
-
-
-def test_the_schedules() -> None:
-    assert [rate_factor(step, 100, 10, "cosine") for step in (0, 9, 10, 55)] == pytest.approx([0.1, 1, 1, 0.5])
-    assert 0 < rate_factor(99, 100, 10, "cosine") < 0.001
-    assert {rate_factor(step, 100, 0, "constant") for step in range(100)} == {1.0}
-
-
 # --- what goes wrong ---
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    config = squares.config(tmp_path / "run", max_steps=1)
+    train(config, squares.comparisons(8))
+    (tmp_path / "run/result.json").unlink()
+    torch.save({"step": 1, "stale": 0, "best": {"step": 1}}, tmp_path / "run/state.pt")
+    with pytest.raises(TrainingError, match="another version of this program, which cannot be continued exactly; use another output"):
+        train(config, squares.comparisons(8))
+
+
+def test_little_data_and_a_run_that_learnt_nothing_are_said_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = squares.config(tmp_path / "run", lr=1e-12, epochs=3)
+    result = train(config, squares.comparisons(8))
+    printed = capsys.readouterr().err
+    assert result.is_start
+    assert f"validation on 1 comparisons with {result.num_validation_pairs} ordered pairs" in printed
+    assert f"warning: only {result.num_validation_pairs} ordered pairs of 1 comparisons choose the best step" in printed
+    assert "warning: nothing was learnt: no evaluation was better than the first" in printed
 
 
 def test_another_configuration_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_another_configuration_in_the_folder_is_refused(tmp_path: Path) -> None:
     config = squares.config(tmp_path / "run", max_steps=1)
     train(config, comparisons)
     (tmp_path / "run/result.json").unlink()
-    with pytest.raises(ValueError, match=r"holds a run of another configuration \(lr: 0.003 there, 0.1 here; seed: 0 there, 1 here\)"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(lr: 0.003 there, 0.1 here; seed: 0 there, 1 here\)"):
         train(replace(config, lr=0.1, seed=1), comparisons)
     with pytest.raises(ValueError, match="holds a run on other data"):
         train(config, comparisons[1:])
@@ -224,14 +225,14 @@ def test_a_loss_that_is_not_a_number_names_the_batch_and_keeps_the_last_good_sta
         train(config, squares.comparisons(8))
     bad = int(re.search(r"of step (\d+)", str(caught.value))[1])  # type: ignore[index]
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
-    assert state["step"] == bad - 1
+    assert state["run"]["step"] == bad - 1
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
 @pytest.mark.parametrize("validated", [False, True])
 def test_constant_rewards_stop_the_run_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validated: bool) -> None:
     monkeypatch.setattr(reward, "CONSTANT_STEPS", 4)
-    scorer = starting_scorer(squares.config(tmp_path))
+    scorer = initial_scorer(squares.config(tmp_path))
     with torch.no_grad():
         scorer.network.mlp.layers[0].weight.zero_()
     scorer.save_pretrained(tmp_path / "start")
@@ -260,14 +261,14 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pyt
     save = RunFolder.save_state
 
     def save_on_a_full_disk(self: RunFolder, state: dict[str, Any]) -> None:
-        if state["step"] == 4:
+        if state["run"]["step"] == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # the kernel refuses to write more
         save(self, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_state", save_on_a_full_disk)
         try:
-            with pytest.raises(TrainingError, match=r"the state of step 2 is whole\. Free space and give the same command again"):
+            with pytest.raises(TrainingError, match=r"the last saved state is whole\. Free space and run the same command again"):
                 train(config, squares.comparisons(8))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)

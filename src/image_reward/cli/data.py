@@ -37,16 +37,16 @@ class Check(OutputOptions):
         from image_reward.comparisons import audit
 
         with progress("images") as on_image:
-            found = audit(self.paths, self.images, fast=self.fast, max_tokens=self.max_tokens, on_image=on_image)
+            result = audit(self.paths, self.images, fast=self.fast, max_tokens=self.max_tokens, on_image=on_image)
         if self.json:
-            print_json(found.as_dict())
+            print_json(result.as_dict())
         else:
             from image_reward.cli.tables import audit_tables
             from image_reward.reports.tables import show
 
-            for table in audit_tables(found):
+            for table in audit_tables(result):
                 show(table)
-        return 0 if found.sound else 1
+        return 0 if result.sound else 1
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`image-reward pretrain`: teach a network from scratch what words look like."""
+"""`image-reward pretrain`: masked language modelling."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ import tyro
 
 from image_reward.cli.options import UsageError
 from image_reward.cli.recipes import from_recipe, read_sources
-from image_reward.training import WordPretraining
+from image_reward.training import MaskedLanguageTraining
 
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Teach a network from scratch what words look like, from the best-ranked images of comparisons; `train --start` goes on from it.
+    """Pretrain a network with random weights by masked language modelling on the best-ranked images of comparisons.
+
+    `train --start` continues from it.
 
     Several processes: torchrun --nproc-per-node NUMBER -m image_reward.cli pretrain …
     """
 
     recipe: Path | None = None
-    """A TOML file with any of the settings below; a flag given too wins."""
-    training: Annotated[WordPretraining, tyro.conf.arg(name="")] = field(default_factory=WordPretraining)
+    """A TOML file with any of the settings below; flags take precedence."""
+    training: Annotated[MaskedLanguageTraining, tyro.conf.arg(name="")] = field(default_factory=MaskedLanguageTraining)
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> Pretrain:
-        return cls(*from_recipe(arguments, WordPretraining()))
+        return cls(*from_recipe(arguments, MaskedLanguageTraining()))
 
     def run(self) -> int:
         from image_reward.training import pretrain
 
         if not self.training.data:
-            raise UsageError("no data; give --data FILE … or a recipe that names some")
+            raise UsageError("no training data: use --data FILE … or a recipe that names some")
         result = pretrain(self.training, read_sources(self.training.data, "train"))
-        print(f"{result.model}: {result.steps} steps, {result.accuracy:.3f} of masked words guessed")
+        print(f"{result.model}: {result.steps} steps, {result.accuracy:.3f} of masked tokens predicted correctly")
         return 0

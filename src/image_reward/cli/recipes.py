@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from image_reward.comparisons import read, shapes
-from image_reward.training import read_toml
+from image_reward.runs import Recipe, read_toml
 from image_reward.types import Comparison
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=Recipe)
 
 
 def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | None, Settings]:
@@ -20,11 +20,11 @@ def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | No
 
     Raises ``ValueError`` and ``FileNotFoundError`` that name the recipe.
     """
-    given = [b for a, b in pairwise(arguments) if a == "--recipe"]
-    given += [a.removeprefix("--recipe=") for a in arguments if a.startswith("--recipe=")]
-    if not given:
+    named = [b for a, b in pairwise(arguments) if a == "--recipe"]
+    named += [a.removeprefix("--recipe=") for a in arguments if a.startswith("--recipe=")]
+    if not named:
         return None, defaults
-    path = Path(given[-1])
+    path = Path(named[-1])
     return path, read_toml(path, defaults)
 
 

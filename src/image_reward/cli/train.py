@@ -1,4 +1,4 @@
-"""`image-reward train`: learn a reward model from comparisons."""
+"""`image-reward train`: train a reward model on comparisons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from image_reward.training import RewardTraining
 
 @dataclass(frozen=True)
 class Train:
-    """Learn a reward model from comparisons, into a run's folder; the same command again goes on where a killed run stopped.
+    """Train a reward model on comparisons, in a run's folder; the same command again continues a killed run.
 
     Several GPUs: torchrun --nproc-per-node NUMBER -m image_reward.cli train …
     """
 
     recipe: Path | None = None
-    """A TOML file with any of the settings below; a flag given too wins."""
+    """A TOML file with any of the settings below; flags take precedence."""
     training: Annotated[RewardTraining, tyro.conf.arg(name="")] = field(default_factory=RewardTraining)
 
     @classmethod
@@ -34,8 +34,10 @@ class Train:
 
         config = self.training
         if not config.data:
-            raise UsageError("no data; give --data FILE … or a recipe that names some")
+            raise UsageError("no training data: use --data FILE … or a recipe that names some")
         result = train(config, read_sources(config.data, "train"), read_sources(config.validation, "test"))
-        accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation"
-        print(f"{result.model}: step {result.best_step}{accuracy}")
+        start = " (the start: nothing was learnt)" if result.is_start else ""
+        pairs = f"{result.num_validation_pairs:,} pairs of {result.num_validation:,} comparisons"
+        accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation ({pairs})"
+        print(f"{result.model}: step {result.best_step}{start}{accuracy}")
         return 0

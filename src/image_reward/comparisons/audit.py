@@ -43,7 +43,7 @@ class Finding:
     """An error makes training unsound."""
     message: str
     num: int = 0
-    """How often it was found."""
+    """How often it occurs."""
     examples: list[str] = field(default_factory=list)
     """Where: the first 20 places."""
 
@@ -72,13 +72,13 @@ class FileSummary:
 
     @property
     def tie_rate(self) -> float:
-        """The share of the pairs that people tied, in [0, 1]."""
+        """The share of the pairs that are tied, in [0, 1]."""
         return self.num_tied_pairs / max(1, self.num_tied_pairs + self.num_untied_pairs)
 
 
 @dataclass
 class Audit:
-    """What an audit found."""
+    """The result of an audit."""
 
     files: list[FileSummary]
     findings: list[Finding]
@@ -114,16 +114,16 @@ def audit(
     as ``read`` does.
     """
     findings = _Findings()
-    files, everything = [], []
+    files, splits = [], []
     for path in paths:
-        found = list(records(path, images))
-        files.append(_summarize(os.fspath(path), found, max_tokens, findings))
-        everything.append(found)
-    hashes = _check_images([record for found in everything for record in found], fast, findings, on_image)
-    for summary, found in zip(files, everything, strict=True):
-        _check_contradictions(summary, found, hashes, findings)
-        _check_published(summary, found, findings)
-    _check_leaks(files, everything, findings)
+        rankings = list(records(path, images))
+        files.append(_summarize(os.fspath(path), rankings, max_tokens, findings))
+        splits.append(rankings)
+    hashes = _check_images([record for rankings in splits for record in rankings], fast, findings, on_image)
+    for summary, rankings in zip(files, splits, strict=True):
+        _check_contradictions(summary, rankings, hashes, findings)
+        _check_published(summary, rankings, findings)
+    _check_leaks(files, splits, findings)
     return Audit(files, findings.sorted(), images_opened=not fast)
 
 
@@ -141,27 +141,27 @@ class _Findings:
         return sorted(self.by_kind.values(), key=lambda finding: finding.level != "error")
 
 
-def _summarize(path: str, found: list[Record], max_tokens: int, findings: _Findings) -> FileSummary:
-    good = [record.comparison for record in found if record.comparison]
+def _summarize(path: str, rankings: list[Record], max_tokens: int, findings: _Findings) -> FileSummary:
+    good = [record.comparison for record in rankings if record.comparison]
     summary = FileSummary(path, source=", ".join(sorted({c.source for c in good if c.source})), num_prompts=len(good))
     summary.num_distinct_prompts = len({normalized_prompt(c.prompt) for c in good})
     summary.num_images = sum(len(c.images) for c in good)
     summary.num_distinct_images = len({image for c in good for image in c.images})
     summary.images_per_prompt = dict(sorted(Counter(len(c.images) for c in good).items()))
-    for record in found:
+    for record in rankings:
         where = f"{path}, {record.where}"
         if record.comparison is None:
             findings.add("bad row", "error", "rows that make no sense", f"{where}: {record.problem}")
             continue
         if record.warning:
-            findings.add("incomplete", "warning", "comparisons that lack images they are said to have", f"{where}: {record.warning}")
+            findings.add("incomplete", "warning", "comparisons that lack some of their images", f"{where}: {record.warning}")
         untied, tied = num_pairs(record.comparison.ranks)
         summary.num_untied_pairs += untied
         summary.num_tied_pairs += tied
         if not untied:
-            findings.add("all tied", "warning", "comparisons in which all images are tied, so that nothing can be learned", where)
+            findings.add("all tied", "warning", "comparisons in which all images are tied, from which nothing can be learnt", where)
     if not summary.num_untied_pairs:
-        findings.add("nothing to learn", "error", "files without one pair of images that people put in an order", path)
+        findings.add("nothing to learn", "error", "files without a single ordered pair of images", path)
     lengths = [len(encoding.ids) + 2 for encoding in bert_tokenizer().encode_batch([c.prompt for c in good], add_special_tokens=False)]
     summary.longest_prompt = max(lengths, default=0)
     for comparison, length in zip(good, lengths, strict=True):
@@ -175,10 +175,12 @@ def _summarize(path: str, found: list[Record], max_tokens: int, findings: _Findi
 # --- images --------------------------------------------------------------------------------------------------------------------------
 
 
-def _check_images(found: list[Record], fast: bool, findings: _Findings, on_image: Callable[[int, int], None] | None) -> dict[object, str]:
+def _check_images(
+    rankings: list[Record], fast: bool, findings: _Findings, on_image: Callable[[int, int], None] | None
+) -> dict[object, str]:
     """Image -> a hash of its content, or of its name where images are not opened."""
     places: dict[object, str] = {}
-    for record in found:
+    for record in rankings:
         for image in record.comparison.images if record.comparison else ():
             places.setdefault(image, record.where)
     hashes = {}
@@ -186,7 +188,7 @@ def _check_images(found: list[Record], fast: bool, findings: _Findings, on_image
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter's lock
         for done, (image, result) in enumerate(zip(places, _bounded_map(pool, check, list(places)), strict=True), start=1):
             if isinstance(result, FileNotFoundError):
-                findings.add("missing image", "error", "images that are not there", f"{image} ({places[image]})")
+                findings.add("missing image", "error", "images that do not exist", f"{image} ({places[image]})")
             elif isinstance(result, Exception):
                 findings.add("unreadable image", "error", "images that cannot be opened", f"{image} ({places[image]}): {result}")
             else:
@@ -222,10 +224,10 @@ def _open(image: Any) -> str | Exception:
 # --- contradictions --------------------------------------------------------------------------------------------------------------------
 
 
-def _check_contradictions(summary: FileSummary, found: list[Record], hashes: dict[object, str], findings: _Findings) -> None:
+def _check_contradictions(summary: FileSummary, rankings: list[Record], hashes: dict[object, str], findings: _Findings) -> None:
     by_rating: list[str] = []
     by_copy: list[str] = []
-    for record in found:
+    for record in rankings:
         if record.comparison is None:
             continue
         ranks, pictures = record.comparison.ranks, record.comparison.images
@@ -256,10 +258,10 @@ def _check_contradictions(summary: FileSummary, found: list[Record], hashes: dic
             findings.by_kind[kind].level = "error"  # another file may have made it a warning
 
 
-def _check_leaks(files: list[FileSummary], everything: list[list[Record]], findings: _Findings) -> None:
+def _check_leaks(files: list[FileSummary], splits: list[list[Record]], findings: _Findings) -> None:
     first_seen: dict[str, int] = {}
-    for number, found in enumerate(everything):
-        for prompt, record in {normalized_prompt(r.comparison.prompt): r for r in found if r.comparison}.items():
+    for number, rankings in enumerate(splits):
+        for prompt, record in {normalized_prompt(r.comparison.prompt): r for r in rankings if r.comparison}.items():
             earlier = first_seen.setdefault(prompt, number)
             if earlier != number:
                 where = f"{prompt[:60]!r} is in {files[earlier].path} and {files[number].path} ({record.where})"
@@ -271,21 +273,21 @@ def _check_leaks(files: list[FileSummary], everything: list[list[Record]], findi
 # --- published sizes -------------------------------------------------------------------------------------------------------------------
 
 
-def _check_published(summary: FileSummary, found: list[Record], findings: _Findings) -> None:
+def _check_published(summary: FileSummary, rankings: list[Record], findings: _Findings) -> None:
     """Compare a file that looks like a published split of ImageRewardDB, by form and name, with the published counts."""
     name = re.search(r"(train|valid|test).*\.(json|parquet)$", Path(summary.path).name)
     if summary.source != "ImageRewardDB" or not name:
         return
-    told: dict[str, object]
-    counts = {"prompts": len(found), "images": summary.num_images}
+    published: dict[str, object]
+    counts = {"prompts": len(rankings), "images": summary.num_images}
     if name[1] == "test":
         counts |= {"untied pairs": summary.num_untied_pairs, "tied pairs": summary.num_tied_pairs}
-        told = dict(_PUBLISHED_TEST)
+        published = dict(_PUBLISHED_TEST)
     else:
         known = _PUBLISHED_TRAIN if name[1] == "train" else _PUBLISHED_VALIDATION
-        nearest = min(known, key=lambda prompts: abs(prompts - len(found)))
-        told = {"prompts": nearest, "images": known[nearest]}
-    for what, expected in told.items():
+        nearest = min(known, key=lambda prompts: abs(prompts - len(rankings)))
+        published = {"prompts": nearest, "images": known[nearest]}
+    for what, expected in published.items():
         here = f"{counts[what] / 1000:.1f}k" if isinstance(expected, str) else counts[what]
         if here != expected:
             message = "counts other than those published for ImageRewardDB"

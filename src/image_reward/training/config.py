@@ -1,36 +1,29 @@
-"""The one dataclass that says all of a training run; flags and a TOML file both fill it."""
+"""All settings of a training run, in one dataclass for each way to train."""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Literal
 
-from image_reward.files import fill, read_regular
 from image_reward.models.blip import BlipConfig
+from image_reward.runs import Recipe, Schedule
 from image_reward.training.losses import Loss
 
-Record = TypeVar("Record")
 SCRATCH = "scratch"
-_LARGEST_RECIPE = 1 << 20
-_HIGHEST_SEED = 2**29  # with step and process in its lower bits it is a seed of 64 bits
 
 
 @dataclass(frozen=True)
-class RewardTraining:
-    """How a reward model is learnt from comparisons. The defaults fine-tune the released model as the paper trained it."""
+class RewardTraining(Recipe):
+    """How a reward model is trained on comparisons. The defaults fine-tune the released model as the paper trained it."""
 
     data: tuple[str, ...] = ()
-    """What to learn from: files, folders, or "shapes:PROMPTS" for drawn ones."""
+    """Training data: files, folders, or "shapes:PROMPTS" for drawn ones."""
     validation: tuple[str, ...] = ()
-    """What to choose the best checkpoint by; when empty, a share of the prompts of the data is set aside."""
+    """Validation data, by which the best step is chosen; by default a share of the prompts of the training data is held out."""
     validation_share: float = 0.05
-    """The share of prompts to set aside when there is no validation data."""
+    """The share of prompts to hold out, at least one, when there is no validation data; 0 keeps the last step."""
     output: str = "runs/reward"
-    """The run's folder. The same command again goes on where a killed run stopped."""
+    """The run's folder. The same command again continues a killed run."""
 
     start: str = "ImageReward-v1.0"
     """A model's name, file or folder; a BLIP pretraining checkpoint such as model_large.pth; or "scratch"."""
@@ -39,81 +32,76 @@ class RewardTraining:
     max_tokens: int = 35
     """How many tokens of a prompt are read, counting the first and last; for a start that does not carry it."""
     new_head: bool = False
-    """Draw the head anew. A BLIP checkpoint has none, so there it is always new."""
+    """Initialize the head anew. A BLIP checkpoint has none, so there it is always new."""
     freeze: float = 0.7
-    """The share of each tower's layers, from the bottom, that keep their weights; with any, the embeddings do too."""
+    """The share of each tower's layers, from the bottom, that are frozen; with any, the embeddings are too."""
     lora_rank: int = 0
-    """Learn updates of this rank to the attention weights instead of the towers' weights; 0 is off."""
+    """LoRA: train updates of this rank to the attention weights instead of the towers' weights; 0 is off."""
     lora_alpha: float = 16.0
-    """Updates are scaled by this over the rank."""
+    """LoRA: updates are scaled by this divided by the rank."""
 
     loss: Loss = "pairwise"
     """pairwise (ties skipped), davidson or rao-kupper (ties modelled), soft (shares of votes), plackett-luce (whole rankings)."""
     epochs: int = 10
-    """Times through the data."""
+    """Passes over the data."""
     max_steps: int | None = None
     """Stop after this many steps, if that comes first."""
     batch_images: int = 64
-    """Images in a step, over all processes. Prompts are packed by it and never split."""
+    """Images per step, over all processes. The images of a prompt are never split between steps."""
     micro_images: int = 16
-    """Images that one process sends through the network at once; the step's gradient is accumulated."""
+    """Images per micro-batch: the gradient of a step is accumulated over micro-batches."""
     lr: float = 1e-5
     """The highest learning rate."""
     tie_lr: float = 0.01
-    """The highest learning rate of the tie parameter, a single number that has far to go."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    """The highest learning rate of the tie parameter, a single number that has to move further than weights do."""
+    schedule: Schedule = "cosine"
+    """How the learning rate decays to 0 after the warm-up; constant does not."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises from 0."""
+    """TrainingSteps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """AdamW's, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's."""
     clip: float = 1.0
-    """The highest norm of the gradient; 0 does not clip."""
+    """The gradient is clipped to this norm; 0 does not clip."""
     ema: float = 0.0
-    """Decay of a moving average of the weights that is evaluated and kept in their place; 0 is off, 0.999 is usual."""
+    """Decay of a moving average of the weights, which is evaluated and kept in their place; 0 is off, 0.999 is usual."""
     dropout: bool = True
     """The head's dropout (0.2, 0.2, 0.1)."""
     seed: int = 0
-    """Fixes the order of the data, new weights and dropout."""
+    """Determines the order of the data, new weights and dropout."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the towers compute in. Weights are kept, and the head computes, in float32."""
+    """Precision of the towers. Weights, and the head, are in float32."""
     gradient_checkpointing: bool = False
-    """A third more time for a fraction of the memory."""
+    """Recompute activations in the backward pass: a third more time, a fraction of the memory."""
     cache_features: bool = False
     """Compute the frozen part of the image tower once per image and keep its output in the run's folder."""
     cache_mib: int = 1024
-    """Keep decoded images in memory if all fit in this many MiB."""
+    """Cache decoded images in memory if all fit in this many MiB."""
     shard: bool = False
-    """Share out weights among the processes (FSDP), for networks that do not fit on one device."""
+    """Shard the weights across processes (FSDP), for networks that do not fit on one device."""
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     workers: int = 2
     """Processes that open images; 0 opens them in the training process."""
     skip_unreadable: bool = False
-    """Leave out missing and damaged images and count them, rather than stop."""
+    """Leave out missing and damaged images, and count them, instead of stopping."""
 
     evaluate_every: int | None = None
-    """Steps between evaluations; by default one epoch."""
+    """TrainingSteps between evaluations; by default one epoch."""
     patience: int = 0
-    """Stop after this many evaluations without a better one; 0 never does."""
+    """Stop after this many evaluations in a row that are not better; 0 never stops early."""
     save_every: int = 500
-    """Steps between saved states. A killed run loses no more than these."""
+    """TrainingSteps between saved states. A killed run loses no more than these."""
     log_every: int = 10
-    """Steps between lines of the log."""
+    """TrainingSteps between lines of the log."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where else the log goes."""
+    """Also log to these."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
-        for name in positive:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        self.check_positive("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
+        self.check_not_negative("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib")
         for name in ("max_steps", "evaluate_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -121,7 +109,7 @@ class RewardTraining:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below and value == 1):
                 raise ValueError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
-        _check_seed(self.seed)
+        self.check_seed()
         if self.start == SCRATCH and (self.freeze or self.lora_rank):
             raise ValueError("a network that starts from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
         if self.lora_rank and self.shard:
@@ -131,31 +119,16 @@ class RewardTraining:
         if self.cache_features and self.lora_rank:
             raise ValueError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
 
-    # These may change between the parts of one run without changing its result.
-    free = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
-
-    def difference(self, other: RewardTraining) -> list[str]:
-        """What differs, apart from what has no effect on the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
-        return [
-            f"{f.name}: {getattr(self, f.name)!r} there, {getattr(other, f.name)!r} here"
-            for f in fields(self)
-            if f.name not in self.free and getattr(self, f.name) != getattr(other, f.name)
-        ]
-
-    def to_toml(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if value is not None}
-        network = values.pop("network")
-        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
-        return "\n".join([*lines, "", "[network]", *(f"{name} = {_toml(value)}" for name, value in network.items())]) + "\n"
+    without_effect = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
 
 
 @dataclass(frozen=True)
-class WordPretraining:
-    """How a network from scratch learns what words look like (``training/words.py``)."""
+class MaskedLanguageTraining(Recipe):
+    """How a network with random weights is pretrained by masked language modelling on the best-ranked images of comparisons."""
 
     data: tuple[str, ...] = ()
-    """What to learn from: files, folders, or "shapes:PROMPTS" for drawn ones."""
-    output: str = "runs/words"
+    """Training data: files, folders, or "shapes:PROMPTS" for drawn ones."""
+    output: str = "runs/pretrained"
     """The folder to write the model to."""
     network: BlipConfig = field(default_factory=BlipConfig)
     """Sizes of the network."""
@@ -163,81 +136,45 @@ class WordPretraining:
     """How many tokens of a prompt are read, counting the first and last."""
 
     own_vocabulary: bool = False
-    """Know only the tokens of the data, which makes a small model much smaller; all others read as unknown."""
+    """Restrict the vocabulary to the tokens of the data, which makes a small model much smaller; all others become [UNK]."""
 
     steps: int = 10_000
     batch_images: int = 48
     """Images in a step, over all processes."""
-    readings: int = 2
-    """How often each prompt is read with its image in a step, with different gaps."""
-    gap_share: float = 0.3
-    """The share of words that are masked."""
+    views: int = 2
+    """How many times each prompt occurs in a step, masked differently each time."""
+    mask_ratio: float = 0.3
+    """The share of tokens that are masked, in (0, 1]."""
     short_share: float = 0.3
     """The share of steps, at the beginning, that see only the shortest two fifths of the prompts."""
     lr: float = 1.5e-3
     """The highest learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    schedule: Schedule = "cosine"
+    """How the learning rate decays to 0 after the warm-up; constant does not."""
     warmup_steps: int = 200
-    """Steps in which the learning rate rises from 0."""
+    """TrainingSteps in which the learning rate rises from 0."""
     weight_decay: float = 0.05
     """AdamW's, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's."""
     clip: float = 1.0
-    """The highest norm of the gradient."""
+    """The gradient is clipped to this norm."""
     seed: int = 0
-    """Fixes new weights, the order of the data and the gaps."""
+    """Determines new weights, the order of the data and what is masked."""
     cache_mib: int = 1024
-    """Keep decoded images in memory if all fit in this many MiB."""
+    """Cache decoded images in memory if all fit in this many MiB."""
     workers: int = 2
     """Processes that open images; 0 opens them in the training process."""
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     log_every: int = 100
-    """Steps between lines of the log."""
+    """TrainingSteps between lines of the log."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_images", "readings", "lr", "max_tokens", "clip", "log_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        _check_seed(self.seed)
-        if not 0 < self.gap_share <= 1:
-            raise ValueError(f"gap_share must be above 0 and at most 1, not {self.gap_share}")
+        self.check_positive("steps", "batch_images", "views", "lr", "max_tokens", "clip", "log_every")
+        self.check_not_negative("warmup_steps", "weight_decay", "workers", "cache_mib")
+        self.check_seed()
+        if not 0 < self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
         if not 0 <= self.short_share <= 1:
             raise ValueError(f"short_share must be from 0 to 1, not {self.short_share}")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < _HIGHEST_SEED:
-        raise ValueError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
-
-
-def read_toml(path: Path, defaults: Record) -> Record:
-    """A recipe: the defaults with what the file says.
-
-    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and what it may have meant.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        content = read_regular(path, _LARGEST_RECIPE)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such recipe: {path}") from None
-    try:
-        values = tomllib.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
-    return fill(defaults, values, str(path), ValueError)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)

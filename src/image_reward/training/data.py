@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from image_reward.errors import ImageReadError
 from image_reward.images import describe
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
-from image_reward.training.features import Features
+from image_reward.training.frozen_features import FrozenFeatures
 from image_reward.training.losses import TIE_MODELS, Loss
 from image_reward.types import Comparison
 
@@ -47,12 +47,12 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
         if len(comparison.images) < 2 or len(comparison.images) != len(comparison.ranks):
             raise ValueError(
                 f"comparison {name_of(comparison)} has {len(comparison.images)} images and {len(comparison.ranks)} ranks; "
-                "it takes two images or more, and a rank for each"
+                "it needs at least two images, and a rank for each"
             )
-        there = [_exists(image) for image in comparison.images]
-        missing += [describe(image) for image, found in zip(comparison.images, there, strict=True) if not found]
-        if not all(there):
-            comparison = _without(comparison, there)
+        exists = [_exists(image) for image in comparison.images]
+        missing += [describe(image) for image, here in zip(comparison.images, exists, strict=True) if not here]
+        if not all(exists):
+            comparison = _without(comparison, exists)
         if len(comparison.images) < 2:
             continue
         if loss not in (*TIE_MODELS, "soft") and len(set(comparison.ranks)) == 1:
@@ -129,10 +129,10 @@ def plan(sizes: Sequence[int], epochs: int, max_steps: int | None, batch_images:
     return steps
 
 
-def share_out(sizes: Sequence[int], step: Sequence[int], num_processes: int, micro_images: int) -> list[list[list[int]]]:
+def shard_across_ranks(sizes: Sequence[int], step: Sequence[int], num_processes: int, micro_images: int) -> list[list[list[int]]]:
     """A step's comparisons by process and by pass through the network. Every process gets as many passes; an empty one is padding.
 
-    >>> share_out([4, 9, 5, 4], [0, 1, 2, 3], num_processes=2, micro_images=9)
+    >>> shard_across_ranks([4, 9, 5, 4], [0, 1, 2, 3], num_processes=2, micro_images=9)
     [[[1], [3]], [[0, 2], []]]
     """
     shares: list[list[int]] = [[] for _ in range(num_processes)]
@@ -150,8 +150,8 @@ def share_out(sizes: Sequence[int], step: Sequence[int], num_processes: int, mic
 
 
 @dataclass(frozen=True)
-class Micro:
-    """What goes through the network at once: some prompts, each with all of its N images in all, and what people said of them."""
+class MicroBatch:
+    """What passes through the network at once: some prompts with all their images, N in all, and the ranks of these."""
 
     batch: TwoTowerBatch
     prompt: Tensor
@@ -159,23 +159,23 @@ class Micro:
     judged: Tensor
     """[N], bool: False for an image that could not be read and for padding"""
     beats: Tensor
-    """[N, N], bool: people put the row's image above the column's"""
+    """[N, N], bool: the row's image is ranked above the column's"""
     first: Tensor
     second: Tensor
     """[P], int64: rows of the pairs that the loss is about"""
     target: Tensor
-    """[P], float32: 1 where people put the first above the second, 1/2 for a tie, a share between for soft labels"""
+    """[P], float32: 1 where the first is ranked above the second, 1/2 for a tie, a share in between for soft labels"""
     num_terms: int
     """Terms of the loss: pairs, or choices of Plackett-Luce."""
     num_unreadable: int
     names: tuple[str, ...]
     """The comparisons, for messages."""
 
-    def to(self, device: torch.device) -> Micro:
+    def to(self, device: torch.device) -> MicroBatch:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if hasattr(getattr(self, f.name), "to")})
 
 
-class Steps(Dataset[list[Micro]]):
+class TrainingSteps(Dataset[list[MicroBatch]]):
     """The passes of each step that fall to one process. Picklable work for loader processes, done by the scorer's own processor."""
 
     def __init__(
@@ -187,7 +187,7 @@ class Steps(Dataset[list[Micro]]):
         process: tuple[int, int] = (0, 1),
         skip_unreadable: bool = False,
         cache_mib: int = 0,
-        features: Features | None = None,
+        features: FrozenFeatures | None = None,
     ) -> None:
         """The comparisons once, in order; ``over`` gives other steps of them.
 
@@ -207,7 +207,7 @@ class Steps(Dataset[list[Micro]]):
         self.crops = torch.empty(shape if fits else (0,), dtype=torch.uint8).share_memory_()
         self.cropped = torch.zeros(shape[0] if fits else 0, dtype=torch.bool).share_memory_()
 
-    def over(self, steps: Sequence[Sequence[int]]) -> Steps:
+    def over(self, steps: Sequence[Sequence[int]]) -> TrainingSteps:
         """Other steps of the same comparisons, which share what is in memory."""
         other = copy.copy(self)
         other.steps = steps
@@ -216,16 +216,16 @@ class Steps(Dataset[list[Micro]]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, index: int) -> list[Micro]:
+    def __getitem__(self, index: int) -> list[MicroBatch]:
         number, num_processes = self.process
         step = self.steps[index]
-        mine = share_out(self.sizes, step, num_processes, self.micro_images)[number]
+        mine = shard_across_ranks(self.sizes, step, num_processes, self.micro_images)[number]
         return [self.micro(indices) if indices else self.micro(step[:1], padding=True) for indices in mine]
 
-    def loader(self, workers: int, start: int = 0) -> Iterator[list[Micro]]:
+    def loader(self, workers: int, start: int = 0) -> Iterator[list[MicroBatch]]:
         return iter(DataLoader(self, batch_size=None, sampler=range(start, len(self)), num_workers=workers, collate_fn=_as_it_is))
 
-    def micro(self, indices: Sequence[int], padding: bool = False) -> Micro:
+    def micro(self, indices: Sequence[int], padding: bool = False) -> MicroBatch:
         chosen = [self.comparisons[i] for i in indices]
         read = [self._read(self.first_image[i] + k, self.comparisons[i], k) for i in indices for k in range(self.sizes[i])]
         prompt = torch.tensor([row for row, c in enumerate(chosen) for _ in c.images])
@@ -249,7 +249,7 @@ class Steps(Dataset[list[Micro]]):
         num_terms = int(beats.any(dim=1).sum()) if self.loss == "plackett-luce" else len(first)
         unreadable = sum(image is None for image in read)
         names = tuple(map(name_of, chosen))
-        return Micro(batch, prompt, judged, beats, first, second, target, num_terms, 0 if padding else unreadable, names)
+        return MicroBatch(batch, prompt, judged, beats, first, second, target, num_terms, 0 if padding else unreadable, names)
 
     def _read(self, number: int, comparison: Comparison, k: int) -> Tensor | None:
         """An image's crop [3, S, S], uint8, or its features [T, W]; None if it cannot be read and that is allowed."""
@@ -276,5 +276,5 @@ class Steps(Dataset[list[Micro]]):
         return torch.zeros(3, self.prepare.transform.size, self.prepare.transform.size, dtype=torch.uint8)
 
 
-def _as_it_is(item: list[Micro]) -> list[Micro]:
+def _as_it_is(item: list[MicroBatch]) -> list[MicroBatch]:
     return item

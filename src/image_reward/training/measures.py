@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from image_reward.training.data import Micro, Steps
+from image_reward.training.data import MicroBatch, TrainingSteps
 
 
 class Measures:
     """Sums over micro-batches and processes, and what follows from them."""
 
-    names = ("loss", "terms", "correct", "untied", "squares", "freedom", "images", "rewards", "rewards_squared", "unreadable")
+    names = ("loss", "terms", "correct", "untied", "squares", "degrees_of_freedom", "images", "rewards", "rewards_squared", "unreadable")
 
     def __init__(self, values: Tensor | None = None) -> None:
         self.values = torch.zeros(len(self.names), dtype=torch.float64) if values is None else values
@@ -25,7 +25,7 @@ class Measures:
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
     @classmethod
-    def of(cls, rewards: Tensor, loss: Tensor, micro: Micro) -> Measures:
+    def of(cls, rewards: Tensor, loss: Tensor, micro: MicroBatch) -> Measures:
         rewards, kept = rewards.detach().double(), micro.judged
         better, worse = micro.beats.nonzero().unbind(dim=1)
         counts = torch.bincount(micro.prompt[kept], minlength=len(micro.names))
@@ -63,9 +63,13 @@ class Measures:
         return self.sums["correct"] / self.sums["untied"] if self.sums["untied"] else None
 
     @property
-    def deviation(self) -> float | None:
+    def std(self) -> float | None:
         """Standard deviation of the raw rewards among the images of one prompt, over all prompts."""
-        return math.sqrt(self.sums["squares"] / self.sums["freedom"]) if self.sums["freedom"] else None
+        return math.sqrt(self.sums["squares"] / self.sums["degrees_of_freedom"]) if self.sums["degrees_of_freedom"] else None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """What goes into the log."""
+        return {"loss": self.loss, "accuracy": self.accuracy, "std": self.std}
 
     def mean_and_std(self) -> tuple[float, float]:
         """Of the raw rewards over all images."""
@@ -74,16 +78,16 @@ class Measures:
 
 
 @torch.no_grad()
-def measure_all(learner: nn.Module, steps: Steps, accelerator: Accelerator, workers: int) -> Measures:
+def measure_all(learner: nn.Module, steps: TrainingSteps, accelerator: Accelerator, workers: int) -> Measures:
     """Measures over data seen once, without dropout, by all processes together."""
     learner.eval()
-    found = Measures()
+    measures = Measures()
     for work in steps.loader(workers):
         for micro in work:
             micro = micro.to(accelerator.device)
             with accelerator.autocast():
                 rewards, loss = learner(micro)
-            found += Measures.of(rewards, loss, micro)
+            measures += Measures.of(rewards, loss, micro)
     if isinstance(learner, FSDPModule):
         learner.reshard()  # FSDP keeps the outermost weights gathered for a backward pass that does not come
-    return found.over_processes(accelerator)
+    return measures.over_processes(accelerator)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -28,27 +28,31 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 
-from image_reward.checkpoints import read_checkpoint
+from image_reward.checkpoints import read_checkpoint, save_checkpoint
 from image_reward.comparisons import shared_prompts, split
 from image_reward.config import RewardConfig, TieConfig
 from image_reward.errors import TrainingError
+from image_reward.metrics import num_pairs
+from image_reward.runs import MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.training import features as feature_files
+from image_reward.training import frozen_features
+from image_reward.training.card import draw_curves, training_card
 from image_reward.training.config import RewardTraining
-from image_reward.training.data import Micro, Steps, fingerprint, name_of, pack, plan, usable
-from image_reward.training.features import Features, FeatureScorer
-from image_reward.training.folder import MODEL, RunFolder, training_card
+from image_reward.training.data import MicroBatch, TrainingSteps, fingerprint, name_of, pack, plan, usable
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
+from image_reward.training.frozen_features import FrozenFeatures, FrozenFeatureScorer
+from image_reward.training.initial_scorer import initial_scorer
 from image_reward.training.losses import TIE_MODELS, davidson, log_tie_parameter, pairwise_logistic, plackett_luce, rao_kupper
 from image_reward.training.measures import Measures, measure_all
-from image_reward.training.progress import Progress
-from image_reward.training.start import starting_scorer
 from image_reward.types import Comparison
 
+MODEL = "model"
 CONSTANT = 1e-3
-"""Raw rewards of one prompt's images that deviate by less are constant: the loss is within 1e-3 of log 2, whatever people said."""
+"""Rewards whose standard deviation within a prompt is below this are constant: the loss is within 1e-3 of log 2 whatever the ranks."""
 CONSTANT_STEPS = 50
-"""So many steps in a row are a collapse."""
+"""After this many steps in a row with constant rewards the run stops."""
+FEW_PAIRS = 50
+"""With fewer validation pairs than this, an accuracy has a standard error above 7 points, so that choosing by it is warned of."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,24 @@ class TrainingResult:
     """Times that an image could not be read and was left out."""
     num_shared_prompts: int = 0
     """Prompts of the validation data that are also in the training data, in whatever spelling."""
+    num_validation_pairs: int = 0
+    """Pairs of validation images that are not tied."""
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the model is what the run started from, since no evaluation was better than the first."""
+        return self.best_step == 0 and self.steps > 0
 
 
-class Learner(nn.Module):
-    """The scorer on its raw scale, the loss, and the tie parameter where the loss has one."""
+class RewardLoss(nn.Module):
+    """The scorer on its raw scale, the loss, and the tie parameter where the loss has one: all that is trained."""
 
     def __init__(self, scorer: ImageRewardScorer, loss: str) -> None:
         super().__init__()
         self.scorer, self.loss = scorer, loss
         self.tie = nn.Parameter(torch.zeros(1)) if loss in TIE_MODELS else None
 
-    def forward(self, micro: Micro) -> tuple[Tensor, Tensor]:
+    def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Raw rewards [N] and the sum of the loss's terms."""
         rewards = self.scorer(micro.batch)
         if self.loss == "plackett-luce":
@@ -103,320 +114,367 @@ class Learner(nn.Module):
         return TieConfig(self.loss, log_tie_parameter(self.loss, tie).exp().item())
 
 
-def train(config: RewardTraining, comparisons: Sequence[Comparison], validation: Sequence[Comparison] = ()) -> TrainingResult:
-    """Learn a reward model into the folder ``config.output``, or go on with the run that is there.
+@dataclass
+class RunState:
+    """What changes from step to step, apart from weights and moments: saved as it is, so that a killed run continues with it."""
 
-    ``config.data`` and ``config.validation`` are only noted: whoever calls has read them. Without validation comparisons, a share of the
-    prompts is set aside; without that share, the last weights are kept.
+    step: int = 0
+    """TrainingSteps that are done."""
+    best_step: int | None = None
+    """The step whose weights are kept; None before the first evaluation."""
+    best_accuracy: float | None = None
+    best_loss: float | None = None
+    num_worse: int = 0
+    """Evaluations in a row that were not better."""
+    num_constant: int = 0
+    """TrainingSteps in a row in which the rewards were constant."""
+    num_unreadable: int = 0
+    stopped: bool = False
+    """Whether ``patience`` has ended the run."""
+
+    def is_best(self, accuracy: float | None, loss: float | None) -> bool:
+        """Among equals in accuracy the lower loss is better; without accuracy the loss alone decides."""
+        if self.best_step is None:
+            return True
+        return (accuracy or 0.0, -(loss or 0.0)) > (self.best_accuracy or 0.0, -(self.best_loss or 0.0))
+
+
+def train(config: RewardTraining, comparisons: Sequence[Comparison], validation: Sequence[Comparison] = ()) -> TrainingResult:
+    """Learn a reward model into the folder ``config.output``, or continue the run that is there.
+
+    ``config.data`` and ``config.validation`` are only noted: the caller has read them. Without validation comparisons, a share of the
+    prompts is held out; without that share, the last weights are kept.
 
     Raises ``ValueError`` and ``FileNotFoundError`` for what can be seen before the first step, ``TrainingError`` for what goes wrong after.
     """
     accelerator = _accelerator(config)
     with accelerator.main_process_first():
         folder = RunFolder(Path(config.output), config)
-    if done := folder.result():
+    if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
-        return TrainingResult(**done)
+        return TrainingResult(**result)
+    run = _Run(config, _Data(config, comparisons, validation), folder, accelerator)
+    state = run.state
 
-    # --- the data ---
-    given = fingerprint(comparisons, validation)
-    learnt, notes = usable(comparisons, config.loss, config.skip_unreadable)
-    if validation:
-        checked, more = usable(validation, config.loss, config.skip_unreadable)
-        notes += [f"validation: {note}" for note in more]
-    else:
-        learnt, checked = _hold_out(learnt, config)
-    if shared := shared_prompts(learnt, checked):
-        notes.append(
-            f"warning: {len(shared):,} prompts of the validation data are also in the training data, the first is {shared[0]!r:.80}: "
-            "the best step is chosen by prompts that were learnt, and its accuracy is too high. `image-reward data split` writes files "
-            "that share none"
+    if state.best_step is None:
+        run.evaluate()
+    run.learner.train()
+    window = Measures()  # since the last line of the log
+    for micro_batches in run.steps.loader(config.workers, start=state.step) if not state.stopped else ():
+        seed_step(config.seed, state.step, accelerator.process_index)
+        lr_factor = rate_factor(state.step, run.num_steps, config.warmup_steps, config.schedule)
+        for group, highest in zip(run.optimizer.param_groups, run.highest_rates, strict=True):
+            group["lr"] = highest * lr_factor
+
+        measures = run.accumulate(micro_batches)
+        norm = float(_whole(accelerator.clip_grad_norm_(run.trained, config.clip or math.inf)))
+        run.check_finite(measures, norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        state.step += 1
+        if run.average:
+            run.average.update(state.step)
+
+        state.num_unreadable += int(measures.sums["unreadable"])
+        run.check_constant(measures)
+        window += measures
+        due = state.step % config.log_every == 0 or state.step == run.num_steps
+        run.show(window if due else measures, int(measures.sums["images"]), config.lr * lr_factor, due)
+        if due:
+            run.log("train", {**window.as_dict(), "lr": config.lr * lr_factor, "norm": norm})
+            window = Measures()
+        if state.step % run.evaluate_every == 0 or state.step == run.num_steps:
+            run.evaluate()
+            run.learner.train()
+            state.stopped = 0 < config.patience <= state.num_worse
+        if state.step % config.save_every == 0 or state.step in (run.num_steps, state.best_step) or state.stopped:
+            run.save()
+        if state.stopped:
+            run.progress.say(f"stopped after {state.num_worse} evaluations without a better one")
+            break
+    return run.finish()
+
+
+class _Data:
+    """What is learnt from, what it is validated on, and lines that say what was left out or is doubtful."""
+
+    def __init__(self, config: RewardTraining, comparisons: Sequence[Comparison], validation: Sequence[Comparison]) -> None:
+        self.fingerprint = fingerprint(comparisons, validation)
+        self.train, self.notes = usable(comparisons, config.loss, config.skip_unreadable)
+        self.validation: list[Comparison] = []
+        if validation:
+            self.validation, notes = usable(validation, config.loss, config.skip_unreadable)
+            self.notes += [f"validation: {note}" for note in notes]
+        elif config.validation_share:
+            self._hold_out(config)
+        self.shared_prompts = shared_prompts(self.train, self.validation)
+        self.num_validation_pairs = sum(num_pairs(c.ranks)[0] for c in self.validation)
+        if shared := self.shared_prompts:
+            self.notes.append(
+                f"warning: {len(shared):,} prompts of the validation data are also in the training data, the first is {shared[0]!r:.80}: "
+                "the best step is chosen by prompts that were learnt, and its accuracy is too high. `image-reward data split` writes files "
+                "that share none"
+            )
+        if self.validation and self.num_validation_pairs < FEW_PAIRS:
+            self.notes.append(
+                f"warning: only {self.num_validation_pairs} ordered pairs of {len(self.validation)} comparisons choose the best step, "
+                "which is little more than chance: use more validation data, or validation_share = 0 to keep the last step"
+            )
+
+    def _hold_out(self, config: RewardTraining) -> None:
+        share = config.validation_share
+        try:
+            self.train, self.validation = split(self.train, (1 - share, share), config.seed)
+        except ValueError as error:
+            remedy = "use validation data, or set validation_share = 0"
+            raise ValueError(f"no prompts can be held out for validation: {error}, {remedy}") from None
+
+
+class _Run:
+    """A run at work: what it is made of, and the parts of its loop. What changes from step to step is in ``state``."""
+
+    def __init__(self, config: RewardTraining, data: _Data, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.config, self.data, self.folder, self.accelerator = config, data, folder, accelerator
+
+        # --- the network ---
+        scorer = initial_scorer(config)
+        self.weight_names = list(scorer.network.state_dict())
+        for module in scorer.network.mlp.modules():
+            if isinstance(module, nn.Dropout) and not config.dropout:
+                module.p = 0.0
+        depth = 0
+        if config.lora_rank:
+            add_low_rank(scorer.network, config.lora_rank, config.lora_alpha, config.seed)
+        else:
+            depth = freeze(scorer.network, config.freeze)
+        scorer.network.set_gradient_checkpointing(config.gradient_checkpointing)
+        self.frozen_sum = sum(float(p.detach().sum(dtype=torch.float64)) for p in scorer.parameters() if not p.requires_grad)
+        scorer.to(accelerator.device)
+
+        # --- the steps ---
+        features: list[FrozenFeatures | None] = [None, None]
+        if config.cache_features:
+            if depth == 0:
+                raise ValueError(f"cache_features has nothing to keep: freeze = {config.freeze} freezes no block of the image tower")
+            features = [self._frozen_features(scorer, depth, c) if c else None for c in (data.train, data.validation)]
+            scorer = FrozenFeatureScorer(scorer.network, scorer.config)
+            scorer.depth = depth
+        self.scorer = scorer
+        self.train_once = self._once(data.train, features[0])
+        self.validation_once = self._once(data.validation, features[1]) if data.validation else None
+        self.sizes = self.train_once.sizes
+        self.steps = self.train_once.over(plan(self.sizes, config.epochs, config.max_steps, config.batch_images, config.seed))
+        self.num_steps = len(self.steps)
+        self.evaluate_every = config.evaluate_every or len(pack(self.sizes, range(len(self.sizes)), config.batch_images))
+
+        # --- what is trained ---
+        self.learner = RewardLoss(scorer, config.loss).to(accelerator.device)
+        if config.shard:
+            for block in scorer.network.blip.visual_encoder.blocks:
+                fully_shard(block)
+            fully_shard(self.learner)
+        optimizer, self.highest_rates = _optimizer(self.learner, config)
+        self.model: Any = self.learner
+        if config.shard:  # FSDP has wrapped the learner in place, and DDP must not wrap it again
+            self.optimizer = accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(self.learner, optimizer)
+        self.trained = [p for p in self.learner.parameters() if p.requires_grad]
+        self.average = MovingAverage(self.trained, config.ema) if config.ema else None
+
+        # --- where a killed run stopped ---
+        self.state = self._restored() or RunState()
+        continued = self.state.best_step is not None
+        if accelerator.is_main_process:
+            folder.forget_after(self.state.step if continued else -1)
+        accelerator.wait_for_everyone()
+        if config.trackers:
+            settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in asdict(config).items()}
+            accelerator.init_trackers("image-reward", settings)
+        self.progress = Progress(self.state.step, self.num_steps, accelerator.is_main_process)
+        for note in data.notes:
+            self.progress.say(note)
+        weights = f"{sum(p.numel() for p in self.trained):,} of {sum(p.numel() for p in self.learner.parameters()):,} weights are trained"
+        self.progress.say(
+            f"{len(data.train):,} comparisons of {sum(self.sizes):,} images in {self.num_steps:,} steps on "
+            f"{accelerator.num_processes} x {accelerator.device.type}; validation on {len(data.validation):,} comparisons with "
+            f"{data.num_validation_pairs:,} ordered pairs; {weights}" + (f"; continued after step {self.state.step}" if continued else "")
         )
 
-    # --- the network ---
-    scorer = starting_scorer(config)
-    names = list(scorer.network.state_dict())
-    for module in scorer.network.mlp.modules():
-        if isinstance(module, nn.Dropout) and not config.dropout:
-            module.p = 0.0
-    depth = 0
-    if config.lora_rank:
-        add_low_rank(scorer.network, config.lora_rank, config.lora_alpha, config.seed)
-    else:
-        depth = freeze(scorer.network, config.freeze)
-    scorer.network.set_gradient_checkpointing(config.gradient_checkpointing)
-    frozen_sum = sum(float(p.detach().sum(dtype=torch.float64)) for p in scorer.parameters() if not p.requires_grad)
-    scorer.to(accelerator.device)
+    def _once(self, comparisons: Sequence[Comparison], features: FrozenFeatures | None) -> TrainingSteps:
+        config, process = self.config, (self.accelerator.process_index, self.accelerator.num_processes)
+        options = (config.loss, config.micro_images, process, config.skip_unreadable, config.cache_mib)
+        return TrainingSteps(comparisons, self.scorer.prepare, *options, features)
 
-    # --- the steps ---
-    process = (accelerator.process_index, accelerator.num_processes)
+    def _frozen_features(self, scorer: ImageRewardScorer, depth: int, comparisons: Sequence[Comparison]) -> FrozenFeatures:
+        config = self.config
+        path = self.folder.path / frozen_features.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(comparisons))
+        if self.accelerator.is_main_process and not path.exists():
+            steps = TrainingSteps(comparisons, scorer.prepare, config.loss, config.micro_images, skip_unreadable=config.skip_unreadable)
+            crops = ((micro.batch.pixels, micro.judged) for step in steps.loader(config.workers) for micro in step)
+            with self.accelerator.autocast():
+                frozen_features.compute(path, scorer, depth, crops, sum(steps.sizes))
+        self.accelerator.wait_for_everyone()
+        return FrozenFeatures(path)
 
-    def once(chosen: Sequence[Comparison], features: Features | None) -> Steps:
-        skip, cache = config.skip_unreadable, config.cache_mib
-        return Steps(chosen, scorer.prepare, config.loss, config.micro_images, process, skip, cache, features)
+    # --- saving and restoring ---
 
-    features: list[Features | None] = [None, None]
-    if config.cache_features:
-        if depth == 0:
-            raise ValueError(f"cache_features has nothing to keep: freeze = {config.freeze} freezes no block of the image tower")
-        features = [_features(folder, accelerator, scorer, depth, chosen, config) if chosen else None for chosen in (learnt, checked)]
-        scorer = FeatureScorer(scorer.network, scorer.config)
-        scorer.depth = depth
-    learnt_once = once(learnt, features[0])
-    sizes = learnt_once.sizes
-    steps = learnt_once.over(plan(sizes, config.epochs, config.max_steps, config.batch_images, config.seed))
-    validation_steps = once(checked, features[1]) if checked else None
-    total = len(steps)
-    evaluate_every = config.evaluate_every or len(pack(sizes, range(len(sizes)), config.batch_images))
-
-    # --- what learns ---
-    learner = Learner(scorer, config.loss).to(accelerator.device)
-    if config.shard:
-        for block in scorer.network.blip.visual_encoder.blocks:
-            fully_shard(block)
-        fully_shard(learner)
-    optimizer, highest_rates = _optimizer(learner, config)
-    if config.shard:
-        model, optimizer = learner, accelerator.prepare(optimizer)
-    else:
-        model, optimizer = accelerator.prepare(learner, optimizer)
-    learning = [p for p in learner.parameters() if p.requires_grad]
-    average = MovingAverage(learning, config.ema) if config.ema else None
-
-    # --- where a killed run stopped ---
-    step, stale, constant, unreadable, stopped = 0, 0, 0, 0, False
-    best: dict[str, Any] = {}
-    if state := folder.load_state():
-        if state["data"] != given:
-            raise ValueError(f"{config.output} holds a run on other data; give another output, or the same data to go on with that run")
-        if not math.isclose(state["frozen_sum"], frozen_sum, rel_tol=1e-9):  # a sum's last digits depend on how many threads add
-            raise ValueError(f"{config.start} is not what the run in {config.output} started from: its weights have changed")
-        _restore(learner, optimizer, average, accelerator, state)
-        step, stale, constant, unreadable, stopped = (state[k] for k in ("step", "stale", "constant", "unreadable", "stopped"))
-        best = state["best"]
-    if accelerator.is_main_process:
-        folder.forget_after(step if state else -1)
-    accelerator.wait_for_everyone()
-    if config.trackers:
-        accelerator.init_trackers("image-reward", {k: v if isinstance(v, int | float | str) else str(v) for k, v in asdict(config).items()})
-    progress = Progress(step, total, accelerator.is_main_process)
-    for note in notes:
-        progress.say(note)
-    progress.say(
-        f"{len(learnt):,} comparisons of {sum(sizes):,} images in {total:,} steps on {process[1]} x {accelerator.device.type}; "
-        f"{sum(p.numel() for p in learning):,} of {sum(p.numel() for p in learner.parameters()):,} weights learn"
-        + (f"; going on after step {step}" if state else "")
-    )
-
-    def log(kind: str, values: dict[str, float | None]) -> None:
-        if accelerator.is_main_process:
-            folder.log({"kind": kind, "step": step, **values})
-        accelerator.log({f"{kind}/{name}": value for name, value in values.items() if value is not None}, step=step)
-
-    def save() -> None:
-        weights = get_model_state_dict(learner, options=_LEARNING)
-        moments = get_optimizer_state_dict(learner, optimizer.optimizer, options=_LEARNING)
+    def save(self) -> None:
+        weights = get_model_state_dict(self.learner, options=_TRAINED)
+        moments = get_optimizer_state_dict(self.learner, self.optimizer.optimizer, options=_TRAINED)
         averaged = None
-        if average:
-            with average.in_place():  # on a CPU the dictionary holds the weights themselves, which are about to change back
-                averaged = copy.deepcopy(get_model_state_dict(learner, options=_LEARNING))
-        if accelerator.is_main_process:
-            folder.save_state(
-                {"step": step, "stale": stale, "constant": constant, "unreadable": unreadable, "stopped": stopped, "best": best}
-                | {"data": given, "frozen_sum": frozen_sum, "model": weights, "optimizer": moments, "average": averaged}
-                | {"scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
+        if self.average:
+            with self.average.in_place():  # on a CPU the dictionary holds the weights themselves, which are about to change back
+                averaged = copy.deepcopy(get_model_state_dict(self.learner, options=_TRAINED))
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        if self.accelerator.is_main_process:
+            self.folder.save_state(
+                {"run": asdict(self.state), "data": self.data.fingerprint, "frozen_sum": self.frozen_sum}
+                | {"model": weights, "optimizer": moments, "average": averaged, "scaler": scaler}
             )
-        accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
 
-    def evaluate() -> None:
-        """Keep these weights if they are the best so far; without validation data the last are."""
-        nonlocal best, stale
-        with average.in_place() if average else nullcontext():
-            found = measure_all(learner, validation_steps, accelerator, config.workers) if validation_steps else Measures()
-            if validation_steps:
-                log("validation", {"loss": found.loss, "accuracy": found.accuracy, "deviation": found.deviation})
-                accuracy = "" if found.accuracy is None else f"  accuracy {found.accuracy:.4f}"
-                progress.say(
-                    f"step {step}  validation: loss {found.loss or 0:.4f}{accuracy}  (best so far: {best.get('accuracy') or 0:.4f})"
-                )
-            # Among equals in accuracy the lower loss is better; without accuracy the loss alone decides.
-            key = [found.accuracy or 0.0, -found.loss if found.loss is not None else 0.0]
-            if not best or not validation_steps or key > [best["accuracy"] or 0.0, -best["loss"]]:
-                best, stale = {"step": step, "accuracy": found.accuracy, "loss": found.loss}, 0
-                weights, tie = plain_weights(scorer.network, names), learner.tie_config()
-                if accelerator.is_main_process:
-                    reward = replace(scorer.config.reward, tie=tie)
-                    folder.save_model(weights, replace(scorer.config, reward=reward), scorer.model_card() + "\nTraining is going on.\n")
-            else:
-                stale += 1
-        if validation_steps and step and found.deviation is not None and found.deviation < CONSTANT:
-            save()
-            raise _collapsed(step, found.deviation, "the validation data")
+    def _restored(self) -> RunState | None:
+        saved = self.folder.load_state()
+        if saved is None:
+            return None
+        if saved["data"] != self.data.fingerprint:
+            raise ValueError(f"{self.config.output} holds a run on other data; use another output, or the same data to continue that run")
+        if not math.isclose(saved["frozen_sum"], self.frozen_sum, rel_tol=1e-9):  # its last digits depend on how many threads add
+            raise ValueError(f"{self.config.start} is not what the run in {self.config.output} started from: its weights have changed")
+        if self.average:
+            with self.average.in_place():
+                set_model_state_dict(self.learner, saved["average"], options=_TRAINED)
+        set_model_state_dict(self.learner, saved["model"], options=_TRAINED)
+        set_optimizer_state_dict(self.learner, self.optimizer.optimizer, saved["optimizer"], options=_TRAINED)
+        if self.accelerator.scaler and saved["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        return RunState(**saved["run"])
 
-    # --- the loop ---
-    if step == 0 and not state:
-        evaluate()
-    window = Measures()
-    learner.train()
-    for work in steps.loader(config.workers, start=step) if not stopped else ():
-        seed_step(config.seed, step, process[0])
-        rate = rate_factor(step, total, config.warmup_steps, config.schedule)
-        for group, highest in zip(optimizer.param_groups, highest_rates, strict=True):
-            group["lr"] = highest * rate
+    # --- the parts of the loop ---
 
-        num_terms = max(1, _sum(accelerator, sum(micro.num_terms for micro in work)))
+    def accumulate(self, micro_batches: Sequence[MicroBatch]) -> Measures:
+        """The gradient of the mean over all terms of the step, those of other processes included; what was measured on the way."""
+        accelerator = self.accelerator
+        num_terms = max(1, _sum(accelerator, sum(micro.num_terms for micro in micro_batches)))
         measures = Measures()
-        for number, micro in enumerate(work):
+        for number, micro in enumerate(micro_batches, start=1):
             micro = micro.to(accelerator.device)
-            with _gradients_shared(accelerator, model, config.shard, number == len(work) - 1):
+            with _gradients_shared(accelerator, self.model, self.config.shard, number == len(micro_batches)):
                 with accelerator.autocast():
-                    rewards, loss = model(micro)
-                accelerator.backward(loss * (process[1] / num_terms))  # DDP and FSDP take the mean over processes
+                    rewards, loss = self.model(micro)
+                # A sum over the terms, and DDP and FSDP take the mean over processes.
+                accelerator.backward(loss * (accelerator.num_processes / num_terms))
             measures += Measures.of(rewards, loss, micro)
-        measures = measures.over_processes(accelerator)
-        sums = measures.sums
-        norm = float(_whole(accelerator.clip_grad_norm_(learning, config.clip or math.inf)))
-        if not math.isfinite(sums["loss"]) or not (math.isfinite(norm) or config.precision == "fp16"):
-            optimizer.zero_grad()
-            save()  # of before this step: its weights are good
-            inside = ", ".join(name_of(learnt[i]) for i in steps.steps[step])
-            raise TrainingError(
-                f"the loss of step {step + 1} is {measures.loss} and its gradient's norm {norm}; its comparisons are {inside}. "
-                f"The state before it is in {config.output}. Look at these comparisons, and try in a new folder a lower lr, a warm-up, "
-                "or precision bf16 or fp32"
+        return measures.over_processes(accelerator)
+
+    def evaluate(self) -> None:
+        """Keep these weights if they are the best so far; without validation data the last are."""
+        state, measures = self.state, Measures()
+        with self.average.in_place() if self.average else nullcontext():
+            if self.validation_once:
+                measures = measure_all(self.learner, self.validation_once, self.accelerator, self.config.workers)
+                self.log("validation", measures.as_dict())
+                accuracy = "" if measures.accuracy is None else f"  accuracy {measures.accuracy:.4f}"
+                best = f"(best so far: {state.best_accuracy or 0:.4f})"
+                self.progress.say(f"step {state.step}  validation: loss {measures.loss or 0:.4f}{accuracy}  {best}")
+            if not self.validation_once or state.is_best(measures.accuracy, measures.loss):
+                state.best_step, state.best_accuracy, state.best_loss, state.num_worse = state.step, measures.accuracy, measures.loss, 0
+                self._keep_weights()
+            else:
+                state.num_worse += 1
+        if self.validation_once and state.step and measures.std is not None and measures.std < CONSTANT:
+            self.save()
+            raise _collapsed(state.step, measures.std, "the validation data")
+
+    def _keep_weights(self) -> None:
+        weights, tie = plain_weights(self.scorer.network, self.weight_names), self.learner.tie_config()
+        if self.accelerator.is_main_process:
+            config = replace(self.scorer.config, reward=replace(self.scorer.config.reward, tie=tie))
+            with self.folder.saving():
+                save_checkpoint(self.model_folder, weights, config, self.scorer.model_card() + "\nTraining is not finished.\n")
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder.path / MODEL
+
+    def check_finite(self, measures: Measures, norm: float) -> None:
+        if math.isfinite(measures.sums["loss"]) and (math.isfinite(norm) or self.config.precision == "fp16"):
+            return  # in float16 an infinite gradient is common: the scaler skips the step and lowers its factor
+        self.optimizer.zero_grad()
+        self.save()  # of before this step: its weights are good
+        step = self.state.step
+        inside = ", ".join(name_of(self.data.train[i]) for i in self.steps.steps[step])
+        raise TrainingError(
+            f"the loss of step {step + 1} is {measures.loss} and its gradient's norm {norm}; its comparisons are {inside}. "
+            f"The state before it is in {self.config.output}. Look at these comparisons, and try in a new folder a lower lr, a warm-up, "
+            "or precision bf16 or fp32"
+        )
+
+    def check_constant(self, measures: Measures) -> None:
+        state, std = self.state, measures.std
+        state.num_constant = state.num_constant + 1 if std is not None and std < CONSTANT else 0
+        if state.num_constant == CONSTANT_STEPS:
+            self.save()
+            raise _collapsed(state.step, std or 0.0, f"{CONSTANT_STEPS} steps in a row")
+
+    def log(self, kind: str, values: dict[str, float | None]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.log({"kind": kind, "step": self.state.step, **values})
+        self.accelerator.log({f"{kind}/{k}": value for k, value in values.items() if value is not None}, step=self.state.step)
+
+    def show(self, measures: Measures, num_images: int, lr: float, due: bool) -> None:
+        accuracy = "" if measures.accuracy is None else f"accuracy {measures.accuracy:.3f}  "
+        self.progress.step(self.state.step, num_images, f"loss {measures.loss or 0:.4f}  {accuracy}lr {lr:.2e}", due)
+
+    # --- the end ---
+
+    def finish(self) -> TrainingResult:
+        """Put the best weights on a scale of their own, and write down what came of the run."""
+        state, data = self.state, self.data
+        assert state.best_step is not None
+        self.progress.say(f"the best weights are of step {state.best_step}; measuring their rewards over the training images")
+        self.accelerator.wait_for_everyone()
+        merge_low_rank(self.scorer.network)
+        weights, kept = read_checkpoint(self.model_folder)
+        assert kept is not None
+        set_model_state_dict(self.learner, {f"scorer.network.{name}": tensor for name, tensor in weights.items()}, options=_WHOLE)
+        measures = measure_all(self.learner, self.train_once, self.accelerator, self.config.workers)
+        mean, std = measures.mean_and_std()
+        result = TrainingResult(
+            model=str(self.model_folder),
+            steps=state.step,
+            best_step=state.best_step,
+            accuracy=state.best_accuracy,
+            loss=state.best_loss,
+            training_accuracy=measures.accuracy,
+            reward_mean=mean,
+            reward_std=std,
+            num_comparisons=len(data.train),
+            num_images=sum(self.sizes),
+            num_validation=len(data.validation),
+            num_unreadable=state.num_unreadable,
+            num_shared_prompts=len(data.shared_prompts),
+            num_validation_pairs=data.num_validation_pairs,
+        )
+        if result.is_start:
+            self.progress.say(
+                "warning: nothing was learnt: no evaluation was better than the first, so the model is what the run started from"
             )
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        if average:
-            average.update(step)
-
-        window += measures
-        unreadable += int(sums["unreadable"])
-        deviation = measures.deviation
-        constant = constant + 1 if deviation is not None and deviation < CONSTANT else 0
-        if constant == CONSTANT_STEPS:
-            save()
-            raise _collapsed(step, deviation or 0.0, f"{CONSTANT_STEPS} steps in a row")
-        due = step % config.log_every == 0 or step == total
-        shown = window if due else measures
-        accuracy = "" if shown.accuracy is None else f"accuracy {shown.accuracy:.3f}  "
-        progress.step(step, int(sums["images"]), f"loss {shown.loss or 0:.4f}  {accuracy}lr {config.lr * rate:.2e}", due)
-        if due:
-            found = {"loss": window.loss, "accuracy": window.accuracy, "deviation": window.deviation}
-            log("train", found | {"lr": config.lr * rate, "norm": norm})
-            window = Measures()
-        if step % evaluate_every == 0 or step == total:
-            evaluate()
-            learner.train()
-            stopped = bool(config.patience) and stale >= config.patience
-        if step % config.save_every == 0 or step in (total, best["step"]) or stopped:
-            save()
-        if stopped:
-            progress.say(f"stopped after {stale} evaluations without a better one")
-            break
-
-    # --- the best weights on a scale of their own ---
-    progress.say(f"the best weights are of step {best['step']}; measuring their rewards over the training images")
-    accelerator.wait_for_everyone()
-    merge_low_rank(scorer.network)
-    weights, kept = read_checkpoint(folder.path / MODEL)
-    assert kept is not None
-    set_model_state_dict(learner, {f"scorer.network.{name}": tensor for name, tensor in weights.items()}, options=_WHOLE)
-    over_all = measure_all(learner, learnt_once, accelerator, config.workers)
-    mean, std = over_all.mean_and_std()
-    result = TrainingResult(
-        model=str(folder.path / MODEL),
-        steps=step,
-        best_step=best["step"],
-        accuracy=best["accuracy"],
-        loss=best["loss"],
-        training_accuracy=over_all.accuracy,
-        reward_mean=mean,
-        reward_std=std,
-        num_comparisons=len(learnt),
-        num_images=sum(sizes),
-        num_validation=len(checked),
-        num_unreadable=unreadable,
-        num_shared_prompts=len(shared),
-    )
-    if accelerator.is_main_process:
-        final = replace(kept, reward=RewardConfig(mean, std, kept.reward.tie, reference=None))
-        shown_scorer = ImageRewardScorer(scorer.network, final, Path(config.output).name)
-        folder.save_model(weights, final, shown_scorer.model_card() + training_card(config, asdict(result)))
-        folder.draw_curves()
-        folder.save_result(asdict(result))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return result
+        if self.accelerator.is_main_process:
+            final = replace(kept, reward=RewardConfig(mean, std, kept.reward.tie, reference=None))
+            scorer = ImageRewardScorer(self.scorer.network, final, Path(self.config.output).name)
+            card = scorer.model_card() + training_card(self.config, asdict(result))
+            with self.folder.saving():
+                save_checkpoint(self.model_folder, weights, final, card)
+            draw_curves(self.folder)
+            self.folder.save_result(asdict(result))
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return result
 
 
-def _hold_out(comparisons: Sequence[Comparison], config: RewardTraining) -> tuple[list[Comparison], list[Comparison]]:
-    """What to learn from, and a share of the prompts to validate on."""
-    if not config.validation_share:
-        return list(comparisons), []
-    try:
-        learnt, checked = split(comparisons, (1 - config.validation_share, config.validation_share), config.seed)
-    except ValueError as error:
-        raise ValueError(f"no prompts can be held out for validation: {error}, use validation data, or set validation_share = 0") from None
-    return learnt, checked
-
-
-# --- the parts of the loop --------------------------------------------------------------------------------------------------------------
-
-
-def rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
-    """The learning rate of a step, counted from 0, as a share of the highest.
-
-    >>> [round(rate_factor(step, 6, 2, "linear"), 2) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
-    return {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[schedule]
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Let dropout and masks follow from the seed, the step and the process, wherever a run was killed."""
-    torch.manual_seed(((seed << 24) + step) * 1024 + process)
-
-
-def decayed(weights: Sequence[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: matrices decay; biases, norms and other vectors do not. A group without weights is left out."""
-    matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
-    groups = [{"params": matrices, "lr": lr, "weight_decay": weight_decay}, {"params": vectors, "lr": lr, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-class MovingAverage:
-    """An exponential moving average of weights; young averages follow faster, so that the start is forgotten."""
-
-    def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
-        self.weights, self.decay = weights, decay
-        self.averages = [weight.detach().clone() for weight in weights]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for average, weight in zip(self.averages, self.weights, strict=True):
-            average.lerp_(weight, 1 - decay)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The averages stand where the weights are, and the weights return."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for average, weight in zip(self.averages, self.weights, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+# --- parts of its parts ----------------------------------------------------------------------------------------------------------------
 
 
 def _accelerator(config: RewardTraining) -> Accelerator:
@@ -433,45 +491,17 @@ def _accelerator(config: RewardTraining) -> Accelerator:
     return accelerator
 
 
-def _optimizer(learner: Learner, config: RewardTraining) -> tuple[torch.optim.Optimizer, list[float]]:
+def _optimizer(learner: RewardLoss, config: RewardTraining) -> tuple[torch.optim.Optimizer, list[float]]:
     tie = [learner.tie] if learner.tie is not None else []
     others = [p for p in learner.scorer.parameters() if p.requires_grad]
-    groups = decayed(others, config.lr, config.weight_decay)
+    groups = weight_groups(others, config.lr, config.weight_decay)
     if tie:
         groups.append({"params": tie, "lr": config.tie_lr, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, betas=config.betas), [float(group["lr"]) for group in groups]
 
 
-_LEARNING = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+_TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 _WHOLE = StateDictOptions(full_state_dict=True, strict=False)
-
-
-def _restore(learner: Learner, optimizer: Any, average: MovingAverage | None, accelerator: Accelerator, state: Mapping[str, Any]) -> None:
-    if average:
-        set_model_state_dict(learner, state["average"], options=_LEARNING)
-        average._exchange()
-    set_model_state_dict(learner, state["model"], options=_LEARNING)
-    set_optimizer_state_dict(learner, optimizer.optimizer, state["optimizer"], options=_LEARNING)
-    if accelerator.scaler and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
-
-
-def _features(
-    folder: RunFolder,
-    accelerator: Accelerator,
-    scorer: ImageRewardScorer,
-    depth: int,
-    comparisons: Sequence[Comparison],
-    config: RewardTraining,
-) -> Features:
-    path = folder.path / feature_files.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(comparisons))
-    if accelerator.is_main_process and not path.exists():
-        steps = Steps(comparisons, scorer.prepare, config.loss, config.micro_images, skip_unreadable=config.skip_unreadable)
-        crops = ((micro.batch.pixels, micro.judged) for work in steps.loader(config.workers) for micro in work)
-        with accelerator.autocast():
-            feature_files.compute(path, scorer, depth, crops, sum(steps.sizes))
-    accelerator.wait_for_everyone()
-    return Features(path)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from image_reward.models.blip import KeysValues, VisionTransformer
 from image_reward.scorers.imagereward import ImageRewardScorer
 
 
-class FeatureScorer(ImageRewardScorer):
+class FrozenFeatureScorer(ImageRewardScorer):
     """A scorer whose batches carry, in place of pixels, what left the first ``depth`` blocks of the image tower, [I, T, W]."""
 
     depth = 0
@@ -24,7 +24,7 @@ class FeatureScorer(ImageRewardScorer):
         return self.network.blip.text_encoder.read_image(self.network.blip.visual_encoder.finish(pixels, self.depth))
 
 
-class Features:
+class FrozenFeatures:
     """A file of [images, T, W], float32: what autocast computes in too between blocks, so that the loss stays the same.
 
     Memory-mapped, so that loader processes share it. An image that could not be read is a row of NaN.

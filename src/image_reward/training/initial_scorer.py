@@ -16,7 +16,7 @@ from image_reward.scorers.registry import locate
 from image_reward.training.config import SCRATCH, RewardTraining
 
 
-def starting_scorer(config: RewardTraining) -> ImageRewardScorer:
+def initial_scorer(config: RewardTraining) -> ImageRewardScorer:
     """The scorer that a run starts from, in float32 on the CPU and on the raw scale of its head."""
     raw = RewardConfig(mean=0.0, std=1.0, reference=None)
     own = ScorerConfig(

@@ -1,4 +1,4 @@
-"""What a run starts from, and which of its weights learn."""
+"""What a run starts from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from image_reward.errors import CheckpointError
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import grid_positions, new_head, new_network
-from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
-from image_reward.training.start import starting_scorer
+from image_reward.training.initial_scorer import initial_scorer
 
 
 @torch.no_grad()
@@ -76,7 +75,7 @@ def pretraining_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def test_a_blip_checkpoint_gives_its_towers_and_a_fresh_head(tmp_path: Path) -> None:
     towers = pretraining_checkpoint(tmp_path / "model_large.pth")
-    scorer = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model_large.pth"), freeze=0.7))
+    scorer = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model_large.pth"), freeze=0.7))
     blip = scorer.network.blip.state_dict()
     assert blip.keys() == towers.keys()
     assert all(torch.equal(blip[name], tensor) for name, tensor in towers.items())
@@ -90,66 +89,22 @@ def test_nothing_else_of_a_blip_checkpoint_is_dropped_in_silence(tmp_path: Path)
     path = tmp_path / "odd.pth"
     torch.save({"model": towers | {"visual_encoder.extra": torch.zeros(1)}}, path)
     with pytest.raises(CheckpointError, match=r"blip\.visual_encoder\.extra is unexpected"):
-        starting_scorer(squares.config(tmp_path, start=str(path)))
+        initial_scorer(squares.config(tmp_path, start=str(path)))
     with pytest.raises(CheckpointError, match=r"should have .*give the sizes of its network in \[network\]"):
-        starting_scorer(squares.config(tmp_path, start=str(tmp_path / "blip.pth"), network=replace(squares.NETWORK, vision_width=32)))
+        initial_scorer(squares.config(tmp_path, start=str(tmp_path / "blip.pth"), network=replace(squares.NETWORK, vision_width=32)))
 
 
 # --- a checkpoint of ours ---
 
 
 def test_a_trained_model_goes_on_from_its_raw_rewards(tmp_path: Path) -> None:
-    scorer = starting_scorer(squares.config(tmp_path, seed=8))
+    scorer = initial_scorer(squares.config(tmp_path, seed=8))
     scorer.save_pretrained(tmp_path / "model")
-    again = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=BlipConfig()))
+    again = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=BlipConfig()))
     assert again.config.network == squares.NETWORK
     torch.testing.assert_close(rewards(again.network), rewards(scorer.network), rtol=0, atol=1e-5)
-    fresh = starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), new_head=True))
+    fresh = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), new_head=True))
     assert not torch.equal(fresh.network.mlp.layers[0].weight, scorer.network.mlp.layers[0].weight)
     assert torch.equal(fresh.network.blip.vision_proj.weight, scorer.network.blip.vision_proj.weight)
     with pytest.raises(ValueError, match=r"\[network\] must be left out or be the same"):
-        starting_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=replace(squares.NETWORK, text_layers=1)))
-
-
-# --- which weights learn ---
-
-
-def test_freezing_is_the_published_one_at_full_size() -> None:
-    with torch.device("meta"):
-        network = ImageRewardNetwork(BlipConfig())
-    assert freeze(network, 0.7) == 16
-    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    layers = {name.split(".")[3] for name in learning if ".blocks." in name}, {name.split(".")[4] for name in learning if ".layer." in name}
-    assert layers == ({str(i) for i in range(16, 24)}, {str(i) for i in range(8, 12)})
-    others = {name for name in learning if ".blocks." not in name and ".layer." not in name and not name.startswith("mlp.")}
-    assert others == {"blip.visual_encoder.norm.weight", "blip.visual_encoder.norm.bias"}
-    assert sum(name.startswith("mlp.") for name in learning) == 10
-
-
-def test_freezing_nothing_and_everything() -> None:
-    network = new_network(squares.NETWORK, 0)
-    assert freeze(network, 0.0) == 0
-    assert {name.split(".")[1] for name, p in network.named_parameters() if not p.requires_grad} == {"vision_proj", "text_proj"}
-    assert freeze(network, 1.0) == 3
-    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"mlp"}
-
-
-def test_low_rank_updates_start_at_nothing_and_merge_into_the_weights() -> None:
-    network = new_network(squares.NETWORK, 0)
-    names, before = list(network.state_dict()), rewards(network)
-    add_low_rank(network, rank=2, alpha=4.0, seed=0)
-    assert torch.allclose(rewards(network), before, atol=1e-5)
-    learning = [name for name, p in network.named_parameters() if p.requires_grad and not name.startswith("mlp.")]
-    assert len(learning) == 2 * (3 * 2 + 2 * 2 * 4)  # down and up, of two layers in each block and of two times four in each text layer
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith(".up"):
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    changed, weights = rewards(network), plain_weights(network, names)
-    assert not torch.allclose(changed, before)
-    merge_low_rank(network)
-    assert torch.allclose(rewards(network), changed, atol=1e-5)
-    assert set(network.state_dict()) == set(names)
-    other = new_network(squares.NETWORK, 1)
-    other.load_state_dict(weights)
-    assert torch.allclose(rewards(other), changed, atol=1e-5)
+        initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=replace(squares.NETWORK, text_layers=1)))

@@ -10,7 +10,7 @@ import image_reward as ir
 from image_reward.comparisons import shapes
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network, whiten_patches
-from image_reward.training import RewardTraining, WordPretraining, pretrain, train
+from image_reward.training import MaskedLanguageTraining, RewardTraining, pretrain, train
 
 NETWORK = BlipConfig(
     image_size=32,
@@ -28,9 +28,9 @@ NETWORK = BlipConfig(
 )
 
 
-def config(folder: Path, **changes: object) -> WordPretraining:
+def config(folder: Path, **changes: object) -> MaskedLanguageTraining:
     settings = {"steps": 150, "batch_images": 24, "lr": 5e-3, "warmup_steps": 10, "workers": 0, "own_vocabulary": True}
-    return WordPretraining(output=str(folder), network=NETWORK, max_tokens=24, **(settings | changes))
+    return MaskedLanguageTraining(output=str(folder), network=NETWORK, max_tokens=24, **(settings | changes))
 
 
 def test_masked_words_are_learnt_and_training_goes_on_from_there(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"steps": 0}, "steps must be"), ({"gap_share": 0.0}, "gap_share"), ({"short_share": 2.0}, "short")]
+    ("wrong", "message"), [({"steps": 0}, "steps must be"), ({"mask_ratio": 0.0}, "mask_ratio"), ({"short_share": 2.0}, "short")]
 )
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,7 +1,7 @@
-"""Masked-word pretraining: a network from scratch learns what words look like, before it learns what people prefer.
+"""Masked language modelling: a network with random weights learns to match words and images, before it learns preferences.
 
-A ranking says one bit about two images; a prompt says a dozen words about one. So a network without a past first guesses masked words of a
-prompt from the words around them and from the image that people ranked best for it (masked language modelling as in ALBEF, Li et al.
+A ranking holds one bit about two images; a prompt holds a dozen words about one. So the network first predicts masked tokens of a prompt
+from the other tokens and from the image ranked best for it (the masked language modelling of ALBEF, Li et al.
 2021, arXiv 2107.07651, eq. 3, which BLIP grew out of), and `train` starts from there. Towers that have learnt already do not need it.
 """
 
@@ -21,11 +21,10 @@ from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.prompts import PromptTokenizer, vocabulary_of
+from image_reward.runs import Progress, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.training.config import WordPretraining
-from image_reward.training.data import Micro, Steps, plan, usable
-from image_reward.training.progress import Progress
-from image_reward.training.reward import decayed, rate_factor, seed_step
+from image_reward.training.config import MaskedLanguageTraining
+from image_reward.training.data import MicroBatch, TrainingSteps, plan, usable
 from image_reward.types import Comparison
 
 
@@ -37,11 +36,11 @@ class PretrainingResult:
     """A folder that ``image_reward.load`` and ``RewardTraining.start`` take; its head has learnt nothing."""
     steps: int
     accuracy: float
-    """The share of masked words guessed right in the last hundred steps."""
+    """The share of masked tokens predicted correctly in the last hundred steps."""
 
 
-class WordGuesser(nn.Module):
-    """The network as a reader of gaps: guesses among the words that the data uses, with the embeddings as its output layer."""
+class MaskedLanguageModel(nn.Module):
+    """The network with an output layer over the tokens that occur in the data, whose weights are the token embeddings themselves."""
 
     vocabulary: Tensor
 
@@ -51,22 +50,23 @@ class WordGuesser(nn.Module):
         self.register_buffer("vocabulary", vocabulary)
         self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
 
-    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor, gaps: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, S, S], ids with gaps, mask and where the gaps are [N, L] -> logits [number of gaps, words]."""
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor, masked: Tensor) -> Tensor:
+        """Normalised pixels [I, 3, S, S]; ids with [MASK], attention mask and masked positions [N, L] -> logits [masked, vocabulary]."""
         text = self.network.blip.text_encoder
-        hidden = text.encode(ids, mask, self.network.encode_images(pixels))[gaps]
-        words = text.embeddings.word_embeddings.weight[self.vocabulary]
-        return F.linear(hidden, F.normalize(words, dim=1), self.bias) * 4  # unit words: their lengths are the norm layer's business
+        hidden = text.encode(ids, mask, self.network.encode_images(pixels))[masked]
+        embeddings = text.embeddings.word_embeddings.weight[self.vocabulary]
+        # Of unit length: the LayerNorm that follows the embeddings hides their lengths from the network, so these should not count here.
+        return F.linear(hidden, F.normalize(embeddings, dim=1), self.bias) * 4
 
 
-def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
+def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
     """Pretrain a network from scratch on the best-ranked images of comparisons and write it to ``config.output``.
 
     Raises ``ValueError`` and ``FileNotFoundError`` as ``train`` does, and ``FileExistsError`` if the output holds a model.
     """
     folder = Path(config.output)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; give another output, or use the model in it")
+        raise FileExistsError(f"{folder} is not empty; use another output, or the model in it")
     accelerator = Accelerator(cpu=config.cpu or not torch.cuda.is_available())
     chosen, notes = usable(comparisons, "pairwise", skip_unreadable=False)
     best = [
@@ -77,43 +77,43 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
     ]
     scale = RewardConfig(mean=0.0, std=1.0, reference=None)
     transform = TransformConfig(size=config.network.image_size)
-    words = vocabulary_of(c.prompt for c in best) if config.own_vocabulary else None
-    network = replace(config.network, vocab_size=len(words)) if words else config.network
-    own = ScorerConfig(network=network, image=transform, max_tokens=config.max_tokens, vocabulary=words, reward=scale)
+    own_vocabulary = vocabulary_of(c.prompt for c in best) if config.own_vocabulary else None
+    network = replace(config.network, vocab_size=len(own_vocabulary)) if own_vocabulary else config.network
+    own = ScorerConfig(network=network, image=transform, max_tokens=config.max_tokens, vocabulary=own_vocabulary, reward=scale)
     scorer = ImageRewardScorer(new_network(network, config.seed), own, name=folder.name)
     for unused in (scorer.network.mlp, scorer.network.blip.vision_proj, scorer.network.blip.text_proj):
         unused.requires_grad_(False)
 
     process = (accelerator.process_index, accelerator.num_processes)
-    everything = Steps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
+    everything = TrainingSteps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
     steps = everything.over(_plan(everything, config))
     sample = torch.stack([scorer.prepare.transform(c.images[0]) for c in best[:1000]])
     whiten_patches(scorer.network, sample, config.seed)
     vocabulary = everything.tokens.ids.unique()
-    guesser = WordGuesser(scorer.network, vocabulary).to(accelerator.device)
-    place = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
-    place[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
-    gap = PromptTokenizer(vocabulary=scorer.config.vocabulary).token_id("[MASK]")
+    language_model = MaskedLanguageModel(scorer.network, vocabulary).to(accelerator.device)
+    index_of = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
+    index_of[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
+    mask_id = PromptTokenizer(vocabulary=scorer.config.vocabulary).token_id("[MASK]")
 
-    learning = [p for p in guesser.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(decayed(learning, config.lr, config.weight_decay), betas=config.betas)
-    model, optimizer = accelerator.prepare(guesser, optimizer)
+    trained = [p for p in language_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weight_groups(trained, config.lr, config.weight_decay), betas=config.betas)
+    model, optimizer = accelerator.prepare(language_model, optimizer)
 
     progress = Progress(0, len(steps), accelerator.is_main_process)
     for note in notes:
         progress.say(note)
-    progress.say(f"{len(best):,} images and {len(vocabulary):,} different words in {len(steps):,} steps")
-    right, guessed = torch.zeros(100), torch.ones(100)  # of the last hundred steps
+    progress.say(f"{len(best):,} images and {len(vocabulary):,} different tokens in {len(steps):,} steps")
+    num_correct, num_masked = torch.zeros(100), torch.ones(100)  # of the last hundred steps
     model.train()
     for step, work in enumerate(steps.loader(config.workers)):
         seed_step(config.seed, step, process[0])
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate_factor(step, len(steps), config.warmup_steps, config.schedule)
         (micro,) = work
-        pixels, ids, mask, gaps = _with_gaps(micro.to(accelerator.device), config)
+        pixels, ids, mask, masked = _masked(micro.to(accelerator.device), config)
         pixels = scorer.prepare.transform.normalize(pixels)
-        logits = model(pixels, ids.masked_fill(gaps, gap), mask, gaps)
-        truth = place[ids[gaps]]
+        logits = model(pixels, ids.masked_fill(masked, mask_id), mask, masked)
+        truth = index_of[ids[masked]]
         loss = F.cross_entropy(logits, truth)
         if not math.isfinite(loss.item()):
             raise ValueError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
@@ -121,9 +121,9 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
-        right[step % 100], guessed[step % 100] = int((logits.argmax(dim=1) == truth).sum()), len(truth)
-        accuracy = float(right.sum() / guessed.sum())
-        values = f"loss {loss.item():.4f}  words guessed {accuracy:.3f}"
+        num_correct[step % 100], num_masked[step % 100] = int((logits.argmax(dim=1) == truth).sum()), len(truth)
+        accuracy = float(num_correct.sum() / num_masked.sum())
+        values = f"loss {loss.item():.4f}  masked tokens correct {accuracy:.3f}"
         progress.step(step + 1, len(pixels) * process[1], values, (step + 1) % config.log_every == 0)
 
     if accelerator.is_main_process:
@@ -133,7 +133,7 @@ def pretrain(config: WordPretraining, comparisons: Sequence[Comparison]) -> Pret
     return PretrainingResult(str(folder), len(steps), accuracy)
 
 
-def _plan(everything: Steps, config: WordPretraining) -> list[list[int]]:
+def _plan(everything: TrainingSteps, config: MaskedLanguageTraining) -> list[list[int]]:
     """Which images make up each step: first those of the shortest prompts, if so configured, then all."""
     sizes = everything.sizes
     num_short = round(config.steps * config.short_share)
@@ -145,14 +145,14 @@ def _plan(everything: Steps, config: WordPretraining) -> list[list[int]]:
     return [[short[i] for i in step] for step in first] + rest
 
 
-def _with_gaps(micro: Micro, config: WordPretraining) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pixels, and each prompt ``readings`` times with gaps of its own: ids, mask and gaps [I * readings, L]; at least one gap in all."""
-    ids = micro.batch.ids.repeat_interleave(config.readings, dim=0)
-    mask = micro.batch.mask.repeat_interleave(config.readings, dim=0)
-    words = mask.clone()
-    words[:, 0] = False  # [CLS]
-    words[torch.arange(len(words)), mask.sum(dim=1) - 1] = False  # [SEP]
-    gaps = words & (torch.rand(ids.shape, device=ids.device) < config.gap_share)
-    if not gaps.any():
-        gaps[0, 1] = True
-    return micro.batch.pixels, ids, mask, gaps
+def _masked(micro: MicroBatch, config: MaskedLanguageTraining) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pixels, and each prompt ``views`` times: ids, attention mask, and positions to mask [I * views, L], at least one in all."""
+    ids = micro.batch.ids.repeat_interleave(config.views, dim=0)
+    mask = micro.batch.mask.repeat_interleave(config.views, dim=0)
+    maskable = mask.clone()
+    maskable[:, 0] = False  # [CLS]
+    maskable[torch.arange(len(mask)), mask.sum(dim=1) - 1] = False  # [SEP]
+    masked = maskable & (torch.rand(ids.shape, device=ids.device) < config.mask_ratio)
+    if not masked.any():
+        masked[0, 1] = True
+    return micro.batch.pixels, ids, mask, masked

@@ -1,0 +1,295 @@
+"""What every training run shares: its recipe, its folder, schedules, a moving average of weights, and where it is.
+
+A run is a folder. It holds the recipe, the state to go on from, a log and what comes of the run, and belongs to this one run: the same
+recipe goes on where a killed run stopped, another is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from image_reward.errors import TrainingError
+from image_reward.files import fill, read_regular, remove_unfinished, written_whole
+
+Settings = TypeVar("Settings", bound="Recipe")
+Record = TypeVar("Record")
+Schedule = Literal["cosine", "linear", "constant"]
+
+_LARGEST_RECIPE = 1 << 20
+_HIGHEST_SEED = 2**32
+
+# --- recipes -------------------------------------------------------------------------------------------------------------------------
+
+
+class Recipe:
+    """Base of the dataclasses that hold all settings of a run; flags and a TOML file both fill them."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Settings that may change between the parts of one run: its result does not depend on them."""
+
+    def difference(self, other: Recipe) -> list[str]:
+        """What differs and has an effect on the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
+        return [
+            f"{f.name}: {getattr(self, f.name)!r} there, {getattr(other, f.name)!r} here"
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.name not in self.without_effect and getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+    def to_toml(self) -> str:
+        values = {name: value for name, value in asdict(self).items() if value is not None}  # type: ignore[call-overload]
+        tables = {name: values.pop(name) for name in list(values) if isinstance(values[name], dict)}
+        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+        for table, entries in tables.items():
+            lines += ["", f"[{table}]", *(f"{name} = {_toml(value)}" for name, value in entries.items())]
+        return "\n".join(lines) + "\n"
+
+    def check_positive(self, *names: str) -> None:
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+
+    def check_not_negative(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+    def check_seed(self) -> None:
+        seed = self.seed  # type: ignore[attr-defined]
+        if not 0 <= seed < _HIGHEST_SEED:
+            raise ValueError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
+
+
+def read_toml(path: Path, defaults: Settings) -> Settings:
+    """A recipe: the defaults with what the file says.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and what it may have meant.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        content = read_regular(path, _LARGEST_RECIPE)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such recipe: {path}") from None
+    try:
+        values = tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    return fill(defaults, values, str(path), ValueError)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)
+
+
+# --- the folder ----------------------------------------------------------------------------------------------------------------------
+
+RECIPE, STATE, LOG, RESULT = "config.toml", "state.pt", "log.jsonl", "result.json"
+_STATE_VERSION = 2
+
+
+class RunFolder:
+    """Every file but the log appears whole or not at all, so that a kill or a full disk leaves the last good one."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        """Raises ``ValueError`` when the folder belongs to a run with other settings, or is not the folder of a run."""
+        self.path = path
+        if (path / RECIPE).exists():
+            if changes := read_toml(path / RECIPE, type(recipe)()).difference(recipe):
+                raise ValueError(
+                    f"{path} holds a run with other settings ({'; '.join(changes)}); use another output, "
+                    "or the original settings to continue that run"
+                )
+            return
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} cannot be the folder of a run: a file with that name exists; use another output")
+        remove_unfinished(path)
+        if path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} is not empty and not the folder of a run ({RECIPE} is missing); use another output")
+        path.mkdir(parents=True, exist_ok=True)
+        self._write(RECIPE, recipe.to_toml())
+
+    # --- the state ---
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """``state``: tensors, numbers, strings, and dictionaries and lists of these."""
+        with self.saving(), written_whole(self.path / STATE) as temporary:
+            torch.save({"version": _STATE_VERSION, **state}, temporary)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What was saved last, on the CPU; None in a new run. Raises ``TrainingError`` for what cannot be continued."""
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # PyTorch's reader raises nearly anything for damaged files
+            raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
+        if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
+            raise TrainingError(
+                f"{self.path} holds a run of another version of this program, which cannot be continued exactly; use another output"
+            )
+        return state
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """What fails inside is a ``TrainingError`` that says what is still whole."""
+        try:
+            yield
+        # PyTorch's writer turns a full disk into a RuntimeError; safetensors' errors and OSError share no base class.
+        except Exception as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "write" in str(error).lower()
+            kept = "the last saved state is whole" if (self.path / STATE).exists() else "no state was saved before"
+            raise TrainingError(
+                f"saving to {self.path} failed{': the disk may be full' if full else ''} ({error}); {kept}. "
+                "Free space and run the same command again to continue from there"
+            ) from error
+
+    def _write(self, name: str, text: str) -> None:
+        with written_whole(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    # --- the log ---
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        path = self.path / LOG
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if path.exists() else []
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines that a killed run wrote after its last saved state: they are about to be written again."""
+        if (self.path / LOG).exists():
+            self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.history() if line["step"] <= step))
+
+    # --- the result ---
+
+    def result(self) -> dict[str, Any] | None:
+        path = self.path / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        self._write(RESULT, json.dumps(result, indent=2) + "\n")
+
+
+# --- steps ---------------------------------------------------------------------------------------------------------------------------
+
+
+def rate_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
+    """The learning rate of a step, counted from 0, as a share of the highest.
+
+    >>> [round(rate_factor(step, 6, 2, "linear"), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, total - warmup)
+    return {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[schedule]
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Let dropout and masks follow from the seed, the step and the process, wherever a run was killed."""
+    # PyTorch's generator on a CPU reads the low 32 bits of a seed alone, so all three are mixed into these: by Knuth's multiplier, which is
+    # odd and no multiple of 1024, so that the steps of one seed do not become those of another.
+    torch.manual_seed((seed * 2_654_435_761 + step * 1024 + process) % 2**32)
+
+
+def weight_groups(weights: Sequence[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: matrices decay; biases, norms and other vectors do not. A group without weights is left out."""
+    matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
+    groups = [{"params": matrices, "lr": lr, "weight_decay": weight_decay}, {"params": vectors, "lr": lr, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class MovingAverage:
+    """An exponential moving average of weights; young averages follow faster, so that the start is forgotten."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
+        self.weights, self.decay = weights, decay
+        self.averages = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for average, weight in zip(self.averages, self.weights, strict=True):
+            average.lerp_(weight, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages stand where the weights are, and the weights return."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for average, weight in zip(self.averages, self.weights, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+# --- progress ------------------------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Where a run is, on stderr: one line that is rewritten on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, start: int, total: int, shown: bool) -> None:
+        """``start`` steps of ``total`` were done before; nothing is printed unless ``shown``."""
+        self.start, self.total, self.shown = start, total, shown
+        self.live = shown and sys.stderr.isatty()
+        self.began = self.drawn = time.monotonic()
+        self.images = 0
+
+    def step(self, step: int, images: int, values: str, due: bool) -> None:
+        """``due``: this step is logged, so it is shown even where lines cannot be rewritten."""
+        self.images += images
+        now = time.monotonic()
+        if not self.shown or not (due or (self.live and now - self.drawn > 0.2)):
+            return
+        self.drawn = now
+        passed = max(now - self.began, 1e-9)
+        left = passed / (step - self.start) * (self.total - step)
+        line = f"step {step}/{self.total}  {values}  {self.images / passed:.1f} images/s  {duration(left)} left"
+        sys.stderr.write(f"\r\x1b[K{line}" if self.live else f"{line}\n")
+        sys.stderr.flush()
+
+    def say(self, text: str) -> None:
+        if self.shown:
+            sys.stderr.write(("\r\x1b[K" if self.live else "") + text + "\n")
+            sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(42), duration(600), duration(9000)
+    ('42 s', '10 min', '2 h 30 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,63 @@
+"""What a trained model says of its training: a part of its model card, and its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from image_reward.files import written_whole
+from image_reward.runs import RunFolder
+from image_reward.training.config import RewardTraining
+
+
+def training_card(config: RewardTraining, result: Mapping[str, Any]) -> str:
+    """What the model card says of the training: data, recipe and results."""
+    shared = result["num_shared_prompts"]
+    rows = {
+        "data": ", ".join(config.data) or "passed by a program",
+        "trained on": f"{result['num_comparisons']:,} comparisons of {result['num_images']:,} images",
+        "validation": f"{result['num_validation']:,} comparisons" + (f"; {shared:,} of their prompts were learnt too" if shared else ""),
+        "start": config.start,
+        "loss": config.loss,
+        "steps": f"{result['best_step']:,} of {result['steps']:,}, each of up to {config.batch_images} images",
+        "pairwise accuracy": _percent(result["accuracy"]) + " on validation, a scorer's tie counted as wrong",
+        "pairwise accuracy, training data": _percent(result["training_accuracy"]),
+        "scale": "reward 0 and 1 are the mean and one standard deviation above it, over the training images",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if not value.startswith("unknown"))
+    recipe = "\n".join(f"{name} = {value!r}" for name, value in asdict(config).items() if name not in ("network", "output"))
+    return f"\n## Training\n\n| | |\n|---|---|\n{table}\n\n```text\n{recipe}\n```\n"
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.2f} %"
+
+
+def draw_curves(folder: RunFolder) -> Path | None:
+    """Loss and pairwise accuracy against steps as ``curves.png``; None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    with matplotlib.rc_context(fname=str(files("image_reward").joinpath("assets/image_reward.mplstyle"))):
+        return _draw_curves(folder)
+
+
+def _draw_curves(folder: RunFolder) -> Path:
+    from matplotlib.figure import Figure
+
+    history = folder.history()
+    figure = Figure(figsize=(10, 4))
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for kind, style in (("train", {"alpha": 0.4}), ("validation", {"marker": "o"})):
+            points = [(line["step"], line[key]) for line in history if line["kind"] == kind and line.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=kind, **style)
+        axes.set(xlabel="step", ylabel={"loss": "loss", "accuracy": "pairwise accuracy"}[key])
+        axes.legend()
+    with written_whole(folder.path / "curves.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return folder.path / "curves.png"
