@@ -173,7 +173,7 @@ def test_a_string_is_no_list_of_prompts(prompts: Any) -> None:
 
 
 def test_half_a_character_is_no_text() -> None:
-    with pytest.raises(PromptError, match=r"'cat \\ud83d' holds half of a surrogate pair"):
+    with pytest.raises(PromptError, match=r"'cat \\ud83d' contains half of a surrogate pair"):
         PromptTokenizer()(["cat \ud83d"])
 
 
@@ -396,7 +396,7 @@ def test_what_is_no_clip_tokenizer(few: Path, tmp_path_factory: pytest.TempPathF
         ClipTokenizer.from_folder(few, convention="open")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"max_tokens counts <\|startoftext\|> and <\|endoftext\|> and must be at least 3, not 2"):
         ClipTokenizer.from_folder(few, max_tokens=2)
-    with pytest.raises(CheckpointError, match=r"holds no tokenizer: it lacks tokenizer\.json, and vocab\.json with merges\.txt"):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: it lacks tokenizer\.json, and vocab\.json with merges\.txt"):
         ClipTokenizer.from_folder(few / "missing")
     (few / "merges.txt").write_text("#version: 0.2\nq q q\n")
     with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be read: .*; download it again"):

@@ -166,9 +166,9 @@ class PromptTokenizer(BaseTokenizer):
         super().__post_init__()
 
     def token_id(self, token: str) -> int:
-        found = bert_tokenizer().token_to_id(token) if self.vocabulary is None else self.vocabulary.index(token)
-        assert found is not None, token
-        return found
+        number = bert_tokenizer().token_to_id(token) if self.vocabulary is None else self.vocabulary.index(token)
+        assert number is not None, token
+        return number
 
     def words(self, prompts: Sequence[str]) -> list[list[int]]:
         encodings = bert_tokenizer().encode_batch(list(prompts), add_special_tokens=False)
@@ -210,9 +210,7 @@ class ClipTokenizer(BaseTokenizer):
         """From ``tokenizer.json``, or else from ``vocab.json`` and ``merges.txt``. Raises ``CheckpointError`` for files that make none."""
         whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
-            raise CheckpointError(
-                f"{folder} holds no tokenizer: it lacks tokenizer.json, and vocab.json with merges.txt; download it again"
-            )
+            raise CheckpointError(f"{folder} has no tokenizer: it lacks tokenizer.json, and vocab.json with merges.txt; download it again")
         try:
             tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _byte_pair_encoding(vocabulary, merges)
         except Exception as error:  # the library raises bare Exceptions
@@ -224,9 +222,9 @@ class ClipTokenizer(BaseTokenizer):
         return cls(max_tokens, long_prompts, definition=tokenizer.to_str(), convention=convention)
 
     def token_id(self, token: str) -> int:
-        found = _clip_tokenizer(self.definition, self.convention).token_to_id(token)
-        assert found is not None, token
-        return found
+        number = _clip_tokenizer(self.definition, self.convention).token_to_id(token)
+        assert number is not None, token
+        return number
 
     @property
     def vocab_size(self) -> int:
@@ -309,5 +307,5 @@ def check_prompts(prompts: Iterable[object]) -> None:
             prompt.encode()
         except UnicodeEncodeError:
             raise PromptError(
-                f"the prompt {prompt!r:.60} holds half of a surrogate pair, which is no character; decode its source anew"
+                f"the prompt {prompt!r:.60} contains half of a surrogate pair, which is not a character; decode its source again"
             ) from None

@@ -134,7 +134,7 @@ def test_the_text_tower_says_what_it_lacks(network: ImageRewardNetwork, pixels: 
     ids = torch.tensor([[101, 102]] * 3)
     with pytest.raises(ValueError, match="encoder_hidden_states is missing"):
         network.blip.text_encoder(ids)
-    with pytest.raises(ValueError, match="3 prompts cannot be shared out among 2 images"):
+    with pytest.raises(ValueError, match="3 prompts cannot be divided among 2 images"):
         network.blip.text_encoder(ids, encoder_hidden_states=network.blip.visual_encoder(pixels[:2]))
     with pytest.raises(ValueError, match="not 'fusion'"):
         network.blip.text_encoder(ids, mode="fusion")

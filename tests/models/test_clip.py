@@ -125,9 +125,9 @@ def test_a_missing_size_is_named(name: str, tensors: dict[str, Tensor]) -> None:
 def test_sizes_that_cannot_be(tensors: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"visual.proj has shape \(4,\) and should have 2 dimensions"):
         config(tensors | {"visual.proj": torch.zeros(4)})
-    with pytest.raises(CheckpointError, match="has 18 places for patches, which form no square"):
+    with pytest.raises(CheckpointError, match="has 18 places for patches, which do not form a square"):
         config(tensors | {"visual.positional_embedding": torch.zeros(19, 128)})
-    with pytest.raises(CheckpointError, match="a width of 128 cannot be shared out among 3 heads; give vision_heads"):
+    with pytest.raises(CheckpointError, match="a width of 128 cannot be divided among 3 heads; give vision_heads"):
         config(tensors, vision_heads=3)
     with pytest.raises(CheckpointError, match="an image tower of width 2048 is not known here; give vision_heads"):
         config(tensors | {"visual.conv1.weight": torch.zeros(2048, 3, 16, 16)}, vision_heads=None)

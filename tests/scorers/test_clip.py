@@ -420,7 +420,7 @@ def test_settings_of_another_release_are_refused(clip: ClipScorer, key: str, tmp
         ("config.json", r"lacks config\.json; download it again"),
         ("preprocessor_config.json", r"lacks preprocessor_config\.json; download it again"),
         ("pytorch_model.bin", r"lacks model\.safetensors and pytorch_model\.bin"),
-        ("merges.txt", r"holds no tokenizer: it lacks tokenizer\.json, and vocab\.json with merges\.txt"),
+        ("merges.txt", r"has no tokenizer: it lacks tokenizer\.json, and vocab\.json with merges\.txt"),
     ],
 )
 def test_a_folder_that_lacks_a_file(plain_folder: Path, name: str, message: str) -> None:
@@ -430,7 +430,7 @@ def test_a_folder_that_lacks_a_file(plain_folder: Path, name: str, message: str)
 
 
 def test_damaged_texts(plain_folder: Path) -> None:
-    for text, message in (("{", r"config\.json is not JSON"), ("[1]", r"holds no object but \[1\]")):
+    for text, message in (("{", r"config\.json is not JSON"), ("[1]", r"is not a JSON object but \[1\]")):
         (plain_folder / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             clip_from_folder(plain_folder)

@@ -329,7 +329,7 @@ def test_score_gard_refuses_what_cannot_be_scored(model: Any) -> None:
     ids, mask = torch.tensor([[101, 102]] * 3), torch.ones(3, 2, dtype=torch.long)
     with pytest.raises(ValueError, match=r"shape \(3, 3, 224, 224\); the network reads \[I, 3, 64, 64\]"):
         model.score_gard(ids, mask, torch.rand(3, 3, 224, 224))
-    with pytest.raises(ValueError, match="3 prompts cannot be shared out among 2 images"):
+    with pytest.raises(ValueError, match="3 prompts cannot be divided among 2 images"):
         model.score_gard(ids, mask, torch.rand(2, 3, 64, 64))
     mask[1] = 0
     with pytest.raises(ValueError, match="hides every token of a prompt"):

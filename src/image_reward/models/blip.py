@@ -293,7 +293,7 @@ class TextTransformer(nn.Module):
         attend = None if mask is None else mask.bool()[:, None, None, :]
         see = None if image_mask is None else image_mask.bool()[:, None, None, :]
         if images and len(ids) % len(images[0][0]):
-            raise ValueError(f"{len(ids)} prompts cannot be shared out among {len(images[0][0])} images")
+            raise ValueError(f"{len(ids)} prompts cannot be divided among {len(images[0][0])} images")
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
         for i, layer in enumerate(self.encoder.layer):

@@ -60,21 +60,21 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def transformers_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Tensors under the names of OpenAI or OpenCLIP -> under the names of ``CLIPModel``. Raises ``CheckpointError`` for unknown names."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in plain_names(tensors).items():
         block = _BLOCK.fullmatch(name)
         if name in _OUTSIDE:
-            found[_OUTSIDE[name]] = tensor
+            renamed[_OUTSIDE[name]] = tensor
         elif name in _TRANSPOSED and tensor.ndim == 2:
-            found[_TRANSPOSED[name]] = tensor.T.contiguous()
+            renamed[_TRANSPOSED[name]] = tensor.T.contiguous()
         elif block and block[3] in ("attn.in_proj_weight", "attn.in_proj_bias") and len(tensor) % 3 == 0:
             parameter = block[3].rsplit("_", 1)[1]
             for kind, part in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"{_tower(block)}.self_attn.{kind}_proj.{parameter}"] = part
+                renamed[f"{_tower(block)}.self_attn.{kind}_proj.{parameter}"] = part
         elif block and block[3].rpartition(".")[0] in _IN_BLOCK and block[3].endswith((".weight", ".bias")):
             module, _, parameter = block[3].rpartition(".")
-            found[f"{_tower(block)}.{_IN_BLOCK[module]}.{parameter}"] = tensor
+            renamed[f"{_tower(block)}.{_IN_BLOCK[module]}.{parameter}"] = tensor
         else:
             unknown.append(name)
     if unknown:
@@ -82,7 +82,7 @@ def transformers_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, 
         raise CheckpointError(
             f"{source} is not a CLIP of OpenAI or OpenCLIP with a vision transformer: unknown are {', '.join(unknown[:5])}{more}"
         )
-    return found
+    return renamed
 
 
 def _tower(block: re.Match[str]) -> str:
@@ -119,7 +119,7 @@ def clip_config(
     num_places = shape("visual.positional_embedding", 2)[0] - 1
     side = math.isqrt(num_places)
     if side * side != num_places:
-        raise CheckpointError(f"{source}: visual.positional_embedding has {num_places} places for patches, which form no square")
+        raise CheckpointError(f"{source}: visual.positional_embedding has {num_places} places for patches, which do not form a square")
     vocab_size, text_width = shape("token_embedding.weight", 2)
     if vision_heads is None and vision_width > 1024 and vision_width not in _VISION_HEADS:
         raise CheckpointError(f"{source}: an image tower of width {vision_width} is not known here; give vision_heads")
@@ -127,7 +127,7 @@ def clip_config(
     text_heads = text_heads or text_width // _HEAD_WIDTH
     for width, heads, which in ((vision_width, vision_heads, "vision_heads"), (text_width, text_heads, "text_heads")):
         if not heads or width % heads:
-            raise CheckpointError(f"{source}: a width of {width} cannot be shared out among {heads} heads; give {which}")
+            raise CheckpointError(f"{source}: a width of {width} cannot be divided among {heads} heads; give {which}")
     projection = shape("visual.proj", 2)[1]
     return CLIPConfig(
         projection_dim=projection,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from image_reward.models.heads import LinearHead
 
 def new_network(config: BlipConfig, seed: int) -> ImageRewardNetwork:
     """A network with random weights, float32 on the CPU: the same weights for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    network = ImageRewardNetwork(config)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.device("cpu"):
+        network = ImageRewardNetwork(config).float()  # whatever PyTorch's defaults are
     for module in network.blip.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             _normal(module.weight, math.sqrt(2 / (module.weight[0].numel() + len(module.weight))), generator)  # Glorot & Bengio 2010
@@ -52,12 +54,14 @@ def grid_positions(side: int, width: int) -> Tensor:
     A network trained on little data finds "above" and "left of" in these at once, and in random positions hardly ever.
     """
     num_frequencies = width // 4
-    frequencies = math.pi / side * torch.linspace(0.5, side / 2, num_frequencies)  # from half a wave over the grid to one in four patches
-    angles = torch.arange(side)[:, None] * frequencies  # [side, F]
+    made: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever PyTorch's defaults are
+    # From half a wave over the grid to one in four patches.
+    frequencies = math.pi / side * torch.linspace(0.5, side / 2, num_frequencies, **made)
+    angles = torch.arange(side, **made)[:, None] * frequencies  # [side, F]
     wave = torch.cat([angles.sin(), angles.cos()], dim=1)
     y = wave[:, None].expand(side, side, -1)
     x = wave[None].expand(side, side, -1)
-    positions = torch.zeros(side * side, width)  # a width that is no multiple of four leaves a few columns empty
+    positions = torch.zeros(side * side, width, **made)  # a width that is no multiple of four leaves a few columns empty
     positions[:, : 4 * num_frequencies] = torch.cat([y, x], dim=2).flatten(0, 1)
     return positions
 
@@ -77,7 +81,8 @@ def whiten_patches(network: ImageRewardNetwork, pixels: Tensor, seed: int, floor
     variances, patterns = torch.linalg.eigh(torch.cov((patches - mean).T, correction=0))
     kept = min(width, len(variances))
     strongest = (patterns[:, -kept:] * (variances[-kept:].clamp(min=0) + floor).rsqrt()).T  # [kept, 3 * patch * patch]
-    basis = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0][:, :kept]
+    square = torch.randn(width, width, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32, device="cpu")
+    basis = torch.linalg.qr(square)[0][:, :kept]
     projection.weight.copy_((basis @ strongest).view_as(projection.weight))
     assert projection.bias is not None
     projection.bias.copy_(-(basis @ strongest @ mean))

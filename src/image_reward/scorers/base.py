@@ -39,7 +39,7 @@ class Batch(Protocol):
         """The same batch with its tensors on a device."""
 
     def select(self, rows: Sequence[int]) -> Any:
-        """The batch of some rows, in the order given."""
+        """The batch of these rows, in this order."""
 
     # It may also have ``keys()``: see ``keys_of``.
 
@@ -257,7 +257,7 @@ def score_rows(
                 if len(new) < len(rows):
                     rows, batches = [rows[place] for place in new], [batch.select(new) for batch in batches]
             if rows:
-                rewards[:, rows] = torch.stack([found.float().cpu() for found in forward(batches)])
+                rewards[:, rows] = torch.stack([scored.float().cpu() for scored in forward(batches)])
     return rewards[:, [equal_to[row] for row in equal_to]]
 
 

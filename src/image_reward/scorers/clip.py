@@ -248,7 +248,7 @@ def clip_from_state_dict(
         dtype: of the towers, whatever the tensors have.
 
     Raises:
-        CheckpointError: the tensors are no such CLIP, or the tokenizer does not fit it.
+        CheckpointError: the tensors are not those of a CLIP, or the tokenizer does not fit it.
     """
     if settings.architecture != "CLIP":
         raise ValueError(f"{source}: {settings.architecture} is a head on a CLIP; load that, and use AestheticScorer.on")
@@ -360,5 +360,5 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
     values = read_json(file)
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds no object but {values!r:.60}")
+        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
     return values

@@ -92,15 +92,15 @@ class Ensemble(CompositeScorer):
         """
         Args:
             members: scorers on one device, by name. ``load_all`` lets them share files and towers.
-            weights: positive, by name; 1 where not given.
-            references: by name; where not given, the one that this package holds for the scorer.
+            weights: positive, by name; 1 by default.
+            references: by name; by default the one that this package has for the scorer.
             reward: what ``score`` and all else return: the mean, or the mean less ``penalty`` times the disagreement.
 
         Raises ``ValueError`` for what makes no sense, and for a member without a reference.
         """
         super().__init__()
         if not members or any(isinstance(member, Ensemble) for member in members.values()):
-            raise ValueError("an ensemble needs members, which are no ensembles themselves")
+            raise ValueError("an ensemble needs members, and an ensemble cannot be one")
         for unknown in {*(weights or {}), *(references or {})} - set(members):
             raise ValueError(f"{unknown!r} is not a member; those are {', '.join(members)}")
         self.reward = reward

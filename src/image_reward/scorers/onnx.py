@@ -48,8 +48,8 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
 
     PyTorch's exporter writes notes about itself as warnings and to the log, which are left to the caller to silence.
 
-    Returns the largest difference that was found. Raises ``ValueError`` where a library is missing or the scorer cannot be exported,
-    ``CheckpointError`` where the file computes something else.
+    Returns the largest difference from PyTorch's rewards. Raises ``ValueError`` where a library is missing or the scorer cannot be
+    exported, ``CheckpointError`` where the file computes something else.
     """
     try:
         import onnx
@@ -150,10 +150,10 @@ def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Pat
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise CheckpointError(f"ONNX Runtime cannot run the file, so it was deleted: {error}") from error
     largest = 0.0
-    for inputs, (found,) in zip(checked, results, strict=True):
+    for inputs, (rewards,) in zip(checked, results, strict=True):
         with torch.inference_mode():
             expected = network(*inputs).numpy()
-        if found.shape != expected.shape:
+        if rewards.shape != expected.shape:
             return float("inf")
-        largest = float(np.maximum(largest, np.abs(found - expected).max()))  # NaN stays
+        largest = float(np.maximum(largest, np.abs(rewards - expected).max()))  # NaN stays
     return largest

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from image_reward.errors import RewardError
-from image_reward.metrics import spearman
+from image_reward.metrics import ranks_of, spearman
 from image_reward.models.heads import LinearHead
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.two_tower import TwoTowerScorer, take
@@ -31,7 +31,7 @@ def quantize(scorer: Scorer[Any]) -> None:
     """Let the linear layers that images pass through multiply 8-bit integers, in place. All else stays in float32: prompts take little of
     the time, and rounding them too costs half as much again in accuracy.
 
-    A weight has one scale for each output channel. An activation has one for each token, found as it passes, so that a reward does not
+    A weight has one scale for each output channel. An activation has one for each token, computed as it passes, so that a reward does not
     depend on what else is in the batch. Rounding has no gradient, so such a scorer only scores: gradients and saving are refused.
 
     Raises ``ValueError`` where torchao is missing or cannot compute on the scorer's device.
@@ -78,7 +78,7 @@ def is_quantized(scorer: Scorer[Any]) -> bool:
 
 
 def _image_layers(scorer: TwoTowerScorer[Any]) -> dict[nn.Module, nn.Linear]:
-    """The linear layers that ``encode_images`` calls, found by letting it encode an image; neither heads nor what is int8 already."""
+    """The linear layers that ``encode_images`` calls, recorded while it encodes an image; neither heads nor what is int8 already."""
     called: dict[nn.Module, nn.Linear] = {}
     linear = [layer for layer in scorer.modules() if type(layer) is nn.Linear]
     hooks = [layer.register_forward_pre_hook(lambda layer, _: called.update({layer: layer})) for layer in linear]
@@ -194,8 +194,8 @@ class Agreement:
 def agreement(reference: ArrayLike, reduced: ArrayLike) -> Agreement:
     """Two matrices of rewards of the same prompts and images [P, I], the first in float32.
 
-    >>> found = agreement([[0.0, 1.0, 1.1]], [[0.0, 1.1, 1.0]])
-    >>> found.num_flips, found.num_pairs, round(found.largest_flipped, 6), found.spearman
+    >>> a = agreement([[0.0, 1.0, 1.1]], [[0.0, 1.1, 1.0]])
+    >>> a.num_flips, a.num_pairs, round(a.largest_flipped, 6), a.spearman
     (1, 3, 0.1, 0.5)
     """
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(reduced, dtype=np.float64)
@@ -205,8 +205,7 @@ def agreement(reference: ArrayLike, reduced: ArrayLike) -> Agreement:
     first, second = np.triu_indices(a.shape[1], k=1)
     apart_a, apart_b = a[:, first] - a[:, second], b[:, first] - b[:, second]
     flipped = np.abs(apart_a[(apart_a != 0) & (np.sign(apart_a) != np.sign(apart_b))])
-    ranked = [np.unique(-row, return_inverse=True)[1] + 1 for row in a]  # 1 is best
-    correlations = [spearman(row, ranks) for row, ranks in zip(b, ranked, strict=True) if a.shape[1] > 1]
+    correlations = [spearman(row, ranks) for row, ranks in zip(b, map(ranks_of, a), strict=True) if a.shape[1] > 1]
     defined = [value for value in correlations if np.isfinite(value)]
     return Agreement(
         num_prompts=len(a),

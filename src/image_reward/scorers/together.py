@@ -1,7 +1,7 @@
 """Several scorers over the same rows: each image is opened once, and encoded once by each distinct image tower.
 
-All of it is explicit: processors are told apart by their transforms and tokenizers, and features are kept in a dictionary by tower and
-transform. Rewards are those that the scorers give one by one.
+All of it is explicit: processors with equal transforms or tokenizers share what these make, and features are kept in a dictionary by
+tower and transform. Rewards are those that the scorers give one by one.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
             lambda batches: rewards_together(scorers, batches),
             len(scorers),
         )
-    for scorer, found in zip(scorers, rewards, strict=True):
-        check_finite(found, scorer.name)
+    for scorer, own in zip(scorers, rewards, strict=True):
+        check_finite(own, scorer.name)
     return rewards.tolist()
 
 

@@ -49,7 +49,7 @@ class TwoTowerBatch:
         return replace(self, **moved)
 
     def select(self, rows: Sequence[int]) -> TwoTowerBatch:
-        """Some rows, in the order given, and the images that they need."""
+        """These rows, in this order, and the images that they need."""
         chosen = torch.tensor(rows, dtype=torch.int64, device=self.ids.device)
         images, index = self.image_index[chosen].unique(return_inverse=True)
         digests = tuple(self.digests[image] for image in images.tolist()) if self.digests else ()
