@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import JobError
@@ -81,17 +82,45 @@ def _is_valid(column: pyarrow.ChunkedArray) -> bool:
 
 
 def python_rows(table: pyarrow.Table) -> list[dict[str, Any]]:
-    """Rows as Python's values. Times in nanoseconds, and those before year 1 or after 9999, are text: Python's have neither."""
-    pa = arrow()
-    schema = pa.schema([pa.field(field.name, _pythonic(field.type)) for field in table.schema])
+    """Rows as Python's values. Times in nanoseconds, and those before year 1 or after 9999, are text: Python's have neither.
+
+    Times of a zone that this machine does not know are in UTC.
+    """
+    table = _converted(table, _in_known_zone)
     try:
-        return table.cast(schema).to_pylist()
+        return _converted(table, partial(_pythonic, units=("ns",))).to_pylist()
     except (ValueError, OverflowError):
-        schema = pa.schema([pa.field(field.name, _pythonic(field.type, ("s", "ms", "us", "ns"))) for field in table.schema])
-        return table.cast(schema).to_pylist()
+        return _converted(table, partial(_pythonic, units=("s", "ms", "us", "ns"))).to_pylist()
 
 
-def _pythonic(kind: Any, units: tuple[str, ...] = ("ns",)) -> Any:
+def _converted(table: pyarrow.Table, change: Callable[[Any], Any]) -> pyarrow.Table:
+    """A table cast to what ``change`` makes of its types, and of those within lists and structs."""
+    pa = arrow()
+
+    def inner(kind: Any) -> Any:
+        if pa.types.is_struct(kind):
+            return pa.struct([pa.field(kind.field(i).name, inner(kind.field(i).type)) for i in range(kind.num_fields)])
+        if pa.types.is_list(kind):
+            return pa.list_(inner(kind.value_type))
+        if pa.types.is_large_list(kind):
+            return pa.large_list(inner(kind.value_type))
+        return change(kind)
+
+    return table.cast(pa.schema([pa.field(field.name, inner(field.type)) for field in table.schema]))
+
+
+def _in_known_zone(kind: Any) -> Any:
+    pa = arrow()
+    if not pa.types.is_timestamp(kind) or kind.tz is None:
+        return kind
+    try:
+        pa.scalar(0, pa.timestamp("s", kind.tz)).as_py()
+    except ValueError:
+        return pa.timestamp(kind.unit, "UTC")
+    return kind
+
+
+def _pythonic(kind: Any, units: tuple[str, ...]) -> Any:
     """A type with text in place of times in some units, and numbers in place of durations."""
     pa = arrow()
     types = pa.types
@@ -99,11 +128,4 @@ def _pythonic(kind: Any, units: tuple[str, ...] = ("ns",)) -> Any:
         return pa.string()
     if types.is_duration(kind) and kind.unit in units:
         return pa.int64()
-    if types.is_date(kind) and "us" in units:
-        return pa.string()
-    if types.is_struct(kind):
-        return pa.struct([pa.field(kind.field(i).name, _pythonic(kind.field(i).type, units)) for i in range(kind.num_fields)])
-    if types.is_list(kind) or types.is_large_list(kind):
-        inner = _pythonic(kind.value_type, units)
-        return pa.list_(inner) if types.is_list(kind) else pa.large_list(inner)
-    return kind
+    return pa.string() if types.is_date(kind) and "us" in units else kind

@@ -171,7 +171,10 @@ class JobFolder:
     def tries(self) -> dict[int, int]:
         """How often a worker died on a shard."""
         text = self.folder.read(TRIES)
-        return {int(number): count for number, count in json.loads(text).items()} if text else {}
+        try:
+            return {int(number): int(count) for number, count in json.loads(text or b"{}").items()}
+        except (AttributeError, RecursionError, TypeError, ValueError):
+            raise JobError(f"{self.folder.path}/{TRIES} is damaged; delete it, and run the same command again") from None
 
     def write_tries(self, tries: Mapping[int, int]) -> None:
         self.folder.write(TRIES, json.dumps({str(number): count for number, count in sorted(tries.items())}).encode())
@@ -264,7 +267,12 @@ def _finite(value: Any) -> Any:
 
 def quarantined_rows(folder: Folder) -> list[int]:
     """The shard of every row that was given up."""
-    return [json.loads(line)["shard"] for line in (folder.read(QUARANTINE) or b"").splitlines()]
+    try:
+        return [int(json.loads(line)["shard"]) for line in (folder.read(QUARANTINE) or b"").splitlines()]
+    except (LookupError, RecursionError, TypeError, ValueError):
+        raise JobError(
+            f"{folder.path}/{QUARANTINE} is damaged; delete it, and run the command that began the job again, which writes it anew"
+        ) from None
 
 
 def read_part(file: Any) -> pyarrow.Table:
@@ -297,7 +305,7 @@ def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:
         raise JobError(f"{folder.path} is not the folder of a job: it has no {MANIFEST}")
     try:
         manifest = json.loads(text)
-    except ValueError:
+    except (RecursionError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("format") != "image-reward job" or manifest.get("version") != 1:
         raise JobError(f"{folder.path}/{MANIFEST} is not that of a job of this release; give another folder")

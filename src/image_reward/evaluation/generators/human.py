@@ -12,6 +12,7 @@ from pathlib import Path
 
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set, some
 from image_reward.evaluation.published_results import plain_name
+from image_reward.files import read_json
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,9 @@ def read_ranking(path: str | os.PathLike[str], generators: Sequence[str], higher
     Raises ``FileNotFoundError``, or ``ValueError`` that names the generators it lacks.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such file of human rankings: {path}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    values = read_json(path, error=ValueError)
     if not isinstance(values, dict) or not all(type(value) in (int, float) and math.isfinite(value) for value in values.values()):
         raise ValueError(f"{path} should be a JSON object {{generator: number}}")
     if missing := [generator for generator in generators if generator not in values]:

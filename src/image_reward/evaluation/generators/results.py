@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from image_reward.evaluation.prompt_sets import Prompt, repeated, some
-from image_reward.files import written_whole
+from image_reward.files import read_json, written_whole
 
+_LARGEST_FILE = 1 << 28  # bytes; the rewards of a million images have a tenth of it
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Scorer -> generator -> prompt id -> the reward of each image."""
 
@@ -105,16 +106,18 @@ def read_results(folder: str | os.PathLike[str], prompts: Sequence[Prompt] | Non
 
 
 def _read_rows(path: Path) -> list[ResultRow]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON: {error}") from None
-    needed = {"id", "prompt", "rewards"}
-    if not (isinstance(content, list) and content and all(isinstance(row, dict) and needed <= set(row) for row in content)):
+    content = read_json(path, _LARGEST_FILE, ValueError)
+    if not (isinstance(content, list) and content and all(map(_is_result, content))):
         raise ValueError(f"{path} has no results: it should be a list of objects with id, prompt and rewards")
     if twice := repeated([str(row["id"]) for row in content]):
         raise ValueError(f"{path} has {len(twice)} ids more than once: {some(twice)}")
     return [_row(row, f"{path}, prompt {row['id']}") for row in content]
+
+
+def _is_result(row: object) -> bool:
+    if not (isinstance(row, dict) and {"id", "prompt", "rewards"} <= set(row)):
+        return False
+    return isinstance(row["id"], str | int) and isinstance(row["prompt"], str)
 
 
 def _row(row: Mapping[str, Any], where: str) -> ResultRow:

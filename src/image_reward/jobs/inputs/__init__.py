@@ -16,17 +16,16 @@ Paths of images are relative to the file that names them. The suffix decides the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from image_reward.errors import JobError
-from image_reward.files import read_regular
+from image_reward.files import read_json
 from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.jobs.arrow import arrow
-from image_reward.jobs.files import LARGEST_TEXT, Access, join, scheme
+from image_reward.jobs.files import Access, join, scheme
 from image_reward.jobs.inputs.columns import ArrowInput, ParquetInput, image_in_table
 from image_reward.jobs.inputs.folder import ImageFolder
 from image_reward.jobs.inputs.tar import TarInput, image_in_tar
@@ -104,13 +103,11 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _arrow_files(folder: Path) -> tuple[str, ...]:
-    try:
-        state = json.loads(read_regular(folder / "state.json", LARGEST_TEXT))
-        names = [entry["filename"] for entry in state["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise JobError(
-            f"{folder / 'state.json'} is not that of a Hugging Face data set: {error!r}; save it again with save_to_disk"
-        ) from None
+    state = read_json(folder / "state.json", error=JobError)
+    files = state.get("_data_files") if isinstance(state, dict) else None
+    names = [file.get("filename") if isinstance(file, dict) else None for file in files] if isinstance(files, list) else [None]
+    if not all(isinstance(name, str) and "\0" not in name for name in names):
+        raise JobError(f"{folder / 'state.json'} is not that of a Hugging Face data set; save it again with save_to_disk")
     if state.get("_indices_data_files") or (folder / "indices.arrow").exists():
         raise JobError(f"{folder} selects or orders its rows by a list of indices; call flatten_indices() and save it again")
     if not names:

@@ -12,6 +12,8 @@ from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_tab
 from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
 
+_LONGEST_SKIPPED = 1 << 28  # bytes: a file of zeros, or one that does not end, need not be read to its end
+
 
 class _LongLineError(csv.Error):
     """A line is longer than any row."""
@@ -20,12 +22,12 @@ class _LongLineError(csv.Error):
 class _CountedLines:
     """Lines of a file as text, and where the last one ended. Bytes that are not UTF-8 become lone surrogates.
 
-    A line too long to be a row is passed over with a ``_LongLineError``.
+    A line too long to be a row is passed over with a ``_LongLineError``, and one that does not end is a ``JobError``.
     """
 
-    def __init__(self, file: IO[bytes], start: int = 0, stop: int | None = None) -> None:
+    def __init__(self, file: IO[bytes], name: str, start: int = 0, stop: int | None = None) -> None:
         file.seek(start)
-        self.file, self.end, self.stop = file, start, stop
+        self.file, self.name, self.end, self.stop = file, name, start, stop
         self.byte_order_mark = start == 0
 
     def __iter__(self) -> Iterator[str]:
@@ -38,10 +40,12 @@ class _CountedLines:
         self._skip_line()
 
     def _skip_line(self) -> None:
-        part = b" "
+        start, part = self.end, b" "
         while part and not part.endswith(b"\n"):
             part = self.file.readline(LARGEST_TEXT)
             self.end += len(part)
+            if self.end - start > _LONGEST_SKIPPED:
+                raise JobError(f"{self.name} is not text of rows: at byte {start:,} begins a line of more than {_LONGEST_SKIPPED:,} bytes")
 
     def __next__(self) -> str:
         if self.stop is not None and self.end >= self.stop:
@@ -75,8 +79,8 @@ class CsvInput(Input):
 
     kind = "CSV"
 
-    def _header(self, file: IO[bytes]) -> tuple[list[str], int]:
-        lines = _CountedLines(file)
+    def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int]:
+        lines = _CountedLines(stream, file)
         header = next(csv.reader(lines, strict=True), [])
         return header, lines.end
 
@@ -103,7 +107,7 @@ class CsvInput(Input):
         with self.access.open(file) as stream:
             _head(stream, file)
             try:
-                header, end = self._header(stream)
+                header, end = self._header(stream, file)
             except csv.Error as error:
                 cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
                 raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
@@ -119,7 +123,7 @@ class CsvInput(Input):
             place = header.index(self.id_column) if self.id_column in header else None
 
             def records() -> Iterator[tuple[int, int]]:
-                for start, stop, cells in self._records(_CountedLines(stream, end)):
+                for start, stop, cells in self._records(_CountedLines(stream, file, end)):
                     if place is not None and isinstance(cells, list) and len(cells) == len(header):
                         self._ids.add(cells[place])
                     yield start, stop
@@ -132,7 +136,7 @@ class CsvInput(Input):
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
             for number, (_, _, cells) in enumerate(
-                self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
+                self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
             ):
                 problem = f"row {number} is {cells}" if isinstance(cells, str) else None
                 if not problem and len(cells) != len(columns):
@@ -175,7 +179,7 @@ class JsonLinesInput(Input):
                 raise JobError(f"{file} is one JSON list; write one object on each line, without brackets and commas around them")
 
             def records() -> Iterator[tuple[int, int]]:
-                for start, stop, row in self._records(_CountedLines(stream)):
+                for start, stop, row in self._records(_CountedLines(stream, file)):
                     if isinstance(row, dict):
                         self._ids.add(row.get(self.id_column))
                         for name, value in row.items():
@@ -199,7 +203,9 @@ class JsonLinesInput(Input):
         objects: list[dict[str, Any]] = []
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
-            for number, (_, _, row) in enumerate(self._records(_CountedLines(stream, shard.start, shard.stop)), start=shard.first_row + 1):
+            for number, (_, _, row) in enumerate(
+                self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
+            ):
                 objects.append(row if isinstance(row, dict) else {})
                 problems.append(None if isinstance(row, dict) else f"row {number} is {row}")
         prompts = [row.get(self.prompt_column) for row in objects]
