@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from image_reward.evaluation.prompt_sets import Prompt, some
-from image_reward.rows import read_rows
 from image_reward.image_files import IMAGE_SUFFIXES
+from image_reward.rows import read_rows
 
 
 @dataclass(frozen=True)
