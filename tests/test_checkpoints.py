@@ -520,7 +520,7 @@ def test_harmless_pickles_of_other_protocols(protocol: int, tensors: dict[str, T
         (edited("format", value=["image-reward"]), r'its "format" or "model_type" is \[.image-reward.\]'),
         (edited("format", value={"a": 1}), 'its "format" or "model_type" is {'),
         (edited("format", value=7), 'its "format" or "model_type" is 7'),
-        (seeded.TINY.to_json().replace('"max_tokens"', '"max_tokens": 5, "max_tokens"'), "the key 'max_tokens' is repeated"),
+        (seeded.TINY.to_json().replace('"max_tokens"', '"max_tokens": 5, "max_tokens"'), "the key 'max_tokens' occurs twice"),
         (seeded.TINY.to_json() + "x" * (17 << 20), "is larger than"),
         (seeded.TINY.to_json().encode("utf-16").decode("latin-1"), "is not JSON"),
     ],

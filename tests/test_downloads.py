@@ -258,7 +258,7 @@ def test_threads_download_once(hub: hubs.Hub) -> None:
 
 
 def test_two_processes_and_a_mirror(hub: hubs.Hub, tmp_path: Path) -> None:
-    program = f"from image_reward.checkpoints import HubFile, fetch; print(fetch({FILE!r}))"
+    program = f"from image_reward.downloads import HubFile, fetch; print(fetch({FILE!r}))"
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path),

@@ -70,8 +70,8 @@ def test_json_is_read_strictly(tmp_path: Path) -> None:
     [
         ("", "is not JSON: Expecting value"),
         ("{} {}", "is not JSON: Extra data"),
-        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is repeated"),
-        ('[{"a": {"b": 1, "b": 1}}]', "the key 'b' is repeated"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' occurs twice"),
+        ('[{"a": {"b": 1, "b": 1}}]', "the key 'b' occurs twice"),
         ("[NaN]", "NaN is not a number that JSON has"),
         ("[-Infinity]", "-Infinity is not"),
         ("[1e999]", "the number 1e999 is beyond the range of a float"),

@@ -18,6 +18,10 @@ class FileSizeError(ImageRewardError, OSError):
     """A file is larger than anything of its kind, and would fill the memory."""
 
 
+class RowsError(ImageRewardError, ValueError):
+    """A file of rows cannot be read: it is damaged, of another kind, or a row of it makes no sense; the message names the place."""
+
+
 class ImageReadError(ImageRewardError, ValueError):
     """An image exists but cannot be read as a picture: truncated, not an image, too large, NaN pixels, a wrong shape."""
 
@@ -46,7 +50,7 @@ class LongPromptWarning(UserWarning):
     """A prompt had more tokens than the model reads, and its end was cut off."""
 
 
-class ComparisonError(ImageRewardError, ValueError):
+class ComparisonError(RowsError):
     """A file of human rankings is of no known form, or a row of it makes no sense; the message names the row."""
 
 

@@ -94,7 +94,7 @@ def parse_json(text: str | bytes, source: str, error: type[Exception] = Checkpoi
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        values = json.loads(decoded, parse_int=_int, parse_float=_float, parse_constant=_constant, object_pairs_hook=_object)
+        values = json.loads(decoded, parse_int=_int, parse_float=_float, parse_constant=_constant, object_pairs_hook=distinct_keys)
         if "\\u" in decoded:
             json.dumps(values, ensure_ascii=False).encode()  # fails for half of a surrogate pair, wherever it is
     except RecursionError:
@@ -121,12 +121,13 @@ def _constant(text: str) -> float:
     raise ValueError(f"{text} is not a number that JSON has")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json``'s ``object_pairs_hook``: raise ``ValueError`` for a key that is there twice, of which ``json`` would keep the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {repeated!r:.60} is repeated")
+        raise ValueError(f"the key {repeated!r:.60} occurs twice in one object")
     return values
 
 

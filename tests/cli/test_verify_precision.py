@@ -65,7 +65,7 @@ def test_flips_cannot_be_judged_without_pairs(capsys: pytest.CaptureFixture[str]
         (["--dtype", "int8", "--prompt", "x", "--repeats", "0"], 2, "--repeats must be at least 1"),
         (["--dtype", "int8", "--prompt", "x", "--report", "r.pdf"], 2, "r.pdf: a report is written as .html, .md or .json"),
         (["--dtype", "int8", "--prompt", "x", "--report", "no/such/r.md"], 2, "there is no folder"),
-        (["--dtype", "int8", "--prompts", "none.txt"], 1, "no such file of prompts: none.txt"),
+        (["--dtype", "int8", "--prompts", "none.txt"], 1, "no such file: none.txt"),
     ],
 )
 def test_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str) -> None:
@@ -79,7 +79,7 @@ def test_an_image_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files_that_hold_no_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name, content, words in (("empty.txt", b" \n\n", "holds no prompt"), ("image.txt", b"\xff\xd8\xff", "is not text in UTF-8")):
+    for name, content, words in (("empty.txt", b" \n\n", "is empty"), ("image.txt", b"\xff\xd8\xff", "is not UTF-8")):
         (tmp_path / name).write_bytes(content)
         assert main([*COMMAND, "--dtype", "int8", "--prompts", str(tmp_path / name)]) == 1
         assert words in capsys.readouterr().err

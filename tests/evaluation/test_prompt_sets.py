@@ -29,9 +29,23 @@ CATS = [Prompt("a", "a cat", "animals"), Prompt("b", "two cats, sitting")]
         ("p.txt", "a cat\n\n[two] cats\n", [Prompt("00000", "a cat"), Prompt("00001", "[two] cats")]),
         ("p.tsv", "Prompt\tCategory\tNote\na cat\tAnimals\t\n", [Prompt("00000", "a cat", "Animals")]),
         ("p.jsonl", '{"tag": "counting", "include": [], "prompt": "two cats"}', [Prompt("00000", "two cats", "counting")]),
+        ("p.txt", '{"id": "a", "prompt": "a cat", "category": "animals"}\n{"id": "b", "prompt": "two cats, sitting"}\n', CATS),
+        ("p.csv", '[{"id": "a", "prompt": "a cat", "category": "animals"}, {"id": "b", "prompt": "two cats, sitting"}]', CATS),
+        ("p", '["a cat", "two cats"]', [Prompt("00000", "a cat"), Prompt("00001", "two cats")]),
+        ("p.txt", 'prompt_id,prompt,category\na,a cat,animals\nb,"two cats, sitting",\n', CATS),
+        ("p.txt", "prompt\tid\na cat\tx\n", [Prompt("x", "a cat")]),
+        ("p.txt", "[cat:1.2] on a sofa\n{red|green} cat\n", [Prompt("00000", "[cat:1.2] on a sofa"), Prompt("00001", "{red|green} cat")]),
+        ("p.txt", "{red|green} cat\n[[cat]]\n", [Prompt("00000", "{red|green} cat"), Prompt("00001", "[[cat]]")]),
+        ("p.txt", "a cat, sitting\na dog\n", [Prompt("00000", "a cat, sitting"), Prompt("00001", "a dog")]),
+        (
+            "p.tsv",
+            'Prompt\tCategory\na "red" cat\tA\n"red" cat\tB\n',
+            [Prompt("00000", 'a "red" cat', "A"), Prompt("00001", "red cat", "B")],
+        ),
     ],
 )
 def test_forms_of_files(tmp_path: Path, name: str, text: str, expected: list[Prompt]) -> None:
+    """Recognised by content: a name decides only what the content leaves open."""
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_prompts(tmp_path / name) == expected
 
@@ -47,11 +61,11 @@ def test_parquet(tmp_path: Path) -> None:
         ("p.json", '[{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}, {"id": "b", "prompt": "z"}]', "1 ids more than once: a;"),
         ("p.json", '[{"id": "a", "prompt": "x"}, {"id": "b"}]', "prompt 2: None is not text"),
         ("p.json", '[{"id": "a", "prompt": " "}]', "prompt 1: ' ' is not text"),
-        ("p.json", '["x", 3]', "entry 2 is 3, neither an object nor a string"),
-        ("p.json", '["x"', "is not JSON"),
+        ("p.json", '["x", 3]', "entry 2 is not an object with keys but int"),
+        ("p.json", '["x"', "after entry 1: the list does not end: it was cut off"),
         ("p.jsonl", '{"prompt": "x"}\n{"prompt"', "line 2 is not JSON"),
-        ("p.csv", "id,prompt\na,one, two\n", "line 2 has not as many cells as the header"),
-        ("p.txt", "\n\n", "holds no prompts"),
+        ("p.csv", "id,prompt\na,one, two\n", "line 2 has 3 cells; the header has 2: quote cells that hold commas"),
+        ("p.txt", "\n\n", "is empty"),
     ],
 )
 def test_files_that_make_no_sense(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -136,5 +150,5 @@ def test_strings_of_jsonl_are_prompts_without_their_quotes(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"x\.jsonl, line 1 is not JSON"):
         read_prompts(tmp_path / "x.jsonl")
     (tmp_path / "x.json").write_text('"a cat')
-    with pytest.raises(ValueError, match=r"x\.json is no JSON list or JSONL; name plain text .* \.txt"):
+    with pytest.raises(ValueError, match=r"x\.json is not JSON: it has neither .*; name plain text \.txt"):
         read_prompts(tmp_path / "x.json")

@@ -34,7 +34,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What the images were made for; give it several times for several prompts, each of which meets every image."""
     prompts: Path | None = None
-    """A text file of prompts, one a line."""
+    """A file of prompts: text with one a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`."""
     max_flips: float | None = None
     """Exit with 1 if more than this share of the pairs flips, or there are no pairs."""
     repeats: int = 3
@@ -42,7 +42,9 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
 
     def run(self) -> int:
         self._check_usage()
-        prompts = [*self.prompt, *(_read_prompts(self.prompts) if self.prompts else [])]
+        from image_reward.evaluation.prompt_sets import read_prompts
+
+        prompts = [*self.prompt, *(prompt.prompt for prompt in (read_prompts(self.prompts) if self.prompts else []))]
         if not prompts:
             raise UsageError("give --prompt TEXT or --prompts FILE")
         images = find_images(self.images)
@@ -80,16 +82,3 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
         if self.repeats < 1:
             raise UsageError(f"--repeats must be at least 1, not {self.repeats}")
         self.check_report()
-
-
-def _read_prompts(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file of prompts: {path}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8; prompts are text, one a line") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one a line")
-    return prompts

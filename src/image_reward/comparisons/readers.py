@@ -34,9 +34,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Union
 
-from image_reward.comparisons.containers import ParquetImage, Row, is_address, read_rows
-from image_reward.errors import ComparisonError
+from image_reward.errors import ComparisonError, RowsError
 from image_reward.files import written_whole
+from image_reward.rows import ParquetImage, Row, is_address, read_rows
 from image_reward.types import Comparison
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
@@ -153,8 +153,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _rows(file: Path, prefix: str) -> Iterator[Row]:
-    for row in read_rows(file, _COLUMNS, ("jpg_0", "jpg_1", "image")):
-        yield replace(row, where=prefix + row.where) if prefix else row
+    try:
+        for row in read_rows(file, _COLUMNS, ("jpg_0", "jpg_1", "image")):
+            yield replace(row, where=prefix + row.where) if prefix else row
+    except RowsError as error:
+        raise ComparisonError(str(error)) from None
 
 
 # --- forms: rows -> comparisons ------------------------------------------------------------------------------------------------------

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from image_reward.downloads import WebFile, fetch
+from image_reward.rows import read_rows
 
 _PROMPT_KEYS = ("prompt", "Prompt", "Prompts", "text")
 _ID_KEYS = ("id", "prompt_id")
@@ -132,20 +130,19 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """The prompts of a file, in its order.
 
     A JSON list of strings or of objects with ``prompt`` and optional ``id`` and ``category``; the same as JSONL, CSV, TSV or Parquet; or
-    plain text with a prompt on each line. Prompts without ids get their place: 00000, 00001, ….
+    plain text with a prompt on each line. The content says which it is, whatever the name. Prompts without ids get their place: 00000, ….
 
     Raises ``FileNotFoundError``, or ``ValueError`` that names the row without a prompt or the ids used twice.
     """
     path = Path(path)
     found = []
-    for number, row in enumerate(rows(path)):
-        text = _first(row, _PROMPT_KEYS)
+    for number, row in enumerate(read_rows(path, (*_PROMPT_KEYS, *_ID_KEYS, *_CATEGORY_KEYS), line="prompt")):
+        text = _first(row.values, _PROMPT_KEYS)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"{path}, prompt {number + 1}: {text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}"
-            )
-        name = _first(row, _ID_KEYS)
-        found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row, _CATEGORY_KEYS) or "")))
+            what = f"{text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}"
+            raise ValueError(f"{path}, prompt {number + 1}: {what}")
+        name = _first(row.values, _ID_KEYS)
+        found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row.values, _CATEGORY_KEYS) or "")))
     if not found:
         raise ValueError(f"{path} holds no prompts")
     if twice := repeated([prompt.id for prompt in found]):
@@ -153,58 +150,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     return found
 
 
-def rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a JSON, JSONL, CSV, TSV or Parquet file, or the lines of a text as rows with a ``prompt``.
-
-    Raises ``FileNotFoundError``, or ``ValueError`` that names the file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        try:
-            from pyarrow.parquet import read_table
-        except ImportError:
-            raise ValueError(f"{path} is a Parquet file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
-        yield from read_table(path).to_pylist()
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
-    if suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num} has not as many cells as the header; quote cells that hold commas")
-            yield {key: value or None for key, value in row.items()}
-    elif suffix == ".jsonl" or (suffix != ".txt" and text.lstrip().startswith("{")):
-        lines = enumerate(text.split("\n"), start=1)
-        yield from _objects([_json(line, f"{path}, line {number}") for number, line in lines if line.strip()], path)
-    elif suffix != ".txt" and text.lstrip().startswith("["):
-        yield from _objects(_json(text, f"{path}"), path)
-    elif suffix == ".json" and text.strip():
-        raise ValueError(f"{path} is no JSON list or JSONL; name plain text with a prompt on each line .txt")
-    else:
-        yield from ({"prompt": line.strip()} for line in text.split("\n") if line.strip())
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-
-
-def _objects(values: Sequence[object], path: Path) -> Iterator[Mapping[str, Any]]:
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict | str):
-            raise ValueError(f"{path}, entry {number} is {value!r:.40}, neither an object nor a string")
-        yield {"prompt": value} if isinstance(value, str) else value
-
-
 def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((row[key] for key in keys if row.get(key) is not None), None)
+    return next((row[key] for key in keys if row.get(key) not in (None, "")), None)
 
 
 def repeated(names: Sequence[str]) -> list[str]:

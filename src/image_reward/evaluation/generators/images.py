@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from image_reward.evaluation.prompt_sets import Prompt, rows, some
+from image_reward.evaluation.prompt_sets import Prompt, some
 from image_reward.image_files import IMAGE_SUFFIXES
+from image_reward.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def _places(stem: str, ids: set[str]) -> list[tuple[str, int]]:
 # --- a manifest ----------------------------------------------------------------------------------------------------------------------
 
 
+_MANIFEST = ("generator", "prompt_id", "prompt", "image")
+
+
 def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None = None) -> tuple[list[Prompt], Images]:
     """Images as rows of a CSV, JSONL or Parquet file: ``generator``, ``prompt_id`` or ``prompt``, and ``image``, relative to the file.
 
@@ -89,11 +93,12 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
     known: _OwnPrompts | _KnownPrompts = _OwnPrompts() if prompts is None else _KnownPrompts(prompts)
     images = Images({})
     first_rows: dict[tuple[str, Path], int] = {}
-    for number, row in enumerate(rows(path), start=1):
+    for number, row in enumerate(read_rows(path, _MANIFEST), start=1):
         where = f"{path}, row {number}"
-        generator, name, text, file = (row.get(key) for key in ("generator", "prompt_id", "prompt", "image"))
+        values = {key: value for key, value in row.values.items() if value not in (None, "")}
+        generator, name, text, file = (values.get(key) for key in _MANIFEST)
         if not (generator and file and (name is not None or text)):
-            present = ", ".join(str(key) for key, value in row.items() if value not in (None, "")) or "nothing"
+            present = ", ".join(map(str, values)) or "nothing"
             raise ValueError(f"{where} has {present}; a row needs generator, image, and prompt_id or prompt")
         generator, image = str(generator), path.parent / str(file)
         if (other := first_rows.setdefault((generator, image), number)) != number:

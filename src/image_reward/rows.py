@@ -1,4 +1,6 @@
-"""Files of rows -> rows with their place: a JSON list, JSONL, CSV or Parquet, recognised by its first bytes and never by its name.
+"""Files of rows -> rows with their place: a JSON list, JSONL, CSV, TSV, Parquet or lines of text, recognised by their first bytes.
+
+A name decides only what the content leaves open: whether text without a known header is a table, and whether strings are JSON.
 
 Files come from anywhere, so nothing here trusts them: only regular files are opened, one row at a time is in memory and its length is
 bounded, and what is not read rightly is an error that names the file, the row and the cause, never a row less.
@@ -12,18 +14,19 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from image_reward.errors import ComparisonError, FileKindError, ImageReadError
-from image_reward.files import open_regular
+from image_reward.errors import FileKindError, ImageReadError, RowsError
+from image_reward.files import distinct_keys, open_regular
 
 LONGEST_ROW = 1 << 24
-"""Characters. A comparison of a thousand images has some hundred thousand; what is longer is not a row, and would fill the memory."""
+"""Characters. A row of a thousand images has some hundred thousand; what is longer is not one row, and would fill the memory."""
 
 _CHUNK = 1 << 16
 _BLANK = b" \t\r\n"
@@ -79,13 +82,16 @@ class ParquetImage:
         return f"{self.path}, row group {self.row_group}, row {self.row + 1}, {self.column}"
 
 
-def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Collection[str] = (), line: str = "") -> Iterator[Row]:
     """The rows of a file, in their order.
 
-    ``columns``: those to read of a Parquet file; others are None. Those that ``images`` names, where they hold bytes or structures
-    with bytes as ``datasets`` writes them, are a ``ParquetImage`` that reads them later.
+    Args:
+        columns: those to read of a Parquet file; others are None. A text whose first line has one of them is a table.
+        images: columns that, where they hold bytes or structures with bytes as ``datasets`` writes them, are a ``ParquetImage`` that reads
+            them later.
+        line: the column that a line of plain text, or a JSON string, is the value of; where it is "", there are no such rows.
 
-    Raises ``FileNotFoundError``, or ``ComparisonError`` that names the file, the place in it and what is wrong there.
+    Raises ``FileNotFoundError``, or ``RowsError`` that names the file, the place in it and what is wrong there.
     """
     path = Path(path)
     with _opened(path) as stream:
@@ -94,10 +100,27 @@ def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Co
         return _parquet_rows(path, columns, images)
     for signature, problem in _OTHER_KINDS.items():
         if start.startswith(signature):
-            raise ComparisonError(f"{path} {problem}")
+            raise RowsError(f"{path} {problem}")
     if start[257:262] == b"ustar":
-        raise ComparisonError(f"{path} is a tar archive; unpack it")
-    return {b"[": _json_rows, b"{": _jsonl_rows}.get(start[:1], _csv_rows)(path)
+        raise RowsError(f"{path} is a tar archive; unpack it")
+    return _text_kind(start, path, columns, line)(path, line)
+
+
+def _text_kind(start: bytes, path: Path, columns: Collection[str], line: str) -> Callable[[Path, str], Iterator[Row]]:
+    """What reads a text that begins so."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl" and line:
+        return _jsonl_rows
+    # A prompt may begin with a bracket too, [cat:1.2] or {red|green}, but not like an object or a list of objects or strings.
+    if re.match(rb"\{\s*[\"}]" if line else rb"\{", start):
+        return _jsonl_rows
+    if re.match(rb"\[\s*([{\"\]]|$)" if line else rb"\[", start) or suffix == ".json":
+        return _json_rows
+    first = re.split(rb"[\r\n]", start, maxsplit=1)[0].decode("utf-8", errors="replace")
+    cells = {cell.strip().strip('"') for cell in re.split(r"[,\t]", first)}
+    if line and suffix not in (".csv", ".tsv") and not cells & set(columns):
+        return _line_rows
+    return _csv_rows
 
 
 @contextmanager
@@ -105,16 +128,16 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         stream = open_regular(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no such file of comparisons: {path}") from None
+        raise FileNotFoundError(f"no such file: {path}") from None
     except FileKindError as error:
-        raise ComparisonError(str(error)) from None
+        raise RowsError(str(error)) from None
     except OSError as error:
-        raise ComparisonError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise RowsError(f"{path} cannot be read: {error.strerror or error}") from None
     with stream:
         try:
             yield stream
         except OSError as error:
-            raise ComparisonError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise RowsError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def is_address(text: str) -> bool:
@@ -129,12 +152,12 @@ def is_address(text: str) -> bool:
 def _start(stream: IO[bytes], path: Path) -> bytes:
     """The first bytes that are not blank."""
     if not os.fstat(stream.fileno()).st_size:  # also those of /proc, which may block
-        raise ComparisonError(f"{path} is empty")
+        raise RowsError(f"{path} is empty")
     start = stream.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
     while not start:
         chunk = stream.read(_CHUNK)
         if not chunk or stream.tell() > LONGEST_ROW:
-            raise ComparisonError(f"{path} is empty")
+            raise RowsError(f"{path} is empty")
         start = chunk.lstrip(_BLANK)
     return start
 
@@ -168,7 +191,7 @@ def _check_text(text: str, path: Path, line: int) -> None:
                 "for example with iconv -f WINDOWS-1252 -t UTF-8"
             )
     if problem:
-        raise ComparisonError(f"{path}, line {line + text.count(chr(10), 0, place)} {problem}")
+        raise RowsError(f"{path}, line {line + text.count(chr(10), 0, place)} {problem}")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -178,7 +201,7 @@ def _lines(path: Path) -> Iterator[str]:
         while line := text.readline(LONGEST_ROW + 1):
             number += 1
             if len(line) > LONGEST_ROW:
-                raise ComparisonError(f"{path}, line {number} has more than {LONGEST_ROW:,} characters, which is too long for a row")
+                raise RowsError(f"{path}, line {number} has more than {LONGEST_ROW:,} characters, which is too long for a row")
             _check_text(line, path, number)
             yield line
 
@@ -186,15 +209,7 @@ def _lines(path: Path) -> Iterator[str]:
 # --- JSON ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):  # json keeps the last one and says nothing
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
-    return values
-
-
-_decoder = json.JSONDecoder(object_pairs_hook=_object)
+_decoder = json.JSONDecoder(object_pairs_hook=distinct_keys)
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:
@@ -203,39 +218,42 @@ def _json_problem(error: ValueError | RecursionError) -> str:
     return f"is not JSON: {error.msg if isinstance(error, json.JSONDecodeError) else error}"
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
+def _jsonl_rows(path: Path, line: str) -> Iterator[Row]:
+    for number, text in enumerate(_lines(path), start=1):
+        if not text.strip():
             continue
         try:
-            values = _decoder.decode(line)
+            values = _decoder.decode(text)
         except (ValueError, RecursionError) as error:
-            cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(line.rstrip())
+            cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
             remedy = "; JSONL has one whole object on each line" + (": join its lines, or write [ and ] round the objects" if cut else "")
-            raise ComparisonError(f"{path}, line {number} {_json_problem(error)}{remedy}") from None
-        yield _json_row(path, f"line {number}", values)
+            raise RowsError(f"{path}, line {number} {_json_problem(error)}{remedy}") from None
+        yield _json_row(path, f"line {number}", values, line)
 
 
-def _json_row(path: Path, where: str, values: object) -> Row:
+def _json_row(path: Path, where: str, values: object, line: str) -> Row:
+    if line and isinstance(values, str):
+        return Row(where, {line: values})
     if not isinstance(values, dict):
-        raise ComparisonError(f"{path}, {where} is not an object with keys but {type(values).__name__}")
+        raise RowsError(f"{path}, {where} is not an object with keys but {type(values).__name__}")
     return Row(where, values)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, line: str) -> Iterator[Row]:
     with _text(path) as text:
         window = _Window(text, path)
-        window.take()  # [
+        if window.take() != "[":
+            raise RowsError(f"{path} is not JSON: it has neither a list of objects nor an object on each line; name plain text .txt")
         number = 0
         while window.peek() != "]":
             if number and (separator := window.take()) != ",":
                 problem = "a comma is missing" if separator else "the list does not end: it was cut off; download it again"
-                raise ComparisonError(f"{path}, after entry {number}: {problem}")
+                raise RowsError(f"{path}, after entry {number}: {problem}")
             number += 1
-            yield _json_row(path, f"entry {number}", window.value(number))
+            yield _json_row(path, f"entry {number}", window.value(number), line)
         window.take()
         if window.peek():
-            raise ComparisonError(f"{path} goes on after the end of its list, at line {window.line_at(window.at)}")
+            raise RowsError(f"{path} goes on after the end of its list, at line {window.line_at(window.at)}")
 
 
 class _Window:
@@ -284,7 +302,7 @@ class _Window:
                 problem = _json_problem(error)
                 if len(self.buffer) - self.at > LONGEST_ROW:
                     problem = f"has more than {LONGEST_ROW:,} characters, which is too long for a row"
-                raise ComparisonError(f"{self.path}, entry {number} (line {line}) {problem}") from None
+                raise RowsError(f"{self.path}, entry {number} (line {line}) {problem}") from None
 
 
 def _may_go_on(error: ValueError | RecursionError, text: str) -> bool:
@@ -295,14 +313,24 @@ def _may_go_on(error: ValueError | RecursionError, text: str) -> bool:
 # --- CSV -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _line_rows(path: Path, line: str) -> Iterator[Row]:
+    for number, text in enumerate(_lines(path), start=1):
+        if text.strip():
+            yield Row(f"line {number}", {line: text.strip()})
+
+
+def _csv_rows(path: Path, line: str) -> Iterator[Row]:  # noqa: ARG001 - every reader of text takes it
     header: list[str] | None = None
-    reader = csv.reader(_lines(path), strict=True)  # else a quote that is never closed takes the rest of the file into its cell
+    lines = _lines(path)
+    first = next((text for text in lines if text.strip()), "")
+    # Strict, because a quote that is never closed would take the rest of the file into its cell. Between tabs quotes are often just text.
+    separator, strict, hold = ("\t", False, "tabs") if "\t" in first.strip() else (",", True, "commas")
+    reader = csv.reader(chain([first], lines), delimiter=separator, strict=strict)
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise ComparisonError(f"{path}, line {reader.line_num} {_csv_problem(error)}") from None
+            raise RowsError(f"{path}, line {reader.line_num} {_csv_problem(error)}") from None
         if cells is None:
             return
         if not any(cells):
@@ -310,11 +338,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         if header is None:
             header = _header(cells, path)
             continue
+        if separator == "\t" and any("\n" in cell for cell in cells):
+            raise RowsError(f"{path}, line {reader.line_num}: a quote is opened and not closed on its line")
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         if len(cells) != len(header):
-            raise ComparisonError(
-                f"{path}, line {reader.line_num} has {len(cells)} cells; the header has {len(header)}: quote cells that hold commas"
+            raise RowsError(
+                f"{path}, line {reader.line_num} has {len(cells)} cells; the header has {len(header)}: quote cells that hold {hold}"
             )
         yield Row(f"line {reader.line_num}", dict(zip(header, cells, strict=True)))
 
@@ -322,18 +352,16 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 def _header(cells: list[str], path: Path) -> list[str]:
     first = cells[0].strip()
     if first.lower().startswith("sep="):
-        raise ComparisonError(
-            f"{path} begins with {first!r}, which only Excel understands; delete this line, and separate cells with commas"
-        )
-    for separator, name in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
+        raise RowsError(f"{path} begins with {first!r}, which only Excel understands; delete this line, and separate cells with commas")
+    for separator, name in ((";", "';'"), ("|", "'|'")):
         if len(cells) == 1 and separator in first:
-            raise ComparisonError(f"the cells of {path} are separated by {name}; save it as CSV with commas")
+            raise RowsError(f"the cells of {path} are separated by {name}; save it as CSV with commas")
     header = list(cells)
     while not header[-1]:
         header.pop()
     for name in header:
         if header.count(name) > 1:
-            raise ComparisonError(f"{path} has {header.count(name)} columns called {name!r}; rename or delete all but one")
+            raise RowsError(f"{path} has {header.count(name)} columns called {name!r}; rename or delete all but one")
     return header
 
 
@@ -353,7 +381,7 @@ def _parquet_rows(path: Path, columns: Collection[str], images: Collection[str])
     parquet = _open_parquet(str(path))
     schema = parquet.schema_arrow
     if repeated := {name for name in schema.names if schema.names.count(name) > 1}:
-        raise ComparisonError(f"{path} has several columns called {min(repeated)!r}; rename or delete all but one")
+        raise RowsError(f"{path} has several columns called {min(repeated)!r}; rename or delete all but one")
     pictures = [name for name in schema.names if name in images and _holds_bytes(schema.field(name).type)]
     read = [name for name in schema.names if name in columns and name not in pictures]
     others = dict.fromkeys(schema.names)
@@ -367,7 +395,7 @@ def _parquet_rows(path: Path, columns: Collection[str], images: Collection[str])
                     number += 1
                     yield Row(f"row {number}", others | values | references)
         except _parquet_errors() as error:
-            raise ComparisonError(f"{path}, after row {number}, cannot be read: {_one_line(error)}") from None
+            raise RowsError(f"{path}, after row {number}, cannot be read: {_one_line(error)}") from None
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -385,11 +413,11 @@ def _open_parquet(path: str) -> Any:
         import pyarrow  # noqa: F401
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ComparisonError(f"{path} is a Parquet file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
+        raise RowsError(f"{path} is a Parquet file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
     try:
         return ParquetFile(path)
     except _parquet_errors() as error:
-        raise ComparisonError(f"{path} is not a whole Parquet file: {_one_line(error)}; download it again") from None
+        raise RowsError(f"{path} is not a whole Parquet file: {_one_line(error)}; download it again") from None
 
 
 def _parquet_errors() -> tuple[type[Exception], ...]:

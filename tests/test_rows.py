@@ -24,8 +24,8 @@ import pytest
 from pyarrow.parquet import write_table
 
 from image_reward.comparisons import ParquetImage, read, records, write
-from image_reward.comparisons.containers import LONGEST_ROW, is_address, read_rows
-from image_reward.errors import ComparisonError, ImageReadError
+from image_reward.errors import ImageReadError, RowsError
+from image_reward.rows import LONGEST_ROW, is_address, read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,7 @@ def zipped() -> bytes:
         f"\ufeff \n[\n{LINE}\n]\n",
         json.dumps([ROW], indent=4),
         TABLE,
+        TABLE.replace(",", "\t"),
         "\ufeff\n\n" + TABLE,
         TABLE.replace("\n", "\r\n"),
         TABLE.replace("\n", "\r"),
@@ -178,7 +179,7 @@ def test_images_in_parquet_are_referred_to_and_read_when_called(tmp_path: Path, 
 )
 def test_files_of_another_kind_are_refused_with_the_remedy(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "rankings.json").write_bytes(content)
-    with pytest.raises(ComparisonError, match=f"rankings.json,? {problem}"):
+    with pytest.raises(RowsError, match=f"rankings.json,? {problem}"):
         read(tmp_path / "rankings.json")
 
 
@@ -186,7 +187,6 @@ def test_files_of_another_kind_are_refused_with_the_remedy(tmp_path: Path, conte
     ("content", "problem"),
     [
         (TABLE.replace(",", ";"), "separated by ';'; save it as CSV with commas"),
-        (TABLE.replace(",", "\t"), "separated by tabs"),
         (TABLE.replace(",", "|"), r"separated by '\|'"),
         ("sep=;\r\n" + TABLE.replace(",", ";"), "begins with 'sep=;', which only Excel understands"),
         ('\ufeff"sep=,"\n' + TABLE, "begins with 'sep=,'"),
@@ -202,7 +202,7 @@ def test_files_of_another_kind_are_refused_with_the_remedy(tmp_path: Path, conte
 )
 def test_exports_of_spreadsheets_that_are_not_read_name_the_cause(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "rankings.csv").write_text(content, encoding="utf-8", newline="")
-    with pytest.raises(ComparisonError, match=problem) as caught:
+    with pytest.raises(RowsError, match=problem) as caught:
         read(tmp_path / "rankings.csv")
     assert "rankings.csv" in str(caught.value)
 
@@ -231,7 +231,7 @@ def test_exports_of_spreadsheets_that_are_not_read_name_the_cause(tmp_path: Path
 )
 def test_json_that_is_not_read_is_refused_at_its_place(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "rankings.json").write_text(content)
-    with pytest.raises(ComparisonError, match=f"rankings.json,? {problem}"):
+    with pytest.raises(RowsError, match=f"rankings.json,? {problem}"):
         read(tmp_path / "rankings.json")
 
 
@@ -241,7 +241,7 @@ def test_parquet_that_is_cut_off_or_turned_around_is_refused(tmp_path: Path) -> 
     content = (tmp_path / "whole").read_bytes()
     for length in (4, 8, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "rankings").write_bytes(content[:length])
-        with pytest.raises(ComparisonError, match="rankings is not a whole Parquet file"):
+        with pytest.raises(RowsError, match="rankings is not a whole Parquet file"):
             list(read_rows(tmp_path / "rankings", ("prompt",), ()))
     draw = random.Random(0)
     for _ in range(100):
@@ -250,20 +250,20 @@ def test_parquet_that_is_cut_off_or_turned_around_is_refused(tmp_path: Path) -> 
         (tmp_path / "rankings").write_bytes(damaged)
         try:
             list(read_rows(tmp_path / "rankings", ("prompt", "image", "rank"), ()))
-        except ComparisonError as error:
+        except RowsError as error:
             assert "rankings" in str(error)  # noqa: PT017 - Parquet has no checksums, so not every damage is seen
 
 
 def test_text_in_parquet_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     prompts = pyarrow.array([b"ok", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
     write_table(pyarrow.table({"prompt": prompts}), tmp_path / "rankings")
-    with pytest.raises(ComparisonError, match=r"rankings, after row 0, cannot be read: .*utf-8"):
+    with pytest.raises(RowsError, match=r"rankings, after row 0, cannot be read: .*utf-8"):
         rows(tmp_path / "rankings")
 
 
 def test_a_repeated_column_of_parquet_is_refused(tmp_path: Path) -> None:
     write_table(pyarrow.Table.from_arrays([["a"], ["b"]], names=["prompt", "prompt"]), tmp_path / "rankings")
-    with pytest.raises(ComparisonError, match="rankings has several columns called 'prompt'"):
+    with pytest.raises(RowsError, match="rankings has several columns called 'prompt'"):
         rows(tmp_path / "rankings")
 
 
@@ -304,7 +304,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             (tmp_path / ("a" * 300), "cannot be read: File name too long"),
             ("/proc/self/environ", "is empty"),  # a file of /proc has no size, and reading some of them waits
         ]:
-            with pytest.raises(ComparisonError, match=problem):
+            with pytest.raises(RowsError, match=problem):
                 read(path)
 
 
