@@ -105,8 +105,9 @@ def _names(names: Sequence[str]) -> str:
 def _arrow_files(folder: Path) -> tuple[str, ...]:
     state = read_json(folder / "state.json", error=JobError)
     files = state.get("_data_files") if isinstance(state, dict) else None
-    names = [file.get("filename") if isinstance(file, dict) else None for file in files] if isinstance(files, list) else [None]
-    if not all(isinstance(name, str) and "\0" not in name for name in names):
+    entries = [file.get("filename") if isinstance(file, dict) else None for file in files] if isinstance(files, list) else [None]
+    names = [name for name in entries if isinstance(name, str) and "\0" not in name]
+    if len(names) < len(entries):
         raise JobError(f"{folder / 'state.json'} is not that of a Hugging Face data set; save it again with save_to_disk")
     if state.get("_indices_data_files") or (folder / "indices.arrow").exists():
         raise JobError(f"{folder} selects or orders its rows by a list of indices; call flatten_indices() and save it again")
