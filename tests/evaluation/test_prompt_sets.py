@@ -120,7 +120,7 @@ def test_a_set_of_several_files_is_downloaded_once(server: hub.Hub, monkeypatch:
     assert prompt_set("styles") == expected
     assert len(server.asked("GET")) == 2
     monkeypatch.setitem(prompt_sets.PROMPT_SETS, "styles", replace(spec, num_prompts=4))
-    with pytest.raises(ValueError, match=r"styles has 4 prompts, but .*anime\.json, .*photo\.json hold 3; delete them and try again"):
+    with pytest.raises(ValueError, match=r"styles has 4 prompts, but .*anime\.json, .*photo\.json have 3; delete them and try again"):
         prompt_set("styles")
 
 

@@ -156,6 +156,8 @@ def _rows(file: Path, prefix: str) -> Iterator[Row]:
     try:
         for row in read_rows(file, _COLUMNS, ("jpg_0", "jpg_1", "image")):
             yield replace(row, where=prefix + row.where) if prefix else row
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such file of comparisons: {file}") from None
     except RowsError as error:
         raise ComparisonError(str(error)) from None
 
