@@ -108,7 +108,7 @@ def test_manifest_with_prompts(tmp_path: Path) -> None:
         ([{"generator": "a", "image": "z"}], PROMPTS, "row 1 has generator, image; a row needs"),
         ([row | {"image": ""}], PROMPTS, "row 1 has generator, prompt_id, prompt; a row needs"),
         ([{"generator": "a", "prompt": "a cat", "image": "z"}], same, r"several prompts read 'a cat' \(p1, p3\); add the prompt_id"),
-        ([], PROMPTS, "has no rows"),
+        ([], PROMPTS, "images.jsonl is empty"),
     ]:
         with pytest.raises(ValueError, match=message):
             read(*rows, prompts=given)
