@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import make_dataclass
 from importlib import import_module
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     from image_reward.cli.options import UsageError, in_options, warnings_in_one_line
+    from image_reward.errors import ImageRewardError
     from image_reward.terminal import encodable_output, note
 
     with encodable_output():
@@ -55,8 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             note(f"{PROGRAM}: {str(error) or 'interrupted'}")
             return 130
-        except (ArithmeticError, OSError, RuntimeError, ValueError) as error:  # every error of this package is one of these
+        except (ImageRewardError, OSError, ValueError) as error:  # what users can cause, or mend
             note(f"{PROGRAM}: {in_options(str(error))}")
+            return 1
+        except Exception:
+            note(traceback.format_exc() + f"{PROGRAM}: this is a defect, not a mistake of yours; please report it with the lines above")
             return 1
 
 

@@ -595,4 +595,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"no device is called {device!r}; try 'cpu' or 'cuda'") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use 'cpu'")
+    try:
+        torch.empty(0, device=chosen)
+    except Exception as error:  # each kind of device has its own, where PyTorch was built without it
+        raise ValueError(f"device {device} does not work here ({str(error).splitlines()[0]}); use 'cpu'") from None
     return chosen
