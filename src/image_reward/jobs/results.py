@@ -106,11 +106,10 @@ def _parts(folder: Folder, columns: Sequence[str]) -> Iterator[Any]:
                 f"CREATE TEMP VIEW parts AS SELECT * EXCLUDE (file), {part.format('file')} "
                 f"FROM read_parquet([{files}], file_row_number = true, filename = 'image_reward.file') AS p({names})"
             )
-            connection.execute(
-                f"CREATE TEMP VIEW digests AS SELECT part, row, substr(content, 1 + {characters} * row, {characters}) AS digest "
-                f"FROM (SELECT part, content, unnest(range(len(content) // {characters})) AS row FROM "
-                f"(SELECT {part.format('file_name')}, hex(from_base64(decode(value))) AS content FROM parquet_kv_metadata([{files}]) "
-                f"WHERE decode(key) = '{DIGESTS.decode()}')) WHERE digest <> repeat('0', {characters})"
+            connection.execute(  # split at once: to cut each digest out of the text of all takes the square of the rows of a part
+                f"CREATE TEMP VIEW digests AS SELECT * FROM (SELECT part, unnest(found) AS digest, unnest(range(len(found))) AS row FROM "
+                f"(SELECT {part.format('file_name')}, regexp_extract_all(hex(from_base64(decode(value))), '.{{{characters}}}') AS found "
+                f"FROM parquet_kv_metadata([{files}]) WHERE decode(key) = '{DIGESTS.decode()}')) WHERE digest <> repeat('0', {characters})"
             )
             yield connection
         except duckdb.Error as error:
