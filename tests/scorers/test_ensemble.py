@@ -145,7 +145,7 @@ def test_what_makes_no_sense(members: dict[str, Any]) -> None:
         ensemble_of(members, reward="median")
     with pytest.raises(ValueError, match="penalty must be at least 0"):
         Ensemble(members, penalty=-1.0)
-    with pytest.raises(ValueError, match="no ensembles themselves"):
+    with pytest.raises(ValueError, match="an ensemble cannot be one"):
         Ensemble({"again": ensemble_of(members)})
     with pytest.raises(ValueError, match="at least two images"):
         Reference.from_rewards([1.0], "one image")

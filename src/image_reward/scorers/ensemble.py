@@ -41,8 +41,8 @@ class Reference:
     """Which images, and who scored them."""
 
     def __post_init__(self) -> None:
-        if self.num_images < 1:
-            raise CheckpointError(f"num_images must be at least 1, not {self.num_images}")
+        if not 1 <= self.num_images < 2**31:
+            raise CheckpointError(f"num_images must be from 1 to 2^31, not {self.num_images}")
         if self.std == 0:
             raise CheckpointError("a reference needs a positive std, not 0: do all images tie?")
         check_scale("a reference's", self.mean, self.std)
