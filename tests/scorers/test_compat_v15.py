@@ -239,6 +239,8 @@ PARTS = {
     "mean": lambda m: setattr(m, "mean", 3.0),
     "std": lambda m: setattr(m, "std", 0.1),
     "network": lambda m: setattr(m, "network", other().network),
+    "network.mlp": lambda m: setattr(m.network, "mlp", other().mlp),
+    "network.blip": lambda m: setattr(m.network, "blip", other().blip),
 }
 
 

@@ -54,7 +54,21 @@ class BlipWithTokenizer(Blip):
 
 
 class NetworkOfParts(ImageRewardNetwork):
-    """The network of whatever parts a program has put in place, which it calls as 1.5 does where they are not this package's."""
+    """The network of whatever parts a program has put in place, which it calls as 1.5 does where they are not this package's.
+
+    A part that is assigned here becomes a part of the model.
+    """
+
+    @classmethod
+    def of(cls, model: ImageReward) -> NetworkOfParts:
+        network = cls(model.config.network, model.blip, model.mlp)
+        vars(network)["model"] = model  # not as a module, which would make the model a part of itself
+        return network
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("blip", "mlp") and "model" in vars(self):
+            setattr(vars(self)["model"], name, value)
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
         if isinstance(self.blip.text_encoder, TextTransformer):
@@ -127,7 +141,7 @@ class ImageReward(ImageRewardScorer):
     @property  # type: ignore[override]
     def network(self) -> ImageRewardNetwork:
         """A view of the parts, which are modules of the model itself, so that weights have the released names."""
-        return NetworkOfParts(self.config.network, self.blip, self.mlp)
+        return NetworkOfParts.of(self)
 
     @network.setter
     def network(self, network: ImageRewardNetwork) -> None:
