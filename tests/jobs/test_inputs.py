@@ -450,6 +450,57 @@ def test_the_json_of_a_sample_may_be_anything(tmp_path: Path, text: bytes, probl
     assert (rows[1][1], rows[1][3]) == ("fine", None)
 
 
+def test_a_key_that_is_there_twice_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    """``json`` alone would score the last of two prompts without a word."""
+    twice = '{"prompt": "one", "image": "0.png", "prompt": "two"}'
+    (tmp_path / "rows.jsonl").write_text(
+        twice + '\n{"prompt": "fine", "image": "1.png", "more": {"a": 1, "a": 2}}\n{"prompt": "c", "image": "2"}'
+    )
+    _, rows = read_all(tmp_path / "rows.jsonl", 9)
+    assert [row[3] and row[3].partition(" is ")[2] for row in rows] == [
+        "not JSON: the key 'prompt' occurs twice in one object",
+        "not JSON: the key 'a' occurs twice in one object",
+        None,
+    ]
+    write_tar(tmp_path / "0.tar", {"a.png": b"A", "a.json": twice.encode(), "b.png": b"B", "b.txt": b"fine"})
+    _, rows = read_all(tmp_path / "0.tar", 9)
+    assert [row[3] for row in rows] == ["the sample's text cannot be read: the key 'prompt' occurs twice in one object", None]
+
+
+def test_keys_of_samples_are_told_apart_as_they_are_written(tmp_path: Path) -> None:
+    """Also those with letters that become longer in lower case; extensions are alike in any case."""
+    write_tar(tmp_path / "0.tar", {"İİ/İİab.PNG": b"A", "İİ/İİab.Txt": b"one", "İİ/İİAB.png": b"B", "İİ/İİAB.txt": b"two"})
+    _, rows = read_all(tmp_path / "0.tar")
+    assert [(row[0]["id"], row[1], row[3]) for row in rows] == [("İİ/İİab", "one", None), ("İİ/İİAB", "two", None)]
+
+
+def test_ids_of_every_kind_are_read(tmp_path: Path) -> None:
+    """Ids that are not UTF-8, and times that Python has nothing for, cost no other row."""
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in range(4)))
+    bad = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffa")])
+    for ids, repeated in ((bad, 1), (pa.array([1, 1, 2], pa.timestamp("ns")), 1), (pa.array([b"a", b"b", b"\xff"]), 0)):
+        pq.write_table(pa.table({"prompt": list("abc"), "image": list("abc"), "id": ids}), tmp_path / "rows.parquet")
+        source = open_input(str(tmp_path / "rows.parquet"))
+        [shard] = source.scan(9)
+        assert (source.num_repeated_ids, shard.num_rows) == (repeated, 3)
+        assert [problem is None for problem in source.read(shard).problems] == [True, ids is not bad, True]
+
+
+def test_a_damaged_parquet_file_is_named_wherever_the_damage_is(tmp_path: Path) -> None:
+    table = pa.table({"prompt": list("abcd"), "image": ["0.png"] * 4, "id": list("efgh")})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="NONE", use_dictionary=False)
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    messages = []
+    for place in range(4, len(whole) - 8, 7):
+        (tmp_path / "rows.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_all(tmp_path / "rows.parquet", 9)
+        except JobError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all("rows.parquet" in message for message in messages)
+
+
 def test_text_that_cannot_be_encoded_costs_its_row_alone(tmp_path: Path) -> None:
     """Half a character in JSON, names that are not UTF-8, Parquet that was written unchecked."""
     write_tar(tmp_path / "0.tar", {"a.png": b"A", "a.json": b'{"caption": "a cat \\ud83d"}', "b.png": b"B", "b.txt": "\ufeffé".encode()})
@@ -585,7 +636,7 @@ def test_what_is_not_a_regular_file_is_never_opened(tmp_path: Path) -> None:
     assert [row[1] for row in rows] == [None, None, None, "fine", "fine"]
     for row, kind in zip(rows, ["a named pipe", "a device", "a folder"], strict=False):
         assert kind in row[3]
-    with pytest.raises(ValueError, match=r"pipe\.png is a pipe, a socket or a device"):
+    with pytest.raises(ValueError, match=r"pipe\.png is a named pipe"):
         Access().read(rows[4][2])
 
 

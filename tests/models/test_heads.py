@@ -77,6 +77,23 @@ def test_what_programs_put_into_it_takes_effect(head: LinearHead, features: Tens
     torch.testing.assert_close(head(features), plain.tanh(), rtol=0, atol=1e-5)
 
 
+def test_layers_that_programs_hook_or_replace_are_called(head: LinearHead, features: Tensor) -> None:
+    plain = head(features)
+    seen: list[Tensor] = []
+    for layer in (*head.layers, head.layers):
+        hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        torch.testing.assert_close(head(features), plain, rtol=0, atol=1e-5)
+        hook.remove()
+    assert [output.shape[1] for output in seen] == [1024, 1024, 128, 128, 64, 64, 16, 1, 1]
+    last = head.layers[-1]
+    last.forward = lambda x: x.sum(dim=1, keepdim=True)  # type: ignore[method-assign]
+    torch.testing.assert_close(head(features), head.layers[:-1](features).sum(dim=1, keepdim=True), rtol=0, atol=1e-5)
+    del last.forward
+    other = nn.Linear(48, 1)
+    head.layers = other  # type: ignore[assignment]
+    assert torch.equal(head(features), other(features))
+
+
 def test_a_narrow_head_needs_no_dropout_between_its_layers() -> None:
     assert [type(layer).__name__ for layer in LinearHead(8, (4,)).layers] == ["Linear", "Dropout", "Linear"]
     assert [type(layer).__name__ for layer in LinearHead(8, ()).layers] == ["Linear"]

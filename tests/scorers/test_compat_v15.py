@@ -22,6 +22,7 @@ import seeded
 from image_reward import CheckpointError
 from image_reward.config import RewardConfig
 from image_reward.downloads import HubFile
+from image_reward.models.blip import TextOutput
 from image_reward.scorers import ImageReward, ImageRewardScorer
 from image_reward.scorers.registry import MODELS
 from upstream import Original
@@ -258,6 +259,22 @@ def test_what_is_assigned_to_a_part_is_what_scores(part: str, model: Any, by_han
     assert model.rank(prompt, images).rewards == pytest.approx(expected, rel=1e-4, abs=1e-4)
     copied = copy.deepcopy(model)
     assert copied.score(prompt, images) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_text_encoder_that_programs_hook_or_patch_is_called(model: Any) -> None:
+    prompt, images = "A large cat", seeded.images()[:3]
+    before = model.score(prompt, images)
+    encoder, seen = model.blip.text_encoder, []
+    hook = encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output.last_hidden_state))
+    assert model.score(prompt, images) == pytest.approx(before, abs=1e-5)
+    hook.remove()
+    first_tokens = torch.cat([tokens[:, 0] for tokens in seen])
+    assert ((model.mlp(first_tokens) - MEAN) / STD)[:, 0].tolist() == pytest.approx(before, abs=1e-5)
+    forward = encoder.forward
+    encoder.forward = lambda *args, **kwargs: TextOutput(3 * forward(*args, **kwargs).last_hidden_state)
+    expected = ((model.mlp(3 * first_tokens) - MEAN) / STD)[:, 0].tolist()
+    assert expected != pytest.approx(before, abs=1e-2)
+    assert model.score(prompt, images) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_new_scale_is_used_by_every_method(model: Any, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def python_rows(table: pyarrow.Table) -> list[dict[str, Any]]:
 
 
 def _converted(table: pyarrow.Table, change: Callable[[Any], Any]) -> pyarrow.Table:
-    """A table cast to what ``change`` makes of its types, and of those within lists and structs."""
+    """A table cast to what ``change`` makes of its types, and of those within lists, maps, structs and dictionaries."""
     pa = arrow()
 
     def inner(kind: Any) -> Any:
@@ -104,6 +104,12 @@ def _converted(table: pyarrow.Table, change: Callable[[Any], Any]) -> pyarrow.Ta
             return pa.list_(inner(kind.value_type))
         if pa.types.is_large_list(kind):
             return pa.large_list(inner(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(inner(kind.value_type), kind.list_size)
+        if pa.types.is_map(kind):
+            return pa.map_(inner(kind.key_type), inner(kind.item_type))
+        if pa.types.is_dictionary(kind):
+            return inner(kind.value_type)
         return change(kind)
 
     return table.cast(pa.schema([pa.field(field.name, inner(field.type)) for field in table.schema]))

@@ -33,7 +33,9 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             x = features.float()
-            if not self.training and all(isinstance(layer, nn.Dropout) or _is_plain(layer) for layer in self.layers):
+            if type(self.layers) is not nn.Sequential or is_changed(self.layers):
+                return self.layers(x)
+            if not self.training and all(_is_plain(layer) or _is_plain_dropout(layer) for layer in self.layers):
                 return F.linear(x, *self.affine())
             for layer in self.layers:
                 x = F.linear(x, layer.weight.float(), layer.bias.float()) if _is_plain(layer) else layer(x)
@@ -52,4 +54,14 @@ class LinearHead(nn.Module):
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the layer is its weight and bias and nothing else: programs put other layers into a head, and into a layer's place."""
-    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None
+    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None and not is_changed(layer)
+
+
+def _is_plain_dropout(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Dropout) and not is_changed(layer)
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether a program has hooked a module or given it another ``forward``, which only calling the module runs."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" in vars(module) or any(hooks)

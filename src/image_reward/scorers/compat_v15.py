@@ -20,7 +20,7 @@ from image_reward.errors import CheckpointError, ImageReadError, PromptError, Un
 from image_reward.files import read_json
 from image_reward.images import ImageLike, ImageTransform
 from image_reward.models.blip import Blip, BlipConfig, ImageRewardNetwork, KeysValues, TextTransformer
-from image_reward.models.heads import LinearHead
+from image_reward.models.heads import LinearHead, is_changed
 from image_reward.prompts import LongPrompts, Tokens, check_prompts, report_long_prompts, transformers_tokenizer
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer
@@ -70,14 +70,20 @@ class NetworkOfParts(ImageRewardNetwork):
         if name in ("blip", "mlp") and "model" in vars(self):
             setattr(vars(self)["model"], name, value)
 
+    @property
+    def _reads_as_this_package(self) -> bool:
+        """Whether nobody can tell ``read_image`` and ``encode`` of the text encoder, which save work, from calling it."""
+        encoder = self.blip.text_encoder
+        return isinstance(encoder, TextTransformer) and type(encoder).forward is TextTransformer.forward and not is_changed(encoder)
+
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        if isinstance(self.blip.text_encoder, TextTransformer):
+        if self._reads_as_this_package:
             return super().encode_images(pixels)
         tokens = self.blip.visual_encoder(pixels)
         return [(tokens, tokens)]  # another text encoder makes keys and values of them itself
 
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        if isinstance(self.blip.text_encoder, TextTransformer):
+        if self._reads_as_this_package:
             return super().read(images, ids, mask)
         tokens = images[0][0]
         tokens = tokens.repeat_interleave(len(ids) // max(1, len(tokens)), dim=0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import JobError
-from image_reward.jobs.arrow import arrow, clean_table
+from image_reward.jobs.arrow import arrow, clean_table, python_rows
 from image_reward.jobs.files import Access, scheme
 from image_reward.jobs.rows import Input, Rows, Shard, cut, named_images
 
@@ -24,10 +25,15 @@ class ParquetInput(Input):
         opened = _parquet(file, self.access)
         self._join_schema(opened.schema_arrow, file)
         if self.id_column in opened.schema_arrow.names:
-            for batch in opened.iter_batches(columns=[self.id_column], use_threads=False):
-                for value in batch.column(0).to_pylist():
-                    self._ids.add(value)
+            with _readable(f"{file}, column {self.id_column!r} cannot be read"):
+                self._add_ids(opened.iter_batches(columns=[self.id_column], use_threads=False))
         yield from cut(opened.metadata.num_rows, self._size)
+
+    def _add_ids(self, batches: Iterable[pyarrow.RecordBatch]) -> None:
+        for batch in batches:
+            table, _ = clean_table(arrow().Table.from_batches([batch]))
+            for row in python_rows(table):
+                self._ids.add(row[self.id_column])
 
     def _join_schema(self, schema: pyarrow.Schema, file: str) -> None:
         if len(set(schema.names)) < len(schema.names):
@@ -60,12 +66,20 @@ class ParquetInput(Input):
         return self._rows(table, shard, problems)
 
 
-def _parquet(file: str, access: Access) -> Any:
-    pa = arrow()
+@contextmanager
+def _readable(problem: str, remedy: str = "write or download it again") -> Iterator[None]:
+    """Turn what Arrow raises for damage, ``UnicodeDecodeError`` included, into a ``JobError`` that says what cannot be read."""
     try:
-        return pa.parquet.ParquetFile(file if not scheme(file) else access.open(file))
-    except (pa.ArrowException, OSError) as error:
-        raise JobError(f"{file} is not a whole Parquet file: {error}; write or download it again") from None
+        yield
+    except JobError:
+        raise
+    except (arrow().ArrowException, OSError, ValueError) as error:
+        raise JobError(f"{problem}: {error}; {remedy}") from None
+
+
+def _parquet(file: str, access: Access) -> Any:
+    with _readable(f"{file} is not a whole Parquet file"):
+        return arrow().parquet.ParquetFile(file if not scheme(file) else access.open(file))
 
 
 @lru_cache(maxsize=16)
@@ -78,11 +92,8 @@ def _row_groups(file: str, stamp: str, access: Access) -> tuple[int, ...]:
 @lru_cache(maxsize=1)  # a row group may be larger than a shard; the shards that follow each other come from the same one
 def _row_group(file: str, stamp: str, access: Access, number: int) -> Any:
     del stamp
-    pa = arrow()
-    try:
+    with _readable(f"{file}, row group {number} cannot be read"):
         return _parquet(file, access).read_row_group(number, use_threads=False)  # as in ``read_part``; workers share the cores
-    except (pa.ArrowException, OSError) as error:
-        raise JobError(f"{file}, row group {number} cannot be read: {error}; write or download it again") from None
 
 
 def _holds_images(kind: Any) -> bool:
@@ -113,9 +124,7 @@ class ArrowInput(ParquetInput):
         table = _arrow_stream(file, self.access.stamp(file), self.access)
         self._join_schema(table.schema, file)
         if self.id_column in table.column_names:
-            for batch in table.select([self.id_column]).to_batches():
-                for value in batch.column(0).to_pylist():
-                    self._ids.add(value)
+            self._add_ids(table.select([self.id_column]).to_batches())
         yield from cut(table.num_rows, self._size)
 
     def _read(self, shard: Shard) -> Rows:
@@ -127,11 +136,9 @@ class ArrowInput(ParquetInput):
 def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
     del stamp
     pa = arrow()
-    try:
+    with _readable(f"{file} is not a whole Arrow stream", "save the data set again"):
         source = access.open(file) if scheme(file) else pa.memory_map(file)  # mapped: nothing is read before it is used
         return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise JobError(f"{file} is not a whole Arrow stream: {error}; save the data set again") from None
 
 
 def image_in_table(path: str, row: int, image_column: str, access: Access) -> Any:

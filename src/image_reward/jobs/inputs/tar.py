@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 
 from image_reward.errors import JobError
+from image_reward.files import distinct_keys
 from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_table
 from image_reward.jobs.files import LARGEST_TEXT, Access, Member
@@ -50,10 +51,11 @@ class TarInput(Input):
                         raise tarfile.ReadError("a member of negative size")
                     place = archive.offset
                     path = PurePosixPath(member.name)
-                    stem, _, extension = path.name.lower().partition(".")
+                    stem, _, extension = path.name.partition(".")
+                    extension = extension.lower()
                     if member.isdir() or not stem:  # hidden files, such as the ._NAME that macOS leaves
                         continue
-                    this = str(path.with_name(path.name[: len(stem)]))
+                    this = str(path.with_name(stem))
                     if key is not None and (this != key or extension in members):
                         yield first, member.offset, key, members
                         members, first = {}, member.offset
@@ -141,7 +143,7 @@ class TarInput(Input):
             if self.names.prompt is None and "txt" in members:
                 return _content(stream, members["txt"]).strip(), None
             if "json" in members:
-                values = json.loads(_content(stream, members["json"]))
+                values = json.loads(_content(stream, members["json"]), object_pairs_hook=distinct_keys)
                 if not isinstance(values, dict):
                     return None, f"the sample's json is not an object but {values!r:.40}"
                 keys = [self.names.prompt] if self.names.prompt else [key for key in _PROMPT_KEYS if key in values]

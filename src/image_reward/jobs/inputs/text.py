@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from image_reward.errors import JobError
+from image_reward.files import distinct_keys
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
 from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
@@ -219,7 +220,7 @@ def _json_row(line: str) -> dict[str, Any] | str:
     if not is_clean(line):
         return "not UTF-8"
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError, MemoryError) as error:
         return f"not JSON: {error or type(error).__name__}"
     if not isinstance(value, dict):
