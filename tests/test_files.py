@@ -56,6 +56,11 @@ def test_a_file_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
         read_regular(tmp_path / "large", 1000)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a file of Linux that has no size")
+def test_a_file_without_a_size_is_taken_for_empty() -> None:
+    assert read_regular("/proc/self/environ", 1000) == b""
+
+
 # --- JSON ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(METADATA_KEY)  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError, MemoryError) as error:  # the last where the file is larger than what can be mapped
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}; download or save it again") from None
 
 
@@ -98,8 +98,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         _check_archive(path)
+    mappable = is_archive and _is_utf8(path)  # PyTorch maps no file of another name
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except Exception as error:
         refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         if name := refused[1] if refused else _code_in(path):
@@ -121,6 +122,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict (a mapping from names to tensors), but {_outline(value)}; save the network's state_dict() alone"
         )
     return value
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _SCRIPT = (

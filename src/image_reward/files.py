@@ -17,14 +17,13 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
-from image_reward.errors import CheckpointError, FileKindError, FileSizeError
+from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError
 
 try:
     import fcntl
 except ImportError:  # Windows; what killed writers leave there stays
     fcntl = None  # type: ignore[assignment]
 
-_BLOCK = 1 << 20  # bytes
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -58,23 +57,15 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes. Raises as ``open_regular``, and ``FileSizeError``."""
-    content = b""
+    """The content of a regular file of at most ``limit`` bytes. Raises as ``open_regular``, and ``FileSizeError``.
+
+    A file of /proc has no size, and reading some of them waits or does not end; it is taken for empty.
+    """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size  # 0 for the files of /proc, whatever they hold
-        at_once = min(limit, max(size, _BLOCK)) + 1  # reserved before anything is read, so not the limit
-        try:
-            while size <= limit and len(content) <= limit and (block := file.read(at_once)) != b"":
-                if block is None:
-                    raise BlockingIOError
-                content += block
-        except BlockingIOError:  # files of /proc that wait for events
-            raise FileKindError(f"{Path(path)} waits for its content instead of holding it; save its content to a file") from None
-        except OSError as error:
-            raise FileKindError(f"{Path(path)} cannot be read: {error.strerror}; copy its content to a file") from None
-    if max(size, len(content)) > limit:
-        raise FileSizeError(f"{Path(path)} is larger than {limit:,} bytes, the most that is read of such a file")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise FileSizeError(f"{Path(path)} is larger than {limit:,} bytes, the most that is read of such a file")
+        return file.read(size)
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------------------------
@@ -83,8 +74,14 @@ LARGEST_JSON = 16 << 20  # bytes; the largest configs hold a vocabulary, about 1
 
 
 def read_json(path: Path, limit: int = LARGEST_JSON, error: type[Exception] = CheckpointError) -> Any:
-    """What a JSON file of at most ``limit`` bytes holds. Raises as ``read_regular`` and ``parse_json``."""
-    return parse_json(read_regular(path, limit), str(path), error)
+    """What a JSON file of at most ``limit`` bytes holds. Raises as ``read_regular``, and ``error`` for all else."""
+    try:
+        content = read_regular(path, limit)
+    except (FileNotFoundError, ImageRewardError):
+        raise
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror}; look at its permissions, or copy it again") from None
+    return parse_json(content, str(path), error)
 
 
 def parse_json(text: str | bytes, source: str, error: type[Exception] = CheckpointError) -> Any:

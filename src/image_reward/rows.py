@@ -34,6 +34,7 @@ _UTF16 = "is UTF-16 text; save it as UTF-8 (in Excel: CSV UTF-8)"
 _OTHER_KINDS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the data; fetch it with `git lfs pull`",
     b"\x1f\x8b": "is compressed with gzip; unpack it with gunzip",
+    b"BZh": "is compressed with bzip2; unpack it with bunzip2",
     b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; unpack it with unzstd",
     b"\xfd7zXZ\x00": "is compressed with xz; unpack it with unxz",
     b"PK\x03\x04": "is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8",
@@ -42,6 +43,16 @@ _OTHER_KINDS = {
     b"\xfe\xff": _UTF16,
     b"<": "is an HTML or XML page, not data; download the file itself, not the page about it",
 }
+
+
+def other_kind(start: bytes) -> str | None:
+    """What a file that begins so is, if it does not hold rows, and what to do about it; None where that is not known.
+
+    >>> other_kind(b"version https://git-lfs.github.com/spec/v1")
+    'is a Git LFS pointer, not the data; fetch it with `git lfs pull`'
+    """
+    return next((problem for signature, problem in _OTHER_KINDS.items() if start.startswith(signature)), None)
+
 
 _one_reader = threading.Lock()  # threads that miss the same row group read it once, not once each
 
@@ -98,9 +109,8 @@ def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Co
         start = _start(stream, path)
     if start.startswith(b"PAR1"):
         return _parquet_rows(path, columns, images)
-    for signature, problem in _OTHER_KINDS.items():
-        if start.startswith(signature):
-            raise RowsError(f"{path} {problem}")
+    if problem := other_kind(start):
+        raise RowsError(f"{path} {problem}")
     if start[257:262] == b"ustar":
         raise RowsError(f"{path} is a tar archive; unpack it")
     return _text_kind(start, path, columns, line)(path, line)

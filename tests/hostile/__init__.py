@@ -121,7 +121,9 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
     "a file of 50 GB": sparse(50 * GIB),
     "a file of nothing": sparse(0),
 }
-"""What may stand where a file is expected; none of it is ever right."""
+"""What may stand where a file is expected; none of it is ever right, but where nothing would be."""
+EMPTY = ("a file of nothing", "a link to a file of the system without an end")
+"""Those that may pass for a file of nothing, as they have no size."""
 
 
 def write(path: Path, content: bytes | str | Callable[[Path], None]) -> Path:

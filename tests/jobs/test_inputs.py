@@ -400,7 +400,7 @@ def test_a_tar_that_does_not_end_as_it_should_is_noticed(tmp_path: Path) -> None
         with pytest.raises(JobError, match=r"cut\.tar is not a whole, uncompressed tar: .*at byte"):
             read_all(cut)
     cut.write_bytes(gzip.compress(whole))
-    with pytest.raises(JobError, match=r"cut\.tar is not a whole, uncompressed tar but gzip; unpack it first"):
+    with pytest.raises(JobError, match=r"cut\.tar is compressed with gzip; unpack it with gunzip"):
         read_all(cut)
     cut.write_bytes(bytes(10_240))
     with pytest.raises(JobError, match=r"cut\.tar holds no rows"):
@@ -553,7 +553,7 @@ def test_a_list_or_another_encoding_is_not_taken_for_lines(tmp_path: Path) -> No
             read_all(tmp_path / "rows.jsonl")
     for name, text in (("rows.jsonl", '{"prompt": "a", "image": "b"}'), ("rows.csv", "prompt,image\na,b\n")):
         (tmp_path / name).write_text(text, encoding="utf-16")
-        with pytest.raises(JobError, match=f"{name} is UTF-16; save it as UTF-8"):
+        with pytest.raises(JobError, match=f"{name} is UTF-16 text; save it as UTF-8"):
             read_all(tmp_path / name)
     for text, separator in (("prompt;image\na;b\n", ";"), ("prompt\timage\na\tb\n", r"\\t")):
         (tmp_path / "rows.csv").write_text(text)

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             note(f"{PROGRAM}: {str(error) or 'interrupted'}")
             return 130
         except (ImageRewardError, OSError, ValueError) as error:  # what users can cause, or mend
-            note(f"{PROGRAM}: {in_options(str(error))}")
+            line = in_options(str(error)).replace("\n", "\\n")  # a name may hold a line end
+            note(f"{PROGRAM}: {line}")
             return 1
         except Exception:
             note(traceback.format_exc() + f"{PROGRAM}: this is a defect, not a mistake of yours; please report it with the lines above")

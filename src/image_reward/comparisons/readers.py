@@ -440,6 +440,7 @@ def _image_problem(image: object) -> str:
     if isinstance(image, dict):
         kinds = {"parquet": str, "row_group": int, "row": int, "column": str}  # as `write` refers to an image in a Parquet file
         refers = image.keys() == kinds.keys() and all(type(image[key]) is kind for key, kind in kinds.items())
+        refers = refers and min(image["row_group"], image["row"]) >= 0  # Arrow would count from the end
         return "" if refers else "not a path"
     if not isinstance(image, str) or not image.strip():
         return "not a path"

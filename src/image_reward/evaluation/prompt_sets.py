@@ -141,6 +141,10 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         if not isinstance(text, str) or not text.strip():
             what = f"{text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}"
             raise ValueError(f"{path}, prompt {number + 1}: {what}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}, prompt {number + 1}: {text!r:.60} holds half of a surrogate pair; decode its source again") from None
         name = _first(row.values, _ID_KEYS)
         found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row.values, _CATEGORY_KEYS) or "")))
     if not found:

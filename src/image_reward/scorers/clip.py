@@ -292,7 +292,8 @@ def clip_from_folder(
         config = clip_config_from_json(values)
         network = clip_network(config)
     except Exception as error:  # nearly anything, from a wrong type to a division by zero
-        raise CheckpointError(f"{config_file} describes no CLIP that can be built: {type(error).__name__}: {error}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{config_file} describes no CLIP that can be built: {reason}") from error
     processor = processor or folder
     transform = _transform(processor / PREPROCESSOR_NAME, config.vision_config.image_size, settings, options or ImageOptions())
     weights = [folder / file for file in (WEIGHTS_NAME, "pytorch_model.bin") if (folder / file).is_file()]

@@ -7,6 +7,7 @@ so where they disagree the mean deserves less trust (Coste et al. 2024, arXiv 23
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -120,8 +121,8 @@ class Ensemble(CompositeScorer):
     def from_json(cls, file: Path, load_member: Callable[[str], Scorer[Any]], name: str) -> Ensemble:
         """As described in a JSON file (docs/scorers.md). Members that are paths are relative to it. Raises ``CheckpointError``."""
         config = _EnsembleConfig.read(file)
-        here = [file.parent / member.model for member in config.members]
-        models = [str(path) if path.exists() else member.model for path, member in zip(here, config.members, strict=True)]
+        here = [str(file.parent / member.model) for member in config.members]
+        models = [path if os.path.exists(path) else member.model for path, member in zip(here, config.members, strict=True)]  # noqa: PTH110
         names = [member.model for member in config.members]
         if len(set(names)) < len(names):
             raise CheckpointError(f"{file}: a member is there twice; give it the sum of the weights")
@@ -134,6 +135,8 @@ class Ensemble(CompositeScorer):
                 config.penalty,
                 name,
             )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{file}: {error}") from None
         except ValueError as error:
             raise CheckpointError(f"{file}: {error}") from error
 

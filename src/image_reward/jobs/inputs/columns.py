@@ -11,6 +11,7 @@ from image_reward.errors import JobError
 from image_reward.jobs.arrow import arrow, clean_table, python_rows
 from image_reward.jobs.files import Access, scheme
 from image_reward.jobs.rows import Input, Rows, Shard, cut, named_images
+from image_reward.rows import other_kind
 
 if TYPE_CHECKING:
     import pyarrow
@@ -78,8 +79,14 @@ def _readable(problem: str, remedy: str = "write or download it again") -> Itera
 
 
 def _parquet(file: str, access: Access) -> Any:
-    with _readable(f"{file} is not a whole Parquet file"):
-        return arrow().parquet.ParquetFile(file if not scheme(file) else access.open(file))
+    try:
+        with _readable(f"{file} is not a whole Parquet file"):
+            return arrow().parquet.ParquetFile(file if not scheme(file) else access.open(file))
+    except JobError:
+        with access.open(file) as stream:
+            if kind := other_kind(stream.read(64)):
+                raise JobError(f"{file} {kind}") from None
+        raise
 
 
 @lru_cache(maxsize=16)

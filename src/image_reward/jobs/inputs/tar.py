@@ -14,6 +14,7 @@ from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_table
 from image_reward.jobs.files import LARGEST_TEXT, Access, Member
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
+from image_reward.rows import other_kind
 
 _PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a sample, which has no columns to choose from
 
@@ -65,8 +66,9 @@ class TarInput(Input):
                 if key is not None:
                     yield first, archive.offset, key, members
         except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
-            if packed := _compression(stream):
-                raise JobError(f"{file} is not a whole, uncompressed tar but {packed}; unpack it first") from None
+            stream.seek(0)
+            if problem := other_kind(stream.read(64)):
+                raise JobError(f"{file} {problem}") from None
             raise JobError(f"{file} is not a whole, uncompressed tar: {error}, at byte {place:,}; write or download it again") from None
 
     def _check_end(self, stream: IO[bytes], file: str, end: int) -> None:
@@ -178,14 +180,6 @@ def _not_plain(member: tarfile.TarInfo) -> str | None:
     if not member.isreg():
         return f"{member.name} is a link or a device; make the tar again with --dereference --hard-dereference"
     return None
-
-
-def _compression(stream: IO[bytes]) -> str:
-    """What a file is compressed with, by its first bytes; empty for nothing that is known."""
-    stream.seek(0)
-    head = stream.read(6)
-    marks = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
-    return next((name for mark, name in marks.items() if head.startswith(mark)), "")
 
 
 def image_in_tar(path: str, name: str, access: Access) -> bytes:

@@ -12,6 +12,7 @@ from image_reward.files import distinct_keys
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
 from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
+from image_reward.rows import other_kind
 
 _LONGEST_SKIPPED = 1 << 28  # bytes: a file of zeros, or one that does not end, need not be read to its end
 
@@ -64,12 +65,12 @@ class _CountedLines:
 
 
 def _head(stream: IO[bytes], file: str) -> bytes:
-    """How a file of text begins, without a byte order mark and white space. Raises ``JobError`` for UTF-16, which spreadsheets save."""
+    """How a file of text begins, without a byte order mark and white space. Raises ``JobError`` for what is known to be something else."""
     stream.seek(0)
-    head = stream.read(1 << 16)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise JobError(f"{file} is UTF-16; save it as UTF-8")
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    head = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if problem := other_kind(head):
+        raise JobError(f"{file} {problem}")
+    return head
 
 
 class CsvInput(Input):
