@@ -111,6 +111,12 @@ def test_layouts_of_pt_files(
     assert_same(load(tmp_path / "again"), loaded)
 
 
+def test_a_pt_file_may_have_any_name(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "mod\udce9l.pt"  # of a system whose names were not UTF-8
+    torch.save(tensors, path)
+    assert read_checkpoint(path)[0].keys() == tensors.keys()
+
+
 def test_tensors_that_share_one_storage(tensors: dict[str, Tensor], scorer: ImageRewardScorer, tmp_path: Path) -> None:
     flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
     parts = flat.split([tensor.numel() for tensor in tensors.values()])

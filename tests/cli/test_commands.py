@@ -109,6 +109,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image
     (tmp_path / "bad.png").write_text("text")
     assert main(["score", "cat", str(tmp_path / "bad.png"), "--model", model_folder]) == 1
     assert "bad.png is not an image" in capsys.readouterr().err
+    assert main(["score", "cat", "two\nlines.png", "--model", model_folder]) == 1
+    assert capsys.readouterr().err == "image-reward: no such image: two\\nlines.png\n"
 
 
 def test_a_long_prompt_is_one_line_on_standard_error(model_folder: str, image_folder: Path) -> None:

@@ -331,7 +331,7 @@ def test_a_file_that_is_no_such_file(tmp_path: Path, content: bytes, problem: st
 
 
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*nothing.json"):
+    with pytest.raises(FileNotFoundError, match=r"no such file of comparisons: .*nothing\.json"):
         read(tmp_path / "nothing.json")
     with pytest.raises(ComparisonError, match="is a folder without Parquet files"):
         read(tmp_path)

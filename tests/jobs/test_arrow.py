@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from image_reward.jobs.arrow import python_rows
+from image_reward.jobs.arrow import python_rows, without_views
 
 NANOSECONDS = pa.array([1, 2], pa.timestamp("ns"))
 FAR_DAYS = pa.array([1, 2**23], pa.date32())
@@ -30,3 +30,9 @@ def test_times_that_python_has_nothing_for_are_read_however_they_are_nested(time
     rows = python_rows(pa.table({"value": nest(times)}))
     assert len(rows) == 2
     assert "1970" in str(rows[0]["value"])
+
+
+def test_views_are_plain_where_they_lie_and_nothing_else_changes() -> None:
+    schema = pa.schema([("a", pa.string_view()), ("b", pa.list_(pa.binary_view())), ("c", pa.dictionary(pa.int8(), pa.string()))])
+    plain = pa.schema([("a", pa.string()), ("b", pa.list_(pa.binary())), ("c", pa.dictionary(pa.int8(), pa.string()))])
+    assert without_views(schema) == plain

@@ -18,6 +18,8 @@ from image_reward.jobs.files import Access, Member
 from image_reward.jobs.inputs import image_named, open_input
 from image_reward.jobs.rows import Input, Names
 
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+
 
 def read_all(given: Path | str, shard_size: int = 2, names: Names | None = None, prompt: str | None = None) -> tuple[Input, list[Any]]:
     """The input, and its rows as (columns, prompt, image, problem)."""
@@ -249,6 +251,8 @@ def test_one_prompt_for_all_rows(tmp_path: Path) -> None:
         ("a.csv", "", "which is not a header"),
         ("a.jsonl", '[{"prompt": 1}]', "is one JSON list"),
         ("a.parquet", "PAR1 no", "is not a whole Parquet file"),
+        *((f"a.{kind}", POINTER, rf"a\.{kind} is a Git LFS pointer") for kind in ("csv", "jsonl", "parquet", "tar")),
+        ("a.csv", "<!DOCTYPE html>\n", r"a\.csv is an HTML or XML page"),
         ("a.xlsx", "x", "is not a known kind of rows"),
     ],
 )
@@ -573,6 +577,14 @@ def test_a_line_without_end_is_a_problem_of_its_row(tmp_path: Path) -> None:
             assert [row[1] for row in rows] == ["a", None, "b"]
             assert rows[1][3] == "row 2 is a line of more than 16,777,216 bytes"
             assert rows[2][3] is None
+
+
+@pytest.mark.parametrize(("name", "start"), [("zeros.csv", "prompt,image\na,0.png\n"), ("zeros.jsonl", "{}\n"), ("only_zeros.csv", "")])
+def test_a_file_that_goes_on_in_zeros_is_not_read_to_its_end(name: str, start: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(start)
+    os.truncate(tmp_path / name, 50 << 30)  # sparse
+    with pytest.raises(JobError, match=rf"{name} is not text of rows: .* begins a line of more than 268,435,456 bytes"):
+        read_all(tmp_path / name)
 
 
 def test_rows_that_all_have_keys_of_their_own_are_refused(tmp_path: Path) -> None:

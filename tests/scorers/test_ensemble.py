@@ -200,6 +200,13 @@ def test_files_that_describe_no_ensemble(text: str, message: str, tmp_path: Path
         load("gone.json")
 
 
+def test_a_member_that_is_not_there_is_named_with_the_file_that_names_it(tmp_path: Path) -> None:
+    for model in ("gone.pt", "x" * 5000 + ".pt"):
+        (tmp_path / "both.json").write_text(json.dumps(described(members=[{"model": model}])))
+        with pytest.raises(FileNotFoundError, match=rf"both\.json: no such checkpoint: {model}"):
+            load(tmp_path / "both.json")
+
+
 def test_beside_other_scorers_it_shares_their_images_and_towers() -> None:
     members = {"one": tiny(ImageRewardScorer, 7), "two": tiny(ImageRewardScorer, 8)}
     references = {name: Reference(0.0, 2.0, 10, "none") for name in members}

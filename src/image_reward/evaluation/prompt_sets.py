@@ -112,7 +112,7 @@ def prompt_set(name: str) -> list[Prompt]:
         published += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
     if len(published) != spec.num_prompts:
         files_there = ", ".join(map(str, paths))
-        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} hold {len(published)}; delete them and try again")
+        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} have {len(published)}; delete them and try again")
     return published
 
 

@@ -86,15 +86,23 @@ def python_rows(table: pyarrow.Table) -> list[dict[str, Any]]:
 
     Times of a zone that this machine does not know are in UTC.
     """
-    table = _converted(table, _in_known_zone)
+    table = table.cast(_changed(table.schema, _in_known_zone))
     try:
-        return _converted(table, partial(_pythonic, units=("ns",))).to_pylist()
+        return table.cast(_changed(table.schema, partial(_pythonic, units=("ns",)))).to_pylist()
     except (ValueError, OverflowError):
-        return _converted(table, partial(_pythonic, units=("s", "ms", "us", "ns"))).to_pylist()
+        return table.cast(_changed(table.schema, partial(_pythonic, units=("s", "ms", "us", "ns")))).to_pylist()
 
 
-def _converted(table: pyarrow.Table, change: Callable[[Any], Any]) -> pyarrow.Table:
-    """A table cast to what ``change`` makes of its types, and of those within lists, maps, structs and dictionaries."""
+def without_views(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """The schema with text and bytes in place of views of them, of which Arrow cannot take rows."""
+    pa = arrow()
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    changed = _changed(schema, lambda kind: plain.get(kind, kind))
+    return pa.schema([new if "_view" in str(old.type) else old for old, new in zip(schema, changed, strict=True)])
+
+
+def _changed(schema: pyarrow.Schema, change: Callable[[Any], Any]) -> pyarrow.Schema:
+    """The columns with what ``change`` makes of their types, and of those within lists, maps, structs and dictionaries."""
     pa = arrow()
 
     def inner(kind: Any) -> Any:
@@ -112,7 +120,7 @@ def _converted(table: pyarrow.Table, change: Callable[[Any], Any]) -> pyarrow.Ta
             return inner(kind.value_type)
         return change(kind)
 
-    return table.cast(pa.schema([pa.field(field.name, inner(field.type)) for field in table.schema]))
+    return pa.schema([pa.field(field.name, inner(field.type)) for field in schema])
 
 
 def _in_known_zone(kind: Any) -> Any:

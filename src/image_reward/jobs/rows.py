@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import JobError
-from image_reward.jobs.arrow import arrow, text_array
+from image_reward.jobs.arrow import arrow, text_array, without_views
 from image_reward.jobs.database import ROW_NUMBER, database
 from image_reward.jobs.files import Access, ImageSource, join, parent, scheme
 
@@ -273,7 +273,7 @@ def named_images(schema: pyarrow.Schema, image_column: str) -> pyarrow.Schema:
     """The schema of the output: without the notes of whoever wrote the input, and with images as text."""
     pa = arrow()
     place = schema.get_field_index(image_column)
-    schema = schema.remove_metadata()
+    schema = without_views(schema)
     return schema if place < 0 else schema.set(place, pa.field(image_column, pa.string()))
 
 

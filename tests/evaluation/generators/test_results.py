@@ -47,7 +47,7 @@ def test_results(tmp_path: Path) -> None:
         (lambda rows: rows[0].update(prompt="a dog"), "has other prompts for 1 ids: p1; p1 is 'a dog' there, and 'a cat' elsewhere"),
         (lambda rows: rows[1].update(id="p1"), "has 1 ids more than once: p1"),
         (lambda rows: rows[1].update(id="p9"), "has 1 ids that the prompts lack: p9"),
-        (lambda rows: rows[0].update(rewards=[1.0, float("nan")]), "prompt p1: reward 1 is nan; rewards must be finite"),
+        (lambda rows: rows[0].update(rewards=[1.0, float("nan")]), r"a\.json is not JSON: NaN is not a number that JSON has"),
         (lambda rows: rows[0].update(rewards=[]), r"prompt p1: the rewards are \[\], not a list of numbers"),
         (lambda rows: rows[0].update(rewards=[True, 1.0]), "reward 0 is True"),
         (lambda rows: rows[0].update(mean_score=0.0), "prompt p1: mean_score is 0.0, but the mean of its rewards is 2"),
