@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,17 @@ def test_every_picture_of_a_folder_is_listed_or_named(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     assert names(tmp_path) == (["a.png", "b.jpe", "c.TGA", "d", "e.0001"], ["f.heic", "folder.png/", "g", "h.mp4"])
     assert list_images(tmp_path).note() == "4 files were passed over: f.heic, folder.png/, g, h.mp4"
+
+
+def test_archives_that_may_hold_images_are_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("empty.txt"))
+    (tmp_path / "a.png.gz").write_bytes(gzip.compress(b"image"))
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / "d.rar").write_bytes(b"Rar!\x1a\x07")
+    (tmp_path / "index.html").write_text("<html>")
+    assert names(tmp_path) == ([], ["a.png.gz", "b.zip", "c.pdf", "d.rar", "more.tar"])
 
 
 def test_the_note_names_the_first_and_counts_all(tmp_path: Path) -> None:

@@ -49,14 +49,18 @@ _FOREIGN_PICTURES = {
     rb"RIFF....AVI ": ("a video (AVI)", _VIDEO),
     rb"\0\0\x01[\xb3\xba]": ("a video (MPEG)", _VIDEO),
 }
+_CONTAINERS = {
+    rb"%PDF-": ("a PDF document", "save its pages as PNG"),
+    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf\x27\x1c|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|Rar!": ("a compressed file", "unpack it"),
+    rb".{257}ustar": ("a tar archive", "unpack it"),
+}
+"""What may hold pictures."""
 _OTHER_FILES = {
     rb"version https://git-lfs": ("a Git LFS pointer, not the image", "fetch the image with `git lfs pull`"),
     rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)\b": (
         "a web page or a server's message, not an image",
         "download the image again",
     ),
-    rb"%PDF-": ("a PDF document", "save its pages as PNG"),
-    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf\x27\x1c|BZh|\xfd7zXZ": ("a compressed file", "unpack it"),
 }
 _HEAD = 1024  # bytes that are enough to tell these
 
@@ -67,7 +71,7 @@ def foreign_format(content: bytes) -> str | None:
     >>> foreign_format(b"\\0\\0\\0\\x18ftypheic")
     'is a HEIC picture; convert it to PNG or JPEG'
     """
-    for pattern, (what, remedy) in (_FOREIGN_PICTURES | _OTHER_FILES).items():
+    for pattern, (what, remedy) in (_FOREIGN_PICTURES | _CONTAINERS | _OTHER_FILES).items():
         if _begins(pattern, content):
             return f"is {what}; {remedy}"
     return None
@@ -117,7 +121,7 @@ class ImageListing:
     images: list[Path] = field(default_factory=list)
     """By suffix, or by content where the suffix says nothing; sorted."""
     passed_over: list[str] = field(default_factory=list)
-    """Pictures and videos that are not read, files that could not be looked into, and folders that were not entered (``NAME/``)."""
+    """Pictures and videos that are not read, archives, files that could not be looked into, and folders not entered (``NAME/``)."""
 
     def note(self) -> str:
         """One line on what was passed over; empty where nothing was.
@@ -214,4 +218,4 @@ def _is_image(entry: os.DirEntry[str]) -> bool | None:
         return False
     if _begins(_READABLE, head):
         return True
-    return False if any(_begins(pattern, head) for pattern in _FOREIGN_PICTURES) else None
+    return False if any(_begins(pattern, head) for pattern in _FOREIGN_PICTURES | _CONTAINERS) else None

@@ -189,6 +189,8 @@ def test_from_a_file(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureF
         (json.dumps(described(members=described()["members"][:1] * 2)), "a member is there twice"),
         (json.dumps(described(reward="median")), r"both\.json: reward must be one of"),
         (json.dumps(described(members=[{"model": "ImageReward-mini"}])), r"both\.json: ImageReward-mini has no reference"),
+        (json.dumps(described(members=[{"model": "x" * 5000}])), r"both\.json: no model, file or folder is called"),
+        (json.dumps(described(members=[{"model": "a\0b"}])), r"both\.json: no model, file or folder is called"),
     ],
 )
 def test_files_that_describe_no_ensemble(text: str, message: str, tmp_path: Path) -> None:
