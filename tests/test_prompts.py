@@ -414,3 +414,8 @@ def test_prompts_that_are_not_read_are_still_checked() -> None:
     with pytest.raises(PromptError, match="a prompt is a string, not int"):
         UnreadPrompts()([3])  # type: ignore[list-item]
     assert UnreadPrompts() == UnreadPrompts()
+
+
+def test_a_text_that_is_too_long_for_a_prompt_is_refused_before_it_is_read(scorer: Any) -> None:
+    with pytest.raises(PromptError, match=r"the prompt 'cat cat .*… has 800,000 characters; at most 200,000"):
+        scorer.score("cat " * 200_000, seeded.images()[0])

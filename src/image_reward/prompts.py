@@ -21,7 +21,7 @@ from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normali
 from torch import Tensor
 
 from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
-from image_reward.types import Convention, check_convention
+from image_reward.types import LONGEST_PROMPT, Convention, check_convention
 
 LongPrompts = Literal["truncate", "error"]
 
@@ -303,6 +303,10 @@ def check_prompts(prompts: Iterable[object]) -> None:
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt is a string, not {type(prompt).__name__}: {prompt!r:.60}")
+        if len(prompt) > LONGEST_PROMPT:
+            raise PromptError(
+                f"the prompt {prompt[:40]!r}… has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are read as a prompt"
+            )
         try:
             prompt.encode()
         except UnicodeEncodeError:

@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+LONGEST_PROMPT = 200_000
+"""Characters. A text beyond this is not a prompt but a file read by mistake, and splitting it into tokens takes minutes."""
+
 Convention = Literal["openai", "transformers"]
 """Whose program's handling of prompts and images a CLIP score repeats; they differ in details that move scores."""
 

@@ -370,3 +370,10 @@ def test_imagerewarddb_as_datasets_writes_it(tmp_path: Path) -> None:
 def test_what_only_labels_a_comparison_may_be_anything(tmp_path: Path) -> None:
     (found,) = read(jsonl(tmp_path / "mine", [ours(category="caf\udce9", source={"a": [1]})]))
     assert (found.category, found.source) == ("caf?", "{'a': [1]}")
+
+
+def test_a_text_that_is_too_long_for_a_prompt_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "cat " * 200_000, "images": ["a.png", "b.png"], "ranks": [1, 2]}) + "\n")
+    with pytest.raises(ComparisonError, match=r"long\.jsonl, line 1: the prompt has 800,000 characters; at most 200,000"):
+        read(file)

@@ -37,7 +37,7 @@ from typing import Any, Union
 from image_reward.errors import ComparisonError, RowsError
 from image_reward.files import written_whole
 from image_reward.rows import ParquetImage, Row, is_address, read_rows
-from image_reward.types import Comparison
+from image_reward.types import LONGEST_PROMPT, Comparison
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
 
@@ -349,6 +349,8 @@ def _id_problem(value: object) -> str:
 def _prompt_problem(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         return f"the prompt is {_short(value)}, not text"
+    if len(value) > LONGEST_PROMPT:
+        return f"the prompt has {len(value):,} characters; at most {LONGEST_PROMPT:,} are read as a prompt"
     return "the prompt is not text: " + _SURROGATE if _has_surrogate(value) else ""
 
 
