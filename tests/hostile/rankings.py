@@ -398,7 +398,8 @@ def _use_picture(content: Any, image: str, folder: Path) -> None:
     if content is not None:
         write(folder / image, content)
     path = write(folder / "hostile.jsonl", lines(comparison(0, images=["0.png", image]), comparison(1)))
-    _check_audit(path, image[:10] if image.isprintable() and image.isascii() else "")
+    named = folder.name if image == "." else image
+    _check_audit(path, named[:10] if named.isprintable() and named.isascii() else "")
 
 
 def _use_reference(image: dict[str, Any], folder: Path) -> None:
