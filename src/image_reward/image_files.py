@@ -110,7 +110,7 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
 def matching(pattern: str) -> list[str]:
     """The paths that match a glob, sorted. Leading folders that exist are literal, so that ``shots [v1]/*.png`` is found."""
     parts = pattern.split("/")
-    literal = next((n for n in range(len(parts) - 1, 0, -1) if os.path.isdir("/".join(parts[:n]))), 0)  # noqa: PTH112 - "" is no folder
+    literal = next((n for n in range(len(parts) - 1, 0, -1) if os.path.isdir("/".join(parts[:n]))), 0)  # noqa: PTH112 - "" is not a folder
     return sorted(glob.glob("/".join([*map(glob.escape, parts[:literal]), *parts[literal:]]), recursive=True))  # noqa: PTH207
 
 

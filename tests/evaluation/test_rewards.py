@@ -69,3 +69,9 @@ def test_files_that_hold_no_rewards(tmp_path: Path, text: str, problem: str) -> 
         read_rewards(tmp_path / "rewards.json", TWO)
     with pytest.raises(FileNotFoundError, match="no such file of rewards"):
         read_rewards(tmp_path / "none.json", TWO)
+
+
+def test_brackets_without_end_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ComparisonError, match=r"deep\.json is not JSON that can be read: its brackets are nested too deeply"):
+        read_rewards(tmp_path / "deep.json", [])

@@ -67,6 +67,8 @@ def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]
         return aligned(_rewards_in(content, comparisons), comparisons)
     except ComparisonError as error:
         raise ComparisonError(f"{name}: {error}") from None
+    except RecursionError:
+        raise ComparisonError(f"{name} is not JSON that can be read: its brackets are nested too deeply") from None
     except ValueError as error:
         raise ComparisonError(f"{name} is not JSON: {error}") from None
 

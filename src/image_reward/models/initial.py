@@ -61,7 +61,7 @@ def grid_positions(side: int, width: int) -> Tensor:
     wave = torch.cat([angles.sin(), angles.cos()], dim=1)
     y = wave[:, None].expand(side, side, -1)
     x = wave[None].expand(side, side, -1)
-    positions = torch.zeros(side * side, width, **made)  # a width that is no multiple of four leaves a few columns empty
+    positions = torch.zeros(side * side, width, **made)  # a width that is not a multiple of four leaves a few columns empty
     positions[:, : 4 * num_frequencies] = torch.cat([y, x], dim=2).flatten(0, 1)
     return positions
 
