@@ -23,8 +23,10 @@ from image_reward.cli import main
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, ImageRewardError, UnknownModelError
 from image_reward.scorers import MODELS, ImageRewardScorer, LoadOptions, ModelSpec, load, load_all
+from image_reward.scorers.build import build_imagereward
 from image_reward.scorers.clip import ClipSettings, clip_from_state_dict
-from image_reward.scorers.registry import build_imagereward, find, spec_of, specs
+from image_reward.scorers.loading import find
+from image_reward.scorers.registry import spec_of, specs
 
 DOCS = Path(__file__).parents[2] / "docs" / "scorers.md"
 

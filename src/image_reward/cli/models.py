@@ -70,7 +70,7 @@ class Download:
     model: Model
 
     def run(self) -> int:
-        from image_reward.scorers.registry import find
+        from image_reward.scorers.loading import find
 
         print(*find(self.model).paths, sep="\n")
         return 0
