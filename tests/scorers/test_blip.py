@@ -172,9 +172,9 @@ def test_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``load("BLIP")`` and ``load("BLIP-ITM")`` find and build them, with files of the tiny sizes."""
     for name, retrieval in [("BLIP", False), ("BLIP-ITM", True)]:
         spec = MODELS[name]
-        path = tmp_path / spec.files[0].name
+        path = tmp_path / spec.files["weights"].name
         torch.save({"model": released(retrieval)}, path)
-        monkeypatch.setitem(MODELS, name, replace(spec, files=(replace(spec.files[0], original_cache=str(tmp_path)),)))
+        monkeypatch.setitem(MODELS, name, replace(spec, files={"weights": replace(spec.files["weights"], original_cache=str(tmp_path))}))
     with pytest.raises(CheckpointError, match=r"model_large\.pth is one of BLIP's own checkpoints.* load it as BLIP or BLIP-ITM"):
         load(tmp_path / "model_large.pth")
     monkeypatch.setattr("image_reward.scorers.blip.BlipConfig", lambda: CONFIG)

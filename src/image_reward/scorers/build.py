@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,33 +17,43 @@ from image_reward.scorers.clip import (
     PREPROCESSOR_NAME,
     TOKENIZER_NAME,
     AestheticScorer,
+    ClipFiles,
     ClipScorer,
     ClipSettings,
-    clip_from_folder,
+    clip_from_files,
     clip_from_state_dict,
 )
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.ensemble import Ensemble
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.spec import Build, LoadOptions
+from image_reward.scorers.spec import Build, LoadOptions, Paths
 
 
-def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[ImageRewardScorer] = ImageRewardScorer) -> Any:
+def checkpoint_of(paths: Paths) -> Path:
+    """What ``read_checkpoint`` reads of a model: its folder, or its file of weights. Raises ``CheckpointError`` where it has neither."""
+    path = paths.get("folder") or paths.get("weights")
+    if path is None:
+        raise CheckpointError(f"{', '.join(map(str, paths.values()))}: this is not a model folder, and not a file of weights")
+    return path
+
+
+def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageRewardScorer] = ImageRewardScorer) -> Any:
     """A checkpoint of the released layout, or a folder or file of this package's own format."""
-    tensors, carried = read_checkpoint(paths[0])
+    path = checkpoint_of(paths)
+    tensors, carried = read_checkpoint(path)
     if blip_pretraining_weights(tensors) is not None:
-        raise CheckpointError(f"{paths[0]} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
+        raise CheckpointError(f"{path} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
     given = options.config
     if given is not None and not isinstance(given, ScorerConfig):
         given = ScorerConfig.from_values(read_json(Path(given)), os.fspath(given))
     known = given or carried or options.registered
     if known is not None and known.architecture != "ImageReward":
-        raise CheckpointError(f"{paths[0]} is of architecture {known.architecture!r}, which this release does not know")
+        raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")
     hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
     scorer = kind.from_tensors(
         tensors,
         known or ScorerConfig(),
-        str(paths[0]),
+        str(path),
         hint,
         name=options.name,
         options=options.images,
@@ -54,61 +63,62 @@ def build_imagereward(paths: tuple[Path, ...], options: LoadOptions, kind: type[
     return scorer
 
 
-def build_blip(paths: tuple[Path, ...], options: LoadOptions, kind: Any = BlipScorer) -> Any:
+def build_blip(paths: Paths, options: LoadOptions, kind: Any = BlipScorer) -> Any:
     """One of BLIP's own checkpoints, of the large network."""
     _refuse_config(options)
-    tensors = options.once(("tensors", paths[0].resolve()), lambda: read_checkpoint(paths[0])[0])
-    scorer = kind.from_tensors(tensors, str(paths[0]), name=options.name, options=options.images, long_prompts=options.long_prompts)
+    weights = paths["weights"]
+    tensors = options.once(("tensors", weights.resolve()), lambda: read_checkpoint(weights)[0])
+    scorer = kind.from_tensors(tensors, str(weights), name=options.name, options=options.images, long_prompts=options.long_prompts)
     scorer.set_exact(options.exact)
     return scorer
 
 
-def build_blip_matching(paths: tuple[Path, ...], options: LoadOptions) -> Any:
+def build_blip_matching(paths: Paths, options: LoadOptions) -> Any:
     return build_blip(paths, options, BlipMatchingScorer)
 
 
-def build_ensemble(paths: tuple[Path, ...], options: LoadOptions) -> Ensemble:
+def build_ensemble(paths: Paths, options: LoadOptions) -> Ensemble:
     """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
     if options.config is not None:
         raise ValueError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
-    file = paths[0] / CONFIG_NAME if paths[0].is_dir() else paths[0]
+    file = paths.get("config") or paths["folder"] / CONFIG_NAME
     if options.load_member is None:  # a member, which could be the ensemble that it is a member of, again and again
-        raise CheckpointError(f"the member {paths[0]} is an ensemble itself; give its members in its place")
+        raise CheckpointError(f"the member {paths.get('folder', file)} is an ensemble itself; give its members in its place")
     return Ensemble.from_json(file, options.load_member, options.name)
 
 
-def build_clip(paths: tuple[Path, ...], options: LoadOptions) -> Any:
+def build_clip(paths: Paths, options: LoadOptions) -> Any:
     """A folder of transformers' format that holds a CLIP, as this package wrote it or as any program did."""
-    return _clip(paths[0], paths[0], options, None)
+    return _clip(ClipFiles.in_folder(paths["folder"]), options)
 
 
-def build_openai_clip(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
+def build_openai_clip(paths: Paths, options: LoadOptions) -> ClipScorer:
     """OpenAI's CLIP in transformers' format, prompts and images handled as by OpenAI's program."""
-    return _clip(_together(paths), _together(paths), options, ClipSettings(convention="openai"))
+    return _clip(ClipFiles(**paths), options, ClipSettings(convention="openai"))
 
 
-def build_aesthetic(paths: tuple[Path, ...], options: LoadOptions) -> AestheticScorer:
+def build_aesthetic(paths: Paths, options: LoadOptions) -> AestheticScorer:
     """A head, and the files of the CLIP that it is on."""
-    head, *clip = paths
     _refuse_config(options)
-    base = build_openai_clip(tuple(clip), replace(options, name="CLIP"))  # the one that CLIP is, if both are loaded
-    return AestheticScorer.on(base, read_checkpoint(head)[0], str(head), options.name)
+    clip = {name: path for name, path in paths.items() if name != "head"}
+    base = build_openai_clip(clip, replace(options, name="CLIP"))  # the one that CLIP is, if both are loaded
+    return AestheticScorer.on(base, read_checkpoint(paths["head"])[0], str(paths["head"]), options.name)
 
 
-def build_pickscore(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
+def build_pickscore(paths: Paths, options: LoadOptions) -> ClipScorer:
     """A CLIP's config and weights, and the preprocessor and tokenizer of the CLIP that it was tuned from."""
-    return _clip(_together(paths[:2]), _together(paths[2:]), options, ClipSettings(scaled=True))
+    return _clip(ClipFiles(**paths), options, ClipSettings(scaled=True))
 
 
-def build_hpsv2(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
+def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
     """A file of OpenCLIP's names, and a tokenizer.json."""
     _refuse_config(options)
     settings = ClipSettings(convention="openai", fit="pad")
     return clip_from_state_dict(
-        read_checkpoint(paths[0])[0],
-        paths[1].parent,
+        read_checkpoint(paths["weights"])[0],
+        paths["tokenizer"].parent,
         settings,
-        str(paths[0]),
+        str(paths["weights"]),
         activation="gelu",
         name=options.name,
         options=options.images,
@@ -116,23 +126,12 @@ def build_hpsv2(paths: tuple[Path, ...], options: LoadOptions) -> ClipScorer:
     )
 
 
-def _clip(folder: Path, processor: Path, options: LoadOptions, settings: ClipSettings | None) -> Any:
+def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:
     _refuse_config(options)
     return options.once(
-        ("CLIP", folder.resolve(), settings),
-        lambda: clip_from_folder(
-            folder, settings, processor=processor, name=options.name, options=options.images, long_prompts=options.long_prompts
-        ),
+        ("CLIP", *(file.resolve() for file in files if file), settings),
+        lambda: clip_from_files(files, settings, name=options.name, options=options.images, long_prompts=options.long_prompts),
     )
-
-
-def _together(paths: Sequence[Path]) -> Path:
-    """The one folder of some files."""
-    folder = paths[0].parent
-    for path in paths:
-        if path.parent != folder:
-            raise CheckpointError(f"{path} and {paths[0]} are of one model, but not in one folder; move them, or delete both")
-    return folder
 
 
 def _refuse_config(options: LoadOptions) -> None:

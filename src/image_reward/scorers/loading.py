@@ -20,10 +20,10 @@ from image_reward.files import read_json
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.build import KINDS, Kind, build_imagereward
+from image_reward.scorers.build import KINDS, Kind, build_imagereward, checkpoint_of
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
 from image_reward.scorers.registry import MODELS, package_of, scorer_entry_points, spec_of
-from image_reward.scorers.spec import Build, LoadOptions
+from image_reward.scorers.spec import Build, LoadOptions, Paths
 from image_reward.scorers.together import single_scorers
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,8 +36,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 class Found(NamedTuple):
     """What ``find`` makes of a name, a path or a hub id."""
 
-    paths: tuple[Path, ...]
-    """The files of a ``ModelSpec``, or one file or folder."""
+    paths: Paths
     name: str
     """To show."""
     config: ScorerConfig | None
@@ -70,10 +69,16 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     if is_here:
         name = path.resolve().name if path.is_dir() else path.stem
         name = given if name in MODELS else name  # a folder called CLIP need not hold that CLIP
-        config = path / CONFIG_NAME if path.is_dir() else path if path.suffix == ".json" else None
-        # A folder without a config goes to ImageReward's reader, which says what it lacks.
-        build = _kind_of(config).build if config and config.exists() else build_imagereward
-        return Found((path,), name, None, build)
+        if path.is_dir():
+            config = path / CONFIG_NAME
+            # A folder without a config goes to ImageReward's reader, which says what it lacks.
+            return Found({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
+        if path.suffix != ".json":
+            return Found({"weights": path}, name, None, build_imagereward)
+        kind = _kind_of(path)
+        if kind.files:
+            raise CheckpointError(f"{path} is the config of a model whose other files are beside it; give the folder {path.parent}")
+        return Found({"config": path}, name, None, kind.build)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"):
         raise FileNotFoundError(f"no such checkpoint: {given}")
     if _HUB_ID.fullmatch(given):
@@ -90,9 +95,9 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
 
 
 def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | None]:
-    """As ``find``, for whoever reads checkpoints: the first file or the folder, a name to show, the registered config."""
+    """As ``find``, for whoever reads checkpoints: the file of weights or the folder, a name to show, the registered config."""
     found = find(model)
-    return found.paths[0], found.name, found.config
+    return checkpoint_of(found.paths), found.name, found.config
 
 
 def _kind_of(config: Path) -> Kind:
@@ -119,7 +124,7 @@ def _find_on_hub(repo: str) -> Found:
             next(filter(None, (fetch_newest(HubFile(repo, name)) for name in alternatives)), None)
     except DownloadError as error:
         raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
-    return Found((config.parent,), repo, None, kind.build)
+    return Found({"folder": config.parent}, repo, None, kind.build)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------

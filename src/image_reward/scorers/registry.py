@@ -23,26 +23,24 @@ from image_reward.scorers.spec import ModelSpec
 ENTRY_POINTS = "image_reward.scorers"
 """The entry point group in which other packages name their ``ModelSpec``s."""
 
-_CLIP = tuple(
-    HubFile("openai/clip-vit-large-patch14", name, size, sha256)
-    for name, size, sha256 in [
-        (CONFIG_NAME, None, None),
-        (WEIGHTS_NAME, 1_710_540_580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
-        (PREPROCESSOR_NAME, None, None),
-        (TOKENIZER_NAME, None, None),
-    ]
-)
+_OPENAI, _OPENCLIP, _PICK = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "yuvalkirstain/PickScore_v1"
+_CLIP = {
+    "config": HubFile(_OPENAI, CONFIG_NAME),
+    "weights": HubFile(_OPENAI, WEIGHTS_NAME, 1_710_540_580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
+    "preprocessor": HubFile(_OPENAI, PREPROCESSOR_NAME),
+    "tokenizer": HubFile(_OPENAI, TOKENIZER_NAME),
+}
+_PICKSCORE = {
+    "config": HubFile(_PICK, CONFIG_NAME),
+    "weights": HubFile(_PICK, WEIGHTS_NAME),
+    "preprocessor": HubFile(_OPENCLIP, PREPROCESSOR_NAME),
+    "tokenizer": HubFile(_OPENCLIP, TOKENIZER_NAME),
+}
 _AESTHETIC_HEAD = WebFile(
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     size=3_714_759,
     sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
     original_cache="~/.cache/ImageReward",
-)
-_PICKSCORE = (
-    HubFile("yuvalkirstain/PickScore_v1", CONFIG_NAME),
-    HubFile("yuvalkirstain/PickScore_v1", WEIGHTS_NAME),
-    HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", PREPROCESSOR_NAME),
-    HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", TOKENIZER_NAME),
 )
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
@@ -60,15 +58,15 @@ MODELS: dict[str, ModelSpec] = {
         licence="Apache-2.0",
         range="about -2.5 to 2",
         build=build_imagereward,
-        files=(
-            HubFile(
+        files={
+            "weights": HubFile(
                 repo="THUDM/ImageReward",
                 name="ImageReward.pt",
                 size=1_786_880_927,
                 sha256="d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6",
                 original_cache="~/.cache/ImageReward",
             ),
-        ),
+        },
         config=ScorerConfig(),
     ),
     "PickScore": ModelSpec(
@@ -83,14 +81,14 @@ MODELS: dict[str, ModelSpec] = {
         licence="Apache-2.0",
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
-        files=(HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), _CLIP[3]),
+        files={"weights": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
     ),
     "HPSv2.1": ModelSpec(
         description="as HPSv2, trained on more data; on a scale of its own",
         licence="Apache-2.0",
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
-        files=(HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), _CLIP[3]),
+        files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
     ),
     "CLIP": ModelSpec(
         description="how near image and prompt are: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
@@ -104,21 +102,21 @@ MODELS: dict[str, ModelSpec] = {
         licence="Apache-2.0",
         range="1 to 10, about 4 to 7",
         build=build_aesthetic,
-        files=(_AESTHETIC_HEAD, *_CLIP),
+        files={"head": _AESTHETIC_HEAD, **_CLIP},
     ),
     "BLIP": ModelSpec(
         description="how near image and prompt are: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",
         licence="BSD-3-Clause",
         range="[-1, 1]",
         build=build_blip,
-        files=(WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward"),),
+        files={"weights": WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward")},
     ),
     "BLIP-ITM": ModelSpec(
         description="whether the prompt describes the image: the log odds of BLIP's matching head, tuned on COCO (Li et al., ICML 2022)",
         licence="BSD-3-Clause",
         range="any; 0 is even odds",
         build=build_blip_matching,
-        files=(WebFile(_BLIP_URL + "model_large_retrieval_coco.pth"),),
+        files={"weights": WebFile(_BLIP_URL + "model_large_retrieval_coco.pth")},
     ),
 }
 

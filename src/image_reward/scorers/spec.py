@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -47,8 +47,12 @@ class LoadOptions:
         return self.shared[key]
 
 
-Build = Callable[[tuple[Path, ...], LoadOptions], Scorer[Any]]
-"""Builds a scorer in float32 on the CPU from the files of its ``ModelSpec``, in their order, or from the one file or folder given."""
+Paths = Mapping[str, Path]
+"""The files of a scorer by the names of its ``ModelSpec``. What a user gives is called "folder"; "config", where it is a JSON file; else
+"weights"."""
+
+Build = Callable[[Paths, LoadOptions], Scorer[Any]]
+"""Builds a scorer in float32 on the CPU from its files."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class ModelSpec:
     range: str
     """The values that the score takes, in words."""
     build: Build
-    files: tuple[HubFile | WebFile, ...] = ()
-    """Where they are downloaded from."""
+    files: Mapping[str, HubFile | WebFile] = field(default_factory=dict)
+    """What is downloaded, by the names that ``build`` knows it by, such as "config", "weights" or "tokenizer"."""
     config: ScorerConfig | None = None
     """For a file that carries none."""
     packaged: str = ""
@@ -71,23 +75,23 @@ class ModelSpec:
     notice: str = ""
     """What whoever uses it must know, in one line."""
 
-    def local_paths(self) -> tuple[Path, ...] | None:
+    def local_paths(self) -> Paths | None:
         """Where its files are on this machine, if they all are."""
         if self.packaged:
-            return (self._folder,)
-        found = tuple(path for file in self.files if (path := find_local(file)))
-        return found if len(found) == len(self.files) else None
+            return {"folder": self._folder}
+        here = {name: path for name, file in self.files.items() if (path := find_local(file))}
+        return here if len(here) == len(self.files) else None
 
-    def fetch(self, cache_dir: Path | None = None) -> tuple[Path, ...]:
+    def fetch(self, cache_dir: Path | None = None) -> Paths:
         """Its verified files, downloaded if need be. Raises what ``downloads.fetch`` raises."""
-        return (self._folder,) if self.packaged else tuple(fetch(file, cache_dir) for file in self.files)
+        return {"folder": self._folder} if self.packaged else {name: fetch(file, cache_dir) for name, file in self.files.items()}
 
     @property
     def size(self) -> int | None:
         """Bytes of all files; None where it is not known before the download."""
         if self.packaged:
             return (self._folder / WEIGHTS_NAME).stat().st_size
-        sizes = [file.size for file in self.files if file.size is not None]
+        sizes = [file.size for file in self.files.values() if file.size is not None]
         return sum(sizes) if len(sizes) == len(self.files) else None
 
     @property
