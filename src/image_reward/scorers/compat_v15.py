@@ -23,8 +23,11 @@ from image_reward.models.blip import Blip, BlipConfig, ImageRewardNetwork, KeysV
 from image_reward.models.heads import LinearHead, is_changed
 from image_reward.prompts import LongPrompts, Tokens, check_prompts, report_long_prompts, transformers_tokenizer
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.build import build_imagereward
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.registry import LoadOptions, build_imagereward, choose_device, find, spec_of
+from image_reward.scorers.loading import choose_device, find
+from image_reward.scorers.registry import spec_of
+from image_reward.scorers.spec import LoadOptions
 from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer
 from image_reward.types import Ranking
 
@@ -316,8 +319,7 @@ def load_score(name: str = "CLIP", device: str | torch.device | None = None, dow
     """One of ``available_scores()``. ``download_root`` is a folder that may hold its files already; the caches are searched too."""
     if name not in available_scores():
         raise UnknownModelError(f"no score is called {name!r}; available are {', '.join(available_scores())}. load() loads models")
-    found = find(name, download_root)
-    scorer: Any = found.build(found.paths, LoadOptions(found.name, registered=found.config))
+    scorer: Any = find(name, download_root).built(LoadOptions(name))
     return Score(scorer).to(choose_device(device))
 
 

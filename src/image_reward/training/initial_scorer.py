@@ -12,7 +12,7 @@ from image_reward.models.blip import BlipConfig
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import new_head, new_network
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.registry import locate
+from image_reward.scorers.loading import locate
 from image_reward.training.config import SCRATCH, RewardTraining
 
 
