@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from image_reward.errors import (
         CheckpointError,
         ComparisonError,
+        ComparisonWarning,
         DownloadError,
         ImageReadError,
         ImageRewardError,
@@ -32,6 +33,7 @@ _HOMES = {
     "image_reward.errors": [
         "CheckpointError",
         "ComparisonError",
+        "ComparisonWarning",
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",

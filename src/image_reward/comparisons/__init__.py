@@ -1,7 +1,8 @@
 """Human rankings of images: readers of published forms, an auditor, splits that share no prompt; and a drawn world (``shapes``)."""
 
 from image_reward.comparisons.audit import Audit, Finding, audit
-from image_reward.comparisons.readers import Record, read, records, write
+from image_reward.comparisons.forms import Record
+from image_reward.comparisons.readers import read, records, write
 from image_reward.comparisons.split import normalized_prompt, shared_prompts, split
 from image_reward.rows import ParquetImage
 
