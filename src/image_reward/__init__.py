@@ -53,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "ComparisonError",
+    "ComparisonWarning",
     "DownloadError",
     "ImageReadError",
     "ImageRewardError",

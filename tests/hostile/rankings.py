@@ -116,6 +116,38 @@ def published() -> dict[str, list[dict[str, Any]]]:
         ],
         "HPDv2 train": [{"prompt": PROMPTS[n], "file_path": [f"{n}.png", f"{n + 1}.png"], "human_preference": [0, 1]} for n in range(2)],
         "HPDv2 test": [{"prompt": PROMPTS[n], "image_path": [f"{n}.png", f"{n + 1}.png"], "rank": [0, 1]} for n in range(2)],
+        "HPDv3": [
+            {"prompt": PROMPTS[n], "path1": f"{n}.png", "path2": f"{n + 1}.png", "choice_dist": [9, 3], "confidence": 0.9} for n in range(2)
+        ],
+        "ImageRewardDB pair": [{"prompt": PROMPTS[n], "img_better": f"{n}.png", "img_worse": f"{n + 1}.png"} for n in range(2)],
+        "ImageRewardDB group": [
+            {"prompt_id": f"p{n}", "prompt": PROMPTS[n], "image": [f"{n}.png", f"{n + 1}.png"], "rank": [1, 2]} for n in range(2)
+        ],
+        "chosen and rejected": [{"prompt": PROMPTS[n], "chosen": f"{n}.png", "rejected": f"{n + 1}.png"} for n in range(2)],
+        "GenAI-Bench": [
+            {"prompt": PROMPTS[n], "left_image": f"{n}.png", "right_image": f"{n + 1}.png", "vote_type": "leftvote"} for n in range(2)
+        ],
+        "MMRB2": [
+            {
+                "id": f"p{n}",
+                "prompt_content": [["text", PROMPTS[n]]],
+                "response_a": {"response_content": [["image", f"{n}.png"]]},
+                "response_b": {"response_content": [["image", f"{n + 1}.png"]]},
+                "chosen": "A",
+            }
+            for n in range(2)
+        ],
+        "MMRB2 hub": [
+            {
+                "pair_id": f"p{n}",
+                "prompt_text": PROMPTS[n],
+                "response_a_images": [f"{n}.png"],
+                "response_b_images": [f"{n + 1}.png"],
+                "chosen": "b",
+            }
+            for n in range(2)
+        ],
+        "ratings": [{"prompt": PROMPTS[n], "image": f"{n + k}.png", "rating": k, "annotator": "x"} for n in range(2) for k in range(2)],
         "ours, by comparison": [comparison(n) for n in range(2)],
         "ours, by image": [
             {"id": f"p{n}", "prompt": PROMPTS[n], "image": f"{n + k}.png", "rank": k + 1} for n in range(2) for k in range(2)

@@ -119,14 +119,15 @@ def write_lines(records: Iterable[Record], path: Path, reference: Callable[[obje
 def _reference(image: object, folder: Path, name: str) -> object:
     if isinstance(image, ParquetImage):
         place = {"row_group": image.row_group, "row": image.row, "column": image.column}
-        return {"parquet": os.path.relpath(image.path, folder)} | place | ({} if image.index is None else {"index": image.index})
+        return {"parquet": relative(image.path, folder, name)} | place | ({} if image.index is None else {"index": image.index})
     return relative(image, folder, name)
 
 
 def relative(image: object, folder: Path, name: str) -> str:
-    """The path of an image file from a folder."""
+    """The path of an image file from a folder, by whatever links either is reached."""
     if isinstance(image, str | os.PathLike):
-        return Path(os.path.relpath(image, folder)).as_posix()
+        path = Path(image)
+        return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()
     raise ComparisonError(f"comparison {name!r} holds a {type(image).__name__} in memory; only images in files can be written")
 
 
