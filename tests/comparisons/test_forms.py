@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from image_reward.comparisons import ParquetImage, audit, read, records, write
-from image_reward.errors import ComparisonError, ComparisonWarning
+from image_reward.errors import ComparisonError, ComparisonWarning, ImageReadError
 from image_reward.images import open_image
 from saved_datasets import save_dict_to_disk, save_to_disk, to_parquet
 
@@ -134,6 +134,8 @@ def test_images_in_tables_that_are_none(tmp_path: Path, save: Any, a: dict[str, 
     assert (finding.kind, finding.num) == ("unreadable image", 2)
     assert "row 1, img_worse" in finding.examples[0]
     assert re.search(r"row 2, img_worse.*holds no bytes but NoneType", finding.examples[1])
+    with pytest.raises(ImageReadError, match=r"broken.*, row group 0, row 1, img_worse is not an image"):
+        open_image(read(path)[0].images[1])
     lists = of_8k_group(a, b)
     lists[1] |= {"image": None, "rank": [1, 2]}
     assert "row 2 (id 000-0002): 0 images and 2 ranks" in problem_of(save(tmp_path / "none", lists))
@@ -400,6 +402,11 @@ def test_ratings_of_several_annotators_are_not_mixed(tmp_path: Path) -> None:
     with pytest.warns(ComparisonWarning, match="a row is left out at line 6: it is the only rating of its prompt by cyd"):
         found = read(path)
     assert [(c.id, c.ranks) for c in found] == [("7/ann", (2, 1)), ("7/bob", (2, 3, 1))]
+
+
+def test_an_annotator_without_a_name_is_none(tmp_path: Path) -> None:
+    rows = [*ratings(("cat", "1.png", 3), annotator=math.nan), *ratings(("cat", "2.png", 5), annotator=None)]
+    assert read(jsonl(tmp_path / "mos.jsonl", *rows))[0].ranks == (2, 1)
 
 
 def test_ratings_beside_images_in_a_table(tmp_path: Path, a: dict[str, Any], b: dict[str, Any]) -> None:

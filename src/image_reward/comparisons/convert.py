@@ -89,7 +89,7 @@ def convert(
                     result.left_out += [f"{record.where}: {record.left_out}"][: _MOST_EXAMPLES - len(result.left_out)]
                 elif problem := record.problem or extracted.take(record):
                     if not skip_wrong:
-                        remedy = "`image-reward data check` lists all such rows, --skip-wrong leaves them out"
+                        remedy = "`image-reward data check` lists all such rows; --skip-wrong, in Python skip_wrong=True, leaves them out"
                         raise ComparisonError(f"{os.fspath(path)}, {record.where}: {problem} ({remedy})")
                     result.num_wrong += 1
                     result.wrong += [f"{record.where}: {problem}"][: _MOST_EXAMPLES - len(result.wrong)]

@@ -303,7 +303,7 @@ def _read_ratings(image_key: str, rating_key: str, rows: Iterable[Row], base: Pa
     for row in rows:
         values, image, rating = row.values, row.values[image_key], _number(row.values[rating_key])
         problem = _id_problem(values.get("prompt_id")) or _prompt_problem(values["prompt"])
-        who = _label(next((values[key] for key in _ANNOTATORS if values.get(key) is not None), None))
+        who = next((name for key in _ANNOTATORS if (name := _label(_id(values.get(key))))), "")
         if not problem and not isinstance(image, ParquetImage) and (wrong := _image_problem(image)):
             problem = f"the image is {_short(image)}, {wrong}"
         if not problem and not math.isfinite(rating):
