@@ -89,6 +89,10 @@ def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeyp
     assert find_images([f"{image_folder}/[ab].png"]) == every[:2]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(every[1:]) + "\n\n"))
     assert find_images([every[0], "-"]) == every
+    odd = os.fsencode(tmp_path) + b"/l\xe9.png"
+    Path(os.fsdecode(odd)).touch()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
+    assert find_images(["-"]) == [os.fsdecode(odd)]
     with pytest.raises(FileNotFoundError, match=r"no such image: no/such\.png"):
         find_images([every[0], "no/such.png"])
     (tmp_path / "[odd].png").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import re
@@ -264,6 +265,8 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     images: list[str] = []
     for argument in arguments:
         if argument == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # the name of a file need not be UTF-8
             images += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
         elif os.path.isdir(argument):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
             listing = list_images(argument)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, blip_pretraining_weights, read_checkpoint
 from image_reward.config import ScorerConfig
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, InputError
 from image_reward.files import read_json
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
 from image_reward.scorers.clip import (
@@ -80,7 +80,7 @@ def build_blip_matching(paths: Paths, options: LoadOptions) -> Any:
 def build_ensemble(paths: Paths, options: LoadOptions) -> Ensemble:
     """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
     if options.config is not None:
-        raise ValueError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
+        raise InputError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
     file = paths.get("config") or paths["folder"] / CONFIG_NAME
     if options.load_member is None:  # a member, which could be the ensemble that it is a member of, again and again
         raise CheckpointError(f"the member {paths.get('folder', file)} is an ensemble itself; give its members in its place")
@@ -136,7 +136,7 @@ def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None 
 
 def _refuse_config(options: LoadOptions) -> None:
     if options.config is not None:
-        raise ValueError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
+        raise InputError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
 
 
 class Kind(NamedTuple):

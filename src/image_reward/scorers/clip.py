@@ -16,7 +16,7 @@ from torch import Tensor
 
 from image_reward.checkpoints import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, load_strictly, read_checkpoint, save_folder
 from image_reward.config import TransformConfig, check_version
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, InputError
 from image_reward.files import fill, read_json
 from image_reward.images import Fit, ImageOptions, ImageTransform
 from image_reward.models.clip import Activation, clip_config, clip_config_from_json, clip_network, transformers_names
@@ -251,7 +251,7 @@ def clip_from_state_dict(
         CheckpointError: the tensors are not those of a CLIP, or the tokenizer does not fit it.
     """
     if settings.architecture != "CLIP":
-        raise ValueError(f"{source}: {settings.architecture} is a head on a CLIP; load that, and use AestheticScorer.on")
+        raise InputError(f"{source}: {settings.architecture} is a head on a CLIP; load that, and use AestheticScorer.on")
     tokenizer = ClipTokenizer.from_folder(tokenizer_folder, settings.max_tokens, long_prompts, settings.convention)
     config = clip_config(tensors, activation, tokenizer.token_id(tokenizer.last), source, vision_heads, text_heads)
     network = clip_network(config)

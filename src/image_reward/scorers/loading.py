@@ -15,7 +15,7 @@ import torch
 from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from image_reward.config import ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest
-from image_reward.errors import CheckpointError, DownloadError, UnknownModelError
+from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageOptions
 from image_reward.prompts import LongPrompts
@@ -200,17 +200,17 @@ def _place(
         dtype = torch.float32  # of all that is not multiplied in int8
     if isinstance(dtype, str):
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype!r}")
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype!r}")
         dtype = DTYPES[dtype]
     if dtype is not None and dtype not in DTYPES.values():
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
     chosen = choose_device(device)
     parts = single_scorers([scorer])
     for part in parts:
         if not is_quantized(part):  # its tower may be another's that was placed before
             part.cast(dtype or torch.float32)
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
     scorer.batch_size = batch_size or (8 if chosen.type == "cpu" else 64)
     scorer.to(chosen)
     for part in parts:
@@ -227,11 +227,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"no device is called {device!r}; try 'cpu' or 'cuda'") from None
+        raise InputError(f"no device is called {device!r}; try 'cpu' or 'cuda'") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use 'cpu'")
+        raise InputError(f"device {device} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use 'cpu'")
     try:
         torch.empty(0, device=chosen)
     except Exception as error:  # each kind of device has its own, where PyTorch was built without it
-        raise ValueError(f"device {device} does not work here ({str(error).splitlines()[0]}); use 'cpu'") from None
+        raise InputError(f"device {device} does not work here ({str(error).splitlines()[0]}); use 'cpu'") from None
     return chosen

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from image_reward.errors import ImageReadError
+from image_reward.errors import ImageReadError, InputError
 from image_reward.images import describe
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
 from image_reward.training.frozen_features import FrozenFeatures
@@ -45,7 +45,7 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
     num_tied = 0
     for comparison in comparisons:
         if len(comparison.images) < 2 or len(comparison.images) != len(comparison.ranks):
-            raise ValueError(
+            raise InputError(
                 f"comparison {name_of(comparison)} has {len(comparison.images)} images and {len(comparison.ranks)} ranks; "
                 "it needs at least two images, and a rank for each"
             )
@@ -68,7 +68,7 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
     if num_tied:
         notes.append(f"{num_tied} comparisons in which all images tie were left out: the loss {loss!r} learns nothing from a tie")
     if not kept:
-        raise ValueError(
+        raise InputError(
             "there is nothing to learn from: no comparison has two images of different rank" + "".join(f"; {n}" for n in notes)
         )
     return kept, notes

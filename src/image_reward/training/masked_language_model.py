@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.prompts import PromptTokenizer, vocabulary_of
@@ -62,11 +63,11 @@ class MaskedLanguageModel(nn.Module):
 def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
     """Pretrain a network from scratch on the best-ranked images of comparisons and write it to ``config.output``.
 
-    Raises ``ValueError`` and ``FileNotFoundError`` as ``train`` does, and ``FileExistsError`` if the output holds a model.
+    Raises ``ValueError``, ``FileNotFoundError`` and ``TrainingError`` as ``train`` does; ``ValueError`` also if the output holds a model.
     """
     folder = Path(config.output)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; use another output, or the model in it")
+        raise InputError(f"{folder} is not empty; use another output, or the model in it")
     accelerator = Accelerator(cpu=config.cpu or not torch.cuda.is_available())
     chosen, notes = usable(comparisons, "pairwise", skip_unreadable=False)
     best = [
@@ -116,7 +117,7 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
         truth = index_of[ids[masked]]
         loss = F.cross_entropy(logits, truth)
         if not math.isfinite(loss.item()):
-            raise ValueError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
+            raise TrainingError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
