@@ -54,6 +54,10 @@ class ComparisonError(RowsError):
     """A file of human rankings is of no known form, or a row of it makes no sense; the message names the row."""
 
 
+class ComparisonWarning(UserWarning):
+    """Rows of a file of human rankings do not say which image is better, and were left out."""
+
+
 class TrainingError(ImageRewardError, RuntimeError):
     """Training cannot go on: the loss is not a number, the rewards have become constant, or the state cannot be saved."""
 
