@@ -58,6 +58,16 @@ def test_the_contrastive_score_equals_the_originals(blip: BlipScorer, original: 
     np.testing.assert_allclose(pairs, np.diagonal(original.blip_itc), rtol=0, atol=1e-5)
 
 
+def test_a_matrix_encodes_each_prompt_once_however_many_batches_of_images_there_are(blip: BlipScorer) -> None:
+    images, prompts = seeded.images()[:5], ["cat", "a large dog", "cat"]
+    whole = blip.matrix(prompts, images)
+    seen: list[int] = []
+    blip.blip.text_encoder.embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    blip.batch_size = 2
+    np.testing.assert_allclose(blip.matrix(prompts, images), whole, rtol=0, atol=1e-5)
+    assert seen == [2]
+
+
 def test_blips_pretraining_checkpoint_has_the_same_towers(tmp_path: Path, original: Original) -> None:
     torch.save({"model": released(retrieval=False)}, tmp_path / "model_large.pth")
     tensors, _ = read_checkpoint(tmp_path / "model_large.pth")

@@ -56,6 +56,8 @@ class LoadingOptions:
     """Accept image files whose end is missing."""
     max_pixels: int = 178_956_970
     """Refuse images with more pixels than this."""
+    min_side: int = 2
+    """Refuse images whose shorter side has fewer pixels than this."""
 
     def load_models(self, models: Sequence[str]) -> list[Scorer[Any]]:
         from image_reward.scorers import load_all

@@ -22,7 +22,7 @@ from image_reward.images import Fit, ImageOptions, ImageTransform
 from image_reward.models.clip import Activation, clip_config, clip_config_from_json, clip_network, transformers_names
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import ClipTokenizer, LongPrompts, UnreadPrompts
-from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer, cosines
+from image_reward.scorers.two_tower import ContrastiveScorer, TwoTowerProcessor, TwoTowerScorer
 from image_reward.types import Convention
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ scorer.rank("a prompt", ["one.png", "two.png"])
 """
 
 
-class ClipScorer(_ClipImages):
+class ClipScorer(_ClipImages, ContrastiveScorer):
     """The cosine of CLIP's embeddings of prompt and image, in [-1, 1]; with ``scaled`` times exp(logit_scale), about 100."""
 
     def __init__(self, network: CLIPModel, prepare: TwoTowerProcessor, name: str = "CLIP", scaled: bool = False) -> None:
@@ -161,11 +161,10 @@ class ClipScorer(_ClipImages):
         self._scaled = scaled
         self.scale = 1.0 if scaled else self.network.logit_scale.detach().float().exp().item()
 
-    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        cosine = cosines(features, ids, mask, self._encode_prompts)
+    def of_cosines(self, cosine: Tensor) -> Tensor:
         return self.network.logit_scale.float().exp() * cosine if self.scaled else cosine
 
-    def _encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the tower does not look beyond the end token
+    def encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the tower does not look beyond the end token
         pooled = self.network.text_model(input_ids=ids).pooler_output
         return F.normalize(self.network.text_projection(pooled).float(), dim=-1)
 

@@ -308,7 +308,7 @@ class _Run:
 
     def _frozen_features(self, scorer: ImageRewardScorer, depth: int, comparisons: Sequence[Comparison]) -> FrozenFeatures:
         config = self.config
-        path = self.folder.path / frozen_features.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(comparisons))
+        path = self.folder.path / frozen_features.file_name(scorer.network, depth, fingerprint(comparisons))
         if self.accelerator.is_main_process and not path.exists():
             steps = TrainingSteps(comparisons, scorer.prepare, config.loss, config.micro_images, skip_unreadable=config.skip_unreadable)
             crops = ((micro.batch.pixels, micro.judged) for step in steps.loader(config.workers) for micro in step)
