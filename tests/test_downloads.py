@@ -526,7 +526,7 @@ def test_a_web_file_that_was_replaced_between_two_attempts(web: hubs.Hub) -> Non
 
 def test_a_server_that_does_not_say_how_long_a_file_is(web: hubs.Hub) -> None:
     web.says_length = False
-    with pytest.raises(DownloadError, match=r"does not say how long it is, so a download that broke could pass for a whole one\. By hand"):
+    with pytest.raises(DownloadError, match=r"does not state its length, so a broken download could pass for a complete one\. By hand"):
         fetch(WebFile(f"{web.url}/models/a+b.pth"))
     file = WebFile(f"{web.url}/models/a+b.pth", None, FILE.sha256)
     web.cut_after = 123_456

@@ -1,4 +1,4 @@
-"""BLIP as ImageReward uses it: a ViT reads the image, a BERT reads the prompt while attending to the image, a head gives the reward.
+"""BLIP as ImageReward uses it: a ViT encodes the image, a BERT encodes the prompt while attending to the image, a head gives the reward.
 
 Architecture: BLIP (Li et al. 2022, arXiv 2201.12086) and ImageReward (Xu et al. 2023, arXiv 2304.05977). Module names are those of the
 released checkpoint, so that its state dict loads without renaming. Letters in shape comments: I images, P prompts per image,
@@ -38,7 +38,7 @@ class BlipConfig:
     head_widths: tuple[int, ...] = (1024, 128, 64, 16)
 
     def __post_init__(self) -> None:
-        # Bounds that no real network comes near, so that building one from a damaged config ends soon and nothing overflows.
+        # Bounds far beyond any real network, so that a damaged config is refused before anything is built or overflows.
         for name, value in vars(self).items():
             largest = 200 if name.endswith("_layers") else 1 << 14 if name == "image_size" else 1 << 20
             for size in value if isinstance(value, tuple) else (value,):
@@ -144,7 +144,7 @@ class VisionTransformer(nn.Module):
         return self.finish(self.begin(pixels, 0), 0)
 
     def begin(self, pixels: Tensor, depth: int) -> Tensor:
-        """Normalised pixels [I, 3, S, S] -> what leaves the first ``depth`` blocks, [I, T, W]."""
+        """Normalised pixels [I, 3, S, S] -> the output of the first ``depth`` blocks, [I, T, W]."""
         if pixels.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"pixels have shape {tuple(pixels.shape)}; the network reads [I, 3, {self.image_size}, {self.image_size}]")
         x = self.patch_embed(pixels)
@@ -152,7 +152,7 @@ class VisionTransformer(nn.Module):
         return self._through(x, 0, depth)
 
     def finish(self, x: Tensor, depth: int) -> Tensor:
-        """What left the first ``depth`` blocks -> image tokens, both [I, T, W]."""
+        """The output of the first ``depth`` blocks -> image tokens, both [I, T, W]."""
         return self.norm(self._through(x, depth, len(self.blocks)))
 
     def _through(self, x: Tensor, start: int, end: int) -> Tensor:
@@ -280,7 +280,7 @@ class TextTransformer(nn.Module):
         self.gradient_checkpointing = False
 
     def read_image(self, image_tokens: Tensor) -> list[KeysValues]:
-        """Cross-attention keys and values of every layer, made once however many prompts will meet the image."""
+        """Cross-attention keys and values of every layer, computed once for any number of prompts."""
         layers: list[TextLayer] = list(self.encoder.layer)  # type: ignore[arg-type]
         return [layer.crossattention.keys_values(image_tokens) for layer in layers]
 
@@ -296,15 +296,15 @@ class TextTransformer(nn.Module):
 
         With ``images``, keys and values for I images, N is a multiple of I, and row ``n`` reads image ``n // (N / I)``.
         """
-        attend = None if mask is None else mask.bool()[:, None, None, :]
-        see = None if image_mask is None else image_mask.bool()[:, None, None, :]
+        text_mask = None if mask is None else mask.bool()[:, None, None, :]
+        cross_mask = None if image_mask is None else image_mask.bool()[:, None, None, :]
         if images and len(ids) % len(images[0][0]):
             raise ValueError(f"{len(ids)} prompts cannot be divided among {len(images[0][0])} images")
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
         layers: list[TextLayer] = list(self.encoder.layer)  # type: ignore[arg-type]
         for i, layer in enumerate(layers):
-            arguments = (x, attend, images[i] if images else None, see, first_token_only and i == last)
+            arguments = (x, text_mask, images[i] if images else None, cross_mask, first_token_only and i == last)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer.read, *arguments, use_reentrant=False)
             else:
@@ -340,7 +340,7 @@ class Blip(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    """Both towers, and a head on what the text tower's first token has become after reading prompt and image."""
+    """Both towers, and a head on the text tower's first token, which has attended to prompt and image."""
 
     config: BlipConfig
     blip: Blip
@@ -351,24 +351,24 @@ class CrossEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the image tower computes in."""
+        """The image tower's."""
         return next((p.dtype for p in self.blip.visual_encoder.parameters()), torch.float32)
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
+        """Normalised pixels [I, 3, S, S] -> every layer's cross-attention keys and values, which serve any number of prompts."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
 
     def finish_images(self, tokens: Tensor, depth: int) -> list[KeysValues]:
         """As ``encode_images``, from what left the first ``depth`` blocks of the image tower, [I, T, W]."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder.finish(tokens, depth))
 
-    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def score_pairs(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
         return self.head(self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0])
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
-        return self.read(self.encode_images(pixels), ids, mask)
+        return self.score_pairs(self.encode_images(pixels), ids, mask)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""
@@ -388,7 +388,7 @@ class ImageRewardNetwork(CrossEncoder):
     """Raw rewards, before the mean and standard deviation of the published scale are applied."""
 
     def __init__(self, config: BlipConfig, blip: Blip | None = None, mlp: LinearHead | None = None) -> None:
-        """With ``blip`` and ``mlp`` a network of parts that are there already, else a new one."""
+        """A network of existing parts, or of new ones where ``blip`` or ``mlp`` is None."""
         super().__init__()
         self.config = config
         self.blip = Blip(config) if blip is None else blip

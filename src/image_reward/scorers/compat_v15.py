@@ -79,9 +79,9 @@ class NetworkOfParts(ImageRewardNetwork):
         tokens = self.blip.visual_encoder(pixels)
         return [(tokens, tokens)]  # another text encoder makes keys and values of them itself
 
-    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def score_pairs(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         if is_plain(self.blip.text_encoder):
-            return super().read(images, ids, mask)
+            return super().score_pairs(images, ids, mask)
         tokens = images[0][0]
         tokens = tokens.repeat_interleave(len(ids) // max(1, len(tokens)), dim=0)
         output = self.blip.text_encoder(
@@ -270,7 +270,7 @@ class ImageReward(ImageRewardScorer):
         if not prompt_attention_mask[:, :length].any(dim=0).all() or prompt_attention_mask[:, length:].any():
             length = prompt_ids.shape[1]  # padded on the left or in the middle: keep every column
         network = self.network
-        raw = network.read(network.encode_images(image.to(network.dtype)), prompt_ids[:, :length], prompt_attention_mask[:, :length])
+        raw = network.score_pairs(network.encode_images(image.to(network.dtype)), prompt_ids[:, :length], prompt_attention_mask[:, :length])
         return ((raw - self.mean) / self.std)[:, None]
 
 

@@ -28,7 +28,7 @@ class CrossEncoderScorer(TwoTowerScorer[list[KeysValues]]):
     def score_pairs(self, features: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
         num_images = len(features[0][0])
         ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
-        return self.network.read(features, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
+        return self.network.score_pairs(features, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
 
     def set_exact(self, exact: bool) -> None:
         """Round as the original does: see ``load``."""

@@ -16,7 +16,7 @@ from image_reward.scorers.imagereward import ImageRewardScorer
 
 
 class FrozenFeatureScorer(ImageRewardScorer):
-    """A scorer whose batches carry, in place of pixels, what left the first ``depth`` blocks of the image tower, [I, T, W]."""
+    """A scorer whose batches have the output of the image tower's first ``depth`` blocks, [I, T, W], in place of pixels."""
 
     depth = 0
 
@@ -25,7 +25,7 @@ class FrozenFeatureScorer(ImageRewardScorer):
 
 
 class FrozenFeatures:
-    """A file of [images, T, W], float32: what autocast computes in too between blocks, so that the loss stays the same.
+    """A file of [images, T, W], float32: what autocast passes between blocks too, so that the loss stays the same.
 
     Memory-mapped, so that loader processes share it. An image that could not be read is a row of NaN.
     """
