@@ -36,7 +36,7 @@ from image_reward.prompts import transformers_tokenizer
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-TOWERS: dict[str, dict[str, int]] = {
+TOWERS: dict[str, dict[str, Any]] = {
     "base": {"vision_width": 768, "vision_layers": 12, "vision_heads": 12},
     "large": {"vision_width": 1024, "vision_layers": 24, "vision_heads": 16},
 }
