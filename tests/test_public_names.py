@@ -22,6 +22,7 @@ def test_the_names_of_the_package() -> None:
         "CheckpointError",
         "Comparison",
         "ComparisonError",
+        "ComparisonWarning",
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",

@@ -100,12 +100,12 @@ def released(clip_scorer: ClipScorer, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         file = HubFile("THUDM/ImageReward", "ImageReward.pt", len(checkpoint), hashlib.sha256(checkpoint).hexdigest())
-        clip_files = tuple(HubFile(f.repo, f.name) for f in MODELS["CLIP"].files if isinstance(f, HubFile))
+        clip_files = {part: HubFile(f.repo, f.name) for part, f in MODELS["CLIP"].files.items() if isinstance(f, HubFile)}
         small: dict[str, dict[str, Any]] = {
-            "ImageReward-v1.0": {"files": (file,), "config": SMALL},
+            "ImageReward-v1.0": {"files": {"weights": file}, "config": SMALL},
             "CLIP": {"files": clip_files},
-            "Aesthetic": {"files": (WebFile(f"{hub.url}/head%2Bnew.pth"), *clip_files)},
-            "BLIP": {"files": (WebFile(f"{hub.url}/model_large.pth"),)},
+            "Aesthetic": {"files": {"head": WebFile(f"{hub.url}/head%2Bnew.pth"), **clip_files}},
+            "BLIP": {"files": {"weights": WebFile(f"{hub.url}/model_large.pth")}},
         }
         for name, changed in small.items():
             monkeypatch.setitem(MODELS, name, replace(MODELS[name], **changed))

@@ -592,7 +592,7 @@ def test_scores_are_built_as_1_5_builds_them(released: Any, monkeypatch: pytest.
     with pytest.raises(RewardError, match=r"10 tensors of the score were never loaded, such as head\.layers\.0\.weight"):
         score.score(None, images)
     assert list(_SCORES) == RM.available_scores()
-    monkeypatch.setitem(_SCORES, "Aesthetic", MODELS["Aesthetic"].files[0].url)
+    monkeypatch.setitem(_SCORES, "Aesthetic", MODELS["Aesthetic"].files["head"].url)
     path = _download(url=_SCORES["Aesthetic"], root=str(released.root))
     assert Path(path) == released.root / "head%2Bnew.pth"  # as 1.5 calls it
     assert _download(_SCORES["Aesthetic"], str(released.root)) == path

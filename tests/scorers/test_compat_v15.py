@@ -368,7 +368,7 @@ def test_download_root_may_hold_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save(seeded.weights(seeded.TINY, 7), tmp_path / "ImageReward.pt")
     content = (tmp_path / "ImageReward.pt").read_bytes()
     file = HubFile("THUDM/ImageReward", "ImageReward.pt", len(content), hashlib.sha256(content).hexdigest())
-    spec = replace(MODELS["ImageReward-v1.0"], files=(file,), config=seeded.TINY)
+    spec = replace(MODELS["ImageReward-v1.0"], files={"weights": file}, config=seeded.TINY)
     monkeypatch.setitem(MODELS, "ImageReward-v1.0", spec)
     model = reward.load("ImageReward-v1.0", download_root=str(tmp_path))
     assert model.score("cat", seeded.images()[0]) == pytest.approx(original.rewards[1, 4], abs=1e-5)

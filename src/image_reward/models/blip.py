@@ -358,6 +358,10 @@ class CrossEncoder(nn.Module):
         """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
 
+    def finish_images(self, tokens: Tensor, depth: int) -> list[KeysValues]:
+        """As ``encode_images``, from what left the first ``depth`` blocks of the image tower, [I, T, W]."""
+        return self.blip.text_encoder.read_image(self.blip.visual_encoder.finish(tokens, depth))
+
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
         return self.head(self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0])
@@ -365,6 +369,14 @@ class CrossEncoder(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
         return self.read(self.encode_images(pixels), ids, mask)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the towers compute in ``dtype``; the head stays in float32."""
+        self.blip.to(dtype)
+
+    def set_original_order(self, enabled: bool) -> None:
+        """See ``Blip.set_original_order``."""
+        self.blip.set_original_order(enabled)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass: about a third more time for a fraction of the memory."""

@@ -30,6 +30,7 @@ from image_reward.models.heads import LinearHead
 from image_reward.prompts import LongPrompts, Tokens, check_prompts, report_long_prompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.blip import MAX_TOKENS, BlipScorer
+from image_reward.scorers.build import build_imagereward, checkpoint_of
 from image_reward.scorers.clip import AestheticScorer
 from image_reward.scorers.compat_v15_parts import (
     MLP,
@@ -43,7 +44,9 @@ from image_reward.scorers.compat_v15_parts import (
     text_sizes,
 )
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.registry import MODELS, LoadOptions, build_imagereward, choose_device, find, spec_of
+from image_reward.scorers.loading import choose_device, find
+from image_reward.scorers.registry import MODELS, spec_of
+from image_reward.scorers.spec import LoadOptions
 from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer
 from image_reward.types import Ranking
 
@@ -488,7 +491,11 @@ _MODELS = {"ImageReward-v1.0": "https://huggingface.co/THUDM/ImageReward/blob/ma
 _CLIP_FILE = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt"
 _SCORES = {
     "CLIP": f"https://openaipublic.azureedge.net/clip/models/{_CLIP_FILE}",
-    **{name: file.url for name in ("BLIP", "Aesthetic") if isinstance(file := MODELS[name].files[0], WebFile)},
+    **{
+        name: file.url
+        for name, part in (("BLIP", "weights"), ("Aesthetic", "head"))
+        if isinstance(file := MODELS[name].files[part], WebFile)
+    },
 }
 """Where 1.5 has its files from, for programs that download them themselves."""
 
@@ -514,7 +521,7 @@ def ImageReward_download(url: str, root: str | os.PathLike[str]) -> str:  # noqa
         if not target.is_file():
             _write(target, json.dumps(med_config_of(BlipConfig()), indent=2).encode())
         return str(target)
-    files = [file for file in MODELS["ImageReward-v1.0"].files if file.name == name]
+    files = [file for file in MODELS["ImageReward-v1.0"].files.values() if file.name == name]
     return _fetched(files[0] if files else HubFile("THUDM/ImageReward", name), target)
 
 
@@ -523,7 +530,7 @@ def _download(url: str, root: str | os.PathLike[str]) -> str:
     target = Path(root) / _file_name(url)
     if target.is_file():
         return str(target)
-    known = [file for spec in MODELS.values() for file in spec.files if isinstance(file, WebFile) and file.url == url]
+    known = [file for spec in MODELS.values() for file in spec.files.values() if isinstance(file, WebFile) and file.url == url]
     return _fetched(known[0] if known else WebFile(url), target)
 
 
@@ -558,8 +565,7 @@ def load_score(name: str = "CLIP", device: str | torch.device | None = None, dow
 
 
 def _registered(name: str, download_root: str | os.PathLike[str] | None) -> Any:
-    found = find(name, download_root)
-    return found.build(found.paths, LoadOptions(found.name, registered=found.config))
+    return find(name, download_root).built(LoadOptions(name))
 
 
 @torch.inference_mode(False)
@@ -581,7 +587,7 @@ def load(
     if found.build is not build_imagereward:
         raise UnknownModelError(f"{name} is not an ImageReward model; image_reward.load() loads it")
     config = found.config
-    if config is None and med_config is not None and found.paths[0].suffix in (".pt", ".pth"):  # weights that carry none
+    if config is None and med_config is not None and checkpoint_of(found.paths).suffix in (".pt", ".pth"):  # weights that carry none
         config = _config(Path(med_config))
     model: ImageReward = build_imagereward(found.paths, LoadOptions(found.name, registered=config), ImageReward)
     if med_config is not None:

@@ -32,11 +32,11 @@ class CrossEncoderScorer(TwoTowerScorer[list[KeysValues]]):
 
     def set_exact(self, exact: bool) -> None:
         """Round as the original does: see ``load``."""
-        self.network.blip.set_original_order(exact)
+        self.network.set_original_order(exact)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""
-        self.network.blip.to(dtype)
+        self.network.cast(dtype)
 
 
 class ImageRewardScorer(CrossEncoderScorer):
