@@ -26,7 +26,8 @@ import seeded
 from image_reward import checkpoints, downloads
 from image_reward.downloads import HubFile, WebFile, fetch, find_local, verify
 from image_reward.errors import CheckpointError, DownloadError
-from image_reward.scorers import ImageRewardScorer, load, registry
+from image_reward.scorers import MODELS, ImageRewardScorer, ModelSpec, load
+from image_reward.scorers.build import build_imagereward
 
 IMAGE = seeded.image("rings", 96, 64, 3)
 HANGS = 600  # s: only what hangs takes as long
@@ -566,8 +567,8 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     torch.save(seeded.weights(seeded.TINY, 7), path)
     file = HubFile("owner/tiny", "tiny.pt", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.parent))
-    spec = registry.ModelSpec("a tiny network", "Apache-2.0", "any", registry.build_imagereward, (file,), seeded.TINY)
-    monkeypatch.setitem(registry.MODELS, "tiny-v1", spec)
+    spec = ModelSpec("a tiny network", "Apache-2.0", "any", build_imagereward, {"weights": file}, seeded.TINY)
+    monkeypatch.setitem(MODELS, "tiny-v1", spec)
     return path
 
 
@@ -582,14 +583,14 @@ def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScor
         load("tiny-v1")
     registered.write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="it has 3 bytes instead of"):
-        verify(registered, registry.MODELS["tiny-v1"].files[0])
+        verify(registered, MODELS["tiny-v1"].files["weights"])
 
 
 def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     sha256 = downloads._sha256
     monkeypatch.setattr(downloads, "_sha256", lambda path: hashed.append(path) or sha256(path))
-    file = registry.MODELS["tiny-v1"].files[0]
+    file = MODELS["tiny-v1"].files["weights"]
     for _ in range(3):
         verify(registered, file)
     assert hashed == [registered]
@@ -608,7 +609,7 @@ def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyP
 def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    verify(registered, registry.MODELS["tiny-v1"].files[0])
+    verify(registered, MODELS["tiny-v1"].files["weights"])
 
 
 # --- what load() makes of it ---------------------------------------------------------------------------------------------------------
@@ -619,9 +620,7 @@ def test_a_registered_name(hub: hubs.Hub, scorer: ImageRewardScorer, monkeypatch
     torch.save(seeded.weights(seeded.TINY, 7), file)
     hub.files["owner/tiny/v1.pt"] = content = file.getvalue()
     spec = HubFile("owner/tiny", "v1.pt", len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(
-        registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", "any", registry.build_imagereward, (spec,), seeded.TINY)
-    )
+    monkeypatch.setitem(MODELS, "tiny-v1", ModelSpec("tiny", "Apache-2.0", "any", build_imagereward, {"weights": spec}, seeded.TINY))
     loaded = load("tiny-v1")
     assert loaded.name == "tiny-v1"
     assert loaded.score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)

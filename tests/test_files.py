@@ -182,7 +182,7 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
         written_whole(tmp_path / "gone/a.txt"),
     ):
         pass
-    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"), written_whole(tmp_path):
+    with pytest.raises(FileKindError, match="is a folder; give the name of a file"), written_whole(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 

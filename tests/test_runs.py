@@ -111,6 +111,14 @@ def test_lines_of_the_log_after_the_saved_step_are_forgotten(tmp_path: Path) -> 
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1]) == {"step": 2}
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "result.json"])
+def test_a_damaged_log_or_result_is_named(name: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", Settings())
+    (tmp_path / "run" / name).write_bytes(b"\xff{}")
+    with pytest.raises(TrainingError, match=rf"{name} is damaged"):
+        folder.history() if name == "log.jsonl" else folder.result()
+
+
 # --- steps ---
 
 

@@ -5,6 +5,7 @@ Nothing here guesses: a tensor that is missing, extra, misshapen or not finite i
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import pickletools
@@ -277,7 +278,8 @@ def save_folder(
             try:
                 save_file(dense, places[name], metadata=metadata)  # one key: several come in an order that changes from run to run
             except SafetensorError as error:  # what it makes of a full disk
-                raise OSError(f"{folder / name} could not be written: {error}; a checkpoint that was there is unchanged") from error
+                what = f"{folder / name} could not be written: {error}; a checkpoint that was there is unchanged"
+                raise OSError(errno.EIO, what) from error
         for name, text in texts.items():
             places[name].write_text(text, encoding="utf-8")
 

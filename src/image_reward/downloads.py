@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
-from image_reward.errors import CheckpointError, DownloadError
+from image_reward.errors import CheckpointError, DownloadError, InputError
 from image_reward.files import read_json, written_whole
 
 
@@ -36,7 +36,7 @@ class HubFile:
 
     def __post_init__(self) -> None:
         if not _REPOSITORY.fullmatch(self.repo) or ".." in self.repo:
-            raise ValueError(f"{self.repo!r:.60} is not the name of a repository, which has the form OWNER/NAME")
+            raise InputError(f"{self.repo!r:.60} is not the name of a repository, which has the form OWNER/NAME")
         _check_name(self.name, self.name.split("/"))
 
     @property

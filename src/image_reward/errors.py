@@ -7,7 +7,14 @@ from __future__ import annotations
 
 
 class ImageRewardError(Exception):
-    """Base of every error this package raises on purpose, except ``FileNotFoundError`` and plain ``ValueError``."""
+    """Base of every error that whoever uses the package can cause or mend, except ``FileNotFoundError`` and what the operating system says.
+
+    A plain ``ValueError`` or ``TypeError`` is for whoever writes a program: arguments that no option, file or image could have led to.
+    """
+
+
+class InputError(ImageRewardError, ValueError):
+    """An argument, an option or a file makes no sense; the message names it and the remedy. Kinds of files have errors of their own."""
 
 
 class FileKindError(ImageRewardError, OSError):
@@ -52,6 +59,10 @@ class LongPromptWarning(UserWarning):
 
 class ComparisonError(RowsError):
     """A file of human rankings is of no known form, or a row of it makes no sense; the message names the row."""
+
+
+class ComparisonWarning(UserWarning):
+    """Rows of a file of human rankings do not say which image is better, and were left out."""
 
 
 class TrainingError(ImageRewardError, RuntimeError):

@@ -216,7 +216,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     vanishes too. What writers that were killed left there is removed by the next one.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+        raise FileKindError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     remove_unfinished(path.parent)

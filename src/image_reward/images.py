@@ -112,9 +112,11 @@ def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.
     Raises ``FileNotFoundError``, or ``ImageReadError`` that names the image and says what is wrong with it.
     """
     options = options or ImageOptions()
+    place = ""
     if callable(source):
+        place = str(source) if type(source).__str__ is not object.__str__ else ""  # a ``ParquetImage`` knows where it is
         source = source()
-    name = describe(source)
+    name = place or describe(source)
     if isinstance(source, np.ndarray):
         source = _from_array(source, name)
     elif isinstance(source, Tensor):

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import nn
 
-from image_reward.errors import TrainingError
+from image_reward.errors import InputError, TrainingError
 from image_reward.files import fill, read_regular, remove_unfinished, written_whole
 
 Settings = TypeVar("Settings", bound="Recipe")
@@ -87,8 +87,8 @@ def read_toml(path: Path, defaults: Settings) -> Settings:
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
-    return fill(defaults, values, str(path), ValueError)
+        raise InputError(f"{path} is not TOML: {error}") from None
+    return fill(defaults, values, str(path), InputError)
 
 
 def _toml(value: object) -> str:
@@ -115,16 +115,16 @@ class RunFolder:
         self.path = path
         if (path / RECIPE).exists():
             if changes := read_toml(path / RECIPE, type(recipe)()).difference(recipe):
-                raise ValueError(
+                raise InputError(
                     f"{path} holds a run with other settings ({'; '.join(changes)}); use another output, "
                     "or the original settings to continue that run"
                 )
             return
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} cannot be the folder of a run: a file with that name exists; use another output")
+            raise InputError(f"{path} cannot be the folder of a run: a file with that name exists; use another output")
         remove_unfinished(path)
         if path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} is not empty and not the folder of a run ({RECIPE} is missing); use another output")
+            raise InputError(f"{path} is not empty and not the folder of a run ({RECIPE} is missing); use another output")
         path.mkdir(parents=True, exist_ok=True)
         self._write(RECIPE, recipe.to_toml())
 
@@ -176,7 +176,10 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         path = self.path / LOG
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if path.exists() else []
+        if not path.exists():
+            return []
+        with _whole(path):
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
     def forget_after(self, step: int) -> None:
         """Drop the lines that a killed run wrote after its last saved state: they are about to be written again."""
@@ -187,10 +190,22 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         path = self.path / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        with _whole(path):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         self._write(RESULT, json.dumps(result, indent=2) + "\n")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What is not JSON inside is a ``TrainingError`` that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise TrainingError(f"{path} is damaged ({error}); start the run again in a new folder") from None
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------------------------

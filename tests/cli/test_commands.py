@@ -145,8 +145,8 @@ def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: p
     from image_reward.scorers import MODELS
 
     spec = MODELS["ImageReward-v1.0"]
-    there = replace(spec.files[0], size=5, original_cache=str(tmp_path))
-    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, files=(there,)))
+    there = replace(spec.files["weights"], size=5, original_cache=str(tmp_path))
+    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, files={"weights": there}))
     assert main(["models", "list"]) == 0
     assert "ImageReward-v1.0" in capsys.readouterr().out
     assert main(["models", "path", "ImageReward-v1.0"]) == 1

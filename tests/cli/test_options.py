@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import seeded
 from image_reward.cli import main
-from image_reward.cli.options import UsageError, find_images, in_options, warnings_in_one_line
+from image_reward.cli.options import LoadingOptions, UsageError, find_images, in_options, warnings_in_one_line
 from image_reward.images import ImageOptions, open_image
+from image_reward.scorers import load
 
 RINGS = seeded.image("rings", 96, 64, 3)
 
@@ -89,6 +93,10 @@ def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeyp
     assert find_images([f"{image_folder}/[ab].png"]) == every[:2]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(every[1:]) + "\n\n"))
     assert find_images([every[0], "-"]) == every
+    odd = os.fsencode(tmp_path) + b"/l\xe9.png"
+    Path(os.fsdecode(odd)).touch()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
+    assert find_images(["-"]) == [os.fsdecode(odd)]
     with pytest.raises(FileNotFoundError, match=r"no such image: no/such\.png"):
         find_images([every[0], "no/such.png"])
     (tmp_path / "[odd].png").touch()
@@ -129,6 +137,24 @@ def test_what_a_folder_holds_besides_is_named(tmp_path: Path, capsys: pytest.Cap
 
 
 # --- messages ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_load_is_an_option_of_commands() -> None:
+    of_load = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items() if name != "shared"}
+    of_commands = {option.name: option.default for option in fields(LoadingOptions)}
+    assert of_commands.keys() == of_load.keys()
+    own = {"model", "dtype"}  # several models; a dtype is always named
+    assert [name for name in of_load.keys() - own if of_load[name] != of_commands[name]] == []
+
+
+def test_images_that_are_too_small_are_refused_or_accepted(tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1, 9)).save(tmp_path / "thin.png")
+    command = ["score", "a cat", str(tmp_path / "thin.png"), "--model", model_folder]
+    assert main(command) == 1
+    assert (
+        "thin.png is 1 x 9 pixels; the shorter side must have at least 2 (lower --min-side to score it anyway)" in capsys.readouterr().err
+    )
+    assert main([*command, "--min-side", "1"]) == 0
 
 
 def test_remedies_are_spelled_as_options() -> None:

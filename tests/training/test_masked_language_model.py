@@ -8,6 +8,7 @@ import torch
 
 import image_reward as ir
 from image_reward.comparisons import shapes
+from image_reward.errors import InputError
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.training import MaskedLanguageTraining, RewardTraining, pretrain, train
@@ -51,7 +52,7 @@ def test_masked_words_are_learnt_and_training_goes_on_from_there(tmp_path: Path)
     )
     trained = ir.load(train(start, world).model)
     assert trained.prepare.tokenizer.vocabulary == vocabulary
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(InputError, match="is not empty"):
         pretrain(config(tmp_path / "words"), world)
 
 

@@ -57,18 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             note(f"{PROGRAM}: {str(error) or 'interrupted'}")
             return 130
-        except (ImageRewardError, OSError, ValueError) as error:  # what users can cause, or mend
-            line = in_options(str(error)).replace("\n", "\\n")  # a name may hold a line end
+        except Exception as error:
+            if _is_environment(error) or isinstance(error, ImageRewardError | FileNotFoundError):
+                line = in_options(_message(error)).replace("\n", "\\n")  # a name may hold a line end
+            else:
+                line = "this is a defect, not a mistake of yours; please report it with the lines above"
+                note(traceback.format_exc().rstrip())
             note(f"{PROGRAM}: {line}")
             return 1
-        except Exception:
-            note(traceback.format_exc() + f"{PROGRAM}: this is a defect, not a mistake of yours; please report it with the lines above")
-            return 1
+
+
+def _is_environment(error: Exception) -> bool:
+    """Whether the operating system refused something: no permission, a full disk, a folder for a file, a name that is too long.
+
+    Only its own errors carry a number. Libraries also raise ``OSError`` without one, for what they cannot read: where a user's file can
+    cause that, it is converted where the file is read.
+    """
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if isinstance(error.filename, str | bytes) else error.strerror
+    return str(error)
 
 
 def parse(arguments: Sequence[str]) -> Any:
     """The command that the arguments spell. Help, and usage that cannot be parsed, exit with 0 and 2."""
     import tyro
+
+    from image_reward.cli.options import UsageError
 
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     if not arguments or arguments[0] not in COMMANDS:  # an overview, or a misspelt command, which tyro answers and exits
@@ -81,7 +99,10 @@ def parse(arguments: Sequence[str]) -> Any:
     name = arguments[0]
     command = getattr(import_module(f"image_reward.cli.{name.replace('-', '_')}"), _class_name(name))
     default = command.defaults(arguments[1:]) if hasattr(command, "defaults") else None
-    return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=config)
+    try:
+        return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=config)
+    except ValueError as error:  # what a class of settings says of values that tyro filled in
+        raise UsageError(str(error)) from None
 
 
 def _class_name(command: str) -> str:

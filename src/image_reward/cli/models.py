@@ -28,7 +28,7 @@ class List(OutputOptions):
                 "range": spec.range,
                 "licence": spec.licence,
                 "bytes": spec.size,
-                "paths": None if (paths := spec.local_paths()) is None else [str(path) for path in paths],
+                "paths": None if (paths := spec.local_paths()) is None else [str(path) for path in paths.values()],
             }
             for name, spec in specs().items()
         ]
@@ -59,7 +59,7 @@ class Where:
         if paths is None:
             note(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`")
             return 1
-        print(*paths, sep="\n")
+        print(*paths.values(), sep="\n")
         return 0
 
 
@@ -70,9 +70,9 @@ class Download:
     model: Model
 
     def run(self) -> int:
-        from image_reward.scorers.registry import find
+        from image_reward.scorers.loading import find
 
-        print(*find(self.model).paths, sep="\n")
+        print(*find(self.model).paths.values(), sep="\n")
         return 0
 
 

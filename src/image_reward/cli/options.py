@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import re
@@ -55,6 +56,8 @@ class LoadingOptions:
     """Accept image files whose end is missing."""
     max_pixels: int = 178_956_970
     """Refuse images with more pixels than this."""
+    min_side: int = 2
+    """Refuse images whose shorter side has fewer pixels than this."""
 
     def load_models(self, models: Sequence[str]) -> list[Scorer[Any]]:
         from image_reward.scorers import load_all
@@ -264,6 +267,8 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     images: list[str] = []
     for argument in arguments:
         if argument == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # the name of a file need not be UTF-8
             images += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
         elif os.path.isdir(argument):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
             listing = list_images(argument)

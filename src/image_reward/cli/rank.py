@@ -22,6 +22,7 @@ from image_reward.cli.options import (
     find_images,
     print_json,
 )
+from image_reward.errors import InputError
 
 if TYPE_CHECKING:
     from image_reward.scorers.distribution import RewardRow
@@ -67,7 +68,7 @@ def _copy(rows: list[RewardRow], folder: Path) -> None:
     copies = [(Path(row.image), folder / f"{row.rank:0{width}d}_{Path(row.image).name}") for row in rows]
     for source, target in copies:
         if target.exists() and not filecmp.cmp(source, target, shallow=False):
-            raise FileExistsError(f"{target} already exists and differs from {source}; copy to an empty folder")
+            raise InputError(f"{target} already exists and differs from {source}; copy to an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     for source, target in copies:
         shutil.copy2(source, target)

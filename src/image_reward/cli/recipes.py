@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from image_reward.comparisons import read, shapes
+from image_reward.errors import InputError
 from image_reward.runs import Recipe, read_toml
 from image_reward.types import Comparison
 
@@ -39,7 +40,7 @@ def read_sources(sources: Sequence[str], split: Literal["train", "test"]) -> lis
         kind, _, numbers = source.partition(":")
         if kind == "shapes":
             if not (match := re.fullmatch("([1-9][0-9]{0,8})(?::([0-9]{1,9}))?", numbers)):
-                raise ValueError(f"{source!r} is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED")
+                raise InputError(f"{source!r} is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED")
             comparisons += shapes.comparisons(int(match[1]), int(match[2] or 0), split=split)
         else:
             comparisons += read(source)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from image_reward.comparisons.readers import PathLike, Record, records
+from image_reward.comparisons.forms import Record
+from image_reward.comparisons.readers import PathLike, records
 from image_reward.comparisons.split import normalized_prompt
 from image_reward.errors import ImageReadError
 from image_reward.files import open_regular
@@ -150,6 +151,10 @@ def _summarize(path: str, rankings: list[Record], max_tokens: int, findings: _Fi
     summary.images_per_prompt = dict(sorted(Counter(len(c.images) for c in good).items()))
     for record in rankings:
         where = f"{path}, {record.where}"
+        if record.left_out:
+            message = "rows that do not say which image is better, which are left out"
+            findings.add("left out", "warning", message, f"{where}: {record.left_out}")
+            continue
         if record.comparison is None:
             findings.add("bad row", "error", "rows that make no sense", f"{where}: {record.problem}")
             continue

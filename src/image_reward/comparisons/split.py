@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from image_reward.errors import InputError
 from image_reward.types import Comparison
 
 # Control and format characters that are not white space, and selectors of a glyph's variant: nobody sees them, and no tokenizer here keeps
@@ -39,11 +40,11 @@ def split(comparisons: Sequence[Comparison], fractions: Sequence[float], seed: i
     Raises ``ValueError`` when the fractions are not positive numbers that sum to 1, or there are fewer prompts than parts.
     """
     if len(fractions) < 2 or not all(fraction > 0 for fraction in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
-        raise ValueError(f"fractions are two or more positive numbers that sum to 1, not {', '.join(f'{f:g}' for f in fractions)}")
+        raise InputError(f"fractions are two or more positive numbers that sum to 1, not {', '.join(f'{f:g}' for f in fractions)}")
     keys = [normalized_prompt(comparison.prompt) for comparison in comparisons]
     sizes = Counter(keys)
     if len(sizes) < len(fractions):
-        raise ValueError(f"{len(sizes)} different prompts cannot be split into {len(fractions)} parts that share none; add more prompts")
+        raise InputError(f"{len(sizes)} different prompts cannot be split into {len(fractions)} parts that share none; add more prompts")
     order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
     middles, before = [], 0
     for key in order:

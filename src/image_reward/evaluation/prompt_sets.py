@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from image_reward.downloads import WebFile, fetch
+from image_reward.errors import InputError
 from image_reward.rows import read_rows
 
 _PROMPT_KEYS = ("prompt", "Prompt", "Prompts", "text")
@@ -101,7 +102,7 @@ def prompt_set(name: str) -> list[Prompt]:
     if name not in PROMPT_SETS:
         near = difflib.get_close_matches(name.lower(), [known.lower() for known in PROMPT_SETS], n=1, cutoff=0.5)
         hint = next((f" Did you mean {known}?" for known in PROMPT_SETS if near and known.lower() == near[0]), "")
-        raise ValueError(f"{name!r} is neither a file nor a known set of prompts.{hint} Known sets: {', '.join(PROMPT_SETS)}")
+        raise InputError(f"{name!r} is neither a file nor a known set of prompts.{hint} Known sets: {', '.join(PROMPT_SETS)}")
     spec = PROMPT_SETS[name]
     if spec.packaged:
         return read_prompts(str(files("image_reward").joinpath(spec.packaged)))
@@ -112,7 +113,7 @@ def prompt_set(name: str) -> list[Prompt]:
         published += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
     if len(published) != spec.num_prompts:
         files_there = ", ".join(map(str, paths))
-        raise ValueError(f"{name} has {spec.num_prompts} prompts, but {files_there} have {len(published)}; delete them and try again")
+        raise InputError(f"{name} has {spec.num_prompts} prompts, but {files_there} have {len(published)}; delete them and try again")
     return published
 
 
@@ -140,17 +141,17 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         text = _first(row.values, _PROMPT_KEYS)
         if not isinstance(text, str) or not text.strip():
             what = f"{text!r:.40} is not text; a prompt is a string, or an object with {_PROMPT_KEYS[0]!r}"
-            raise ValueError(f"{path}, prompt {number + 1}: {what}")
+            raise InputError(f"{path}, prompt {number + 1}: {what}")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{path}, prompt {number + 1}: {text!r:.60} holds half of a surrogate pair; decode its source again") from None
+            raise InputError(f"{path}, prompt {number + 1}: {text!r:.60} holds half of a surrogate pair; decode its source again") from None
         name = _first(row.values, _ID_KEYS)
         found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row.values, _CATEGORY_KEYS) or "")))
     if not found:
-        raise ValueError(f"{path} holds no prompts")
+        raise InputError(f"{path} holds no prompts")
     if twice := repeated([prompt.id for prompt in found]):
-        raise ValueError(f"{path} has {len(twice)} ids more than once: {some(twice)}; every prompt needs an id of its own")
+        raise InputError(f"{path} has {len(twice)} ids more than once: {some(twice)}; every prompt needs an id of its own")
     return found
 
 

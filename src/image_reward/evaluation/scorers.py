@@ -13,7 +13,7 @@ import numpy as np
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
-from image_reward.errors import ComparisonError
+from image_reward.errors import ComparisonError, InputError
 from image_reward.evaluation.agreement import HUMAN, Agreement, Annotators, agreement, annotators
 from image_reward.evaluation.estimates import Means, PromptColumns, none_if_nan
 from image_reward.evaluation.published_results import PublishedResults, published_results
@@ -191,9 +191,9 @@ def evaluate(
     without a finite reward, or data in which everything is tied; and whatever a scorer raises for an image.
     """
     if not scorers:
-        raise ValueError("there are no scorers to evaluate")
+        raise InputError("there are no scorers to evaluate")
     if HUMAN in scorers:
-        raise ValueError(f"a scorer cannot be called {HUMAN!r}, which stands for those it is measured against; give it another name")
+        raise InputError(f"a scorer cannot be called {HUMAN!r}, which stands for those it is measured against; give it another name")
     ks = choose_ks(comparisons, ks)
     rewards = _rewards(scorers, comparisons, on_image)
     pairs = {name: _pairs_of(scorers[name], values, comparisons) for name, values in rewards.items()}
@@ -281,7 +281,7 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
     Raises what ``evaluate`` raises for its comparisons and ks, which can be known before a scorer is loaded.
     """
     if not comparisons:
-        raise ValueError("there are no comparisons to evaluate on")
+        raise InputError("there are no comparisons to evaluate on")
     twice = [name for name, num in Counter(c.id for c in comparisons if c.id).items() if num > 1]
     if twice:
         raise ComparisonError(f"the id {twice[0]!r} is used twice; give each comparison an id of its own, or none")
@@ -291,9 +291,9 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
     if ks is None:
         return tuple(k for k in DEFAULT_KS if k < most)
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks are integers from 1, not {list(ks)}")
+        raise InputError(f"ks are integers from 1, not {list(ks)}")
     if max(ks) >= most:
-        raise ValueError(
+        raise InputError(
             f"no prompt has more than {max(ks)} images, which recall@{max(ks)} needs; the most here are {most}, so give k below that"
         )
     return tuple(dict.fromkeys(ks))

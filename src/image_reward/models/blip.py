@@ -8,7 +8,6 @@ N = I * P pairs, T image tokens (class token first), L prompt tokens, W width, H
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,10 +103,12 @@ class VisionMLP(nn.Module):
 
 
 class VisionBlock(nn.Module):
+    attention_kind: type[VisionAttention] = VisionAttention
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.vision_width, eps=1e-6)
-        self.attn = VisionAttention(config)
+        self.attn = self.attention_kind(config)
         self.norm2 = nn.LayerNorm(config.vision_width, eps=1e-6)
         self.mlp = VisionMLP(config)
 
@@ -119,6 +120,8 @@ class VisionBlock(nn.Module):
 class VisionTransformer(nn.Module):
     """Normalised pixels [I, 3, S, S] -> image tokens [I, T, W]; token 0 is the class token."""
 
+    block_kind: type[VisionBlock] = VisionBlock
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
@@ -126,7 +129,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.vision_width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, config.vision_width))
         self.patch_embed = PatchEmbedding(config)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vision_layers))
+        self.blocks = nn.ModuleList(self.block_kind(config) for _ in range(config.vision_layers))
         self.norm = nn.LayerNorm(config.vision_width, eps=1e-6)
         self.gradient_checkpointing = False
         self.original_order = False
@@ -201,16 +204,18 @@ class AddAndNorm(nn.Module):
 class TextAttention(nn.Module):
     """One class for both attentions: to the prompt itself and across to the image."""
 
+    projections_kind: type[Projections] = Projections
+
     def __init__(self, config: BlipConfig, memory_width: int) -> None:
         super().__init__()
         self.num_heads = config.text_heads
-        self.self = Projections(config, memory_width)
+        self.self = self.projections_kind(config, memory_width)
         self.output = AddAndNorm(config, config.text_width)
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         return split_heads(self.self.key(memory), self.num_heads), split_heads(self.self.value(memory), self.num_heads)
 
-    def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """x [N, L, W] attends to keys and values [M, H, S, D], where N is a multiple of M: consecutive rows of x share a row of them."""
         key, value = keys_values
         query = split_heads(self.self.query(x).reshape(len(key), -1, x.shape[-1]), self.num_heads)  # [M, H, N/M * L, D]
@@ -228,14 +233,16 @@ class TextIntermediate(nn.Module):
 
 
 class TextLayer(nn.Module):
+    attention_kind: type[TextAttention] = TextAttention
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.attention = TextAttention(config, config.text_width)
-        self.crossattention = TextAttention(config, config.vision_width)
+        self.attention = self.attention_kind(config, config.text_width)
+        self.crossattention = self.attention_kind(config, config.vision_width)
         self.intermediate = TextIntermediate(config)
         self.output = AddAndNorm(config, config.text_hidden)
 
-    def forward(
+    def read(
         self,
         x: Tensor,
         mask: Tensor | None,
@@ -246,31 +253,30 @@ class TextLayer(nn.Module):
         keys_values = self.attention.keys_values(x)
         if first_token_only:
             x = x[:, :1]
-        x = self.attention(x, keys_values, mask)
+        x = self.attention.attend(x, keys_values, mask)
         if image is not None:
-            x = self.crossattention(x, image, image_mask)
+            x = self.crossattention.attend(x, image, image_mask)
         return self.output(self.intermediate(x), x)
 
 
 class TextLayers(nn.Module):
+    layer_kind: type[TextLayer] = TextLayer
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
-
-
-class TextOutput(NamedTuple):
-    """What ``TextTransformer.__call__`` gives: ``last_hidden_state`` [N, L, W]."""
-
-    last_hidden_state: Tensor
+        self.layer = nn.ModuleList(self.layer_kind(config) for _ in range(config.text_layers))
 
 
 class TextTransformer(nn.Module):
     """A bidirectional BERT whose every layer also attends to an image."""
 
+    embeddings_kind: type[TextEmbeddings] = TextEmbeddings
+    encoder_kind: type[TextLayers] = TextLayers
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
-        self.encoder = TextLayers(config)
+        self.embeddings = self.embeddings_kind(config)
+        self.encoder = self.encoder_kind(config)
         self.gradient_checkpointing = False
 
     def read_image(self, image_tokens: Tensor) -> list[KeysValues]:
@@ -296,40 +302,14 @@ class TextTransformer(nn.Module):
             raise ValueError(f"{len(ids)} prompts cannot be divided among {len(images[0][0])} images")
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
-        for i, layer in enumerate(self.encoder.layer):
+        layers: list[TextLayer] = list(self.encoder.layer)  # type: ignore[arg-type]
+        for i, layer in enumerate(layers):
             arguments = (x, attend, images[i] if images else None, see, first_token_only and i == last)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False)
+                x = checkpoint(layer.read, *arguments, use_reentrant=False)
             else:
-                x = layer(*arguments)
+                x = layer.read(*arguments)
         return x
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        return_dict: bool = True,  # noqa: ARG002 - part of the convention
-        mode: str = "multimodal",
-    ) -> TextOutput:
-        """BERT's calling convention, for programs that reach into the model. ``mode="text"`` leaves the image out.
-
-        One image [1, T, W] may meet any number of prompts, and one prompt [1, L] any number of images; otherwise there is one image per
-        prompt.
-        """
-        if mode not in ("multimodal", "text"):
-            raise ValueError(f"mode must be 'multimodal' or 'text', not {mode!r}")
-        if mode == "multimodal" and encoder_hidden_states is None:
-            raise ValueError("encoder_hidden_states is missing: give the image tokens, or mode='text' to read the prompt alone")
-        images = None
-        if mode == "multimodal" and encoder_hidden_states is not None:
-            images = self.read_image(encoder_hidden_states)
-            if len(input_ids) == 1:
-                input_ids = input_ids.expand(len(encoder_hidden_states), -1)
-        else:
-            encoder_attention_mask = None
-        return TextOutput(self.encode(input_ids, attention_mask, images, encoder_attention_mask))
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------------------------
@@ -378,6 +358,10 @@ class CrossEncoder(nn.Module):
         """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
 
+    def finish_images(self, tokens: Tensor, depth: int) -> list[KeysValues]:
+        """As ``encode_images``, from what left the first ``depth`` blocks of the image tower, [I, T, W]."""
+        return self.blip.text_encoder.read_image(self.blip.visual_encoder.finish(tokens, depth))
+
     def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
         return self.head(self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0])
@@ -385,6 +369,14 @@ class CrossEncoder(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
         return self.read(self.encode_images(pixels), ids, mask)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the towers compute in ``dtype``; the head stays in float32."""
+        self.blip.to(dtype)
+
+    def set_original_order(self, enabled: bool) -> None:
+        """See ``Blip.set_original_order``."""
+        self.blip.set_original_order(enabled)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass: about a third more time for a fraction of the memory."""

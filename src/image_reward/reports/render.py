@@ -12,6 +12,7 @@ from markupsafe import Markup
 from rich.console import RenderableType
 from rich.text import Text
 
+from image_reward.errors import InputError
 from image_reward.reports import tables
 from image_reward.reports.document import Block, Cards, Grid, Plot, Report
 from image_reward.reports.gallery import filled, picture, write_text
@@ -52,7 +53,7 @@ def write(report: Report, path: Path) -> None:
     writers = {".html": _html, ".md": _markdown, ".json": _json}
     writer = writers.get(path.suffix.lower())
     if writer is None:
-        raise ValueError(f"{path}: a report is written as .html, .md or .json; give it a name that ends so")
+        raise InputError(f"{path}: a report is written as .html, .md or .json; give it a name that ends so")
     write_text(path, writer(report))
 
 

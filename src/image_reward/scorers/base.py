@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.config import TieConfig
-from image_reward.errors import ImageReadError, RewardError
+from image_reward.errors import ImageReadError, InputError, RewardError
 from image_reward.images import ImageLike, unique_images
 from image_reward.metrics import win_probability
 from image_reward.prompts import check_prompts, long_prompt_warnings_suppressed
@@ -106,7 +106,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
     @batch_size.setter
     def batch_size(self, batch_size: int) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
         self.__dict__["_batch_size"] = batch_size
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -163,7 +163,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
             raise ValueError("matrix() takes a list of prompts and a list of images")
         check_prompts(prompts)
         if not self.reads_prompt and len(prompts) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.name} does not read the prompt: all {len(prompts)} rows would be the same; give matrix() one prompt, or use score()"
             )
 
@@ -192,7 +192,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
     def save_pretrained(self, folder: str | Path) -> None:  # noqa: ARG002 - for scorers that can
         """Write this scorer in the package's own format. Raises ``ValueError`` where it has none."""
-        raise ValueError(f"{self.name} is a {type(self).__name__}, which has no format of this package")
+        raise InputError(f"{self.name} is a {type(self).__name__}, which has no format of this package")
 
     def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
         if not prompts:

@@ -32,11 +32,11 @@ class CrossEncoderScorer(TwoTowerScorer[list[KeysValues]]):
 
     def set_exact(self, exact: bool) -> None:
         """Round as the original does: see ``load``."""
-        self.network.blip.set_original_order(exact)
+        self.network.set_original_order(exact)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""
-        self.network.blip.to(dtype)
+        self.network.cast(dtype)
 
 
 class ImageRewardScorer(CrossEncoderScorer):
@@ -96,7 +96,12 @@ class ImageRewardScorer(CrossEncoderScorer):
         with torch.device("meta"):
             network = cls.new_network(config, options.get("name", source))
         load_strictly(network, tensors, source, hint)
-        return cls(network, config, **options).eval()
+        return cls.of(network, config, **options).eval()
+
+    @classmethod
+    def of(cls, network: ImageRewardNetwork, config: ScorerConfig, **options: Any) -> Any:
+        """A scorer around a network, for subclasses whose constructor takes something else."""
+        return cls(network, config, **options)
 
     @classmethod
     def new_network(cls, config: ScorerConfig, name: str) -> ImageRewardNetwork:  # noqa: ARG003 - for a subclass

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, InputError
 from image_reward.files import written_whole
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers.base import Scorer
@@ -56,14 +56,14 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
         import onnxruntime  # noqa: F401 - for the check after the export
         import onnxscript  # noqa: F401 - what PyTorch's exporter writes with
     except ImportError as error:
-        raise ValueError(f"export to ONNX needs {error.name}: pip install 'image-reward[export]'") from None
+        raise InputError(f"export to ONNX needs {error.name}: pip install 'image-reward[export]'") from None
     if not isinstance(scorer, ImageRewardScorer):
-        raise ValueError(f"{scorer.name} is a {type(scorer).__name__}; only models of ImageReward's architecture can be exported")
+        raise InputError(f"{scorer.name} is a {type(scorer).__name__}; only models of ImageReward's architecture can be exported")
     if is_quantized(scorer):
-        raise ValueError("a scorer of dtype int8 cannot be exported; load it in float32")
+        raise InputError("a scorer of dtype int8 cannot be exported; load it in float32")
     size = sum(p.numel() * p.element_size() for p in scorer.parameters())
     if size > _LARGEST_FILE:
-        raise ValueError(f"{scorer.name} has {size:,} bytes of weights; one ONNX file holds at most {_LARGEST_FILE:,}")
+        raise InputError(f"{scorer.name} has {size:,} bytes of weights; one ONNX file holds at most {_LARGEST_FILE:,}")
     network = _Rewards(scorer).eval()
     model = _to_onnx(scorer, network)
     onnx.helper.set_model_props(model, metadata(scorer))

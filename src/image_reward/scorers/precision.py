@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from image_reward.errors import RewardError
+from image_reward.errors import InputError, RewardError
 from image_reward.metrics import ranks_of, spearman
 from image_reward.models.heads import LinearHead
 from image_reward.scorers.base import Scorer
@@ -37,14 +37,14 @@ def quantize(scorer: Scorer[Any]) -> None:
     Raises ``ValueError`` where torchao is missing or cannot compute on the scorer's device.
     """
     if not isinstance(scorer, TwoTowerScorer):
-        raise ValueError(f"dtype int8 is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; use bfloat16")
+        raise InputError(f"dtype int8 is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; use bfloat16")
     if scorer.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"dtype int8 works on cpu and cuda, not on {scorer.device.type}; use bfloat16 there")
+        raise InputError(f"dtype int8 works on cpu and cuda, not on {scorer.device.type}; use bfloat16 there")
     try:
         with _without_notes():
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
-        raise ValueError(f"dtype int8 needs torchao ({error}): pip install 'image-reward[int8]'") from None
+        raise InputError(f"dtype int8 needs torchao ({error}): pip install 'image-reward[int8]'") from None
     layers = _image_layers(scorer)
     for module in list(scorer.modules()):
         for name, layer in module.named_children():
@@ -123,7 +123,7 @@ def compile_scorer(scorer: Scorer[Any]) -> None:
     Inductor's cache on disk (``TORCHINDUCTOR_CACHE_DIR``). Raises ``ValueError`` where there is no C++ compiler.
     """
     if not isinstance(scorer, TwoTowerScorer):
-        raise ValueError(f"compile is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; leave compile out")
+        raise InputError(f"compile is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; leave compile out")
     if scorer.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -131,7 +131,7 @@ def compile_scorer(scorer: Scorer[Any]) -> None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            raise ValueError("compile needs a C++ compiler, and none was found: install g++ (or set CXX), or leave compile out") from None
+            raise InputError("compile needs a C++ compiler, and none was found: install g++ (or set CXX), or leave compile out") from None
     scorer.compiled = CompiledEncoding(scorer.encode_images)
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from image_reward.errors import ImageReadError
+from image_reward.errors import ImageReadError, InputError
 from image_reward.images import describe
+from image_reward.prompts import long_prompt_warnings_suppressed
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
 from image_reward.training.frozen_features import FrozenFeatures
 from image_reward.training.losses import TIE_MODELS, Loss
@@ -45,7 +46,7 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
     num_tied = 0
     for comparison in comparisons:
         if len(comparison.images) < 2 or len(comparison.images) != len(comparison.ranks):
-            raise ValueError(
+            raise InputError(
                 f"comparison {name_of(comparison)} has {len(comparison.images)} images and {len(comparison.ranks)} ranks; "
                 "it needs at least two images, and a rank for each"
             )
@@ -68,7 +69,7 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
     if num_tied:
         notes.append(f"{num_tied} comparisons in which all images tie were left out: the loss {loss!r} learns nothing from a tie")
     if not kept:
-        raise ValueError(
+        raise InputError(
             "there is nothing to learn from: no comparison has two images of different rank" + "".join(f"; {n}" for n in notes)
         )
     return kept, notes
@@ -200,7 +201,7 @@ class TrainingSteps(Dataset[list[MicroBatch]]):
         self.first_image = [0]
         for size in self.sizes:
             self.first_image.append(self.first_image[-1] + size)
-        self.tokens = prepare.tokenizer([c.prompt for c in comparisons])  # all at once: one warning about long prompts, not thousands
+        prepare.check([c.prompt for c in comparisons])  # all at once: one warning about long prompts, not thousands
         shape = (self.first_image[-1], 3, prepare.transform.size, prepare.transform.size)
         fits = features is None and shape[0] * shape[1] * shape[2] * shape[3] <= cache_mib << 20
         # In shared memory, so that what one loader process has decoded serves all.
@@ -232,10 +233,9 @@ class TrainingSteps(Dataset[list[MicroBatch]]):
         ranks = torch.tensor([rank for c in chosen for rank in c.ranks])
         judged = torch.tensor([image is not None and not padding for image in read])
         blank = torch.zeros_like(next((image for image in read if image is not None), self._blank()))
-        ids, mask = self.tokens.ids[list(indices)][prompt], self.tokens.mask[list(indices)][prompt]
-        length = int(mask.sum(dim=1).max())
-        pixels = torch.stack([blank if image is None else image for image in read])
-        batch = TwoTowerBatch(pixels, ids[:, :length], mask[:, :length], torch.arange(len(read)))
+        crops = torch.stack([blank if image is None else image for image in read])
+        with long_prompt_warnings_suppressed():
+            batch = self.prepare.of_crops([c.prompt for c in chosen for _ in c.images], crops)
 
         together = (prompt[:, None] == prompt) & judged[:, None] & judged
         beats = together & (ranks[:, None] < ranks)

@@ -8,11 +8,12 @@ import torch
 
 from image_reward.checkpoints import blip_pretraining_weights, read_checkpoint
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.errors import InputError
 from image_reward.models.blip import BlipConfig
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import new_head, new_network
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.registry import locate
+from image_reward.scorers.loading import locate
 from image_reward.training.config import SCRATCH, RewardTraining
 
 
@@ -36,7 +37,7 @@ def initial_scorer(config: RewardTraining) -> ImageRewardScorer:
     else:
         known = replace(carried or registered or own, reward=raw)
         if config.network not in (BlipConfig(), known.network):
-            raise ValueError(f"{config.start} has a network of its own sizes, so [network] must be left out or be the same")
+            raise InputError(f"{config.start} has a network of its own sizes, so [network] must be left out or be the same")
     # Copies: the file is memory-mapped, and training writes.
     tensors = {k: v.float().clone() if v.is_floating_point() else v for k, v in tensors.items()}
     scorer = ImageRewardScorer.from_tensors(tensors, known, str(path), hint, name=name)

@@ -18,9 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
-from image_reward.prompts import PromptTokenizer, vocabulary_of
+from image_reward.prompts import PromptTokenizer, Tokens, long_prompt_warnings_suppressed, vocabulary_of
 from image_reward.runs import Progress, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training.config import MaskedLanguageTraining
@@ -62,11 +63,11 @@ class MaskedLanguageModel(nn.Module):
 def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) -> PretrainingResult:
     """Pretrain a network from scratch on the best-ranked images of comparisons and write it to ``config.output``.
 
-    Raises ``ValueError`` and ``FileNotFoundError`` as ``train`` does, and ``FileExistsError`` if the output holds a model.
+    Raises ``ValueError``, ``FileNotFoundError`` and ``TrainingError`` as ``train`` does; ``ValueError`` also if the output holds a model.
     """
     folder = Path(config.output)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; use another output, or the model in it")
+        raise InputError(f"{folder} is not empty; use another output, or the model in it")
     accelerator = Accelerator(cpu=config.cpu or not torch.cuda.is_available())
     chosen, notes = usable(comparisons, "pairwise", skip_unreadable=False)
     best = [
@@ -86,10 +87,12 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
 
     process = (accelerator.process_index, accelerator.num_processes)
     everything = TrainingSteps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
-    steps = everything.over(_plan(everything, config))
+    with long_prompt_warnings_suppressed():  # they have been reported
+        tokens = scorer.prepare.tokenizer([c.prompt for c in best])
+    steps = everything.over(_plan(tokens, config))
     sample = torch.stack([scorer.prepare.transform(c.images[0]) for c in best[:1000]])
     whiten_patches(scorer.network, sample, config.seed)
-    vocabulary = everything.tokens.ids.unique()
+    vocabulary = tokens.ids.unique()
     language_model = MaskedLanguageModel(scorer.network, vocabulary).to(accelerator.device)
     index_of = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
     index_of[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
@@ -116,7 +119,7 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
         truth = index_of[ids[masked]]
         loss = F.cross_entropy(logits, truth)
         if not math.isfinite(loss.item()):
-            raise ValueError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
+            raise TrainingError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -133,12 +136,12 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     return PretrainingResult(str(folder), len(steps), accuracy)
 
 
-def _plan(everything: TrainingSteps, config: MaskedLanguageTraining) -> list[list[int]]:
+def _plan(tokens: Tokens, config: MaskedLanguageTraining) -> list[list[int]]:
     """Which images make up each step: first those of the shortest prompts, if so configured, then all."""
-    sizes = everything.sizes
+    sizes = [1] * len(tokens.ids)
     num_short = round(config.steps * config.short_share)
     epochs = 1 + config.steps * config.batch_images // len(sizes)
-    lengths = everything.tokens.mask.sum(dim=1)
+    lengths = tokens.mask.sum(dim=1)
     short = (lengths <= lengths.float().quantile(0.4)).nonzero()[:, 0].tolist()
     first = plan([1] * len(short), epochs * len(sizes) // len(short) + 1, num_short, config.batch_images, config.seed) if num_short else []
     rest = plan(sizes, epochs, config.steps - num_short, config.batch_images, config.seed + 1)

@@ -31,7 +31,7 @@ from torch.distributed.fsdp import fully_shard
 from image_reward.checkpoints import read_checkpoint, save_checkpoint
 from image_reward.comparisons import shared_prompts, split
 from image_reward.config import RewardConfig, TieConfig
-from image_reward.errors import TrainingError
+from image_reward.errors import InputError, TrainingError
 from image_reward.metrics import num_pairs
 from image_reward.runs import MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
@@ -227,7 +227,7 @@ class _Data:
             self.train, self.validation = split(self.train, (1 - share, share), config.seed)
         except ValueError as error:
             remedy = "use validation data, or set validation_share = 0"
-            raise ValueError(f"no prompts can be held out for validation: {error}, {remedy}") from None
+            raise InputError(f"no prompts can be held out for validation: {error}, {remedy}") from None
 
 
 class _Run:
@@ -255,7 +255,7 @@ class _Run:
         features: list[FrozenFeatures | None] = [None, None]
         if config.cache_features:
             if depth == 0:
-                raise ValueError(f"cache_features has nothing to keep: freeze = {config.freeze} freezes no block of the image tower")
+                raise InputError(f"cache_features has nothing to keep: freeze = {config.freeze} freezes no block of the image tower")
             features = [self._frozen_features(scorer, depth, c) if c else None for c in (data.train, data.validation)]
             scorer = FrozenFeatureScorer(scorer.network, scorer.config)
             scorer.depth = depth
@@ -308,7 +308,7 @@ class _Run:
 
     def _frozen_features(self, scorer: ImageRewardScorer, depth: int, comparisons: Sequence[Comparison]) -> FrozenFeatures:
         config = self.config
-        path = self.folder.path / frozen_features.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(comparisons))
+        path = self.folder.path / frozen_features.file_name(scorer.network, depth, fingerprint(comparisons))
         if self.accelerator.is_main_process and not path.exists():
             steps = TrainingSteps(comparisons, scorer.prepare, config.loss, config.micro_images, skip_unreadable=config.skip_unreadable)
             crops = ((micro.batch.pixels, micro.judged) for step in steps.loader(config.workers) for micro in step)
@@ -339,9 +339,9 @@ class _Run:
         if saved is None:
             return None
         if saved["data"] != self.data.fingerprint:
-            raise ValueError(f"{self.config.output} holds a run on other data; use another output, or the same data to continue that run")
+            raise InputError(f"{self.config.output} holds a run on other data; use another output, or the same data to continue that run")
         if not math.isclose(saved["frozen_sum"], self.frozen_sum, rel_tol=1e-9):  # its last digits depend on how many threads add
-            raise ValueError(f"{self.config.start} is not what the run in {self.config.output} started from: its weights have changed")
+            raise InputError(f"{self.config.start} is not what the run in {self.config.output} started from: its weights have changed")
         if self.average:
             with self.average.in_place():
                 set_model_state_dict(self.learner, saved["average"], options=_TRAINED)
@@ -480,14 +480,14 @@ class _Run:
 def _accelerator(config: RewardTraining) -> Accelerator:
     cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if config.precision == "fp16" and (cpu or config.shard):
-        raise ValueError(f"precision fp16 does not work {'on a CPU' if cpu else 'with shard'}; use bf16 or fp32")
+        raise InputError(f"precision fp16 does not work {'on a CPU' if cpu else 'with shard'}; use bf16 or fp32")
     for tracker in config.trackers:
         if not find_spec(tracker):
-            raise ValueError(f"the tracker {tracker} is not installed: pip install {tracker}")
+            raise InputError(f"the tracker {tracker} is not installed: pip install {tracker}")
     precision = {"fp32": "no"}.get(config.precision, config.precision)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=list(config.trackers) or None, project_dir=config.output)
     if config.shard and accelerator.num_processes == 1:
-        raise ValueError("shard needs several processes: start the command with torchrun --nproc-per-node NUMBER")
+        raise InputError("shard needs several processes: start the command with torchrun --nproc-per-node NUMBER")
     return accelerator
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from image_reward.errors import InputError
 from image_reward.evaluation.prompt_sets import Prompt, prompt_set, some
 from image_reward.evaluation.published_results import plain_name
 from image_reward.files import read_json
@@ -54,9 +55,9 @@ def read_ranking(path: str | os.PathLike[str], generators: Sequence[str], higher
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file of human rankings: {path}")
-    values = read_json(path, error=ValueError)
+    values = read_json(path, error=InputError)
     if not isinstance(values, dict) or not all(type(value) in (int, float) and math.isfinite(value) for value in values.values()):
-        raise ValueError(f"{path} should be a JSON object {{generator: number}}")
+        raise InputError(f"{path} should be a JSON object {{generator: number}}")
     if missing := [generator for generator in generators if generator not in values]:
-        raise ValueError(f"{path} lacks {some(missing)}; it has {some(list(values))}")
+        raise InputError(f"{path} lacks {some(missing)}; it has {some(list(values))}")
     return HumanRanking.of(str(path), {generator: float(values[generator]) for generator in generators}, higher_is_better)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from image_reward.errors import InputError
 from image_reward.evaluation.prompt_sets import Prompt, some
 from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.rows import read_rows
@@ -42,7 +43,7 @@ def find_images(root: str | os.PathLike[str], prompts: Sequence[Prompt]) -> Imag
     visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     folders = [path for path in visible if path.is_dir()]
     if not folders:
-        raise ValueError(f"{root} has no folders; it should have one for each generator, with images PROMPT_ID_NUMBER.png")
+        raise InputError(f"{root} has no folders; it should have one for each generator, with images PROMPT_ID_NUMBER.png")
     ids = {prompt.id for prompt in prompts}
     images = Images({}, [path for path in visible if not path.is_dir()])
     for folder in folders:
@@ -56,13 +57,13 @@ def _images_of(folder: Path, ids: set[str], extra: list[Path]) -> dict[str, list
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         places = _places(path.stem, ids) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else []
         if len(places) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{path} is of prompt {places[0][0]!r}, or of {places[1][0]!r}; use a manifest, or ids that cannot be mixed up"
             )
         if not places:
             extra.append(path)
         elif (other := numbered.setdefault(places[0], path)) != path:
-            raise ValueError(f"{path} and {other.name} are the same image of prompt {places[0][0]!r}; remove one")
+            raise InputError(f"{path} and {other.name} are the same image of prompt {places[0][0]!r}; remove one")
     by_prompt: dict[str, list[Path]] = {}
     for (name, _), path in sorted(numbered.items()):
         by_prompt.setdefault(name, []).append(path)
@@ -99,10 +100,10 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
         generator, name, text, file = (values.get(key) for key in _MANIFEST)
         if not (generator and file and (name is not None or text)):
             present = ", ".join(map(str, values)) or "nothing"
-            raise ValueError(f"{where} has {present}; a row needs generator, image, and prompt_id or prompt")
+            raise InputError(f"{where} has {present}; a row needs generator, image, and prompt_id or prompt")
         generator, image = str(generator), path.parent / str(file)
         if (other := first_rows.setdefault((generator, image), number)) != number:
-            raise ValueError(f"{where} names {image}, which row {other} names for {generator} too")
+            raise InputError(f"{where} names {image}, which row {other} names for {generator} too")
         by_prompt = images.paths.setdefault(generator, {})
         prompt = known.find(None if name is None else str(name), str(text or ""), where)
         if prompt is None:
@@ -112,7 +113,7 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
         else:
             by_prompt.setdefault(prompt.id, []).append(image)
     if not images.paths:
-        raise ValueError(f"{path} has no rows")
+        raise InputError(f"{path} has no rows")
     return list(known.by_id.values()), images
 
 
@@ -130,13 +131,13 @@ class _KnownPrompts:
         if name is None:
             ids = self.ids_by_text.get(text, [])
             if len(ids) > 1:
-                raise ValueError(f"{where}: several prompts read {text!r:.60} ({some(ids)}); add the prompt_id")
+                raise InputError(f"{where}: several prompts read {text!r:.60} ({some(ids)}); add the prompt_id")
             if not ids:
                 return None
             name = ids[0]
         prompt = self.by_id.get(name)
         if prompt and text and prompt.prompt != text:
-            raise ValueError(f"{where}: the prompt of {name!r} is {text!r:.60} there, but {prompt.prompt!r:.60} in the prompts")
+            raise InputError(f"{where}: the prompt of {name!r} is {text!r:.60} there, but {prompt.prompt!r:.60} in the prompts")
         return prompt
 
 
@@ -148,10 +149,10 @@ class _OwnPrompts:
 
     def find(self, name: str | None, text: str, where: str) -> Prompt:
         if not text:
-            raise ValueError(f"{where} has no prompt; add it to the row, or use --prompts")
+            raise InputError(f"{where} has no prompt; add it to the row, or use --prompts")
         prompt = self.by_id.setdefault(name or text, Prompt(name or text, text))
         if prompt.prompt != text:
-            raise ValueError(f"{where} has another prompt for {name!r} than a row before it")
+            raise InputError(f"{where} has another prompt for {name!r} than a row before it")
         return prompt
 
 
@@ -186,7 +187,7 @@ def select(prompts: Sequence[Prompt], counts: Mapping[str, Mapping[str, int]], a
     }
     if any(lacking.values()) and not allow_missing:
         lines = [f"{generator}: {len(names)} of {len(prompts)} prompts: {some(names)}" for generator, names in lacking.items() if names]
-        raise ValueError(
+        raise InputError(
             "images are missing, and means over different images do not compare:\n  "
             + "\n  ".join(lines)
             + "\nMake them, or go on with those that all generators have (--allow-missing)"
@@ -194,7 +195,7 @@ def select(prompts: Sequence[Prompt], counts: Mapping[str, Mapping[str, int]], a
     least = {name: min(images.get(name, 0) for images in counts.values()) for name in most}
     kept = [prompt for prompt in prompts if least[prompt.id]]
     if not kept:
-        raise ValueError("there is no prompt that all generators have an image of; are these the prompts the images were made for?")
+        raise InputError("there is no prompt that all generators have an image of; are these the prompts the images were made for?")
     left_out = {generator: sum(num - least[name] for name, num in images.items() if name in least) for generator, images in counts.items()}
     return Selection(
         prompts=kept,

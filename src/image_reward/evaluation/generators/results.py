@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from image_reward.errors import InputError
 from image_reward.evaluation.prompt_sets import Prompt, repeated, some
 from image_reward.files import read_json, written_whole
 
@@ -39,7 +40,7 @@ class SavedResults:
 
     def __init__(self, folder: Path, scorer: str, generator: str, prompts: Sequence[Prompt]) -> None:
         if generator in ("", ".", "..") or re.search(r"[/\\]", generator):
-            raise ValueError(
+            raise InputError(
                 f"results of the generator {generator!r} cannot be saved: its name cannot be a file's; rename it in the manifest"
             )
         self.path = folder / re.sub(r"[/\\]", "--", scorer) / f"{generator}.json"
@@ -47,7 +48,7 @@ class SavedResults:
         self.order = [prompt.id for prompt in prompts]
         _check_same_prompts(self.rows.values(), prompts, self.path)
         if any(row.fingerprint is None for row in self.rows.values()):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} does not say which images it is of, so it can be neither used nor written over; "
                 "save to another folder, or read it with --results"
             )
@@ -92,25 +93,25 @@ def read_results(folder: str | os.PathLike[str], prompts: Sequence[Prompt] | Non
         if prompts is None:
             known |= {row.id: Prompt(row.id, row.prompt) for row in results if row.id not in known}
         elif unknown := [row.id for row in results if row.id not in known]:
-            raise ValueError(f"{path} has {len(unknown)} ids that the prompts lack: {some(unknown)}")
+            raise InputError(f"{path} has {len(unknown)} ids that the prompts lack: {some(unknown)}")
         # The original's own program calls them SCORER/SCORER-benchmark-GENERATOR-result.json.
         generator = path.stem.removeprefix(f"{path.parent.name}-benchmark-").removesuffix("-result")
         rewards.setdefault(path.parent.name, {})[generator] = {row.id: row.rewards for row in results}
     if not rewards:
-        raise ValueError(f"{folder} has no results; they are SCORER/GENERATOR.json files")
+        raise InputError(f"{folder} has no results; they are SCORER/GENERATOR.json files")
     generators = set().union(*rewards.values())
     for scorer, by_generator in rewards.items():
         if missing := sorted(generators - set(by_generator)):
-            raise ValueError(f"{folder / scorer} lacks results of {some(missing)}, which others have; add or remove them")
+            raise InputError(f"{folder / scorer} lacks results of {some(missing)}, which others have; add or remove them")
     return list(known.values()), rewards
 
 
 def _read_rows(path: Path) -> list[ResultRow]:
-    content = read_json(path, _LARGEST_FILE, ValueError)
+    content = read_json(path, _LARGEST_FILE, InputError)
     if not (isinstance(content, list) and content and all(map(_is_result, content))):
-        raise ValueError(f"{path} has no results: it should be a list of objects with id, prompt and rewards")
+        raise InputError(f"{path} has no results: it should be a list of objects with id, prompt and rewards")
     if twice := repeated([str(row["id"]) for row in content]):
-        raise ValueError(f"{path} has {len(twice)} ids more than once: {some(twice)}")
+        raise InputError(f"{path} has {len(twice)} ids more than once: {some(twice)}")
     return [_row(row, f"{path}, prompt {row['id']}") for row in content]
 
 
@@ -123,14 +124,14 @@ def _is_result(row: object) -> bool:
 def _row(row: Mapping[str, Any], where: str) -> ResultRow:
     rewards = row["rewards"]
     if not (isinstance(rewards, list) and rewards):
-        raise ValueError(f"{where}: the rewards are {rewards!r:.40}, not a list of numbers")
+        raise InputError(f"{where}: the rewards are {rewards!r:.40}, not a list of numbers")
     for number, value in enumerate(rewards):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{where}: reward {number} is {value!r:.40}; rewards must be finite numbers")
+            raise InputError(f"{where}: reward {number} is {value!r:.40}; rewards must be finite numbers")
     mean = math.fsum(rewards) / len(rewards)
     stated = row.get("mean_score", mean)
     if not isinstance(stated, int | float) or not math.isclose(stated, mean, rel_tol=1e-4, abs_tol=1e-4):
-        raise ValueError(f"{where}: mean_score is {stated!r:.40}, but the mean of its rewards is {mean:.6g}")
+        raise InputError(f"{where}: mean_score is {stated!r:.40}, but the mean of its rewards is {mean:.6g}")
     return ResultRow(str(row["id"]), row["prompt"], stated, rewards, row.get("fingerprint"))
 
 
@@ -139,7 +140,7 @@ def _check_same_prompts(rows: Iterable[ResultRow], prompts: Sequence[Prompt], pa
     differing = [row for row in rows if known.get(row.id, row.prompt) != row.prompt]
     if differing:
         first = differing[0]
-        raise ValueError(
+        raise InputError(
             f"{path} has other prompts for {len(differing)} ids: {some([row.id for row in differing])}; "
             f"{first.id} is {first.prompt!r:.80} there, and {known[first.id]!r:.80} elsewhere"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from image_reward.errors import InputError
 from image_reward.evaluation.generators.images import Images, Selection
 from image_reward.evaluation.generators.results import Rewards, SavedResults
 from image_reward.evaluation.prompt_sets import Prompt, repeated, some
@@ -33,7 +34,7 @@ def score_images(
     Raises ``ValueError`` for saved results of other prompts, or without fingerprints to compare; and what scoring raises.
     """
     if twice := repeated([scorer.name for scorer in scorers]):
-        raise ValueError(f"several scorers are called {some(twice)}; use each once")
+        raise InputError(f"several scorers are called {some(twice)}; use each once")
     by_scorer = [_RewardsOfScorer(scorer, list(images.paths), selection.prompts, save_to) for scorer in scorers]
     total, done, reused = len(images.paths) * sum(selection.num_images), 0, 0
     step = 4 * min((scorer.batch_size for scorer in scorers), default=1)
