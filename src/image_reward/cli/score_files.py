@@ -52,7 +52,8 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
     ray_address: str | None = field(default=None, kw_only=True)
     """Address of a running cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine."""
     workers: int | None = field(default=None, kw_only=True)
-    """By default one for each CUDA device, or one for each core that there is memory for. On a cluster, at most this many."""
+    """By default one for each CUDA device, or one for each core that there is memory for. On a cluster, at most this many.
+    0 scores within this process, which debuggers and small jobs like."""
     decoders: int | None = field(default=None, kw_only=True)
     """Processes that prepare batches for each worker. By default none on a CPU, and the cores' share on CUDA."""
     shard_size: int | None = field(default=None, kw_only=True)
@@ -115,7 +116,7 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
         return 1 if result.num_quarantined or result.num_errors == result.num_rows else 0
 
     def _check_usage(self) -> None:
-        for name, least in (("workers", 1), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
+        for name, least in (("workers", int(self.engine == "ray")), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")

@@ -183,6 +183,13 @@ class Input(ABC):
             "image_column": self.image_column,
         }
 
+    def place(self, shard: Shard, rows: Rows, number: int) -> str:
+        """Where a row of a shard is, for a person, with its id where it has one."""
+        named = f"{shard.file}, row {shard.first_row + number + 1:,}"
+        if self.id_column not in rows.table.column_names:
+            return named
+        return f"{named} ({self.id_column} {rows.table.column(self.id_column)[number]})"
+
     # --- what the kinds differ in ---
 
     @abstractmethod
