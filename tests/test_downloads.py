@@ -551,10 +551,13 @@ def test_what_is_wrong_with_a_web_file(web: hubs.Hub, tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match=r"a\+b\.pth of 127.0.0.1:\d+ is not on this machine and offline mode"):
         fetch(WebFile(url))
-    (tmp_path / "a+b.pth").write_bytes(CONTENT)
-    kept = WebFile(url, original_cache=str(tmp_path))
-    assert fetch(kept) == tmp_path / "a+b.pth"  # where image-reward 1.5 keeps it
-    verify(tmp_path / "a+b.pth", kept)
+    kept = WebFile(url.replace("+", "%2B"), original_cache=str(tmp_path))
+    assert kept.name == "a+b.pth"
+    for name in ("a%2Bb.pth", "a+b.pth"):  # image-reward 1.5 keeps it under the name that is in the address
+        (tmp_path / name).write_bytes(CONTENT)
+        assert fetch(kept) == fetch(kept, tmp_path) == tmp_path / name
+        verify(tmp_path / name, kept)
+        (tmp_path / name).unlink()
 
 
 # --- files that must be what they are said to be --------------------------------------------------------------------------------------

@@ -40,6 +40,10 @@ class HubFile:
         _check_name(self.name, self.name.split("/"))
 
     @property
+    def original_name(self) -> str:
+        return self.name
+
+    @property
     def source(self) -> str:
         return self.repo
 
@@ -75,7 +79,12 @@ class WebFile:
 
     @property
     def name(self) -> str:
-        return unquote(urlsplit(self.url).path).rsplit("/", 1)[-1]
+        return unquote(self.original_name)
+
+    @property
+    def original_name(self) -> str:
+        """What the original package calls its copy: the end of the address as it is written, "%2B" and all."""
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
     @property
     def source(self) -> str:
@@ -107,12 +116,13 @@ def _places(file: HubFile | WebFile, cache_dir: Path | None) -> list[Path]:
     """The existing copies of a file on this machine: in ``cache_dir``, the cache of downloads, and the original package's cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    places = [cache_dir / file.name] if cache_dir else []
+    names = dict.fromkeys([file.name, file.original_name])
+    places = [cache_dir / name for name in names] if cache_dir else []
     if isinstance(file, HubFile) and isinstance(cached := try_to_load_from_cache(file.repo, file.name), str):
         places.append(Path(cached))
     places.append(file.place)
     if file.original_cache:
-        places.append(Path(file.original_cache).expanduser() / file.name)
+        places += [Path(file.original_cache).expanduser() / name for name in names]
     return [place for place in places if place.is_file()]
 
 
