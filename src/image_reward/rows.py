@@ -236,6 +236,20 @@ def _lines(path: Path) -> Iterator[str]:
 _decoder = json.JSONDecoder(object_pairs_hook=distinct_keys)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The object that a row of JSON is, with each key once. Raises ``RowsError`` with the end of a sentence about the row."""
+    try:
+        return _object(_decoder.decode(text))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, RowsError) else RowsError(_json_problem(error)) from None
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RowsError(f"is not an object with keys but {type(value).__name__}")
+    return value
+
+
 def _json_problem(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply for a row"
@@ -258,9 +272,10 @@ def _jsonl_rows(path: Path, line: str) -> Iterator[Row]:
 def _json_row(path: Path, where: str, values: object, line: str) -> Row:
     if line and isinstance(values, str):
         return Row(where, {line: values})
-    if not isinstance(values, dict):
-        raise RowsError(f"{path}, {where} is not an object with keys but {type(values).__name__}")
-    return Row(where, values)
+    try:
+        return Row(where, _object(values))
+    except RowsError as error:
+        raise RowsError(f"{path}, {where} {error}") from None
 
 
 def _json_rows(path: Path, line: str, inside: bool = False) -> Iterator[Row]:
@@ -361,26 +376,24 @@ def _csv_rows(path: Path, line: str) -> Iterator[Row]:  # noqa: ARG001 - every r
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise RowsError(f"{path}, line {reader.line_num} {_csv_problem(error)}") from None
+            problem = "is the last, and a quote that was opened before is not closed" if _at_end(error) else csv_problem(error)
+            raise RowsError(f"{path}, line {reader.line_num} {problem}") from None
         if cells is None:
             return
         if not any(cells):
             continue  # a blank line, or the empty rows below a sheet
         if header is None:
-            header = _header(cells, path)
+            header = csv_header(cells, str(path))
             continue
         if separator == "\t" and any("\n" in cell for cell in cells):
             raise RowsError(f"{path}, line {reader.line_num}: a quote is opened and not closed on its line")
-        while len(cells) > len(header) and not cells[-1]:
-            cells.pop()
-        if len(cells) != len(header):
-            raise RowsError(
-                f"{path}, line {reader.line_num} has {len(cells)} cells; the header has {len(header)}: quote cells that hold {hold}"
-            )
+        if problem := csv_misfit(cells, header, hold):
+            raise RowsError(f"{path}, line {reader.line_num} {problem}")
         yield Row(f"line {reader.line_num}", dict(zip(header, cells, strict=True)))
 
 
-def _header(cells: list[str], path: Path) -> list[str]:
+def csv_header(cells: list[str], path: str) -> list[str]:
+    """The names of columns that a first line has, each once. Raises ``RowsError``."""
     first = cells[0].strip()
     if first.lower().startswith("sep="):
         raise RowsError(f"{path} begins with {first!r}, which only Excel understands; delete this line, and separate cells with commas")
@@ -396,13 +409,27 @@ def _header(cells: list[str], path: Path) -> list[str]:
     return header
 
 
-def _csv_problem(error: csv.Error) -> str:
+def csv_misfit(cells: list[str], header: list[str], hold: str = "commas") -> str:
+    """Take empty cells beyond the header away, which sheets have. What is wrong if the cells do not go with it; empty if they do."""
+    while len(cells) > len(header) and not cells[-1]:
+        cells.pop()
+    if len(cells) == len(header):
+        return ""
+    return f"has {len(cells)} cells; the header has {len(header)}: quote cells that hold {hold}"
+
+
+def csv_problem(error: csv.Error) -> str:
+    """What strict ``csv`` found in a row, as the end of a sentence about it."""
     text = str(error)
     if "field larger" in text:
         return f"has a cell of more than {csv.field_size_limit():,} characters: close its quote, or use JSONL or Parquet for such texts"
-    if "unexpected end" in text:
-        return "is the last, and a quote that was opened before is not closed"
-    return f"is not CSV: {text}"
+    return (
+        "opens a quote that is not closed" if _at_end(error) else f"is not CSV: {text}; close every quote, and double quotes within a cell"
+    )
+
+
+def _at_end(error: csv.Error) -> bool:
+    return "unexpected end" in str(error)
 
 
 # --- Parquet and Arrow ---------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from image_reward.errors import JobError
 from image_reward.jobs.arrow import arrow, text_array, without_views
 from image_reward.jobs.database import ROW_NUMBER, database
@@ -255,7 +257,7 @@ class Input(ABC):
         return Rows(table.select(self.schema.names).cast(self.schema), prompts, images, problems)
 
     def _images(self, values: list[Any], shard: Shard) -> tuple[list[ImageSource | None], list[str | None]]:
-        folder = parent(shard.file)
+        folder, base = parent(shard.file), self.base
         sources: list[ImageSource | None] = []
         named: list[str | None] = []
         for number, value in enumerate(values, start=shard.first_row):
@@ -271,7 +273,7 @@ class Input(ABC):
                 path = join(folder, value) if isinstance(value, str) and value else None
                 sources.append(path)
                 # In the output every path is relative to one folder, whichever of the input's files names it.
-                moved = path and path != value and folder != self.base
+                moved = path and path != value and folder != base
                 named.append(self._from_base(path) if path and moved else value if isinstance(value, str) else None)
         return sources, named
 
@@ -289,8 +291,7 @@ class _Ids:
 
     def __init__(self) -> None:
         self.num_rows = 0
-        self.rows: list[int] = []
-        self.ids: list[str] = []
+        self.ids: list[str | None] = []
         self.stack = ExitStack()
         self.database: Any = None
 
@@ -302,26 +303,31 @@ class _Ids:
 
     def add(self, value: object) -> None:
         """The id of the next row; where there is no value there is no id."""
-        if value is not None and value != "":
-            self.rows.append(self.num_rows)
-            self.ids.append(str(value))
-            if len(self.rows) >= 65_536:
-                self._flush()
-        self.num_rows += 1
+        self.ids.append(None if value is None else str(value))
+        if len(self.ids) >= 65_536:
+            self._flush()
 
     def _flush(self) -> None:
+        ids, self.ids = self.ids, []
+        self.add_column(text_array(ids))
+
+    def add_column(self, ids: pyarrow.Array) -> None:
+        """The ids of the next rows, as text."""
+        rows = arrow().array(np.arange(self.num_rows, self.num_rows + len(ids)))
+        self.num_rows += len(ids)
+        if ids.null_count == len(ids):
+            return
         if self.database is None:
             self.database = self.stack.enter_context(database())
             self.database.execute("CREATE TABLE ids (row BIGINT, id VARCHAR)")
-        batch = arrow().table({"row": arrow().array(self.rows, arrow().int64()), "id": text_array(self.ids)})
-        self.database.from_arrow(batch).insert_into("ids")
-        self.rows, self.ids = [], []
+        batch = arrow().table({"row": rows, "id": ids})
+        self.database.from_arrow(batch).filter("id <> ''").insert_into("ids")
 
     def repeated(self) -> tuple[int, str]:
         """How many ids occur more than once, and where the first of them does."""
-        if not self.rows and self.database is None:
-            return 0, ""
         self._flush()
+        if self.database is None:
+            return 0, ""
         groups = "SELECT id, count(*) AS num, min(row) AS first FROM ids GROUP BY id HAVING num > 1"
         num, first = self.database.execute(f"SELECT count(*), min(first) FROM ({groups})").fetchall()[0]
         if not num:
