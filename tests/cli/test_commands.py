@@ -179,6 +179,7 @@ def test_models_convert_verify_info(capsys: pytest.CaptureFixture[str], model_fo
     info = run_json(capsys, "models", "info", str(converted))
     assert info["network"]["text_width"] == 48
     assert info["max_tokens"] == 35
+    assert info["linear_layers"] == {"plain": 3 * 4 + 2 * 10 + 2}  # so small that no other way is worth it
     assert main(["models", "info", str(converted)]) == 0
     assert "network.vision_width" in capsys.readouterr().out
     half = tmp_path / "half"

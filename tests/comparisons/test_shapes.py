@@ -173,36 +173,36 @@ def test_annotator_noise_changes_neighbours_only_and_keeps_the_constraints(many:
 
 
 def test_a_faultless_scene_is_what_the_prompt_says(many: list[Comparison]) -> None:
-    for item in many:
-        for candidate in item.images:
+    for comparison in many:
+        for candidate in comparison.images:
             scene = candidate.scene
-            objects = [SceneObject(t.shape, t.colour, t.size if t.size and t.size in item.prompt else None) for t in scene.objects]
+            objects = [SceneObject(t.shape, t.colour, t.size if t.size and t.size in comparison.prompt else None) for t in scene.objects]
             if not candidate.alignment_errors:
                 assert scene.extra is None
-                assert all(f"{item.colour} {item.shape}" in item.prompt for item in objects)
-                assert scene.relation is None or f" {scene.relation} " in item.prompt
-                assert "background" not in item.prompt or f"{scene.background} background" in item.prompt
-                number = 3 if "three" in item.prompt else 2 if "two" in item.prompt or scene.relation else 1
+                assert all(f"{item.colour} {item.shape}" in comparison.prompt for item in objects)
+                assert scene.relation is None or f" {scene.relation} " in comparison.prompt
+                assert "background" not in comparison.prompt or f"{scene.background} background" in comparison.prompt
+                number = 3 if "three" in comparison.prompt else 2 if "two" in comparison.prompt or scene.relation else 1
                 assert len(objects) == number
 
 
 def test_errors_contradict_the_prompt(many: list[Comparison]) -> None:
-    for item in many:
-        for candidate in item.images:
+    for comparison in many:
+        for candidate in comparison.images:
             scene, errors = candidate.scene, candidate.alignment_errors
-            named = [f"{item.colour} {item.shape}" in item.prompt for item in scene.objects]
+            named = [f"{item.colour} {item.shape}" in comparison.prompt for item in scene.objects]
             if {"shape", "colour", "swap"} & set(errors):
                 # two objects of one shape make a swap of colours name the same pairs again
                 assert not all(named) or len({item.shape for item in scene.objects}) == 1
             if "relation" in errors:
-                assert f" {scene.relation} " not in item.prompt
+                assert f" {scene.relation} " not in comparison.prompt
             if "background" in errors:
-                assert f"{scene.background} background" not in item.prompt
+                assert f"{scene.background} background" not in comparison.prompt
             if "extra" in errors:
                 assert scene.extra
                 assert scene.extra.colour not in {*(item.colour for item in scene.objects), scene.background}
-            relation = any(f" {relation} " in item.prompt for relation in shapes.RELATIONS)
-            wanted = 3 if "three" in item.prompt else 2 if "two" in item.prompt or relation else 1
+            relation = any(f" {relation} " in comparison.prompt for relation in shapes.RELATIONS)
+            wanted = 3 if "three" in comparison.prompt else 2 if "two" in comparison.prompt or relation else 1
             if "missing" in errors:
                 assert len(scene.objects) == wanted - 1
             if "count" in errors:

@@ -117,13 +117,15 @@ class Convert:
 
 @dataclass
 class Info(OutputOptions):
-    """Show what a model is: what its score means, and its sizes, transform, token limit and reward scale where it says them."""
+    """Show what a model is: what its score means, its sizes, transform, token limit and reward scale where it says them, and how many of
+    its linear layers this processor computes in which way (see docs/performance.md)."""
 
     model: Model
     config: Path | None = None
     """The config.json of weights that carry none and are not of the released sizes."""
 
     def run(self) -> int:
+        from image_reward.models.linear import linear_ways
         from image_reward.scorers import load
         from image_reward.scorers.registry import spec_of
 
@@ -136,6 +138,8 @@ class Info(OutputOptions):
             facts |= asdict(config)
         elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
             facts["image"] = asdict(transform)
+        if ways := linear_ways(scorer):
+            facts["linear_layers"] = ways
         if self.json:
             print_json(facts)
             return 0

@@ -23,7 +23,7 @@ from image_reward.jobs.files import Access, ImageSource, join, parent, scheme
 if TYPE_CHECKING:
     import pyarrow
 
-_PLAN = b"image_reward.plan"  # key of the metadata of a plan
+_PLAN = b"image_reward.plan.2"  # key of the metadata of a plan; plans of another form are as none
 _PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a WebDataset sample, which has no columns to choose from
 
 
@@ -128,26 +128,34 @@ class Input(ABC):
         """What a scan found, for ``resume``."""
         pa = arrow()
         fields = ("file", "start", "stop", "num_rows", "first_row")
-        table = pa.table({name: [getattr(shard, name) for shard in shards] for name in fields})
-        found = {
+        columns = {name: [getattr(shard, name) for shard in shards] for name in fields}
+        names = pa.array([[os.fsencode(name) for name in shard.names] for shard in shards], pa.list_(pa.binary()))
+        return pa.table(columns | {"names": names}).replace_schema_metadata({_PLAN: json.dumps(self._facts(shard_size))})
+
+    def _facts(self, shard_size: int) -> dict[str, Any]:
+        """What a scan found beside the shards."""
+        return {
             "of": self._identity(shard_size),
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
             "num_repeated_ids": self.num_repeated_ids,
             "repeated_id": self.repeated_id,
             "notes": self.notes,
         }
-        return table.replace_schema_metadata({_PLAN: json.dumps(found)})
 
     def resume(self, plan: pyarrow.Table, shard_size: int) -> list[Shard] | None:
         """Take over what an earlier scan found, instead of a scan; None where that was of other files, or cut otherwise."""
         pa = arrow()
-        found = json.loads((plan.schema.metadata or {}).get(_PLAN, b"{}"))
-        self.stamps = self._stamps()
-        if found.get("of") != self._identity(shard_size):
+        facts = json.loads((plan.schema.metadata or {}).get(_PLAN, b"{}"))
+        self.stamps = self._stamps(facts)
+        if facts.get("of") != self._identity(shard_size):
             return None
-        self.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
-        self.num_repeated_ids, self.repeated_id, self.notes = found["num_repeated_ids"], found["repeated_id"], found["notes"]
-        return [Shard(number, *values) for number, values in enumerate(zip(*plan.to_pydict().values(), strict=True))]
+        self.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts["schema"])))
+        self.num_repeated_ids, self.repeated_id, self.notes = facts["num_repeated_ids"], facts["repeated_id"], facts["notes"]
+        rows = zip(*plan.to_pydict().values(), strict=True)
+        return [
+            Shard(number, file, start, stop, num_rows, first_row, tuple(map(os.fsdecode, names)))
+            for number, (file, start, stop, num_rows, first_row, names) in enumerate(rows)
+        ]
 
     def _identity(self, shard_size: int) -> dict[str, Any]:
         """What the result of a scan depends on."""
@@ -207,7 +215,9 @@ class Input(ABC):
 
     # --- what they share ---
 
-    def _stamps(self) -> dict[str, str]:
+    def _stamps(self, facts: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Those of the files as they are; ``facts``: what an earlier scan found, where there was one."""
+        del facts
         return {file: self.access.stamp(file) for file in self.files}
 
     def _name(self, file: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from image_reward.models.heads import LinearHead
+from image_reward.models.linear import Linear, gelu, set_plain
 
 KeysValues = tuple[Tensor, Tensor]  # each [I, H, T, D]
 
@@ -81,8 +82,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.num_heads = config.vision_heads
-        self.qkv = nn.Linear(config.vision_width, 3 * config.vision_width)
-        self.proj = nn.Linear(config.vision_width, config.vision_width)
+        self.qkv = Linear(config.vision_width, 3 * config.vision_width)
+        self.proj = Linear(config.vision_width, config.vision_width)
 
     def forward(self, x: Tensor, original_order: bool = False) -> Tensor:
         query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
@@ -95,11 +96,12 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.vision_width, 4 * config.vision_width)
-        self.fc2 = nn.Linear(4 * config.vision_width, config.vision_width)
+        self.fc1 = Linear(config.vision_width, 4 * config.vision_width)
+        self.fc1.gelu_follows = True
+        self.fc2 = Linear(4 * config.vision_width, config.vision_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1, x))
 
 
 class VisionBlock(nn.Module):
@@ -184,9 +186,9 @@ class Projections(nn.Module):
 
     def __init__(self, config: BlipConfig, memory_width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(config.text_width, config.text_width)
-        self.key = nn.Linear(memory_width, config.text_width)
-        self.value = nn.Linear(memory_width, config.text_width)
+        self.query = Linear(config.text_width, config.text_width)
+        self.key = Linear(memory_width, config.text_width)
+        self.value = Linear(memory_width, config.text_width)
 
 
 class AddAndNorm(nn.Module):
@@ -194,7 +196,7 @@ class AddAndNorm(nn.Module):
 
     def __init__(self, config: BlipConfig, width_in: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, config.text_width)
+        self.dense = Linear(width_in, config.text_width)
         self.LayerNorm = nn.LayerNorm(config.text_width, eps=1e-12)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -226,10 +228,11 @@ class TextAttention(nn.Module):
 class TextIntermediate(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.text_width, config.text_hidden)
+        self.dense = Linear(config.text_width, config.text_hidden)
+        self.dense.gelu_follows = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.dense(x))
+        return gelu(self.dense, x)
 
 
 class TextLayer(nn.Module):
@@ -322,12 +325,13 @@ class Blip(nn.Module):
         super().__init__()
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextTransformer(config)
-        self.vision_proj = nn.Linear(config.vision_width, config.projection_width)
-        self.text_proj = nn.Linear(config.text_width, config.projection_width)
+        self.vision_proj = Linear(config.vision_width, config.projection_width)
+        self.text_proj = Linear(config.text_width, config.projection_width)
 
     def set_original_order(self, enabled: bool) -> None:
         """Encode images one at a time in the original's order of operations, so that float32 rounds as it did there."""
         self.visual_encoder.original_order = enabled
+        set_plain(self, enabled)
 
     def project_images(self, image_tokens: Tensor) -> Tensor:
         """L2-normalised image features [I, projection]; their dot product with those of prompts is BLIP's contrastive score."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from image_reward.errors import CheckpointError
+from image_reward.models.linear import make_fast
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -210,4 +211,5 @@ def clip_network(config: Any) -> CLIPModel:
         network = CLIPModel(config)
     for embeddings in (network.text_model.embeddings, network.vision_model.embeddings):
         embeddings.position_ids = torch.arange(embeddings.position_embedding.num_embeddings, device="cpu")[None]
+    make_fast(network)
     return network.eval()

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import stubs
+from PIL import Image
 from reading import read_all
 
 from image_reward.errors import JobError
+from image_reward.jobs.inputs import folder, open_input
 
 
 def test_a_link_to_nothing_is_an_image_that_is_not_there(tmp_path: Path) -> None:
@@ -51,3 +53,22 @@ def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path: Path) -> None
         (tmp_path / "in" / name).unlink()
     with pytest.raises(JobError, match=r"in holds no rows\. .*in: 3 files were passed over: drawing\.SVG, photo\.heic, scan\.jxl"):
         read_all(tmp_path / "in")
+
+
+def test_a_folder_is_listed_again_only_if_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubs.draw(tmp_path, 2)
+    stubs.draw(tmp_path / "more", 1)
+    began = open_input(str(tmp_path), prompt="cat")
+    shards = began.scan(2)
+    plan = began.plan(shards, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "list_images", lambda *_, **__: pytest.fail("the folder is listed again"))
+        again = open_input(str(tmp_path), prompt="cat")
+        assert again.resume(plan, 2) == shards
+        assert again.fingerprint() == began.fingerprint()
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")  # written over, which changes no folder
+    assert again.resume(plan, 2) == shards
+    with pytest.raises(JobError, match="have changed while they were being read"):
+        again.check_unchanged()
+    (tmp_path / "more" / "1.png").write_bytes((tmp_path / "0.png").read_bytes())
+    assert again.resume(plan, 2) is None
