@@ -8,15 +8,17 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.cli.options import Config, OutputOptions, UsageError, print_json
 from image_reward.terminal import note
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id.")]
+Model = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id OWNER/NAME.")
+]
 
 
 @dataclass
 class List(OutputOptions):
-    """List the models that have a name, and whether they are on this machine."""
+    """List the registered models, and whether they are on this machine."""
 
     def run(self) -> int:
         from image_reward.scorers.registry import specs
@@ -45,7 +47,7 @@ class List(OutputOptions):
 
 @dataclass
 class Where:
-    """Print where a model's files are on this machine, one a line; exit code 1 if they are not all there."""
+    """Print the paths of a model's files on this machine, one per line; the exit code is 1 if one is missing."""
 
     model: Model
 
@@ -65,7 +67,7 @@ class Where:
 
 @dataclass
 class Download:
-    """Fetch and verify a model, going on from what an earlier attempt left, and print the paths of its files, one a line."""
+    """Download and verify a model, resuming an interrupted download, and print the paths of its files, one per line."""
 
     model: Model
 
@@ -78,51 +80,48 @@ class Download:
 
 @dataclass
 class Verify:
-    """Check a model's file and load it strictly: names, shapes, finite values, and size and sha256 where they are published."""
+    """Load a model strictly: names, shapes and finite values of its tensors, and size and sha256 where these are published."""
 
     model: Model
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    config: Config = None
 
     def run(self) -> int:
         from image_reward.scorers import load
 
         scorer = load(self.model, "cpu", config=self.config)
-        print(f"{self.model} is whole: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
+        print(f"{self.model} is valid: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
         return 0
 
 
 @dataclass
 class Convert:
-    """Write a model in this package's format: safetensors and a JSON config that carries all a score depends on."""
+    """Convert a model to the format of this package: safetensors, and a JSON config with everything that a score depends on."""
 
     model: Model
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="Where to write it.")]
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT", help="The folder to write to.")]
+    config: Config = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the towers' weights are stored in."""
+    """Precision of the weights of the towers."""
 
     def run(self) -> int:
         from image_reward.files import remove_unfinished
         from image_reward.scorers import load
 
-        remove_unfinished(self.folder)
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UsageError(f"{self.folder} already exists and is not an empty folder")
-        load(self.model, "cpu", self.dtype, config=self.config).save_pretrained(self.folder)
-        print(self.folder)
+        remove_unfinished(self.output)
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            raise UsageError(f"{self.output} already exists and is not an empty folder")
+        load(self.model, "cpu", self.dtype, config=self.config).save_pretrained(self.output)
+        print(self.output)
         return 0
 
 
 @dataclass
 class Info(OutputOptions):
-    """Show what a model is: what its score means, its sizes, transform, token limit and reward scale where it says them, and how many of
-    its linear layers this processor computes in which way (see docs/performance.md)."""
+    """Describe a model: the meaning and range of its score, its sizes, image transform, token limit and reward scale,
+    and the ways in which its linear layers compute on this processor (see docs/performance.md)."""
 
     model: Model
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    config: Config = None
 
     def run(self) -> int:
         from image_reward.models.linear import linear_ways
@@ -153,7 +152,7 @@ class Info(OutputOptions):
 
 @dataclass
 class Models:
-    """List, fetch, verify, convert and describe models."""
+    """List, download, verify, convert and describe models."""
 
     command: tyro.conf.OmitArgPrefixes[
         Union[
