@@ -337,10 +337,10 @@ def load(
     """
     if (spec := spec_of(name)) and spec.build is not build_imagereward:  # before it is downloaded
         raise UnknownModelError(f"{name} is not an ImageReward model; load_score() or image_reward.load() loads it")
-    found = find(name, download_root)
-    if found.build is not build_imagereward:
+    paths, shown, registered, build = find(name, download_root)
+    if build is not build_imagereward:
         raise UnknownModelError(f"{name} is not an ImageReward model; image_reward.load() loads it")
-    model: ImageReward = build_imagereward(found.paths, LoadOptions(found.name, registered=found.config), ImageReward)
+    model: ImageReward = build_imagereward(paths, LoadOptions(shown, registered=registered), ImageReward)
     if med_config is not None:
         _check_med_config(Path(med_config), model.config.network)
     return model.to(choose_device(device))
