@@ -43,10 +43,10 @@ def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageReward
     tensors, carried = read_checkpoint(path)
     if blip_pretraining_weights(tensors) is not None:
         raise CheckpointError(f"{path} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
-    given = options.config
-    if given is not None and not isinstance(given, ScorerConfig):
-        given = ScorerConfig.from_values(read_json(Path(given)), os.fspath(given))
-    known = given or carried or options.registered
+    config = options.config
+    if config is not None and not isinstance(config, ScorerConfig):
+        config = ScorerConfig.from_values(read_json(Path(config)), os.fspath(config))
+    known = config or carried or options.registered
     if known is not None and known.architecture != "ImageReward":
         raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")
     hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
