@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, blip_pretraining_weights, read_checkpoint
-from image_reward.config import ScorerConfig
+from image_reward.config import RewardConfig, ScorerConfig
 from image_reward.errors import CheckpointError, InputError
 from image_reward.files import read_json
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
@@ -52,7 +52,7 @@ def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageReward
     hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
     scorer = kind.from_tensors(
         tensors,
-        known or ScorerConfig(),
+        known or ScorerConfig(reward=RewardConfig(reference=None)),  # other weights have another scale
         str(path),
         hint,
         name=options.name,

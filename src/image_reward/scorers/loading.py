@@ -14,7 +14,7 @@ import torch
 
 from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from image_reward.config import ScorerConfig
-from image_reward.downloads import HubFile, fetch_newest
+from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageOptions
@@ -89,6 +89,11 @@ def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | Non
     return checkpoint_of(paths), name, registered
 
 
+def _published_config(path: Path) -> ScorerConfig | None:
+    """What the table of names says of the published checkpoint that a file is a copy of, if it is one."""
+    return next((spec.config for spec in MODELS.values() if spec.config and any(is_copy(path, file) for file in spec.files.values())), None)
+
+
 def _kind_of(config: Path) -> Kind:
     values = read_json(config)
     kind = (values.get("format") or values.get("model_type")) if isinstance(values, dict) else None
@@ -109,7 +114,7 @@ def _find_here(path: Path, asked: str) -> FoundModel:
         # A folder without a config goes to ImageReward's reader, which says what it lacks.
         return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
     if path.suffix != ".json":
-        return FoundModel({"weights": path}, name, None, build_imagereward)
+        return FoundModel({"weights": path}, name, _published_config(path), build_imagereward)
     kind = _kind_of(path)
     if kind.files:
         raise CheckpointError(f"{path} is the config of a model whose other files are beside it; give the folder {path.parent}")
