@@ -1,10 +1,11 @@
-# make demo | test | check | test-full | mini | format.  Each does its own set-up in .venv; set VENV to use another place.
+# make demo | test | check | test-full | test-lowest | mini | format.  Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+CORE_READY = $(VENV)/.ready-core
 
-.PHONY: test test-full check demo mini format clean
+.PHONY: test test-full test-lowest check demo mini format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -14,9 +15,19 @@ test: $(READY)
 test-full: $(READY)
 	$(BIN)/python -m pytest -m full -s
 
+# The tests with every dependency at the lowest version that pyproject.toml allows, to show that it may. Warnings are errors only with current
+# versions. On Linux the oldest torch comes with CUDA: 5 GB.
+LOWEST_VENV ?= .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --upgrade pip tomli
+	$(LOWEST_VENV)/bin/python .ci/lowest.py > $(LOWEST_VENV)/constraints.txt
+	$(LOWEST_VENV)/bin/python -m pip install --quiet -c $(LOWEST_VENV)/constraints.txt -e '.[test]'
+	$(LOWEST_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not full" -o filterwarnings=
+
 # Ranks the images in examples/shapes, drawn by the shapes world for this prompt, with the embedded model.
 DEMO_PROMPT = a large green square above a yellow triangle on a blue background
-demo: $(READY)
+demo: $(CORE_READY)
 	$(BIN)/image-reward rank "$(DEMO_PROMPT)" examples/shapes --model ImageReward-mini --gallery demo.html
 
 check: $(READY)
@@ -37,11 +48,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(READY): pyproject.toml constraints.txt
+$(CORE_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e .
+	touch $(CORE_READY)
+
+$(READY): $(CORE_READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -59,7 +59,7 @@ def main() -> None:
     weights = [p for name, p in scorer.named_parameters() if "_proj" not in name]
 
     steps = TrainingSteps(comparisons(NETWORK.image_size), scorer.prepare, "pairwise", micro_images=64)
-    micros = [steps.micro([i]) for i in range(len(steps.comparisons))]
+    micros = [steps.micro_batch([i]) for i in range(len(steps.comparisons))]
     num_pairs = sum(micro.num_terms for micro in micros)
     num_images = sum(len(micro.batch.pixels) for micro in micros)
 

@@ -26,7 +26,8 @@ import seeded
 from image_reward import checkpoints, downloads
 from image_reward.downloads import HubFile, WebFile, fetch, find_local, verify
 from image_reward.errors import CheckpointError, DownloadError
-from image_reward.scorers import ImageRewardScorer, load, registry
+from image_reward.scorers import MODELS, ImageRewardScorer, ModelSpec, load
+from image_reward.scorers.build import build_imagereward
 
 IMAGE = seeded.image("rings", 96, 64, 3)
 HANGS = 600  # s: only what hangs takes as long
@@ -525,7 +526,7 @@ def test_a_web_file_that_was_replaced_between_two_attempts(web: hubs.Hub) -> Non
 
 def test_a_server_that_does_not_say_how_long_a_file_is(web: hubs.Hub) -> None:
     web.says_length = False
-    with pytest.raises(DownloadError, match=r"does not say how long it is, so a download that broke could pass for a whole one\. By hand"):
+    with pytest.raises(DownloadError, match=r"does not state its length, so a broken download could pass for a complete one\. By hand"):
         fetch(WebFile(f"{web.url}/models/a+b.pth"))
     file = WebFile(f"{web.url}/models/a+b.pth", None, FILE.sha256)
     web.cut_after = 123_456
@@ -550,10 +551,13 @@ def test_what_is_wrong_with_a_web_file(web: hubs.Hub, tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match=r"a\+b\.pth of 127.0.0.1:\d+ is not on this machine and offline mode"):
         fetch(WebFile(url))
-    (tmp_path / "a+b.pth").write_bytes(CONTENT)
-    kept = WebFile(url, original_cache=str(tmp_path))
-    assert fetch(kept) == tmp_path / "a+b.pth"  # where image-reward 1.5 keeps it
-    verify(tmp_path / "a+b.pth", kept)
+    kept = WebFile(url.replace("+", "%2B"), original_cache=str(tmp_path))
+    assert kept.name == "a+b.pth"
+    for name in ("a%2Bb.pth", "a+b.pth"):  # image-reward 1.5 keeps it under the name that is in the address
+        (tmp_path / name).write_bytes(CONTENT)
+        assert fetch(kept) == fetch(kept, tmp_path) == tmp_path / name
+        verify(tmp_path / name, kept)
+        (tmp_path / name).unlink()
 
 
 # --- files that must be what they are said to be --------------------------------------------------------------------------------------
@@ -566,8 +570,8 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     torch.save(seeded.weights(seeded.TINY, 7), path)
     file = HubFile("owner/tiny", "tiny.pt", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.parent))
-    spec = registry.ModelSpec("a tiny network", "Apache-2.0", "any", registry.build_imagereward, (file,), seeded.TINY)
-    monkeypatch.setitem(registry.MODELS, "tiny-v1", spec)
+    spec = ModelSpec("a tiny network", "Apache-2.0", "any", build_imagereward, {"weights": file}, seeded.TINY)
+    monkeypatch.setitem(MODELS, "tiny-v1", spec)
     return path
 
 
@@ -582,14 +586,14 @@ def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScor
         load("tiny-v1")
     registered.write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="it has 3 bytes instead of"):
-        verify(registered, registry.MODELS["tiny-v1"].files[0])
+        verify(registered, MODELS["tiny-v1"].files["weights"])
 
 
 def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     sha256 = downloads._sha256
     monkeypatch.setattr(downloads, "_sha256", lambda path: hashed.append(path) or sha256(path))
-    file = registry.MODELS["tiny-v1"].files[0]
+    file = MODELS["tiny-v1"].files["weights"]
     for _ in range(3):
         verify(registered, file)
     assert hashed == [registered]
@@ -608,7 +612,7 @@ def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyP
 def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    verify(registered, registry.MODELS["tiny-v1"].files[0])
+    verify(registered, MODELS["tiny-v1"].files["weights"])
 
 
 # --- what load() makes of it ---------------------------------------------------------------------------------------------------------
@@ -619,9 +623,7 @@ def test_a_registered_name(hub: hubs.Hub, scorer: ImageRewardScorer, monkeypatch
     torch.save(seeded.weights(seeded.TINY, 7), file)
     hub.files["owner/tiny/v1.pt"] = content = file.getvalue()
     spec = HubFile("owner/tiny", "v1.pt", len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(
-        registry.MODELS, "tiny-v1", registry.ModelSpec("tiny", "Apache-2.0", "any", registry.build_imagereward, (spec,), seeded.TINY)
-    )
+    monkeypatch.setitem(MODELS, "tiny-v1", ModelSpec("tiny", "Apache-2.0", "any", build_imagereward, {"weights": spec}, seeded.TINY))
     loaded = load("tiny-v1")
     assert loaded.name == "tiny-v1"
     assert loaded.score("cat", IMAGE) == pytest.approx(scorer.score("cat", IMAGE), abs=1e-5)

@@ -620,7 +620,7 @@ def test_crop_tensor_has_the_gradient_of_its_values() -> None:
         (torch.zeros(3, 8, 8), r"pixels must be floats of shape \[B, 3, H, W\], not torch.float32 \(3, 8, 8\)"),
         (torch.zeros(1, 4, 8, 8), "pixels must be floats of shape"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "pixels must be floats of shape .* not torch.uint8"),
-        (torch.zeros(1, 3, 0, 8), "hold no image"),
+        (torch.zeros(1, 3, 0, 8), "have no pixels"),
         (torch.full((1, 3, 8, 8), float("nan")), "pixels holds NaN"),
         (torch.full((1, 3, 8, 8), -1.0), "pixels holds values from -1 to -1"),
         (torch.zeros(1, 3, 1, 5000), r"\(1, 3, 1, 5000\) are too long a strip to resize with gradients; crop it first"),

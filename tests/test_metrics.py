@@ -306,7 +306,7 @@ def test_bootstrap_errors() -> None:
         metrics.bootstrap([1.0], num_resamples=0)
     with pytest.raises(ValueError, match="2 groups for 1 values"):
         metrics.bootstrap([1.0], groups=[1, 2])
-    with pytest.raises(ValueError, match="must be alike"):
+    with pytest.raises(ValueError, match="they must be equal"):
         metrics.bootstrap([1.0], weights=[1.0, 2.0])
     with pytest.raises(ValueError, match="between 0 and 1, not 95"):
         metrics.interval([0.5], confidence=95)

@@ -22,6 +22,7 @@ def test_the_names_of_the_package() -> None:
         "CheckpointError",
         "Comparison",
         "ComparisonError",
+        "ComparisonWarning",
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",
@@ -47,7 +48,19 @@ def test_the_names_of_the_package() -> None:
 
 
 def test_the_names_of_image_reward_1() -> None:
-    assert ImageReward.__all__ == ["ImageReward", "available_models", "available_scores", "load", "load_score"]
+    assert ImageReward.__all__ == [
+        "MLP",
+        "AestheticScore",
+        "BLIPScore",
+        "BLIP_Pretrain",
+        "CLIPScore",
+        "ImageReward",
+        "ImageReward_download",
+        "available_models",
+        "available_scores",
+        "load",
+        "load_score",
+    ]
     assert all(hasattr(ImageReward, name) for name in ImageReward.__all__)
 
 

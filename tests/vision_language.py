@@ -5,7 +5,7 @@ Images keep their shape, so they have different numbers of tokens; a linear head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class VisionLanguageScorer(Scorer[Sequences]):
         self.network.to(dtype)
 
 
-def build(_: tuple[Path, ...], options: LoadOptions) -> VisionLanguageScorer:
+def build(_: Mapping[str, Path], options: LoadOptions) -> VisionLanguageScorer:
     return VisionLanguageScorer(options).eval()
 
 
@@ -136,4 +136,4 @@ SPEC = ModelSpec(description="random weights", licence="none", range="any", buil
 
 def load(device: str | None) -> list[Any]:
     """For jobs, whose workers are other processes, where nothing is registered."""
-    return [build((), replace(LoadOptions(NAME))).to(device or "cpu").requires_grad_(False)]
+    return [build({}, replace(LoadOptions(NAME))).to(device or "cpu").requires_grad_(False)]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from image_reward.errors import (
         CheckpointError,
         ComparisonError,
+        ComparisonWarning,
         DownloadError,
         ImageReadError,
         ImageRewardError,
@@ -32,6 +33,7 @@ _HOMES = {
     "image_reward.errors": [
         "CheckpointError",
         "ComparisonError",
+        "ComparisonWarning",
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",
@@ -51,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "ComparisonError",
+    "ComparisonWarning",
     "DownloadError",
     "ImageReadError",
     "ImageRewardError",

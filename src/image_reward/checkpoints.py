@@ -1,6 +1,6 @@
 """A file or folder -> a strict state dict and its config; and back: save in this package's own format.
 
-Nothing here guesses: a tensor that is missing, extra, misshapen or not finite is an error that names it.
+Nothing is guessed: a tensor that is missing, extra, misshapen or not finite is an error that names it.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ _SCRIPT = (
 
 
 class _ShortReads(io.FileIO):
-    """A file of which no more is read at once than the directory of an archive of tensors has."""
+    """A file of which at most the size of a tensor archive's directory is read at once."""
 
     def read(self, size: int | None = -1) -> Any:
         if size is not None and size > _LARGEST_DIRECTORY:
@@ -170,7 +170,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _code_in(path: Path) -> str | None:
-    """The first name in a pickle that is not needed for tensors, such as that of a function to be called."""
+    """The first name in a pickle that tensors do not need, such as that of a function to be called."""
     try:
         with open_regular(path) as file:
             if zipfile.is_zipfile(file):
@@ -181,7 +181,7 @@ def _code_in(path: Path) -> str | None:
                 file.seek(0)
                 pickled = file.read(_LARGEST_PICKLE)
         return next((name for name in _names_in(pickled) if not _TENSOR_NAMES.fullmatch(name)), None)
-    except Exception:  # damaged, so that it was not loaded for another reason
+    except Exception:  # damaged: it was refused for another reason
         return None
 
 
@@ -277,7 +277,7 @@ def save_folder(
             dense = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             try:
                 save_file(dense, places[name], metadata=metadata)  # one key: several come in an order that changes from run to run
-            except SafetensorError as error:  # what it makes of a full disk
+            except SafetensorError as error:  # raised for a full disk
                 what = f"{folder / name} could not be written: {error}; a checkpoint that was there is unchanged"
                 raise OSError(errno.EIO, what) from error
         for name, text in texts.items():
@@ -288,17 +288,17 @@ def save_folder(
 
 
 def blip_pretraining_weights(tensors: Mapping[str, Tensor], matching_head: bool = False) -> dict[str, Tensor] | None:
-    """The towers and projections in one of BLIP's pretraining or retrieval checkpoints under our names; None if it is none.
+    """The towers and projections in one of BLIP's pretraining or retrieval checkpoints under our names; None for any other checkpoint.
 
     What training alone needs is left out by name (Salesforce BLIP, ``models/blip_pretrain.py`` and ``models/blip_retrieval.py``): the
-    momentum copies (``*_m``), the decoder, the queues and the temperature; and the matching head, unless it is asked for. Whatever else is
-    there stays, for ``load_strictly`` to judge.
+    momentum copies (``*_m``), the decoder, the queues and the temperature; and the matching head, unless ``matching_head``. Everything else
+    is kept, for ``load_strictly`` to check.
     """
     parts = {name.split(".")[0] for name in tensors}
     if not {"visual_encoder", "text_encoder", "vision_proj", "text_proj"} <= parts or "mlp" in parts:
         return None
     left_out = {"text_decoder", "image_queue", "text_queue", "idx_queue", "queue_ptr", "ptr_queue", "temp"}
     left_out |= {part for part in parts if part.endswith("_m")}
-    found = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}
-    head = {name: found.pop(name) for name in list(found) if name.split(".")[0] == "itm_head"}
-    return {f"blip.{name}": tensor for name, tensor in found.items()} | (head if matching_head else {})
+    kept = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in left_out}
+    head = {name: kept.pop(name) for name in list(kept) if name.split(".")[0] == "itm_head"}
+    return {f"blip.{name}": tensor for name, tensor in kept.items()} | (head if matching_head else {})

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: everything besides the weights that a score depends on."""
+"""The config of a checkpoint: everything besides the weights that a score depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_SCALE = 1e6
 
 
 def check_scale(whose: str, mean: float, std: float) -> None:
-    """Whether (x - mean) / std can be computed in float32 and leaves something of x. Raises ``CheckpointError``."""
+    """Raises ``CheckpointError`` unless (x - mean) / std can be computed in float32 without losing x."""
     if not (abs(mean) <= LARGEST_SCALE and 1 / LARGEST_SCALE <= std <= LARGEST_SCALE):
         raise CheckpointError(
             f"{whose} mean and std must be finite and std positive, not {mean} and {std} (and mean at most {LARGEST_SCALE:g} in size, "
@@ -58,7 +58,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """What becomes of an image before the network sees it."""
+    """How an image is prepared for the network."""
 
     size: int = 224
     mean: tuple[float, float, float] = ImageTransform.mean

@@ -1,4 +1,4 @@
-"""Files of the model hub and the web: found on this machine, or downloaded, resumed and verified. What a server says is never a path."""
+"""Files of the model hub and the web: located on this machine, or downloaded, resumed and verified. No path comes from a server."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from image_reward.files import read_json, written_whole
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a model hub repository, and what it must be.
+    """One file of a model hub repository, with its published size and sha256.
 
-    Where size or sha256 are not given, the hub's own are what a download is checked against.
+    A download is checked against the hub's own where one of these is None.
     """
 
     repo: str
@@ -40,6 +40,10 @@ class HubFile:
         _check_name(self.name, self.name.split("/"))
 
     @property
+    def original_name(self) -> str:
+        return self.name
+
+    @property
     def source(self) -> str:
         return self.repo
 
@@ -51,15 +55,15 @@ class HubFile:
 
     @property
     def place(self) -> Path:
-        """Where it may be put by hand."""
+        """Where a copy fetched by hand belongs."""
         return _own_folder() / self.repo / self.name
 
 
 @dataclass(frozen=True)
 class WebFile:
-    """One file that is published outside the hub, and what it must be.
+    """One file published outside the hub, with its size and sha256.
 
-    Where the size is not given it is the one that the server says. Where the sha256 is not given only the size is checked.
+    Where the size is None, the server's is taken. Where the sha256 is None, only the size is checked.
     """
 
     url: str
@@ -75,7 +79,12 @@ class WebFile:
 
     @property
     def name(self) -> str:
-        return unquote(urlsplit(self.url).path).rsplit("/", 1)[-1]
+        return unquote(self.original_name)
+
+    @property
+    def original_name(self) -> str:
+        """What the original package calls its copy: the end of the address as it is written, "%2B" and all."""
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
     @property
     def source(self) -> str:
@@ -83,7 +92,7 @@ class WebFile:
 
     @property
     def place(self) -> Path:
-        """Where it is kept, and may be put by hand."""
+        """Where it is kept, and where a copy fetched by hand belongs."""
         return _own_folder() / self.source.replace(":", "-") / hashlib.sha256(self.url.encode()).hexdigest()[:8] / self.name
 
 
@@ -104,20 +113,21 @@ def _own_folder() -> Path:
 
 
 def _places(file: HubFile | WebFile, cache_dir: Path | None) -> list[Path]:
-    """Where this machine may hold a file: the folder given, the cache of downloads, the original package's cache."""
+    """The existing copies of a file on this machine: in ``cache_dir``, the cache of downloads, and the original package's cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    places = [cache_dir / file.name] if cache_dir else []
+    names = dict.fromkeys([file.name, file.original_name])
+    places = [cache_dir / name for name in names] if cache_dir else []
     if isinstance(file, HubFile) and isinstance(cached := try_to_load_from_cache(file.repo, file.name), str):
         places.append(Path(cached))
     places.append(file.place)
     if file.original_cache:
-        places.append(Path(file.original_cache).expanduser() / file.name)
+        places += [Path(file.original_cache).expanduser() / name for name in names]
     return [place for place in places if place.is_file()]
 
 
 def find_local(file: HubFile | WebFile, cache_dir: Path | None = None) -> Path | None:
-    """Where this machine already holds a file: the folder given, the cache of downloads, or the original package's cache.
+    """The copy of a file on this machine, if there is one: in ``cache_dir``, the cache of downloads, or the original package's cache.
 
     Only size is checked, where it is published.
     """
@@ -138,9 +148,9 @@ def fetch(file: HubFile | WebFile, cache_dir: Path | None = None) -> Path:
 
 
 def fetch_newest(file: HubFile) -> Path | None:
-    """The verified newest version of a file; offline, the one that is here. None if its repository has none.
+    """The verified newest version of a file; offline, the local one. None if the repository has no such file.
 
-    Raises as ``fetch``, though not for a lack of connection where an older version is here.
+    Raises as ``fetch``, except for a missing connection where an older version is on this machine.
     """
     import huggingface_hub
 
@@ -158,19 +168,19 @@ def fetch_newest(file: HubFile) -> Path | None:
 
 
 def verify(path: Path, file: HubFile | WebFile) -> None:
-    """Check size and sha256 against what the file must be; a file that passed is remembered until it changes.
+    """Check a file's size and sha256; one that passed is remembered until it changes.
 
     A file in the hub cache whose sha256 is not published here must have the one that the hub gave, which is the name of its blob.
     """
     size = path.stat().st_size
     sha256 = file.sha256 or (path.resolve().name if _SHA256.fullmatch(path.resolve().name) else None)
     right_size = file.size in (None, size)
-    found = _remembered(path) if right_size else None
-    if found is None and right_size and sha256:
-        found = _sha256(path)
-        _remember(path, found)
-    if not right_size or (sha256 and found != sha256):
-        what = f"sha256 {found} instead of {sha256}" if right_size else f"{size:,} bytes instead of {file.size:,}"
+    actual = _remembered(path) if right_size else None
+    if actual is None and right_size and sha256:
+        actual = _sha256(path)
+        _remember(path, actual)
+    if not right_size or (sha256 and actual != sha256):
+        what = f"sha256 {actual} instead of {sha256}" if right_size else f"{size:,} bytes instead of {file.size:,}"
         # The hub cache holds links; deleting one would leave the bad file behind it.
         raise CheckpointError(f"{path} is not {file.name} of {file.source}: it has {what}; delete {path.resolve()} and download it again")
 
@@ -226,7 +236,7 @@ def _by_hand(file: HubFile | WebFile, cache_dir: Path | None) -> str:
 
 
 class _Offer(NamedTuple):
-    """What a server says of a file before it is downloaded. Nothing of it is a path: names are checked or hashed."""
+    """A server's description of a file, before the download. Nothing in it is used as a path unless checked or hashed."""
 
     location: str
     headers: dict[str, str]
@@ -236,9 +246,9 @@ class _Offer(NamedTuple):
     place: Path
     """Where the complete file belongs."""
     version: str
-    """What tells this content from another's, so that a download is only resumed with its own rest."""
+    """Identifies this content, so that a partial download is resumed only with its own remainder."""
     commit: str | None = None
-    """The hub's name of the snapshot that the file belongs to."""
+    """The hub's name for the file's snapshot."""
 
 
 class _MissingError(DownloadError):
@@ -307,7 +317,7 @@ def _download(file: HubFile | WebFile, by_hand: str) -> Path:
             raise CheckpointError(f"{file.url} offers {offer.size:,} bytes instead of {file.size:,}; {remedy}")
         size, sha256 = file.size or offer.size, file.sha256 or offer.sha256
         if size is None and sha256 is None:
-            raise DownloadError(f"{file.url} does not say how long it is, so a download that broke could pass for a whole one. {by_hand}")
+            raise DownloadError(f"{file.url} does not state its length, so a broken download could pass for a complete one. {by_hand}")
         place = offer.place
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.parent / f"{offer.version}.partial"
@@ -347,7 +357,7 @@ def _download(file: HubFile | WebFile, by_hand: str) -> Path:
 class _Partial(io.FileIO):
     """What has arrived of a file, to be appended to, but never through a link and never beyond what the file may have.
 
-    A server that sends without end would fill the disk, and the first bytes of that are not the file: they are dropped.
+    A server that sends without end would fill the disk; what it sent is not the file, and is dropped.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -399,5 +409,5 @@ def _check_free_space(folder: Path, needed: int, file: HubFile | WebFile) -> Non
 def _disk_full(folder: Path, file: HubFile | WebFile, detail: str) -> DownloadError:
     return DownloadError(
         f"the disk is too full for {file.name} at {folder}: {detail}. Free space there or set HF_HUB_CACHE to a folder on "
-        "another disk; what has arrived is kept and the next attempt goes on from it."
+        "another disk; the partial download is kept, and the next attempt resumes it."
     )

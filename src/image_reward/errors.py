@@ -1,4 +1,4 @@
-"""What can go wrong, by kind, so that callers can catch the kind they can mend.
+"""The errors of this package, by kind, so that callers can catch the kinds they can handle.
 
 Every message names the offending thing and the remedy. A file that is not there is always a plain ``FileNotFoundError``.
 """
@@ -22,7 +22,7 @@ class FileKindError(ImageRewardError, OSError):
 
 
 class FileSizeError(ImageRewardError, OSError):
-    """A file is larger than anything of its kind, and would fill the memory."""
+    """A file is larger than any valid file of its kind, and would fill the memory."""
 
 
 class RowsError(ImageRewardError, ValueError):
@@ -59,6 +59,10 @@ class LongPromptWarning(UserWarning):
 
 class ComparisonError(RowsError):
     """A file of human rankings is of no known form, or a row of it makes no sense; the message names the row."""
+
+
+class ComparisonWarning(UserWarning):
+    """Rows of a file of human rankings do not say which image is better, and were left out."""
 
 
 class TrainingError(ImageRewardError, RuntimeError):

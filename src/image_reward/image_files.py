@@ -122,6 +122,8 @@ class ImageListing:
     """By suffix, or by content where the suffix says nothing; sorted."""
     passed_over: list[str] = field(default_factory=list)
     """Pictures and videos that are not read, archives, files that could not be looked into, and folders not entered (``NAME/``)."""
+    folders: list[str] = field(default_factory=list)
+    """The folders that were entered, relative to the first, which is ""; with a slash at their end."""
 
     def note(self) -> str:
         """One line on what was passed over; empty where nothing was.
@@ -179,6 +181,7 @@ def _list_one(folder: Path, prefix: str, listing: ImageListing) -> tuple[list[st
     """Add the files directly in a folder to ``listing``; the folders in it, and the links to folders, as ``NAME/``."""
     folders: list[str] = []
     links: list[str] = []
+    listing.folders.append(prefix)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -2,7 +2,7 @@
 
 The transform is CLIP's and BLIP's: the shorter side is resized to S with Pillow's bicubic filter, the centre S x S is cut out, colours
 become RGB in [0, 1] and are normalised per channel. As in the original, resizing comes before the conversion to RGB: transparent
-images are resized with premultiplied alpha and then lose it. Other scorers fit the image into S x S otherwise: see ``ImageTransform.fit``.
+images are resized with premultiplied alpha, which is then dropped. Other scorers fit images into S x S differently: ``ImageTransform.fit``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ImageLike = Union[
 
 # Pillow resizes these channel by channel (with alpha: premultiplied); other modes are converted first (see `_resizable`).
 _RESIZED_AS_THEY_ARE = {"RGB", "L", "LA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"}
-_REFUSED = {  # formats whose header does not bound what decoding costs, or that Pillow recognises and cannot decode
+_REFUSED = {  # formats whose header does not bound the cost of decoding, or that Pillow recognises and cannot decode
     "EPS": "a PostScript program, which only an interpreter can draw",
     "ICO": "an icon, which holds several images",
     "ICNS": "an icon, which holds several images",
@@ -72,7 +72,7 @@ class ImageOptions:
     max_pixels: int | None = 178_956_970
     """Refuse images with more pixels (a decompression bomb fills the memory); None accepts any size."""
     min_side: int = 2
-    """Refuse images with a shorter side, such as 1 x 1 tracking pixels: there is nothing in them to judge."""
+    """Refuse images with a shorter side, such as 1 x 1 tracking pixels: they show nothing to judge."""
 
 
 def describe(source: object) -> str:
@@ -106,15 +106,17 @@ def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.
     [3, H, W] or [4, H, W]; or a function of no arguments that returns one of these. Arrays and tensors hold uint8, or floats in [0, 1].
 
     Animated images give their first frame. 16-bit greyscale keeps its upper 8 bits. Palettes and 1-bit images get their colours before
-    resizing (the original resizes their indices with the nearest-neighbour filter). EPS, ICO and ICNS are refused. Metadata that cannot
-    be read do not matter. Files are read only where they are regular files of at most ``image_files.LARGEST_FILE`` bytes.
+    resizing (the original resizes their indices with the nearest-neighbour filter). EPS, ICO and ICNS are refused. Unreadable metadata
+    is ignored. Files are read only where they are regular files of at most ``image_files.LARGEST_FILE`` bytes.
 
     Raises ``FileNotFoundError``, or ``ImageReadError`` that names the image and says what is wrong with it.
     """
     options = options or ImageOptions()
+    place = ""
     if callable(source):
+        place = str(source) if type(source).__str__ is not object.__str__ else ""  # a ``ParquetImage`` knows where it is
         source = source()
-    name = describe(source)
+    name = place or describe(source)
     if isinstance(source, np.ndarray):
         source = _from_array(source, name)
     elif isinstance(source, Tensor):
@@ -170,7 +172,7 @@ def _read_open_file(file: Any, name: str) -> bytes:
 
 
 class _Source(io.BytesIO):
-    """A file that remembers whether more was read than it has."""
+    """A file that records whether anything was read beyond its end."""
 
     exhausted = False
 
@@ -187,12 +189,12 @@ def _pixels_only(content: bytes, options: ImageOptions) -> bytes:
     """A PNG or JPEG file without metadata that no reward depends on; any other file as it is.
 
     Pillow refuses a whole PNG for the size of its texts or colour profile, and warns of, or trips over, much else that is only metadata.
-    The EXIF block is left where the orientation is asked for. What is malformed is kept: the decoder says what is wrong with it.
+    The EXIF block is left where the orientation is asked for. Malformed parts are kept, so that the decoder reports them.
     """
     if content.startswith(_PNG):
         return _png_pixels(content, options.orient)
     if content.startswith(b"\xff\xd8"):
-        # With another end the decoder gives out what a truncated file has.
+        # Given an end-of-image marker, the decoder returns the rows that a truncated file has.
         return _jpeg_pixels(content, options.orient) + (b"\xff\xd9" if options.allow_truncated else b"")
     return content
 
@@ -230,7 +232,7 @@ def _jpeg_pixels(content: bytes, exif: bool) -> bytes:
 
 
 def _identified(file: _Source, name: str) -> Image.Image:
-    """As ``Image.open``, without its limit of pixels: that is one for the whole program, and ``max_pixels`` stands in for it."""
+    """As ``Image.open``, without its limit of pixels: that is one for the whole program, and ``max_pixels`` replaces it."""
     prefix = file.read(16)
     for load_formats in (Image.preinit, Image.init):
         load_formats()
@@ -243,7 +245,7 @@ def _identified(file: _Source, name: str) -> Image.Image:
                 if accepted:
                     file.seek(0)
                     return factory(file, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):  # what plugins raise for what is not theirs
+            except (SyntaxError, IndexError, TypeError, struct.error):  # raised by plugins for other formats
                 continue
     raise UnidentifiedImageError
 
@@ -259,7 +261,7 @@ def _decoded(image: Image.Image, name: str, options: ImageOptions, allow_truncat
     except OSError as error:
         if not allow_truncated or not _is_truncated(error):
             raise
-        image.tile = []  # type: ignore[attr-defined] # nothing is left to decode: what there is stands
+        image.tile = []  # type: ignore[attr-defined] # skip the missing rows and keep the decoded ones
         image.load()
     if options.orient:
         image = _upright(image)
@@ -286,14 +288,14 @@ def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; as it is where that cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # nearly anything, for junk
+    except Exception:  # Pillow raises errors of many kinds for junk
         return image
     return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
 
 
 @contextmanager
 def _readable(name: str, options: ImageOptions, content: bytes = b"") -> Iterator[None]:
-    """Turn what Pillow raises, nearly anything for damaged files, into one error that names the file."""
+    """Turn Pillow's errors, of many kinds for damaged files, into one that names the file."""
     token = being_read.set(name)
     try:
         yield
@@ -384,7 +386,7 @@ def _from_tensor(tensor: Tensor, name: str) -> Image.Image:
 def _check_unit_range(finite: bool, low: float, high: float, name: str) -> None:
     if not finite:
         raise ImageReadError(f"{name} holds NaN or infinite values; look for what produced them")
-    if low < -1e-3 or high > 1 + 1e-3:  # the slack is for what half precision rounds to
+    if low < -1e-3 or high > 1 + 1e-3:  # tolerates rounding in half precision
         raise ImageReadError(
             f"{name} holds values from {low:.4g} to {high:.4g}; floats must be in [0, 1] (divide by 255, or undo a normalisation)"
         )
@@ -395,7 +397,7 @@ def _check_unit_range(finite: bool, low: float, high: float, name: str) -> None:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, crop or pad, normalise: what a scorer does to every image. The default is OpenAI CLIP's, which BLIP and ImageReward share."""
+    """Resize, crop or pad, normalise: how images are prepared. The default is OpenAI CLIP's, which BLIP and ImageReward share."""
 
     size: int = 224
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -419,7 +421,7 @@ class ImageTransform:
             raise ValueError(f"fit must be one of {get_args(Fit)}, not {self.fit!r}")
 
     def crop(self, source: ImageLike) -> Tensor:
-        """An image -> RGB values [3, size, size], uint8: all that the network will see of it."""
+        """An image -> RGB values [3, size, size], uint8."""
         return self.crop_opened(open_image(source, self.options))
 
     def crop_opened(self, image: Image.Image) -> Tensor:
@@ -448,7 +450,7 @@ class ImageTransform:
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise ImageReadError(f"pixels must be floats of shape [B, 3, H, W], not {pixels.dtype} {tuple(pixels.shape)}")
         if 0 in pixels.shape[2:]:
-            raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} hold no image")
+            raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} have no pixels")
         if pixels.numel():
             values = pixels.detach()
             _check_unit_range(bool(values.isfinite().all()), float(values.min()), float(values.max()), "pixels")
@@ -523,7 +525,7 @@ def _resize_and_crop(image: Image.Image, size: int, new_width: int, new_height: 
 
 
 def unique_images(images: Sequence[ImageLike]) -> tuple[list[ImageLike], list[int]]:
-    """The distinct images and, for each image given, which of them it is. The same path, bytes or object counts as one image.
+    """The distinct images and, for each image, its index among them. The same path, bytes or object counts as one image.
 
     >>> unique_images(["a.png", "b.png", "a.png"])
     (['a.png', 'b.png'], [0, 1, 0])

@@ -54,7 +54,7 @@ def num_pairs(ranks: ArrayLike) -> tuple[int, int]:
 
 
 def count_pairs(rewards: ArrayLike, ranks: ArrayLike) -> PairCounts:
-    """What became of each pair of one prompt's images. Rewards are compared exactly.
+    """The pairs of one prompt's images, by outcome. Rewards are compared exactly.
 
     >>> count_pairs([0.9, 0.1, 0.1, 0.5], [1, 2, 3, 3])
     PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1)
@@ -192,7 +192,7 @@ def spearman(rewards: ArrayLike, ranks: ArrayLike) -> float:
 
 
 def ranks_of(rewards: ArrayLike) -> NDArray[np.int64]:
-    """Rewards as ranks, 1 for the highest, equal rewards sharing one: what to give the functions above to compare two scorers.
+    """Rewards as ranks, 1 for the highest, equal rewards sharing one: with them the functions above compare two scorers.
 
     >>> ranks_of([0.5, 2.0, 0.5, -1.0]).tolist()
     [2, 1, 2, 3]
@@ -270,7 +270,7 @@ class CalibrationBin(NamedTuple):
 def calibration(
     probabilities: ArrayLike, outcomes: ArrayLike, num_bins: int = 10, low: float = 0.0, high: float = 1.0
 ) -> list[CalibrationBin]:
-    """Predictions in bins of equal width over [low, high]: what was predicted, and what happened. A value on an edge is in the lower bin.
+    """Predictions in bins of equal width over [low, high], with predicted and observed frequency. A value on an edge is in the lower bin.
 
     >>> [tuple(b) for b in calibration([0.1, 0.2, 0.9], [0, 1, 1], num_bins=2)]
     [(0.0, 0.5, 2, 0.15000000000000002, 0.5), (0.5, 1.0, 1, 0.9, 1.0)]
@@ -396,10 +396,10 @@ def differences(metric: str, values: Mapping[str, float], samples: Mapping[str, 
     """Each mean minus each that comes after it, with the p-values adjusted for the number of these pairs.
 
     ``samples``: for each name the bootstrap samples [R] of its mean; the r-th are from the same draw of prompts for all names, so that what
-    makes a prompt hard for everyone cancels out. Raises ``ValueError`` where a pair has no sample in common.
+    makes a prompt hard for all cancels out. Raises ``ValueError`` where a pair has no sample in common.
 
-    >>> [found] = differences("accuracy", {"a": 0.75, "b": 0.25}, {"a": [0.5, 1.0, 0.75], "b": [0.25, 0.5, 0.0]}, confidence=0.5)
-    >>> found.value, found.low, found.high, found.p_value
+    >>> [row] = differences("accuracy", {"a": 0.75, "b": 0.25}, {"a": [0.5, 1.0, 0.75], "b": [0.25, 0.5, 0.0]}, confidence=0.5)
+    >>> row.value, row.low, row.high, row.p_value
     (0.5, 0.375, 0.625, 0.5)
     """
     pairs = list(itertools.combinations(values, 2))
@@ -436,8 +436,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     adjusted = [0.0] * len(p_values)
     largest = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
         adjusted[index] = largest
     return adjusted
 
@@ -447,7 +447,7 @@ def _totals(values: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Float
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
     if value.shape != weight.shape:
-        raise ValueError(f"values of shape {value.shape} and weights of shape {weight.shape}: they must be alike")
+        raise ValueError(f"values of shape {value.shape} and weights of shape {weight.shape}: they must be equal")
     defined = ~np.isnan(value)
     return np.where(defined, value, 0.0) * weight, weight * defined
 
@@ -473,7 +473,7 @@ def _draws(num: int, num_resamples: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=rows * num).reshape(rows, num).astype(np.float64)
 
 
-# --- what is checked ---------------------------------------------------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------------------------------------
 
 
 def _checked_ranks(ranks: ArrayLike) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Prompts -> token ids, without a network connection, and what happens to a prompt that is too long."""
+"""Prompts -> token ids, without a network connection, and the treatment of prompts that are too long."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def transformers_tokenizer() -> Any:
     return tokenizer
 
 
-# Python's own way to silence warnings changes the filters of the whole process, which threads would change under each other. A context
+# Python's own way to silence warnings changes the filters of the whole process, so threads would interfere. A context
 # variable holds for one thread (or one asynchronous task) alone.
 _SUPPRESSED: ContextVar[bool] = ContextVar("_SUPPRESSED", default=False)
 
@@ -182,9 +182,9 @@ class PromptTokenizer(BaseTokenizer):
 class ClipTokenizer(BaseTokenizer):
     """CLIP's byte-pair encoding, from a model folder's own files: ``ClipTokenizer.from_folder(path)``.
 
-    The programs prepare text differently. "openai", which OpenCLIP shares, mends broken characters with ftfy, makes curly quotes straight,
+    Programs prepare text differently. "openai", which OpenCLIP shares, repairs mis-encoded characters with ftfy, straightens quotes,
     resolves HTML entities, collapses white space and lower-cases; "transformers" composes characters (NFC), collapses white space and
-    lower-cases. A scorer must do as the program did whose scores it repeats.
+    lower-cases. A scorer must follow the program whose scores it reproduces.
     """
 
     max_tokens: int = 77
@@ -207,7 +207,7 @@ class ClipTokenizer(BaseTokenizer):
         long_prompts: LongPrompts = "truncate",
         convention: Convention = "transformers",
     ) -> ClipTokenizer:
-        """From ``tokenizer.json``, or else from ``vocab.json`` and ``merges.txt``. Raises ``CheckpointError`` for files that make none."""
+        """From ``tokenizer.json``, or else from ``vocab.json`` and ``merges.txt``. Raises ``CheckpointError`` for unusable files."""
         whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
             raise CheckpointError(f"{folder} has no tokenizer: it lacks tokenizer.json, and vocab.json with merges.txt; download it again")
@@ -257,7 +257,7 @@ def _byte_pair_encoding(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _clean_as_openai(prompt: str) -> str:
-    """What OpenAI's CLIP, and OpenCLIP after it, make of a text before they split it into tokens."""
+    """The text cleaning of OpenAI's CLIP and of OpenCLIP, before tokenization."""
     import ftfy
 
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
@@ -266,7 +266,7 @@ def _clean_as_openai(prompt: str) -> str:
 
 @dataclass
 class UnreadPrompts:
-    """In a tokenizer's place for scorers that do not read the prompt: any text becomes one token, and none is too long."""
+    """Replaces the tokenizer of scorers that do not read the prompt: any text becomes one token, and none is too long."""
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         check_prompts(prompts)
@@ -275,7 +275,7 @@ class UnreadPrompts:
 
 
 def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
-    """The tokens that prompts are made of, for a model that need know no others: ``SPECIAL_TOKENS``, then the rest in order.
+    """The tokens that occur in prompts, as the vocabulary of a model trained on these alone: ``SPECIAL_TOKENS``, then the rest in order.
 
     >>> vocabulary_of(["a cat", "a red cat"])[5:]
     ('a', 'cat', 'red')
@@ -287,7 +287,7 @@ def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_vocabulary(vocabulary: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless ``PromptTokenizer`` can use it."""
+    """Raise ``ValueError`` for a vocabulary that ``PromptTokenizer`` cannot use."""
     strange = [token for token in vocabulary if bert_tokenizer().token_to_id(token) is None]
     if strange or vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(vocabulary)) < len(vocabulary):
         raise ValueError(
@@ -297,7 +297,7 @@ def check_vocabulary(vocabulary: tuple[str, ...]) -> None:
 
 
 def check_prompts(prompts: Iterable[object]) -> None:
-    """Raise ``PromptError`` unless this is a list of texts. A single string is refused: its characters would pass for prompts."""
+    """Raise ``PromptError`` unless this is a list of texts. A single string is refused: its characters would be taken for prompts."""
     if isinstance(prompts, str | bytes):
         raise PromptError(f"prompts are a list of strings; write [{prompts!r:.60}] for one")
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""Files of rows -> rows with their place: a JSON list, JSONL, CSV, TSV, Parquet or lines of text, recognised by their first bytes.
+"""Files of rows -> rows with their place: JSON, JSONL, CSV, TSV, Parquet, Arrow streams or lines of text, recognised by their first bytes.
 
 A name decides only what the content leaves open: whether text without a known header is a table, and whether strings are JSON.
 
@@ -30,6 +30,7 @@ LONGEST_ROW = 1 << 24
 
 _CHUNK = 1 << 16
 _BLANK = b" \t\r\n"
+_ARROW_STREAM = b"\xff\xff\xff\xff"
 _UTF16 = "is UTF-16 text; save it as UTF-8 (in Excel: CSV UTF-8)"
 _OTHER_KINDS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the data; fetch it with `git lfs pull`",
@@ -66,13 +67,16 @@ class Row:
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """An image whose bytes are in a Parquet file; called, it returns them. Small and picklable."""
+    """An image whose bytes are in a Parquet file, or in an Arrow stream; called, it returns them. Small and picklable."""
 
     path: str
     row_group: int
+    """Of an Arrow stream: the number of the record batch."""
     row: int
     """Within the row group."""
     column: str
+    index: int | None = None
+    """Within the row's list, where the column holds lists of images."""
 
     def __call__(self) -> bytes:
         """Raises ``FileNotFoundError``, or ``ImageReadError`` that names the place."""
@@ -80,6 +84,8 @@ class ParquetImage:
             with _one_reader:
                 column = _column(self.path, self.row_group, self.column)
             cell = column[self.row].as_py()
+            if self.index is not None:
+                cell = cell[self.index]
         except FileNotFoundError:
             raise
         except _parquet_errors() as error:
@@ -90,17 +96,21 @@ class ParquetImage:
         return content
 
     def __str__(self) -> str:
-        return f"{self.path}, row group {self.row_group}, row {self.row + 1}, {self.column}"
+        place = f"{self.path}, row group {self.row_group}, row {self.row + 1}, {self.column}"
+        return place if self.index is None else f"{place}, image {self.index + 1}"
 
 
-def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Collection[str] = (), line: str = "") -> Iterator[Row]:
+def read_rows(
+    path: str | os.PathLike[str], columns: Collection[str], images: Collection[str] = (), line: str = "", key: str = ""
+) -> Iterator[Row]:
     """The rows of a file, in their order.
 
     Args:
-        columns: those to read of a Parquet file; others are None. A text whose first line has one of them is a table.
-        images: columns that, where they hold bytes or structures with bytes as ``datasets`` writes them, are a ``ParquetImage`` that reads
-            them later.
+        columns: those to read of a Parquet file or an Arrow stream; others are None. A text whose first line has one of them is a table.
+        images: columns that, where they hold bytes, structures with bytes as ``datasets`` writes them, or lists of either, are a
+            ``ParquetImage`` that reads them later, or a list of these.
         line: the column that a line of plain text, or a JSON string, is the value of; where it is "", there are no such rows.
+        key: the one key of an object that holds all rows as its list; where it is "", no object does.
 
     Raises ``FileNotFoundError``, or ``RowsError`` that names the file, the place in it and what is wrong there.
     """
@@ -109,6 +119,10 @@ def read_rows(path: str | os.PathLike[str], columns: Collection[str], images: Co
         start = _start(stream, path)
     if start.startswith(b"PAR1"):
         return _parquet_rows(path, columns, images)
+    if start.startswith(_ARROW_STREAM):
+        return _arrow_rows(path, columns, images)
+    if key and re.match(rb'\{\s*"%s"\s*:\s*\[' % re.escape(key.encode()), start):
+        return _json_rows(path, line, inside=True)
     if problem := other_kind(start):
         raise RowsError(f"{path} {problem}")
     if start[257:262] == b"ustar":
@@ -222,6 +236,20 @@ def _lines(path: Path) -> Iterator[str]:
 _decoder = json.JSONDecoder(object_pairs_hook=distinct_keys)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The object that a row of JSON is, with each key once. Raises ``RowsError`` with the end of a sentence about the row."""
+    try:
+        return _object(_decoder.decode(text))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, RowsError) else RowsError(_json_problem(error)) from None
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RowsError(f"is not an object with keys but {type(value).__name__}")
+    return value
+
+
 def _json_problem(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply for a row"
@@ -244,14 +272,20 @@ def _jsonl_rows(path: Path, line: str) -> Iterator[Row]:
 def _json_row(path: Path, where: str, values: object, line: str) -> Row:
     if line and isinstance(values, str):
         return Row(where, {line: values})
-    if not isinstance(values, dict):
-        raise RowsError(f"{path}, {where} is not an object with keys but {type(values).__name__}")
-    return Row(where, values)
+    try:
+        return Row(where, _object(values))
+    except RowsError as error:
+        raise RowsError(f"{path}, {where} {error}") from None
 
 
-def _json_rows(path: Path, line: str) -> Iterator[Row]:
+def _json_rows(path: Path, line: str, inside: bool = False) -> Iterator[Row]:
+    """``inside``: the list is the value of an object's only key."""
     with _text(path) as text:
         window = _Window(text, path)
+        if inside:
+            window.take()
+            window.value(0)
+            window.take()
         if window.take() != "[":
             raise RowsError(f"{path} is not JSON: it has neither a list of objects nor an object on each line; name plain text .txt")
         number = 0
@@ -262,6 +296,8 @@ def _json_rows(path: Path, line: str) -> Iterator[Row]:
             number += 1
             yield _json_row(path, f"entry {number}", window.value(number), line)
         window.take()
+        if inside and (end := window.take()) != "}":
+            raise RowsError(f"{path} {'has more keys' if end else 'is cut off'} after its list of rows; keep the list, and all of it")
         if window.peek():
             raise RowsError(f"{path} goes on after the end of its list, at line {window.line_at(window.at)}")
 
@@ -340,26 +376,24 @@ def _csv_rows(path: Path, line: str) -> Iterator[Row]:  # noqa: ARG001 - every r
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise RowsError(f"{path}, line {reader.line_num} {_csv_problem(error)}") from None
+            problem = "is the last, and a quote that was opened before is not closed" if _at_end(error) else csv_problem(error)
+            raise RowsError(f"{path}, line {reader.line_num} {problem}") from None
         if cells is None:
             return
         if not any(cells):
             continue  # a blank line, or the empty rows below a sheet
         if header is None:
-            header = _header(cells, path)
+            header = csv_header(cells, str(path))
             continue
         if separator == "\t" and any("\n" in cell for cell in cells):
             raise RowsError(f"{path}, line {reader.line_num}: a quote is opened and not closed on its line")
-        while len(cells) > len(header) and not cells[-1]:
-            cells.pop()
-        if len(cells) != len(header):
-            raise RowsError(
-                f"{path}, line {reader.line_num} has {len(cells)} cells; the header has {len(header)}: quote cells that hold {hold}"
-            )
+        if problem := csv_misfit(cells, header, hold):
+            raise RowsError(f"{path}, line {reader.line_num} {problem}")
         yield Row(f"line {reader.line_num}", dict(zip(header, cells, strict=True)))
 
 
-def _header(cells: list[str], path: Path) -> list[str]:
+def csv_header(cells: list[str], path: str) -> list[str]:
+    """The names of columns that a first line has, each once. Raises ``RowsError``."""
     first = cells[0].strip()
     if first.lower().startswith("sep="):
         raise RowsError(f"{path} begins with {first!r}, which only Excel understands; delete this line, and separate cells with commas")
@@ -375,37 +409,129 @@ def _header(cells: list[str], path: Path) -> list[str]:
     return header
 
 
-def _csv_problem(error: csv.Error) -> str:
+def csv_misfit(cells: list[str], header: list[str], hold: str = "commas") -> str:
+    """Take empty cells beyond the header away, which sheets have. What is wrong if the cells do not go with it; empty if they do."""
+    while len(cells) > len(header) and not cells[-1]:
+        cells.pop()
+    if len(cells) == len(header):
+        return ""
+    return f"has {len(cells)} cells; the header has {len(header)}: quote cells that hold {hold}"
+
+
+def csv_problem(error: csv.Error) -> str:
+    """What strict ``csv`` found in a row, as the end of a sentence about it."""
     text = str(error)
     if "field larger" in text:
         return f"has a cell of more than {csv.field_size_limit():,} characters: close its quote, or use JSONL or Parquet for such texts"
-    if "unexpected end" in text:
-        return "is the last, and a quote that was opened before is not closed"
-    return f"is not CSV: {text}"
+    return (
+        "opens a quote that is not closed" if _at_end(error) else f"is not CSV: {text}; close every quote, and double quotes within a cell"
+    )
 
 
-# --- Parquet -------------------------------------------------------------------------------------------------------------------------
+def _at_end(error: csv.Error) -> bool:
+    return "unexpected end" in str(error)
+
+
+# --- Parquet and Arrow ---------------------------------------------------------------------------------------------------------------
 
 
 def _parquet_rows(path: Path, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
     parquet = _open_parquet(str(path))
-    schema = parquet.schema_arrow
-    if repeated := {name for name in schema.names if schema.names.count(name) > 1}:
-        raise RowsError(f"{path} has several columns called {min(repeated)!r}; rename or delete all but one")
-    pictures = [name for name in schema.names if name in images and _holds_bytes(schema.field(name).type)]
-    read = [name for name in schema.names if name in columns and name not in pictures]
-    others = dict.fromkeys(schema.names)
-    number = 0
-    for group in range(parquet.num_row_groups):
+    table = _Table(path, parquet.schema_arrow, columns, images)
+    leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
+    # Of lists of images only the lengths are read, from whatever stands beside the bytes.
+    beside = {name: [leaf for leaf in leaves if leaf.startswith(f"{name}.") and not leaf.endswith(".bytes")] for name in table.lists}
+
+    def batches() -> Iterator[_Batch]:
+        for group in range(parquet.num_row_groups):
+            first = 0
+            paths = {name for name in table.pictures if _has_only_paths(parquet.metadata.row_group(group), name)}
+            lists = [leaf for name in table.lists if name not in paths for leaf in beside[name] or [name]]
+            size = 256 if all(beside.values()) else 16
+            for batch in parquet.iter_batches(size, [group], [*table.plain, *paths, *lists]):
+                yield group, first, batch, paths
+                first += batch.num_rows
+
+    return table.rows(batches())
+
+
+def _has_only_paths(group: Any, name: str) -> bool:
+    """Whether the structures of a column have no bytes, so that their paths say where the images are."""
+    leaves = [group.column(i) for i in range(group.num_columns)]
+    of_bytes = [leaf for leaf in leaves if leaf.path_in_schema.startswith(f"{name}.") and leaf.path_in_schema.endswith(".bytes")]
+    return bool(of_bytes) and all(leaf.statistics and leaf.statistics.null_count == leaf.num_values for leaf in of_bytes)
+
+
+def _arrow_rows(path: Path, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+    whole = _open_arrow(str(path))
+    table = _Table(path, whole.schema, columns, images)
+
+    def batches() -> Iterator[_Batch]:
+        for number, batch in enumerate(whole.to_batches()):
+            batch.validate(full=True)  # offsets of a damaged file lead anywhere
+            yield number, 0, batch, {name for name in table.pictures if _holds_only_paths(batch.column(name))}
+
+    return table.rows(batches())
+
+
+def _holds_only_paths(array: Any) -> bool:
+    from pyarrow import types
+
+    array = array.flatten() if _is_list(array.type) else array
+    return types.is_struct(array.type) and array.field("bytes").null_count == len(array) > array.null_count
+
+
+_Batch = tuple[int, int, Any, set[str]]
+"""The number of a row group, how many of its rows came before, the next ones, and which pictures have paths there and no bytes."""
+
+
+class _Table:
+    """Which columns of a schema are read, and how: values, or images whose bytes are left where they are."""
+
+    def __init__(self, path: Path, schema: Any, columns: Collection[str], images: Collection[str]) -> None:
+        if repeated := {name for name in schema.names if schema.names.count(name) > 1}:
+            raise RowsError(f"{path} has several columns called {min(repeated)!r}; rename or delete all but one")
+        kinds = {name: schema.field(name).type for name in schema.names}
+        self.path, self.names = path, schema.names
+        self.lists = [name for name in kinds if name in images and _is_list(kinds[name]) and _holds_bytes(kinds[name].value_type)]
+        self.pictures = [*self.lists, *(name for name in kinds if name in images and _holds_bytes(kinds[name]))]
+        self.plain = [name for name in kinds if name in columns and name not in self.pictures]
+
+    def rows(self, batches: Iterator[_Batch]) -> Iterator[Row]:
+        number = 0
         try:
-            first = number
-            for batch in parquet.iter_batches(256, [group], read):
-                for values in batch.to_pylist() if read else [{}] * batch.num_rows:
-                    references = {name: ParquetImage(str(path), group, number - first, name) for name in pictures}
+            for group, first, batch, paths in batches:
+                read = [*self.plain, *paths]
+                lengths = {name: _lengths(batch.column(name)) for name in self.lists if name not in paths}
+                for row, values in enumerate(batch.select(read).to_pylist() if read else [{} for _ in range(batch.num_rows)]):
+                    place = str(self.path), group, first + row
+                    for name in self.pictures:
+                        if name in paths:
+                            values[name] = _paths(values[name])
+                        elif name in lengths:
+                            values[name] = [ParquetImage(*place, name, index) for index in range(lengths[name][row] or 0)]
+                        else:
+                            values[name] = ParquetImage(*place, name)
                     number += 1
-                    yield Row(f"row {number}", others | values | references)
+                    yield Row(f"row {number}", dict.fromkeys(self.names) | values)
         except _parquet_errors() as error:
-            raise RowsError(f"{path}, after row {number}, cannot be read: {_one_line(error)}") from None
+            raise RowsError(f"{self.path}, after row {number}, cannot be read: {_one_line(error)}") from None
+
+
+def _paths(cell: Any) -> Any:
+    return [_paths(item) for item in cell] if isinstance(cell, list) else cell.get("path") if cell else None
+
+
+def _lengths(lists: Any) -> list[int | None]:
+    from pyarrow import compute
+
+    return list(compute.list_value_length(lists).to_pylist())
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind))
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -430,6 +556,25 @@ def _open_parquet(path: str) -> Any:
         raise RowsError(f"{path} is not a whole Parquet file: {_one_line(error)}; download it again") from None
 
 
+def _open_arrow(path: str) -> Any:
+    """The table of an Arrow stream. Nothing is copied: its columns are read from the file when they are looked at."""
+    with _opened(Path(path)) as stream:
+        stream.seek(-min(8, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+        whole = stream.read() == _ARROW_STREAM + bytes(4)  # how a writer ends it; one that was cut between two batches would look whole
+    try:
+        import pyarrow
+        from pyarrow import ipc
+    except ImportError:
+        raise RowsError(f"{path} is an Arrow file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
+    try:
+        table = ipc.open_stream(pyarrow.memory_map(path)).read_all()
+    except _parquet_errors() as error:
+        raise RowsError(f"{path} is not a whole Arrow file: {_one_line(error)}; save or download it again") from None
+    if not whole:
+        raise RowsError(f"{path} is not a whole Arrow file: its end is missing; save or download it again")
+    return table
+
+
 def _parquet_errors() -> tuple[type[Exception], ...]:
     """What Arrow raises for damaged files and for values that Python has nothing for."""
     try:
@@ -441,4 +586,10 @@ def _parquet_errors() -> tuple[type[Exception], ...]:
 
 @lru_cache(maxsize=4)  # both images of a row, and of its neighbours, come from the same row group
 def _column(path: str, row_group: int, column: str) -> Any:
+    with _opened(Path(path)) as stream:
+        is_stream = stream.read(4) == _ARROW_STREAM
+    if is_stream:
+        array = _open_arrow(path).column(column).chunk(row_group)
+        array.validate(full=True)
+        return array
     return _open_parquet(path).read_row_group(row_group, columns=[column]).column(0)

@@ -1,7 +1,7 @@
-"""What every training run shares: its recipe, its folder, schedules, a moving average of weights, and where it is.
+"""Shared by all training runs: recipes, the run's folder, schedules, a moving average of weights, and progress.
 
-A run is a folder. It holds the recipe, the state to go on from, a log and what comes of the run, and belongs to this one run: the same
-recipe goes on where a killed run stopped, another is refused.
+A run is a folder with the recipe, the state to continue from, a log and the result. It belongs to this one run: the same recipe continues
+where a killed run stopped, another is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Recipe:
     """Settings that may change between the parts of one run: its result does not depend on them."""
 
     def difference(self, other: Recipe) -> list[str]:
-        """What differs and has an effect on the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
+        """The settings that differ and affect the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
         return [
             f"{f.name}: {getattr(self, f.name)!r} there, {getattr(other, f.name)!r} here"
             for f in fields(self)  # type: ignore[arg-type]
@@ -72,9 +72,9 @@ class Recipe:
 
 
 def read_toml(path: Path, defaults: Settings) -> Settings:
-    """A recipe: the defaults with what the file says.
+    """A recipe: ``defaults`` overridden by the file.
 
-    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and what it may have meant.
+    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and the likely key.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -136,13 +136,13 @@ class RunFolder:
             torch.save({"version": _STATE_VERSION, **state}, temporary)
 
     def load_state(self) -> dict[str, Any] | None:
-        """What was saved last, on the CPU; None in a new run. Raises ``TrainingError`` for what cannot be continued."""
+        """What was saved last, on the CPU; None in a new run. Raises ``TrainingError`` for a state that cannot be continued."""
         path = self.path / STATE
         if not path.exists():
             return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # PyTorch's reader raises nearly anything for damaged files
+        except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
             raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
         if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
             raise TrainingError(
@@ -152,7 +152,7 @@ class RunFolder:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """What fails inside is a ``TrainingError`` that says what is still whole."""
+        """Errors inside become a ``TrainingError`` that says which state is intact."""
         try:
             yield
         # PyTorch's writer turns a full disk into a RuntimeError; safetensors' errors and OSError share no base class.
@@ -182,7 +182,7 @@ class RunFolder:
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines that a killed run wrote after its last saved state: they are about to be written again."""
+        """Drop the lines that a killed run wrote after its last saved state: they will be written again."""
         if (self.path / LOG).exists():
             self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.history() if line["step"] <= step))
 
@@ -224,9 +224,9 @@ def rate_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Let dropout and masks follow from the seed, the step and the process, wherever a run was killed."""
+    """Make dropout and masks depend on seed, step and process alone, so that a continued run repeats them."""
     # PyTorch's generator on a CPU reads the low 32 bits of a seed alone, so all three are mixed into these: by Knuth's multiplier, which is
-    # odd and no multiple of 1024, so that the steps of one seed do not become those of another.
+    # odd and not a multiple of 1024, so that no two seeds share a sequence of steps.
     torch.manual_seed((seed * 2_654_435_761 + step * 1024 + process) % 2**32)
 
 
@@ -238,7 +238,7 @@ def weight_groups(weights: Sequence[nn.Parameter], lr: float, weight_decay: floa
 
 
 class MovingAverage:
-    """An exponential moving average of weights; young averages follow faster, so that the start is forgotten."""
+    """An exponential moving average of weights; in early steps the decay is lower, so that the initial weights are forgotten."""
 
     def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
         self.weights, self.decay = weights, decay
@@ -252,7 +252,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages stand where the weights are, and the weights return."""
+        """Within the block the averages replace the weights."""
         self._exchange()
         try:
             yield
@@ -271,25 +271,25 @@ class MovingAverage:
 
 
 class Progress:
-    """Where a run is, on stderr: one line that is rewritten on a terminal, a line now and then elsewhere."""
+    """Progress on stderr: one line that is rewritten on a terminal, or a line at each logged step elsewhere."""
 
     def __init__(self, start: int, total: int, shown: bool) -> None:
-        """``start`` steps of ``total`` were done before; nothing is printed unless ``shown``."""
+        """``start`` of ``total`` steps are complete already; nothing is printed unless ``shown``."""
         self.start, self.total, self.shown = start, total, shown
         self.live = shown and sys.stderr.isatty()
-        self.began = self.drawn = time.monotonic()
-        self.images = 0
+        self.start_time = self.last_shown = time.monotonic()
+        self.num_images = 0
 
-    def step(self, step: int, images: int, values: str, due: bool) -> None:
+    def step(self, step: int, num_images: int, values: str, due: bool) -> None:
         """``due``: this step is logged, so it is shown even where lines cannot be rewritten."""
-        self.images += images
+        self.num_images += num_images
         now = time.monotonic()
-        if not self.shown or not (due or (self.live and now - self.drawn > 0.2)):
+        if not self.shown or not (due or (self.live and now - self.last_shown > 0.2)):
             return
-        self.drawn = now
-        passed = max(now - self.began, 1e-9)
-        left = passed / (step - self.start) * (self.total - step)
-        line = f"step {step}/{self.total}  {values}  {self.images / passed:.1f} images/s  {duration(left)} left"
+        self.last_shown = now
+        elapsed = max(now - self.start_time, 1e-9)
+        remaining = elapsed / (step - self.start) * (self.total - step)
+        line = f"step {step}/{self.total}  {values}  {self.num_images / elapsed:.1f} images/s  {duration(remaining)} left"
         sys.stderr.write(f"\r\x1b[K{line}" if self.live else f"{line}\n")
         sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""Plain records that pass between the parts. They hold data, know no model and load no heavy library."""
+"""Plain records that pass between the parts. They hold data, depend on no model and load no heavy library."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_convention(convention: str) -> None:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images of one prompt in the order a scorer prefers them; both lists follow the order the images were given in.
+    """Images of one prompt in the order a scorer prefers them; both lists are in the order of the images passed.
 
     >>> Ranking.from_rewards([0.1, 1.5, -2.0])
     Ranking(ranking=[2, 1, 3], rewards=[0.1, 1.5, -2.0])
     """
 
     ranking: list[int]
-    """The rank of each image: a permutation of 1..n, 1 for the best. Equal rewards are ranked in the order given."""
+    """The rank of each image: a permutation of 1..n, 1 for the best. Equal rewards are ranked in the order of the images."""
     rewards: list[float]
     """The reward of each image."""
 
@@ -56,7 +56,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What people said of the images made for one prompt."""
+    """A human ranking of images made for one prompt."""
 
     prompt: str
     images: tuple[Any, ...]
@@ -67,23 +67,23 @@ class Comparison:
     source: str = ""
     """The data set it comes from."""
     shares: tuple[float, ...] | None = None
-    """For data with soft labels: the share of the votes each image got; they sum to one."""
+    """For data with soft labels: each image's share of the votes; they sum to one."""
     category: str = ""
-    """The kind of prompt, where the data set says it."""
+    """The kind of prompt, in data sets that have categories."""
     annotations: tuple[tuple[int, ...], ...] = ()
-    """The ranks that each annotator gave the images, where the data set has them one by one and ``ranks`` is what was made of them."""
+    """The ranks that each annotator gave the images, where the data set has them one by one and ``ranks`` is their aggregate."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How likely people are to prefer one of two images for a prompt. The three probabilities sum to one."""
+    """How likely human annotators are to prefer one of two images for a prompt. The three probabilities sum to one."""
 
     a_better: float
-    """Probability in [0, 1] that people put the first image above the second."""
+    """Probability in [0, 1] that annotators prefer the first image."""
     tie: float
-    """Probability in [0, 1] that people see no difference; 0 when the model carries no fitted tie parameter."""
+    """Probability in [0, 1] that annotators see no difference; 0 when the model carries no fitted tie parameter."""
     b_better: float
-    """Probability in [0, 1] that people put the second image above the first."""
+    """Probability in [0, 1] that annotators prefer the second image."""
     rewards: tuple[float, float]
     """The rewards of the two images."""
 

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from image_reward.cli import main
+from saved_datasets import save_dict_to_disk, to_parquet
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
 
@@ -118,3 +121,71 @@ def test_a_split_into_a_file_and_fractions_that_are_not_numbers(capsys: pytest.C
     assert "fractions are two or more positive numbers" in capsys.readouterr().err
     assert main(["data", "check", "s3://bucket/train.parquet"]) == 1
     assert "s3://bucket/train.parquet is an address" in capsys.readouterr().err
+
+
+# --- convert ---
+
+
+def pairs(image_folder: Path, num: int = 4) -> list[dict[str, Any]]:
+    """As ImageRewardDB's 8k_pair."""
+    a, b, c = ({"bytes": (image_folder / f"{name}.png").read_bytes(), "path": f"{name}.png"} for name in "abc")
+    return [{"prompt": f"prompt {n}", "img_better": a if n % 2 else c, "img_worse": b} for n in range(num)]
+
+
+def test_convert_and_what_follows_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, image_folder: Path) -> None:
+    source, output = to_parquet(tmp_path / "pairs.parquet", pairs(image_folder)), tmp_path / "mine.jsonl"
+    assert main(["data", "convert", str(source), str(output)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{output}\n"
+    assert printed.err.splitlines() == ["4 comparisons of 8 images", f"3 images were written to {tmp_path / 'mine-images'}"]
+    source.unlink()
+    assert main(["data", "check", str(output)]) == 0
+    assert main(["evaluate", str(output), "--model", "ImageReward-mini", "--json"]) == 0
+    capsys.readouterr()
+    network = {
+        "image-size": 16, "patch-size": 8, "vision-width": 16, "vision-layers": 1, "vision-heads": 2, "text-width": 16, "text-layers": 1,
+        "text-heads": 2, "text-hidden": 32, "max-positions": 24, "projection-width": 8, "head-widths": 8,
+    }  # fmt: skip
+    sizes = [word for name, value in network.items() for word in (f"--network.{name}", str(value))]
+    options = ["--start", "scratch", "--freeze", "0", "--max-steps", "1", "--validation-share", "0", "--cpu", "--workers", "0"]
+    assert main(["train", "--data", str(output), "--output", str(tmp_path / "run"), "--max-tokens", "24", *options, *sizes]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert "run/model: step 1" in capsys.readouterr().out
+
+
+def test_convert_a_saved_dictionary_of_splits(capsys: pytest.CaptureFixture[str], tmp_path: Path, image_folder: Path) -> None:
+    rows = pairs(image_folder)
+    source = save_dict_to_disk(tmp_path / "saved", {"train": rows[:3], "test": rows[3:]})
+    out = tmp_path / "out"
+    assert main(["data", "convert", str(source), str(out), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [(file["path"], file["num_comparisons"], file["num_extracted"]) for file in files] == [
+        (str(out / "train.jsonl"), 3, 3),
+        (str(out / "test.jsonl"), 1, 2),
+    ]
+    assert main(["data", "check", str(out / "train.jsonl"), str(out / "test.jsonl")]) == 0
+    capsys.readouterr()
+    assert main(["data", "convert", str(source), str(out)]) == 2
+    assert "train.jsonl already exists; name another file, or remove it" in capsys.readouterr().err
+    assert main(["train", "--data", str(source)]) == 1
+    assert f"saved has 2 splits; name one of them: {source / 'train'}" in capsys.readouterr().err
+
+
+def test_convert_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    votes = ("leftvote", "bothbad_vote", "downvote")
+    rows = [{"prompt": "a cat", "left_image": "1.png", "right_image": "2.png", "vote_type": vote} for vote in votes]
+    (tmp_path / "votes.json").write_text(json.dumps(rows))
+    convert = ["data", "convert", str(tmp_path / "votes.json"), str(tmp_path / "mine.jsonl")]
+    assert main(convert) == 1
+    message = capsys.readouterr().err
+    assert "votes.json, entry 3: vote_type is 'downvote', not one of" in message
+    assert message.count("\n") == 1
+    assert main([*convert, "--skip-wrong"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "1 comparisons of 2 images",
+        "rows that do not say which image is better: 1 left out, the first is entry 2: the vote is bothbad_vote, that both images are bad",
+        "rows that make no sense: 1 left out, the first is entry 3: vote_type is 'downvote', not one of leftvote, rightvote, tievote, "
+        "bothbad_vote",
+    ]
+    assert main(["data", "convert", "s3://bucket/train", str(tmp_path / "other.jsonl")]) == 1
+    assert "s3://bucket/train is an address" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from image_reward.scorers import MODELS
 
 def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = MODELS["ImageReward-v1.0"]
-    there = replace(spec.files[0], size=5, original_cache=str(tmp_path))
-    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, files=(there,)))
+    there = replace(spec.files["weights"], size=5, original_cache=str(tmp_path))
+    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, files={"weights": there}))
     assert main(["models", "list"]) == 0
     assert "ImageReward-v1.0" in capsys.readouterr().out
     assert main(["models", "path", "ImageReward-v1.0"]) == 1
@@ -53,6 +53,7 @@ def test_models_convert_verify_info(
     info = run_json("models", "info", str(converted))
     assert info["network"]["text_width"] == 48
     assert info["max_tokens"] == 35
+    assert info["linear_layers"] == {"plain": 3 * 4 + 2 * 10 + 2}  # so small that no other way is worth it
     assert main(["models", "info", str(converted)]) == 0
     assert "network.vision_width" in capsys.readouterr().out
     half = tmp_path / "half"

@@ -1,19 +1,30 @@
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import tyro
+from PIL import Image
 
 import seeded
 from image_reward.cli import main
 from image_reward.cli.help import CONFIG
-from image_reward.cli.options import SeveralModelOptions, UsageError, find_images, in_options, warnings_in_one_line
+from image_reward.cli.options import (
+    InferenceOptions,
+    ReadingOptions,
+    SeveralModelOptions,
+    UsageError,
+    find_images,
+    in_options,
+    warnings_in_one_line,
+)
 from image_reward.images import ImageOptions, open_image
+from image_reward.scorers import load
 
 RINGS = seeded.image("rings", 96, 64, 3)
 
@@ -156,6 +167,24 @@ def test_what_a_folder_holds_besides_is_named(tmp_path: Path, capsys: pytest.Cap
 
 
 # --- messages ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_load_is_an_option_of_commands() -> None:
+    of_load = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items() if name != "shared"}
+    of_commands = {option.name: option.default for kind in (InferenceOptions, ReadingOptions) for option in fields(kind)}
+    assert of_commands.keys() == of_load.keys()
+    own = {"model", "dtype"}  # several models; a dtype is always named
+    assert [name for name in of_load.keys() - own if of_load[name] != of_commands[name]] == []
+
+
+def test_images_that_are_too_small_are_refused_or_accepted(tmp_path: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1, 9)).save(tmp_path / "thin.png")
+    command = ["score", "a cat", str(tmp_path / "thin.png"), "--model", model_folder]
+    assert main(command) == 1
+    assert (
+        "thin.png is 1 x 9 pixels; the shorter side must have at least 2 (lower --min-side to score it anyway)" in capsys.readouterr().err
+    )
+    assert main([*command, "--min-side", "1"]) == 0
 
 
 def test_remedies_are_spelled_as_options() -> None:

@@ -38,7 +38,8 @@ def test_scoring_rows_from_the_command_line(scorer: ImageRewardScorer, folder: P
     ("arguments", "message"),
     [
         (["rows.csv", "out", "--decoders", "-1"], "--decoders must be at least 0, not -1"),
-        (["rows.csv", "out", "--workers", "0"], "--workers must be at least 1, not 0"),
+        (["rows.csv", "out", "--workers", "-1"], "--workers must be at least 0, not -1"),
+        (["rows.csv", "out", "--workers", "0", "--engine", "ray"], "--workers must be at least 1, not 0"),
         (["rows.csv", "out", "--shard-size", "0"], "--shard-size must be at least 1, not 0"),
         (["rows.csv", "out", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["rows.csv", "out", "--prompt", "rows.csv"], "rows.csv is a file, not a prompt. --prompt takes the text"),

@@ -297,11 +297,11 @@ def test_rows_of_one_id_must_have_one_prompt(tmp_path: Path) -> None:
 
 
 def test_an_unknown_form_says_what_was_looked_for(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "scores.jsonl", [{"prompt": "a cat", "image": "1.png", "score": 0.5}])
+    path = jsonl(tmp_path / "scores.jsonl", [{"prompt": "a cat", "image": "1.png", "reward": 0.5}])
     with pytest.raises(ComparisonError) as caught:
         read(path)
     message = str(caught.value)
-    assert "scores.jsonl is of no known form: its first row has prompt, image, score." in message
+    assert "scores.jsonl is of no known form: its first row has prompt, image, reward." in message
     for form in ("ImageRewardDB (image_path, prompt_id, prompt, rank)", "HPDv2 test", "Pick-a-Pic", "ours, by image (prompt, image, rank)"):
         assert form in message
 

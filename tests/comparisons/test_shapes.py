@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from image_reward.comparisons import shapes
-from image_reward.comparisons.shapes import Candidate, Scene, Thing, comparisons, draw, pair_kind
+from image_reward.comparisons.shapes import Candidate, Scene, SceneObject, comparisons, draw, pair_kind
 from image_reward.types import Comparison
 
 
@@ -26,9 +26,9 @@ def candidates(items: list[Comparison]) -> list[Candidate]:
     return [candidate for item in items for candidate in item.images]
 
 
-def plain(*things: Thing, defect: str | None = None, severity: int = 0, seed: int = 5, **scene: object) -> Candidate:
+def plain(*objects: SceneObject, defect: str | None = None, severity: int = 0, seed: int = 5, **scene: object) -> Candidate:
     """A candidate made by hand, on a green background."""
-    return Candidate(Scene(things, **({"relation": None, "background": "green"} | scene)), (), defect, severity, (seed,))  # type: ignore[arg-type]
+    return Candidate(Scene(objects, **({"relation": None, "background": "green"} | scene)), (), defect, severity, (seed,))  # type: ignore[arg-type]
 
 
 def nearest_colours(pixels: np.ndarray) -> np.ndarray:
@@ -108,10 +108,12 @@ def test_no_two_images_are_alike(many: list[Comparison]) -> None:
 
 
 def test_prompts_read_as_stated() -> None:
-    wish = shapes.Wish((Thing("circle", "red", "large"), Thing("square", "blue", "small")), relation="above", background="orange")
-    assert wish.prompt == "a large red circle above a small blue square on an orange background"
-    assert shapes.Wish((Thing("cross", "orange"),), count=3).prompt == "three orange crosses"
-    assert shapes.Wish((Thing("ring", "orange"),)).prompt == "an orange ring"
+    spec = shapes.PromptSpec(
+        (SceneObject("circle", "red", "large"), SceneObject("square", "blue", "small")), relation="above", background="orange"
+    )
+    assert spec.prompt == "a large red circle above a small blue square on an orange background"
+    assert shapes.PromptSpec((SceneObject("cross", "orange"),), count=3).prompt == "three orange crosses"
+    assert shapes.PromptSpec((SceneObject("ring", "orange"),)).prompt == "an orange ring"
 
 
 def test_splits_never_share_a_prompt(many: list[Comparison]) -> None:
@@ -127,7 +129,7 @@ def test_splits_never_share_a_prompt(many: list[Comparison]) -> None:
 
 def test_the_stated_share_of_prompts_is_held_out() -> None:
     draws = shapes._Draws("share")
-    splits = Counter(shapes.split_of(shapes._wish(draws).prompt) for _ in range(4000))
+    splits = Counter(shapes.split_of(shapes._prompt_spec(draws).prompt) for _ in range(4000))
     assert abs(splits["test"] / 4000 - shapes.TEST_FRACTION) < 0.02
 
 
@@ -171,47 +173,47 @@ def test_annotator_noise_changes_neighbours_only_and_keeps_the_constraints(many:
 
 
 def test_a_faultless_scene_is_what_the_prompt_says(many: list[Comparison]) -> None:
-    for item in many:
-        for candidate in item.images:
+    for comparison in many:
+        for candidate in comparison.images:
             scene = candidate.scene
-            things = [Thing(t.shape, t.colour, t.size if t.size and t.size in item.prompt else None) for t in scene.things]
+            objects = [SceneObject(t.shape, t.colour, t.size if t.size and t.size in comparison.prompt else None) for t in scene.objects]
             if not candidate.alignment_errors:
                 assert scene.extra is None
-                assert all(f"{thing.colour} {thing.shape}" in item.prompt for thing in things)
-                assert scene.relation is None or f" {scene.relation} " in item.prompt
-                assert "background" not in item.prompt or f"{scene.background} background" in item.prompt
-                number = 3 if "three" in item.prompt else 2 if "two" in item.prompt or scene.relation else 1
-                assert len(things) == number
+                assert all(f"{item.colour} {item.shape}" in comparison.prompt for item in objects)
+                assert scene.relation is None or f" {scene.relation} " in comparison.prompt
+                assert "background" not in comparison.prompt or f"{scene.background} background" in comparison.prompt
+                number = 3 if "three" in comparison.prompt else 2 if "two" in comparison.prompt or scene.relation else 1
+                assert len(objects) == number
 
 
 def test_errors_contradict_the_prompt(many: list[Comparison]) -> None:
-    for item in many:
-        for candidate in item.images:
+    for comparison in many:
+        for candidate in comparison.images:
             scene, errors = candidate.scene, candidate.alignment_errors
-            named = [f"{thing.colour} {thing.shape}" in item.prompt for thing in scene.things]
+            named = [f"{item.colour} {item.shape}" in comparison.prompt for item in scene.objects]
             if {"shape", "colour", "swap"} & set(errors):
                 # two objects of one shape make a swap of colours name the same pairs again
-                assert not all(named) or len({thing.shape for thing in scene.things}) == 1
+                assert not all(named) or len({item.shape for item in scene.objects}) == 1
             if "relation" in errors:
-                assert f" {scene.relation} " not in item.prompt
+                assert f" {scene.relation} " not in comparison.prompt
             if "background" in errors:
-                assert f"{scene.background} background" not in item.prompt
+                assert f"{scene.background} background" not in comparison.prompt
             if "extra" in errors:
                 assert scene.extra
-                assert scene.extra.colour not in {*(thing.colour for thing in scene.things), scene.background}
-            relation = any(f" {relation} " in item.prompt for relation in shapes.RELATIONS)
-            wanted = 3 if "three" in item.prompt else 2 if "two" in item.prompt or relation else 1
+                assert scene.extra.colour not in {*(item.colour for item in scene.objects), scene.background}
+            relation = any(f" {relation} " in comparison.prompt for relation in shapes.RELATIONS)
+            wanted = 3 if "three" in comparison.prompt else 2 if "two" in comparison.prompt or relation else 1
             if "missing" in errors:
-                assert len(scene.things) == wanted - 1
+                assert len(scene.objects) == wanted - 1
             if "count" in errors:
-                assert abs(len(scene.things) - wanted) == 1
+                assert abs(len(scene.objects) - wanted) == 1
 
 
 @pytest.mark.parametrize("relation", shapes.RELATIONS)
 def test_relations_are_drawn(relation: str) -> None:
     dx, dy = shapes.RELATIONS[relation]
     for seed in range(12):
-        pair = plain(Thing("circle", "red", "small"), Thing("square", "blue", "large"), relation=relation, seed=seed)
+        pair = plain(SceneObject("circle", "red", "small"), SceneObject("square", "blue", "large"), relation=relation, seed=seed)
         (red_y, red_x), (blue_y, blue_x) = (np.argwhere(where(pair, colour)).mean(axis=0) for colour in ("red", "blue"))
         along, across = ((red_x - blue_x) * dx, red_y - blue_y) if dx else ((red_y - blue_y) * dy, red_x - blue_x)
         assert along > 15
@@ -223,7 +225,7 @@ def test_objects_have_their_size_and_lie_whole_inside(shape: str) -> None:
     area = {}
     for size in shapes.SIZES:
         for seed in range(6):
-            red = where(plain(Thing(shape, "red", size), seed=seed), "red")
+            red = where(plain(SceneObject(shape, "red", size), seed=seed), "red")
             area.setdefault(size, []).append(red.sum())
             assert not touches_the_frame(red)
     assert min(area["large"]) > 2 * max(area["small"])
@@ -242,14 +244,14 @@ def test_shapes_cover_what_geometry_says() -> None:
     }
     for shape, area in areas.items():
         for turn in shapes._TURNS:
-            covered = shapes._coverage(Thing(shape, "red"), 2048, 2048, r, 64, turn)
+            covered = shapes._coverage(SceneObject(shape, "red"), 2048, 2048, r, 64, turn)
             assert covered
             assert covered[2].max() <= 16
             assert covered[2].sum() / 16 * 64**2 == pytest.approx(area, rel=0.03), shape
 
 
 def test_sizes_show_the_same_scene() -> None:
-    small = plain(Thing("star", "red", "large"), Thing("ring", "blue", "large"), relation="above")
+    small = plain(SceneObject("star", "red", "large"), SceneObject("ring", "blue", "large"), relation="above")
     large = replace(small, size=256)
     shrunk = np.asarray(Image.fromarray(draw(large)).reduce(4)).astype(int)
     assert abs(shrunk - draw(small).astype(int)).mean() < 4
@@ -257,18 +259,18 @@ def test_sizes_show_the_same_scene() -> None:
 
 def test_a_crowded_frame_still_holds_its_objects() -> None:
     for seed in range(20):
-        crowd = plain(*[Thing("circle", "red", "large")] * 4, extra=Thing("star", "blue", "small"), seed=seed)
+        crowd = plain(*[SceneObject("circle", "red", "large")] * 4, extra=SceneObject("star", "blue", "small"), seed=seed)
         assert len(shapes._layout(crowd, shapes._Draws(crowd.seed))) == 5
 
 
 def test_defects_do_what_their_names_say() -> None:
-    thing = Thing("square", "red", "large")
-    clean = draw(plain(thing)).astype(int)
+    item = SceneObject("square", "red", "large")
+    clean = draw(plain(item)).astype(int)
 
     def edges(pixels: np.ndarray) -> float:
         return float(abs(np.diff(pixels, axis=1)).sum())
 
-    spoiled = {(d, s): draw(plain(thing, defect=d, severity=s)).astype(int) for d in shapes.DEFECTS for s in (1, 2)}
+    spoiled = {(d, s): draw(plain(item, defect=d, severity=s)).astype(int) for d in shapes.DEFECTS for s in (1, 2)}
     assert edges(spoiled["blur", 2]) < edges(spoiled["blur", 1]) < edges(clean)
     assert edges(spoiled["noise", 2]) > edges(spoiled["noise", 1]) > 2 * edges(clean)
     for defect in ("noise", "jpeg", "warp", "blur"):
@@ -277,9 +279,9 @@ def test_defects_do_what_their_names_say() -> None:
     grey = abs(spoiled["occlusion", 2] - spoiled["occlusion", 2].mean(axis=2, keepdims=True)).max(axis=2) < 6
     assert grey.sum() > 60
     for severity, left in ((1, 0.75), (2, 0.5)):
-        red = where(plain(thing, defect="cut-off", severity=severity), "red")
+        red = where(plain(item, defect="cut-off", severity=severity), "red")
         assert touches_the_frame(red)
-        assert red.sum() < left * where(plain(thing), "red").sum()
+        assert red.sum() < left * where(plain(item), "red").sum()
 
 
 def test_block_transform_leaves_flat_blocks_and_quantises_the_rest() -> None:

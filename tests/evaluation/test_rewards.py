@@ -49,18 +49,18 @@ def test_files_of_rewards(tmp_path: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[1, 2]", "there are no rewards in it. They are a list of lists"),
-        ('{"x": 1}', "there are no rewards in it"),
-        ("3", "there are no rewards in it"),
+        ("[1, 2]", "it has no rewards. They are a list of lists"),
+        ('{"x": 1}', "it has no rewards"),
+        ("3", "it has no rewards"),
         ("[[1,", "is not JSON"),
         ('[{"id": "x", "rewards": [1]}, {"id": "x", "rewards": [2]}]', r"rewards\.json: 1 ids appear twice: x; keep the rewards of one"),
-        ('{"x": [2, 1], "y": [1, 2], "x": [1, 2]}', "1 ids appear twice: x"),
+        ('{"x": [2, 1], "y": [1, 2], "x": [1, 2]}', r"rewards\.json is not JSON: the key 'x' occurs twice in one object"),
         (
             '[{"id": "x", "rewards": [2, 1], "prompt": "a dog"}, {"id": "y", "rewards": [1, 2], "prompt": "A cat  y"}]',
             r"1 ids are for other prompts than those that were ranked: x \('a dog', not 'a cat x'\); score this data",
         ),
         ('{"x": [2, 1]}', r"rewards\.json: there are no rewards for 1 of 2 prompts: y \('a cat y'\); score them too"),
-        ('{"x": [2, 1], "y": [1, NaN]}', "the reward of image 2 of y is nan"),
+        ('{"x": [2, 1], "y": [1, NaN]}', r"rewards\.json is not JSON: NaN is not a number that JSON has"),
     ],
 )
 def test_files_that_hold_no_rewards(tmp_path: Path, text: str, problem: str) -> None:

@@ -32,6 +32,7 @@ def cases() -> Iterator[Case]:
     yield from values()
     yield from pictures_of_rankings()
     yield from parquet()
+    yield from arrow()
     yield from prompts()
     yield from results()
 
@@ -116,6 +117,38 @@ def published() -> dict[str, list[dict[str, Any]]]:
         ],
         "HPDv2 train": [{"prompt": PROMPTS[n], "file_path": [f"{n}.png", f"{n + 1}.png"], "human_preference": [0, 1]} for n in range(2)],
         "HPDv2 test": [{"prompt": PROMPTS[n], "image_path": [f"{n}.png", f"{n + 1}.png"], "rank": [0, 1]} for n in range(2)],
+        "HPDv3": [
+            {"prompt": PROMPTS[n], "path1": f"{n}.png", "path2": f"{n + 1}.png", "choice_dist": [9, 3], "confidence": 0.9} for n in range(2)
+        ],
+        "ImageRewardDB pair": [{"prompt": PROMPTS[n], "img_better": f"{n}.png", "img_worse": f"{n + 1}.png"} for n in range(2)],
+        "ImageRewardDB group": [
+            {"prompt_id": f"p{n}", "prompt": PROMPTS[n], "image": [f"{n}.png", f"{n + 1}.png"], "rank": [1, 2]} for n in range(2)
+        ],
+        "chosen and rejected": [{"prompt": PROMPTS[n], "chosen": f"{n}.png", "rejected": f"{n + 1}.png"} for n in range(2)],
+        "GenAI-Bench": [
+            {"prompt": PROMPTS[n], "left_image": f"{n}.png", "right_image": f"{n + 1}.png", "vote_type": "leftvote"} for n in range(2)
+        ],
+        "MMRB2": [
+            {
+                "id": f"p{n}",
+                "prompt_content": [["text", PROMPTS[n]]],
+                "response_a": {"response_content": [["image", f"{n}.png"]]},
+                "response_b": {"response_content": [["image", f"{n + 1}.png"]]},
+                "chosen": "A",
+            }
+            for n in range(2)
+        ],
+        "MMRB2 hub": [
+            {
+                "pair_id": f"p{n}",
+                "prompt_text": PROMPTS[n],
+                "response_a_images": [f"{n}.png"],
+                "response_b_images": [f"{n + 1}.png"],
+                "chosen": "b",
+            }
+            for n in range(2)
+        ],
+        "ratings": [{"prompt": PROMPTS[n], "image": f"{n + k}.png", "rating": k, "annotator": "x"} for n in range(2) for k in range(2)],
         "ours, by comparison": [comparison(n) for n in range(2)],
         "ours, by image": [
             {"id": f"p{n}", "prompt": PROMPTS[n], "image": f"{n + k}.png", "rank": k + 1} for n in range(2) for k in range(2)
@@ -460,6 +493,52 @@ def parquet() -> Iterator[Case]:
         yield ranking(f"Parquet: beside them {name}", parquet_bytes(rows.append_column("x", column)), 3, file=file, may_refuse=True)
     yield ranking("Parquet: columns of one name", parquet_bytes(pa.table([["a"], ["b"]], names=["prompt", "prompt"])), file=file)
     yield ranking("Parquet: no rows", parquet_bytes(rows.slice(0, 0)), file=file)
+
+
+def arrow() -> Iterator[Case]:
+    """Streams as `save_to_disk` writes them, images within."""
+    file = "hostile.arrow"
+    big = [encoded("PNG", picture) for picture in pictures()[:2]]
+    pairs = pa.table({"prompt": PROMPTS[:3], "chosen": [big[0]] * 3, "rejected": [big[1]] * 3})
+    groups = pa.table({"prompt": PROMPTS[:3], "images": [big] * 3, "ranks": [[1, 2]] * 3})
+    for name, table in (("pairs", pairs), ("lists", groups)):
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        whole = sink.getvalue()
+        yield ranking(f"Arrow, {name}: whole", whole, 3, file=file)
+        for part in (4, 50, len(whole) // 2, len(whole) - 8, len(whole) - 1):
+            yield ranking(f"Arrow, {name}: cut after {part}", whole[:part], file=file)
+        # Where the schema and the offsets are: within an image only its decoder can tell.
+        for number, copy in enumerate(flips(whole, 24, stop=1200)):
+            yield ranking(f"Arrow, {name}: a bit turned, {number}", copy, 3, file=file, may_refuse=True, sound=None)
+    yield Case(GROUP, "Arrow: a folder whose state is junk", _use_states)
+
+
+def _use_states(folder: Path) -> None:
+    saved = folder / "hostile"
+    saved.mkdir()
+    deepest = deep()
+    for state in (
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"_data_files": 7}',
+        '{"_data_files": [{"filename": null}]}',
+        deepest,
+        "\0",
+        '{"_data_files": []}',
+    ):
+        write(saved / "state.json", state)
+        refused(attempt(lambda: comparisons.read(saved)), "hostile")
+    for name in ("/dev/zero", "..", "state.json", "gone.arrow", "a\0b", "x" * 5000):
+        write(saved / "state.json", json.dumps({"_data_files": [{"filename": name}]}))
+        refused(attempt(lambda: comparisons.read(saved)))
+    (saved / "state.json").unlink()
+    for splits in ("null", '{"splits": 7}', '{"splits": ["/"]}', '{"splits": [".."]}', '{"splits": []}', '{"splits": ["gone"]}'):
+        write(saved / "dataset_dict.json", splits)
+        refused(attempt(lambda: comparisons.read(saved)), "hostile")
 
 
 # --- prompts ------------------------------------------------------------------------------------------------------------------------------

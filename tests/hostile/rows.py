@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -41,41 +40,10 @@ from hostile import (
     sparse,
     write,
 )
-from image_reward.jobs import score
-from image_reward.jobs.messages import Done, Event, Failed, Ready, Task
-from image_reward.jobs.shards import ShardScorer
 
 GROUP = "rows"
 
 # --- a job within this process ---------------------------------------------------------------------------------------------------------
-
-
-class InlinePool:
-    """A worker that is no process. What it does not expect ends the test instead of being tried again."""
-
-    def __init__(self, work: Any) -> None:
-        self.workers = [0]
-        self.work = work
-        self.pending: list[Event] = []
-
-    def start(self, worker: int) -> None:
-        self.scorer = ShardScorer(self.work)
-        self.pending.append(Ready(worker, self.scorer.identity()))
-
-    def give(self, worker: int, task: Task) -> None:
-        try:
-            result = self.scorer.give_up(task.shard, task.give_up) if task.give_up else self.scorer.score(task.shard)
-            self.pending.append(Done(worker, result))
-        except (ir.ImageRewardError, OSError) as error:
-            self.pending.append(Failed(worker, str(error)))
-
-    def events(self, timeout: float) -> list[Event]:
-        del timeout
-        events, self.pending = self.pending, []
-        return events
-
-    def stop(self, worker: int) -> None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,12 +56,7 @@ class Job:
 
 def run_job(rows: Path | str, output: Path, **options: Any) -> Job:
     notes: list[str] = []
-
-    def pool(_engine: str, work: Any, *_: object) -> tuple[InlinePool, bool]:
-        return InlinePool(work(0, None)), False
-
-    with mock.patch.object(score, "_pool", pool):
-        result = ir.score_files(rows, output, lambda _: [scorer()], format="jsonl", on_note=notes.append, **options)
+    result = ir.score_files(rows, output, lambda _: [scorer()], workers=0, format="jsonl", on_note=notes.append, **options)
     lines = (output / "rewards.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     found = [json.loads(line) for line in lines]
     if len(found) != result.num_rows or sum(row["error"] is not None for row in found) != result.num_errors:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from image_reward.images import ImageTransform
-from image_reward.jobs.messages import Died, Done, Event, Failed, Ready, Task
-from image_reward.jobs.shards import ShardScorer, Work
+from image_reward.jobs import score_files
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers import TwoTowerProcessor, TwoTowerScorer
+
+score_here = partial(score_files, workers=0)
+"""Jobs that need no worker processes, which take seconds to start."""
 
 
 class Brightness(TwoTowerScorer[Tensor]):
@@ -33,7 +36,7 @@ class Brightness(TwoTowerScorer[Tensor]):
         self.largest = 0
         self.memory = 10_000
         word = self.prepare.tokenizer.token_id
-        self.kill, self.nan, self.refuse = word("kill"), word("nan"), word("no")
+        self.kill, self.nan, self.refuse, self.crash = word("kill"), word("nan"), word("no"), word("crash")
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         if len(pixels) > self.memory:
@@ -48,58 +51,14 @@ class Brightness(TwoTowerScorer[Tensor]):
             os.kill(os.getpid(), signal.SIGKILL)
         if (ids == self.refuse).any():
             raise ValueError("the stub refuses this prompt")
+        if (ids == self.crash).any():
+            raise TypeError("the stub has a defect")
         rewards = self.weight * features[:, None] + mask.sum(dim=-1) - 2
         return torch.where((ids == self.nan).any(dim=-1), torch.nan, rewards)
 
 
 def load(device: str | None, names: Iterable[str] = ("brightness",), **options: Any) -> list[Brightness]:
     return [Brightness(name, **options).to(device or "cpu") for name in names]
-
-
-class InlinePool:
-    """Workers that are no processes: a death is an exception of ``Brightness`` or of a test."""
-
-    def __init__(self, work: Work, count: int = 2) -> None:
-        self.workers = list(range(count))
-        self.work = work
-        self.scorers: dict[int, ShardScorer] = {}
-        self.pending: list[Event] = []
-        self.given: list[tuple[int, Task]] = []
-        self.num_started = 0
-
-    def start(self, worker: int) -> None:
-        self.num_started += 1
-        try:
-            self.scorers[worker] = ShardScorer(self.work)
-            self.pending.append(Ready(worker, self.scorers[worker].identity()))
-        except Exception as error:
-            self.pending.append(Failed(worker, str(error)))
-
-    def give(self, worker: int, task: Task) -> None:
-        self.given.append((worker, task))
-
-    def events(self, timeout: float) -> list[Event]:
-        del timeout
-        found, self.pending = self.pending, []
-        for worker, task in self.given:
-            scorer = self.scorers[worker]
-            try:
-                if task.give_up is not None:
-                    found.append(Done(worker, scorer.give_up(task.shard, task.give_up)))
-                else:
-                    found.append(Done(worker, scorer.score(task.shard, task.upcoming)))
-            except MemoryError as error:
-                found.append(Died(worker, str(error)))
-            except Exception as error:
-                found.append(Failed(worker, str(error)))
-        self.given = []
-        return found
-
-    def stop(self, worker: int) -> None:
-        self.scorers.pop(worker, None)
-
-    def close(self) -> None:
-        self.scorers.clear()
 
 
 def draw(folder: Path, count: int, side: int = 8) -> list[str]:

@@ -13,7 +13,6 @@ import stubs
 
 from image_reward.cli import main
 from image_reward.errors import JobError
-from image_reward.jobs import score_files
 from image_reward.jobs.files import Folder
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.report import job_report
@@ -25,9 +24,8 @@ NUM = 40
 
 
 @pytest.fixture
-def scored(tmp_path: Path, inline: list[stubs.InlinePool]) -> Path:
+def scored(tmp_path: Path) -> Path:
     """40 rows, 4 of them wrong, of 8 prompts and 10 images, two of which are the same; rewards are -n/255 for image n, plus words."""
-    del inline
     names = stubs.draw(tmp_path / "in", 10)
     (tmp_path / "in" / "9.png").write_bytes((tmp_path / "in" / "8.png").read_bytes())
     order = list(range(NUM))
@@ -36,7 +34,7 @@ def scored(tmp_path: Path, inline: list[stubs.InlinePool]) -> Path:
     for place, wrong in enumerate([{"prompt": None}, {"image": "none.png"}, {"image": "none.png"}, {"prompt": "nan"}]):
         rows[9 * place] |= wrong
     (tmp_path / "in" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    score_files(tmp_path / "in" / "rows.jsonl", tmp_path / "out", lambda _: [stubs.Brightness(weight=-1.0)], shard_size=7)
+    stubs.score_here(tmp_path / "in" / "rows.jsonl", tmp_path / "out", lambda _: [stubs.Brightness(weight=-1.0)], shard_size=7)
     return tmp_path / "out"
 
 
@@ -77,7 +75,7 @@ def test_kept_rows_can_be_scored_again(scored: Path, tmp_path: Path) -> None:
             table = pq.read_table(target)
             assert table["image"][0].as_py().startswith("../in/")
             pq.write_table(table.drop_columns(["reward", "error"]), target)
-            again = score_files(target, tmp_path / "again", lambda _: [stubs.Brightness(weight=-1.0)])
+            again = stubs.score_here(target, tmp_path / "again", lambda _: [stubs.Brightness(weight=-1.0)])
             assert again.num_errors == 0
             assert pq.read_table(tmp_path / "again" / "part-000000.parquet")["reward"].to_pylist() == table["reward"].to_pylist()
     with pytest.raises(ValueError, match=r"rows are written as \.parquet, \.csv or \.jsonl"):
@@ -127,11 +125,10 @@ def test_parts_are_read_without_threads_that_could_outlive_the_program(scored: P
     assert set(threads) == {False}
 
 
-@pytest.mark.usefixtures("inline")
 def test_several_scorers_are_told_apart(tmp_path: Path) -> None:
     names = stubs.draw(tmp_path / "in", 4)
     pq.write_table(pa.table({"prompt": ["a"] * 4, "image": names, "id": range(4)}), tmp_path / "in" / "rows.parquet")
-    score_files(
+    stubs.score_here(
         tmp_path / "in" / "rows.parquet", tmp_path / "out", lambda _: [stubs.Brightness("up"), stubs.Brightness("down", weight=-1.0)]
     )
     assert kept(tmp_path / "out", top_fraction=0.25, by="up") == [3]
@@ -255,10 +252,9 @@ def test_a_report_as_a_page_and_on_a_terminal(scored: Path, tmp_path: Path, caps
     assert "some of them cannot be opened from here" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("inline")
 def test_a_job_whose_rows_are_all_wrong_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,image\na,none.png\n")
-    score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load)
+    stubs.score_here(tmp_path / "rows.csv", tmp_path / "out", stubs.load)
     found = summarize(tmp_path / "out")
     assert (found.scorers[0].num, found.scorers[0].mean, found.num_images) == (0, None, 0)
     write(job_report(found, Scored(tmp_path / "out").image), tmp_path / "report.md")

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 import stubs
 
-from image_reward.errors import JobError
-from image_reward.jobs import files, score_files
+from image_reward.errors import ImageRewardError, JobError
+from image_reward.jobs import decoders, files
 from image_reward.jobs.folder import JobFolder, part_name
 from image_reward.jobs.inputs.text import CsvInput
+from image_reward.jobs.messages import DefectError
 from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
 
@@ -48,9 +49,9 @@ def result(folder: Path) -> dict[str, list[Any]]:
     return pq.read_table([folder / name for name in names(folder) if name.endswith(".parquet")]).to_pydict()
 
 
-def test_a_job_and_the_same_again(rows: Path, tmp_path: Path, inline: list[stubs.InlinePool]) -> None:
+def test_a_job_and_the_same_again(rows: Path, tmp_path: Path) -> None:
     seen = []
-    done = score_files(rows, tmp_path / "out", stubs.load, shard_size=5, format="csv", on_progress=seen.append)
+    done = stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=5, format="csv", on_progress=seen.append)
     assert (done.num_rows, done.num_errors, done.num_scored_now, done.columns) == (23, 0, 23, ("reward",))
     table = result(tmp_path / "out")
     assert table["reward"] == pytest.approx(EXPECTED)
@@ -60,65 +61,61 @@ def test_a_job_and_the_same_again(rows: Path, tmp_path: Path, inline: list[stubs
         assert [float(row["reward"]) for row in csv.DictReader(file)] == pytest.approx(EXPECTED)
     (tmp_path / "out" / part_name(2)).unlink()
     (tmp_path / "out" / part_name(3)).write_bytes(b"cut short")
-    again = score_files(rows, tmp_path / "out", stubs.load, format="jsonl")  # the shard size is the job's
+    again = stubs.score_here(rows, tmp_path / "out", stubs.load, format="jsonl")  # the shard size is the job's
     assert again.num_scored_now == 10
     assert result(tmp_path / "out") == table
     lines = (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()
     assert [json.loads(line)["reward"] for line in lines] == pytest.approx(EXPECTED)
-    assert score_files(rows, tmp_path / "out", stubs.load).num_scored_now == 0
-    assert [pool.num_started for pool in inline] == [2, 2, 1]
+    assert stubs.score_here(rows, tmp_path / "out", stubs.load).num_scored_now == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_rows"] == 23
 
 
-@pytest.mark.usefixtures("inline")
 def test_another_input_or_scorer_is_refused(rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    score_files(rows, out, stubs.load, shard_size=5)
+    stubs.score_here(rows, out, stubs.load, shard_size=5)
     before = result(out)
     with pytest.raises(JobError, match=r"the scorer has changed since it began \(weights: '.*' then, '.*' now\)\. Give another folder"):
-        score_files(rows, out, partial(stubs.load, weight=2.0))
+        stubs.score_here(rows, out, partial(stubs.load, weight=2.0))
     with pytest.raises(JobError, match=r"the scorer has changed since it began \(scorers"):
-        score_files(rows, out, partial(stubs.load, names=["a", "b"]))
+        stubs.score_here(rows, out, partial(stubs.load, names=["a", "b"]))
     with pytest.raises(JobError, match=r"the shard size has changed since it began \(shard_size: 5 then, 6 now\)"):
-        score_files(rows, out, stubs.load, shard_size=6)
+        stubs.score_here(rows, out, stubs.load, shard_size=6)
     rows.write_text(rows.read_text() + "late,x,0.png\n")
     with pytest.raises(JobError, match=r"the input has changed since it began \(files\.rows\.csv: '\d+ bytes, \d+ ns' then"):
-        score_files(rows, out, stubs.load)
+        stubs.score_here(rows, out, stubs.load)
     assert result(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(JobError, match=r"mine is not empty and holds no job \(it has thesis\.tex\)"):
-        score_files(rows, tmp_path / "mine", stubs.load)
+        stubs.score_here(rows, tmp_path / "mine", stubs.load)
     assert names(tmp_path / "mine") == ["thesis.tex"]
     with pytest.raises(JobError, match="a file with that name exists"):
-        score_files(rows, rows, stubs.load)
+        stubs.score_here(rows, rows, stubs.load)
     (out / "manifest.json").write_text("{}")
     with pytest.raises(JobError, match="is not that of a job of this release"):
-        score_files(rows, out, stubs.load)
+        stubs.score_here(rows, out, stubs.load)
 
 
-@pytest.mark.usefixtures("inline")
 def test_going_on_needs_no_scan(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan of the first scan is kept, and counts only for the same files, columns and shard size."""
     out = tmp_path / "out"
     rows.write_text(rows.read_text() + "r3,x,0.png\n")
-    score_files(rows, out, stubs.load, shard_size=5)
+    stubs.score_here(rows, out, stubs.load, shard_size=5)
     (out / part_name(2)).unlink()
     with monkeypatch.context() as patched:
         patched.setattr(CsvInput, "scan", lambda *_: pytest.fail("the input is scanned again"))
-        again = score_files(rows, out, stubs.load)
+        again = stubs.score_here(rows, out, stubs.load)
     assert (again.num_scored_now, again.num_repeated_ids, again.num_rows) == (5, 1, 24)
     assert result(out)["reward"] == pytest.approx([*EXPECTED, 1])
     with pytest.raises(JobError, match="the shard size has changed since it began"):
-        score_files(rows, out, stubs.load, shard_size=7)
+        stubs.score_here(rows, out, stubs.load, shard_size=7)
     (out / "shards.arrow").write_bytes((out / "shards.arrow").read_bytes()[:-100])
-    assert score_files(rows, out, stubs.load).num_scored_now == 0
+    assert stubs.score_here(rows, out, stubs.load).num_scored_now == 0
     rows.write_text(rows.read_text() + "r4,x,0.png\n")
     with pytest.raises(JobError, match="the input has changed since it began"):
-        score_files(rows, out, stubs.load)
+        stubs.score_here(rows, out, stubs.load)
 
 
-@pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar", "folder"])
 def test_a_plan_says_what_a_scan_found(tmp_path: Path, kind: str) -> None:
     names = stubs.draw(tmp_path / "in", 3)
@@ -133,20 +130,18 @@ def test_a_plan_says_what_a_scan_found(tmp_path: Path, kind: str) -> None:
             for key in ("a", "b", "a"):
                 archive.add(tmp_path / "in" / "0.png", f"{key}.png")
     prompt = "a" if kind in ("tar", "folder") else None
-    score_files(given, tmp_path / "whole", stubs.load, shard_size=2, prompt=prompt)
-    score_files(given, tmp_path / "out", stubs.load, shard_size=2, prompt=prompt)
+    stubs.score_here(given, tmp_path / "whole", stubs.load, shard_size=2, prompt=prompt)
+    stubs.score_here(given, tmp_path / "out", stubs.load, shard_size=2, prompt=prompt)
     (tmp_path / "out" / part_name(1)).unlink()
-    assert score_files(given, tmp_path / "out", stubs.load, prompt=prompt).num_scored_now == 1
+    assert stubs.score_here(given, tmp_path / "out", stubs.load, prompt=prompt).num_scored_now == 1
     assert result(tmp_path / "out") == result(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("inline")
 def test_one_job_at_a_time_in_a_folder(rows: Path, tmp_path: Path) -> None:
     with JobFolder(tmp_path / "out").opened(), pytest.raises(JobError, match="another process is writing to"):
-        score_files(rows, tmp_path / "out", stubs.load)
+        stubs.score_here(rows, tmp_path / "out", stubs.load)
 
 
-@pytest.mark.usefixtures("inline")
 def test_an_input_that_changes_keeps_the_parts(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = ShardScorer.score
 
@@ -157,11 +152,10 @@ def test_an_input_that_changes_keeps_the_parts(rows: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(ShardScorer, "score", change_after_two)
     with pytest.raises(JobError, match="has changed while it was being read"):
-        score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
+        stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=5)
     assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED[:10])
 
 
-@pytest.mark.usefixtures("inline")
 def test_a_full_disk_leaves_nothing_half_written(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, calls = os.fsync, []
 
@@ -173,15 +167,14 @@ def test_a_full_disk_leaves_nothing_half_written(rows: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(JobError, match=r"the disk is full: .*part-00000\d\.parquet could not be written; free some space and run"):
-        score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
+        stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=5)
     monkeypatch.setattr(os, "fsync", fsync)
     left = names(tmp_path / "out")
     assert left == [".lock", "manifest.json", *(part_name(n) for n in range(len(left) - 3)), "shards.arrow"]
-    score_files(rows, tmp_path / "out", stubs.load)
+    stubs.score_here(rows, tmp_path / "out", stubs.load)
     assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED)
 
 
-@pytest.mark.usefixtures("inline")
 def test_a_shard_that_kills_is_given_up_after_three_tries(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score, deaths = ShardScorer.score, []
 
@@ -193,26 +186,25 @@ def test_a_shard_that_kills_is_given_up_after_three_tries(rows: Path, tmp_path: 
 
     monkeypatch.setattr(ShardScorer, "score", die)
     out = tmp_path / "out"
-    done = score_files(rows, out, stubs.load, shard_size=5)
+    done = stubs.score_here(rows, out, stubs.load, shard_size=5)
     assert (len(deaths), done.num_quarantined, done.num_errors) == (3, 5, 5)
     table = result(out)
     assert table["reward"] == [None if 5 <= n < 10 else pytest.approx(EXPECTED[n]) for n in range(23)]
-    assert set(table["error"][5:10]) == {"Quarantined: the worker died 3 times on this shard: stands for a crash"}
+    assert set(table["error"][5:10]) == {"Quarantined: the worker died 3 times on this shard: MemoryError: stands for a crash"}
     listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert [(row["shard"], row["row"], row["id"]) for row in listed] == [(1, n, f"r{n}") for n in range(5, 10)]
     assert json.loads((out / "tries.json").read_text()) == {"1": 3}
-    score_files(rows, out, stubs.load)
+    stubs.score_here(rows, out, stubs.load)
     assert len(deaths) == 3  # a restart remembers
     (out / "quarantine.jsonl").unlink()  # as if the job had been killed just before it was written
-    assert score_files(rows, out, stubs.load).num_quarantined == 5
+    assert stubs.score_here(rows, out, stubs.load).num_quarantined == 5
     monkeypatch.setattr(ShardScorer, "score", score)
-    done = score_files(rows, out, stubs.load, retry_quarantined=True)
+    done = stubs.score_here(rows, out, stubs.load, retry_quarantined=True)
     assert (done.num_scored_now, done.num_quarantined) == (5, 0)
     assert result(out)["reward"] == pytest.approx(EXPECTED)
     assert not (out / "quarantine.jsonl").exists()
 
 
-@pytest.mark.usefixtures("inline")
 def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(self: ShardScorer, shard: Any, *others: Any) -> Any:
         if shard.number == 1:
@@ -223,7 +215,7 @@ def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, m
     monkeypatch.setattr(ShardScorer, "score", lambda self, shard, upcoming=None, told=lambda *_: None: die(self, shard, upcoming, told))
     monkeypatch.setattr(ShardScorer, "give_up", die)
     out = tmp_path / "out"
-    done = score_files(rows, out, stubs.load, shard_size=5)
+    done = stubs.score_here(rows, out, stubs.load, shard_size=5)
     assert (done.num_rows, done.num_quarantined, done.num_errors) == (23, 5, 5)
     assert not (out / part_name(1)).exists()
     found = summarize(out)
@@ -231,7 +223,6 @@ def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, m
     assert filter_rows(out, io.StringIO(), top_fraction=0.5) == 9
 
 
-@pytest.mark.usefixtures("inline")
 def test_a_package_that_is_missing_ends_the_job_instead_of_every_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> Any:
         raise ImportError("Install s3fs to access S3")
@@ -239,69 +230,95 @@ def test_a_package_that_is_missing_ends_the_job_instead_of_every_row(rows: Path,
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     rows.write_text("prompt,image\na,0.png\nb,s3://bucket/1.png\n")
     with pytest.raises(JobError, match="s3:// needs a package that is not installed: pip install s3fs"):
-        score_files(rows, tmp_path / "out", stubs.load)
+        stubs.score_here(rows, tmp_path / "out", stubs.load)
     assert part_name(0) not in names(tmp_path / "out")
 
 
-@pytest.mark.usefixtures("inline")
+def test_a_defect_ends_the_job_and_names_the_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a million rows with errors. What was scored before is kept."""
+    rows.write_text(rows.read_text().replace("r13,a a ", "r13,a crash "))
+    with pytest.raises(DefectError, match=r"rows\.csv, row 14 \(id r13\): TypeError: the stub has a defect") as caught:
+        stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=5)
+    assert not isinstance(caught.value, ValueError | OSError | ImageRewardError)  # the command shows its traceback
+    assert result(tmp_path / "out")["reward"] == pytest.approx(EXPECTED[:10])
+    monkeypatch.setattr(decoders, "prepare_together", lambda *_: {}["no such key"])
+    with pytest.raises(DefectError, match=r"rows\.csv, row 11 \(id r10\): KeyError: 'no such key'"):
+        stubs.score_here(rows, tmp_path / "out", stubs.load)
+    monkeypatch.setattr(CsvInput, "read", lambda *_: {}["no such row"])
+    with pytest.raises(DefectError, match=r"rows\.csv, rows 11 to 15: KeyError: 'no such row'"):
+        stubs.score_here(rows, tmp_path / "out", stubs.load)
+    with pytest.raises(DefectError, match="the scorers cannot be loaded: AttributeError: "):
+        stubs.score_here(rows, tmp_path / "out", lambda device: device.scorers)  # type: ignore[union-attr]
+
+
+def test_a_defect_in_a_process_shows_its_traceback(rows: Path, tmp_path: Path) -> None:
+    rows.write_text(rows.read_text().replace("r13,a a ", "r13,a crash "))
+    for num in (0, 1):
+        running = job(rows, tmp_path / f"out-{num}", decoders=num, workers=1)
+        _, errors = running.communicate()
+        assert running.returncode == 1
+        assert "rows.csv, row 14 (id r13): TypeError: the stub has a defect" in errors
+        assert "in score_pairs" in errors
+        assert result(tmp_path / f"out-{num}")["reward"] == pytest.approx(EXPECTED[:10])
+
+
 def test_workers_that_always_die_end_the_job(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any) -> None:
         raise MemoryError("every time")
 
     monkeypatch.setattr(ShardScorer, "score", die)
     with pytest.raises(JobError, match=r"the first 3 shards all ended their workers, so it is not the rows: .*every time"):
-        score_files(rows, tmp_path / "out", stubs.load, shard_size=5)
+        stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=5)
 
 
-@pytest.mark.usefixtures("inline")
 def test_repeated_ids_are_told(rows: Path, tmp_path: Path) -> None:
     rows.write_text(rows.read_text() + "r3,x,0.png\n")
     notes: list[str] = []
-    assert score_files(rows, tmp_path / "out", stubs.load, on_note=notes.append).num_repeated_ids == 1
+    assert stubs.score_here(rows, tmp_path / "out", stubs.load, on_note=notes.append).num_repeated_ids == 1
     assert notes == ["1 ids occur more than once in the column 'id', such as that of rows 4 and 24"]
 
 
 def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers must be at least 0, not -1"):
+        stubs.score_here(rows, tmp_path / "out", stubs.load, workers=-1)
     with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
-        score_files(rows, tmp_path / "out", stubs.load, workers=0)
+        stubs.score_here(rows, tmp_path / "out", stubs.load, engine="ray")
     with pytest.raises(ValueError, match="engine must be 'local' or 'ray'"):
-        score_files(rows, tmp_path / "out", stubs.load, engine="slurm")  # type: ignore[arg-type]
+        stubs.score_here(rows, tmp_path / "out", stubs.load, engine="slurm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="format must be 'parquet' or 'csv' or 'jsonl', not 'xml'"):
-        score_files(rows, tmp_path / "out", stubs.load, format="xml")  # type: ignore[arg-type]
+        stubs.score_here(rows, tmp_path / "out", stubs.load, format="xml")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decoders must be at least 0, not -1"):
-        score_files(rows, tmp_path / "out", stubs.load, decoders=-1)
+        stubs.score_here(rows, tmp_path / "out", stubs.load, decoders=-1)
     with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
-        score_files(rows, tmp_path / "deep" / "out", stubs.load, ray_address="auto")
+        stubs.score_here(rows, tmp_path / "deep" / "out", stubs.load, ray_address="auto")
     assert not (tmp_path / "deep" / "out").exists()  # of a job that never began nothing stays
     (tmp_path / "mine").mkdir()
     with pytest.raises(JobError, match="no column 'picture'"):
-        score_files(rows, tmp_path / "mine", stubs.load, image_column="picture")
+        stubs.score_here(rows, tmp_path / "mine", stubs.load, image_column="picture")
     assert (tmp_path / "mine").is_dir()  # which was there before
 
 
-@pytest.mark.usefixtures("inline")
 def test_files_of_one_name_in_several_folders(tmp_path: Path) -> None:
     for number, folder in enumerate(("a", "b")):
         stubs.draw(tmp_path / folder, number + 1)
         (tmp_path / folder / f"{number}.png").rename(tmp_path / folder / "x.png")
         (tmp_path / folder / "rows.csv").write_text("prompt,image\ncat,x.png\n")
     out = tmp_path / "out"
-    score_files(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
+    stubs.score_here(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
     assert result(out)["image"] == ["x.png", "../b/x.png"]
     filter_rows(out, tmp_path / "best.jsonl", top_fraction=0.5)
     assert json.loads((tmp_path / "best.jsonl").read_text())["image"] == "b/x.png"
     (tmp_path / "a" / "rows.csv").write_text("prompt,image\na dog,x.png\n")
     with pytest.raises(JobError, match=r"the input has changed since it began \(files\.rows\.csv"):
-        score_files(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
+        stubs.score_here(tmp_path / "[ab]" / "rows.csv", out, stubs.load)
 
 
-@pytest.mark.usefixtures("inline")
 def test_one_file_of_values_that_text_has_no_place_for(tmp_path: Path) -> None:
     image = tmp_path / stubs.draw(tmp_path, 1)[0]
     columns = {"prompt": ["a"], "image": [image.read_bytes()], "nan": [float("nan")], "blob": [b"\xff"], "list": [[{"x": float("inf")}]]}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     for form in ("csv", "jsonl"):
-        score_files(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form)  # type: ignore[arg-type]
+        stubs.score_here(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form)  # type: ignore[arg-type]
     (row,) = csv.DictReader(io.StringIO((tmp_path / "out" / "rewards.csv").read_text()))
     assert (row["blob"], row["list"], row["nan"]) == ("/w==", '[{"x": null}]', "nan")
     text = (tmp_path / "out" / "rewards.jsonl").read_text()
@@ -309,7 +326,6 @@ def test_one_file_of_values_that_text_has_no_place_for(tmp_path: Path) -> None:
     assert (found["nan"], found["blob"], found["list"]) == (None, "/w==", [{"x": None}])
 
 
-@pytest.mark.usefixtures("inline")
 def test_the_quarantine_names_its_shards_whatever_the_columns_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stubs.draw(tmp_path, 1)
     (tmp_path / "rows.csv").write_text("prompt,image,shard\nfine,0.png,left\nbad,0.png,right\n")
@@ -321,14 +337,13 @@ def test_the_quarantine_names_its_shards_whatever_the_columns_are_called(tmp_pat
         return score(self, shard, *others)
 
     monkeypatch.setattr(ShardScorer, "score", die)
-    assert score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load, shard_size=1).num_quarantined == 1
+    assert stubs.score_here(tmp_path / "rows.csv", tmp_path / "out", stubs.load, shard_size=1).num_quarantined == 1
     assert JobFolder(tmp_path / "out").quarantined() == [1]
     monkeypatch.setattr(ShardScorer, "score", score)
-    again = score_files(tmp_path / "rows.csv", tmp_path / "out", stubs.load, retry_quarantined=True)
+    again = stubs.score_here(tmp_path / "rows.csv", tmp_path / "out", stubs.load, retry_quarantined=True)
     assert (again.num_quarantined, again.num_scored_now) == (0, 1)
 
 
-@pytest.mark.usefixtures("inline")
 def test_no_row_of_hostile_input_costs_another(tmp_path: Path) -> None:
     """Names and captions that are not UTF-8, deep JSON, half a character: each an error of its own row, and a report of all of it."""
     folder = tmp_path / "folder"
@@ -352,14 +367,13 @@ def test_no_row_of_hostile_input_costs_another(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.png")
     for given, num_rows, num_errors in ((folder, 3, 1), (tmp_path / "rows.tar", 4, 3), (tmp_path / "rows.jsonl", 9, 8)):
         out = tmp_path / f"out-{given.name}"
-        done = score_files(given, out, stubs.load, format="csv")
+        done = stubs.score_here(given, out, stubs.load, format="csv")
         assert (done.num_rows, done.num_errors, done.num_quarantined) == (num_rows, num_errors, 0)
         assert not (out / "tries.json").exists()
         assert summarize(out).num_errors == num_errors
         assert filter_rows(out, tmp_path / "best.jsonl", top_fraction=1.0) == num_rows - num_errors
 
 
-@pytest.mark.usefixtures("inline")
 def test_times_that_python_does_not_have_are_written_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stubs.draw(tmp_path, 1)
     nanoseconds = pa.array([1, 10**18 + 1], pa.timestamp("ns"))
@@ -382,7 +396,7 @@ def test_times_that_python_does_not_have_are_written_as_text(tmp_path: Path, mon
 
     monkeypatch.setattr(ShardScorer, "score", die)
     for form in ("csv", "jsonl"):
-        score_files(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form, shard_size=1)  # type: ignore[arg-type]
+        stubs.score_here(tmp_path / "rows.parquet", tmp_path / "out", stubs.load, format=form, shard_size=1)  # type: ignore[arg-type]
     rows = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
     assert [row["at"] for row in rows] == ["1970-01-01 00:00:00.000000001", "2001-09-09 01:46:40.000000001"]
     assert rows[0]["in"] == {"at": "1970-01-01 00:00:00.000000005Z"}
@@ -501,10 +515,9 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"no model, file or folder is called 'ImageReward-mono'\. Did you mean ImageReward-mini\?"):
-        score_files(rows, tmp_path / "out", "ImageReward-mono", workers=1)
+        stubs.score_here(rows, tmp_path / "out", "ImageReward-mono", workers=1)
 
 
-@pytest.mark.usefixtures("inline")
 def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -514,27 +527,27 @@ def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytes
     store = MemoryFileSystem()
     for path in rows.parent.iterdir():
         store.pipe_file(f"/bucket/in/{path.name}", path.read_bytes())
-    done = score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load, shard_size=5, format="csv")
+    done = stubs.score_here("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load, shard_size=5, format="csv")
     assert (done.num_rows, done.num_errors, done.file) == (23, 0, "memory://bucket/out/rewards.csv")
     names_there = sorted(path.removeprefix("/bucket/out/") for path in store.ls("/bucket/out", detail=False))
     assert names_there == ["manifest.json", *(part_name(n) for n in range(5)), "rewards.csv", "shards.arrow", "summary.json"]
     lines = store.cat_file("/bucket/out/rewards.csv").decode().splitlines()
     assert [float(line.split(",")[3]) for line in lines[1:]] == pytest.approx(EXPECTED)
     store.rm_file("/bucket/out/part-000001.parquet")
-    assert score_files("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load).num_scored_now == 5
+    assert stubs.score_here("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load).num_scored_now == 5
     assert filter_rows("memory://bucket/out", tmp_path / "best.csv", top_fraction=0.1) == 3
     assert "memory://bucket/in/" in (tmp_path / "best.csv").read_text()
     table = pa.table({"prompt": ["a"], "image": ["memory://bucket/in/3.png"]})
     sink = io.BytesIO()
     pq.write_table(table, sink)
     store.pipe_file("/bucket/in/rows.parquet", sink.getvalue())
-    score_files("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
+    stubs.score_here("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
     assert result(tmp_path / "local")["reward"] == pytest.approx([1 + 3 / 255])
 
 
 def test_decoders_prepare_ahead(rows: Path, tmp_path: Path) -> None:
     rows.write_text(rows.read_text() + "late,a,none.png\n")
     load = partial(stubs.load, seconds=0.01)
-    done = score_files(rows, tmp_path / "out", load, workers=1, decoders=2, shard_size=5, batch_size=2)
+    done = stubs.score_here(rows, tmp_path / "out", load, workers=1, decoders=2, shard_size=5, batch_size=2)
     assert (done.num_rows, done.num_errors) == (24, 1)
     assert result(tmp_path / "out")["reward"][:23] == pytest.approx(EXPECTED)

@@ -130,11 +130,6 @@ def test_impossible_sizes_are_refused() -> None:
         replace(BlipConfig(), text_heads=7)
 
 
-def test_the_text_tower_says_what_it_lacks(network: ImageRewardNetwork, pixels: Tensor) -> None:
-    ids = torch.tensor([[101, 102]] * 3)
-    with pytest.raises(ValueError, match="encoder_hidden_states is missing"):
-        network.blip.text_encoder(ids)
+def test_prompts_that_cannot_be_divided_among_images_are_refused(network: ImageRewardNetwork, pixels: Tensor) -> None:
     with pytest.raises(ValueError, match="3 prompts cannot be divided among 2 images"):
-        network.blip.text_encoder(ids, encoder_hidden_states=network.blip.visual_encoder(pixels[:2]))
-    with pytest.raises(ValueError, match="not 'fusion'"):
-        network.blip.text_encoder(ids, mode="fusion")
+        network(pixels[:2], torch.tensor([[101, 102]] * 3))

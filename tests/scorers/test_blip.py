@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import seeded
-from image_reward.checkpoints import load_strictly
+from image_reward.checkpoints import load_strictly, read_checkpoint
 from image_reward.errors import CheckpointError, LongPromptWarning
 from image_reward.models.blip import BlipConfig, MatchingNetwork
-from image_reward.scorers import load, load_all, registry, score_together
+from image_reward.scorers import MODELS, load, load_all, score_together
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
 from upstream import Original
 
@@ -48,7 +48,7 @@ def blip() -> BlipScorer:
 @pytest.fixture
 def matching(tmp_path: Path) -> BlipMatchingScorer:
     torch.save({"model": released(retrieval=True)}, tmp_path / "retrieval.pth")
-    tensors, _ = registry.read_checkpoint(tmp_path / "retrieval.pth")
+    tensors, _ = read_checkpoint(tmp_path / "retrieval.pth")
     return BlipMatchingScorer.from_tensors(tensors, "retrieval.pth", CONFIG)
 
 
@@ -58,9 +58,19 @@ def test_the_contrastive_score_equals_the_originals(blip: BlipScorer, original: 
     np.testing.assert_allclose(pairs, np.diagonal(original.blip_itc), rtol=0, atol=1e-5)
 
 
+def test_a_matrix_encodes_each_prompt_once_however_many_batches_of_images_there_are(blip: BlipScorer) -> None:
+    images, prompts = seeded.images()[:5], ["cat", "a large dog", "cat"]
+    whole = blip.matrix(prompts, images)
+    seen: list[int] = []
+    blip.blip.text_encoder.embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    blip.batch_size = 2
+    np.testing.assert_allclose(blip.matrix(prompts, images), whole, rtol=0, atol=1e-5)
+    assert seen == [2]
+
+
 def test_blips_pretraining_checkpoint_has_the_same_towers(tmp_path: Path, original: Original) -> None:
     torch.save({"model": released(retrieval=False)}, tmp_path / "model_large.pth")
-    tensors, _ = registry.read_checkpoint(tmp_path / "model_large.pth")
+    tensors, _ = read_checkpoint(tmp_path / "model_large.pth")
     scorer = BlipScorer.from_tensors(tensors, "model_large.pth", CONFIG)
     assert scorer.score("cat", original.images) == pytest.approx(original.blip_itc[1], abs=1e-5)
 
@@ -171,10 +181,10 @@ def test_strict_loading() -> None:
 def test_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``load("BLIP")`` and ``load("BLIP-ITM")`` find and build them, with files of the tiny sizes."""
     for name, retrieval in [("BLIP", False), ("BLIP-ITM", True)]:
-        spec = registry.MODELS[name]
-        path = tmp_path / spec.files[0].name
+        spec = MODELS[name]
+        path = tmp_path / spec.files["weights"].name
         torch.save({"model": released(retrieval)}, path)
-        monkeypatch.setitem(registry.MODELS, name, replace(spec, files=(replace(spec.files[0], original_cache=str(tmp_path)),)))
+        monkeypatch.setitem(MODELS, name, replace(spec, files={"weights": replace(spec.files["weights"], original_cache=str(tmp_path))}))
     with pytest.raises(CheckpointError, match=r"model_large\.pth is one of BLIP's own checkpoints.* load it as BLIP or BLIP-ITM"):
         load(tmp_path / "model_large.pth")
     monkeypatch.setattr("image_reward.scorers.blip.BlipConfig", lambda: CONFIG)

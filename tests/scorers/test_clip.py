@@ -154,6 +154,18 @@ def test_each_prompt_and_each_image_is_encoded_once(clip: ClipScorer) -> None:
         assert (texts[1:], images[1:]) == ([2], [3])
 
 
+def test_a_matrix_encodes_each_prompt_once_however_many_batches_of_images_there_are(clip: ClipScorer) -> None:
+    scaled = ClipScorer(clip.network, clip.prepare, scaled=True).eval()
+    scaled.batch_size = 3
+    seen: list[int] = []
+    hook = counted(clip.network.text_model, seen, "input_ids")
+    rewards = scaled.matrix([*SHORT, SHORT[0]], IMAGES)
+    hook.remove()
+    assert seen == [len(SHORT)]
+    np.testing.assert_allclose(rewards[1], scaled.score(SHORT[1], IMAGES), rtol=1e-5)
+    np.testing.assert_array_equal(rewards[0], rewards[-1])
+
+
 def test_a_matrix_for_a_scorer_that_reads_no_prompt(aesthetic: AestheticScorer) -> None:
     np.testing.assert_allclose(aesthetic.matrix(["x"], IMAGES), [REFERENCE["aesthetic"]], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"Aesthetic does not read the prompt: all 3 rows would be the same; give matrix\(\) one prompt"):

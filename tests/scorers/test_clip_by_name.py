@@ -55,7 +55,10 @@ def published(reference: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         for name in NAMES:
-            small = tuple(HubFile(f.repo, f.name) if isinstance(f, HubFile) else WebFile(f"{hub.url}/head.pth") for f in MODELS[name].files)
+            small = {
+                part: HubFile(file.repo, file.name) if isinstance(file, HubFile) else WebFile(f"{hub.url}/head.pth")
+                for part, file in MODELS[name].files.items()
+            }
             monkeypatch.setitem(MODELS, name, replace(MODELS[name], files=small))
         yield hub
 

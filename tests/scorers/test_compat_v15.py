@@ -9,6 +9,7 @@ import pickle
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import seeded
 from image_reward import CheckpointError
 from image_reward.config import RewardConfig
 from image_reward.downloads import HubFile
-from image_reward.models.blip import TextOutput
 from image_reward.scorers import ImageReward, ImageRewardScorer
 from image_reward.scorers.registry import MODELS
 from upstream import Original
@@ -203,7 +203,8 @@ class Shouting(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.inner(*args, **kwargs)
-        return output._replace(last_hidden_state=output.last_hidden_state * 2)
+        output.last_hidden_state = output.last_hidden_state * 2
+        return output
 
 
 def reversed_image(image: Image.Image) -> torch.Tensor:
@@ -271,7 +272,7 @@ def test_a_text_encoder_that_programs_hook_or_patch_is_called(model: Any) -> Non
     first_tokens = torch.cat([tokens[:, 0] for tokens in seen])
     assert ((model.mlp(first_tokens) - MEAN) / STD)[:, 0].tolist() == pytest.approx(before, abs=1e-5)
     forward = encoder.forward
-    encoder.forward = lambda *args, **kwargs: TextOutput(3 * forward(*args, **kwargs).last_hidden_state)
+    encoder.forward = lambda *args, **kwargs: SimpleNamespace(last_hidden_state=3 * forward(*args, **kwargs).last_hidden_state)
     expected = ((model.mlp(3 * first_tokens) - MEAN) / STD)[:, 0].tolist()
     assert expected != pytest.approx(before, abs=1e-2)
     assert model.score(prompt, images) == pytest.approx(expected, abs=1e-4)
@@ -321,7 +322,7 @@ def test_one_prompt_meets_many_images(model: Any) -> None:
     text = model.blip.tokenizer(["cat"], return_tensors="pt")
     with torch.no_grad():
         rewards = model.score_gard(text.input_ids, text.attention_mask, pixels)
-        output = model.blip.text_encoder(text.input_ids, text.attention_mask, model.blip.visual_encoder(pixels))
+        output = model.blip.text_encoder(text.input_ids, text.attention_mask, encoder_hidden_states=model.blip.visual_encoder(pixels))
     assert rewards.shape == (3, 1)
     assert rewards[:, 0].tolist() == pytest.approx([model.score("cat", image) for image in images], abs=1e-5)
     assert ((model.mlp(output.last_hidden_state[:, 0]) - MEAN) / STD)[:, 0].tolist() == pytest.approx(rewards[:, 0].tolist(), abs=1e-5)
@@ -367,7 +368,7 @@ def test_download_root_may_hold_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save(seeded.weights(seeded.TINY, 7), tmp_path / "ImageReward.pt")
     content = (tmp_path / "ImageReward.pt").read_bytes()
     file = HubFile("THUDM/ImageReward", "ImageReward.pt", len(content), hashlib.sha256(content).hexdigest())
-    spec = replace(MODELS["ImageReward-v1.0"], files=(file,), config=seeded.TINY)
+    spec = replace(MODELS["ImageReward-v1.0"], files={"weights": file}, config=seeded.TINY)
     monkeypatch.setitem(MODELS, "ImageReward-v1.0", spec)
     model = reward.load("ImageReward-v1.0", download_root=str(tmp_path))
     assert model.score("cat", seeded.images()[0]) == pytest.approx(original.rewards[1, 4], abs=1e-5)
@@ -378,7 +379,7 @@ def test_med_config_must_describe_the_network(folder: str, tmp_path: Path) -> No
     path.write_text(json.dumps({"hidden_size": 48, "num_hidden_layers": 2, "vocab_size": 30524, "encoder_width": 768}))
     reward.load(folder, med_config=str(path))
     path.write_text(json.dumps({"hidden_size": 768}))
-    with pytest.raises(CheckpointError, match="hidden_size = 768, but the checkpoint's text tower has 48"):
+    with pytest.raises(CheckpointError, match="hidden_size = 768, but the checkpoint's network has 48"):
         reward.load(folder, med_config=path)
     for content in (b"[]", b"\x89PNG"):
         path.write_bytes(content)

@@ -22,7 +22,7 @@ def mini() -> ir.Scorer:
 
 
 def test_it_is_in_the_package_and_small() -> None:
-    (folder,) = MODELS[NAME].local_paths() or ()
+    folder = (MODELS[NAME].local_paths() or {})["folder"]
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12_000_000
 

@@ -12,7 +12,7 @@ from image_reward.errors import ImageReadError
 from image_reward.images import ImageTransform
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers import TwoTowerProcessor
-from image_reward.training.data import TrainingSteps, fingerprint, pack, plan, shard_across_ranks, usable
+from image_reward.training.data import TrainingSteps, fingerprint, pack, plan, select_usable, shard_across_ranks
 from image_reward.types import Comparison
 
 PREPARE = TwoTowerProcessor(ImageTransform(16), PromptTokenizer())
@@ -35,25 +35,25 @@ def steps_of(comparisons: list[Comparison], loss: str = "pairwise", **options: o
 )
 def test_what_is_no_comparison_is_named(comparison: Comparison, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        usable([*squares.comparisons(2), comparison], "pairwise", skip_unreadable=True)
+        select_usable([*squares.comparisons(2), comparison], "pairwise", skip_unreadable=True)
 
 
 def test_ties_teach_the_pairwise_loss_nothing_and_a_tie_model_something() -> None:
     tied = Comparison("p", (GREY, GREY), (1, 1))
-    kept, notes = usable([*squares.comparisons(2), tied], "pairwise", skip_unreadable=False)
+    kept, notes = select_usable([*squares.comparisons(2), tied], "pairwise", skip_unreadable=False)
     assert len(kept) == 2
     assert notes == ["1 comparisons in which all images tie were left out: the loss 'pairwise' learns nothing from a tie"]
-    assert len(usable([tied], "davidson", skip_unreadable=False)[0]) == 1
+    assert len(select_usable([tied], "davidson", skip_unreadable=False)[0]) == 1
     with pytest.raises(ValueError, match="there is nothing to learn from"):
-        usable([tied], "pairwise", skip_unreadable=False)
+        select_usable([tied], "pairwise", skip_unreadable=False)
 
 
 def test_missing_images_stop_the_run_before_it_starts_or_are_left_out(tmp_path: Path) -> None:
     gone = tmp_path / "gone.png"
     comparison = Comparison("p", (GREY, gone, 255 - GREY), (1, 2, 3), shares=(0.5, 0.3, 0.2))
     with pytest.raises(FileNotFoundError, match=r"1 images are missing, the first is .*gone\.png.*skip_unreadable"):
-        usable([comparison], "pairwise", skip_unreadable=False)
-    (kept,), notes = usable([comparison], "pairwise", skip_unreadable=True)
+        select_usable([comparison], "pairwise", skip_unreadable=False)
+    (kept,), notes = select_usable([comparison], "pairwise", skip_unreadable=True)
     assert (kept.ranks, kept.shares, len(kept.images)) == ((1, 3), (0.5, 0.2), 2)
     assert "1 missing images were left out" in notes[0]
 
@@ -80,7 +80,7 @@ def test_steps_hold_every_prompt_once_an_epoch_and_no_more_images_than_asked() -
 
 
 def test_a_prompt_with_more_images_than_fit_is_a_step_of_its_own() -> None:
-    assert pack([4, 50, 4], [0, 1, 2], most=8) == [[0], [1], [2]]
+    assert pack([4, 50, 4], [0, 1, 2], capacity=8) == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
@@ -98,21 +98,21 @@ def test_processes_share_a_step_evenly_and_pass_equally_often(num_processes: int
 
 def test_a_micro_batch_has_each_image_once_and_the_pairs_people_ranked() -> None:
     comparisons = [Comparison("a", (GREY, GREY, GREY), (2, 1, 2)), Comparison("a longer prompt", (GREY, GREY), (1, 2))]
-    micro = steps_of(comparisons).micro([0, 1])
+    micro = steps_of(comparisons).micro_batch([0, 1])
     assert micro.batch.pixels.shape == (5, 3, 16, 16)
     assert micro.batch.ids.shape == (5, 5)
     assert set(zip(micro.first.tolist(), micro.second.tolist(), strict=True)) == {(1, 0), (1, 2), (3, 4)}
     assert micro.target.tolist() == [1, 1, 1]
     assert micro.num_terms == 3
-    assert steps_of(comparisons, "plackett-luce").micro([0, 1]).num_terms == 2
+    assert steps_of(comparisons, "plackett-luce").micro_batch([0, 1]).num_terms == 2
 
 
 def test_a_tie_model_sees_the_ties_and_soft_labels_the_votes() -> None:
     comparisons = [Comparison("a", (GREY,) * 3, (2, 1, 2), shares=(0.2, 0.6, 0.2)), Comparison("b", (GREY,) * 2, (1, 2))]
-    micro = steps_of(comparisons, "davidson").micro([0, 1])
+    micro = steps_of(comparisons, "davidson").micro_batch([0, 1])
     found = {(a, b): t for a, b, t in zip(micro.first.tolist(), micro.second.tolist(), micro.target.tolist(), strict=True)}
     assert found == {(1, 0): 1, (1, 2): 1, (0, 2): 0.5, (3, 4): 1}
-    micro = steps_of(comparisons, "soft").micro([0, 1])
+    micro = steps_of(comparisons, "soft").micro_batch([0, 1])
     found = {(a, b): t for a, b, t in zip(micro.first.tolist(), micro.second.tolist(), micro.target.tolist(), strict=True)}
     assert found == {(1, 0): pytest.approx(0.75), (1, 2): pytest.approx(0.75), (0, 2): 0.5, (3, 4): 1}
 
@@ -120,14 +120,14 @@ def test_a_tie_model_sees_the_ties_and_soft_labels_the_votes() -> None:
 def test_a_damaged_image_stops_the_run_or_takes_its_pairs_with_it() -> None:
     comparison = Comparison("a", (GREY, b"not an image", 255 - GREY), (1, 2, 3), id="c7")
     with pytest.raises(ImageReadError, match=r"image 2 of comparison c7: .*skip_unreadable"):
-        steps_of([comparison]).micro([0])
-    micro = steps_of([comparison], skip_unreadable=True).micro([0])
+        steps_of([comparison]).micro_batch([0])
+    micro = steps_of([comparison], skip_unreadable=True).micro_batch([0])
     assert (micro.num_unreadable, micro.judged.tolist()) == (1, [True, False, True])
     assert (micro.first.tolist(), micro.second.tolist()) == ([0], [2])
 
 
 def test_padding_teaches_nothing() -> None:
-    micro = steps_of(squares.comparisons(1)).micro([0], padding=True)
+    micro = steps_of(squares.comparisons(1)).micro_batch([0], padding=True)
     assert (micro.num_terms, len(micro.first), bool(micro.beats.any()), bool(micro.judged.any())) == (0, 0, False, False)
 
 
@@ -140,10 +140,10 @@ def test_images_are_opened_once_when_they_fit_in_memory() -> None:
 
     comparison = Comparison("a", (image, image), (1, 2))
     steps = steps_of([comparison], cache_mib=1)
-    assert torch.equal(steps.micro([0]).batch.pixels, steps.micro([0]).batch.pixels)
+    assert torch.equal(steps.micro_batch([0]).batch.pixels, steps.micro_batch([0]).batch.pixels)
     assert len(opened) == 2
     steps = steps_of([comparison], cache_mib=0)
-    steps.micro([0]), steps.micro([0])
+    steps.micro_batch([0]), steps.micro_batch([0])
     assert len(opened) == 6
 
 

@@ -23,7 +23,7 @@ def test_sums_over_micro_batches_give_what_all_images_together_give() -> None:
     parts = ([0, 1], [2], [3, 4, 5])
     measures = Measures()
     for part in parts:
-        micro = steps.micro(part)
+        micro = steps.micro_batch(part)
         measures += Measures.of(torch.cat([rewards[i] for i in part]), torch.tensor(2.0 * micro.num_terms), micro)
     pairs = [
         (float(r[i]), float(r[j]))

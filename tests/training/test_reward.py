@@ -111,7 +111,7 @@ def test_validation_data_that_repeat_prompts_of_the_training_data_are_warned_of(
     result = train(squares.config(tmp_path / "run", max_steps=1), squares.comparisons(8), [*repeated, replace(repeated[0], prompt="new")])
     assert (result.num_validation, result.num_shared_prompts) == (3, 2)
     assert "warning: 2 prompts of the validation data are also in the training data, the first is 'Prompt 0'" in capsys.readouterr().err
-    assert "3 comparisons; 2 of their prompts were learnt too" in (tmp_path / "run/model/README.md").read_text()
+    assert "3 comparisons; 2 of their prompts are training prompts too" in (tmp_path / "run/model/README.md").read_text()
 
 
 # --- what gives the same ---

@@ -73,7 +73,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         from image_reward.evaluation.prompt_sets import prompts
 
         chosen = prompts(self.prompts) if self.prompts is not None else None
-        results = self.results or (self.images if self.images and generators.holds_results(self.images) else None)
+        results = self.results or (self.images if self.images and generators.has_results(self.images) else None)
         if results:
             if self.save_results:
                 raise UsageError(f"{results} contains results already; --save-results is for images")

@@ -1,8 +1,8 @@
-"""`image-reward data check|split`"""
+"""`image-reward data check|convert|split`"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Union
 
@@ -19,7 +19,8 @@ _SPLITS = ("train", "validation", "test")
 class Check(OutputOptions):
     """Look for problems in human rankings that would mislead training; the exit code is 1 if there are any.
 
-    Several files are splits of one data set. Reads ImageRewardDB, HPDv2, Pick-a-Pic, and JSONL, CSV or Parquet files of your own.
+    Several files are splits of one data set. Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and rejected
+    images, ratings, folders that `save_to_disk` wrote, and JSONL, CSV or Parquet files of your own.
     """
 
     paths: Annotated[
@@ -56,6 +57,58 @@ class Check(OutputOptions):
 
 
 @dataclass
+class Convert(OutputOptions):
+    """Convert human rankings of any form that is read to JSONL, and write images that are inside tables to a folder beside it.
+
+    The images of mine.jsonl are in mine-images. Image files stay where they are. Nothing is overwritten, and the file appears whole or not
+    at all.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings, or a folder of a data set.")]
+    output: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="OUTPUT", help="The file to write; for a saved data set of several splits, a folder for SPLIT.jsonl."),
+    ]
+    image_root: ImageRoot = None
+    skip_wrong: bool = False
+    """Leave out and count invalid rows and images, instead of stopping."""
+
+    def run(self) -> int:
+        from image_reward.cli.progress import progress
+        from image_reward.comparisons import convert, images_folder, splits
+
+        parts = splits(self.source)
+        sources: dict[Path, str | Path] = {self.output: self.source}
+        if len(parts) > 1:
+            sources = {self.output / f"{name}.jsonl": part for name, part in parts.items()}
+        for target in sources:
+            if there := [str(path) for path in (target, images_folder(target)) if path.exists()]:
+                raise UsageError(f"{there[0]} already exists; name another file, or remove it")
+        if len(parts) > 1:
+            _make_folder(self.output)
+        results = []
+        with progress("comparisons") as bar:
+            for target, source in sources.items():
+                results.append(convert(source, target, self.image_root, skip_wrong=self.skip_wrong, on_comparison=bar))
+        if self.json:
+            print_json({"files": [asdict(result) for result in results]})
+            return 0
+        for result in results:
+            note(f"{result.num_comparisons:,} comparisons of {result.num_images:,} images")
+            if result.images:
+                note(f"{result.num_extracted:,} images were written to {result.images}")
+            for num, what, places in (
+                (result.num_left_out, "do not say which image is better", result.left_out),
+                (result.num_wrong, "make no sense", result.wrong),
+            ):
+                if num:
+                    note(f"rows that {what}: {num:,} left out, the first is {places[0]}")
+            print(result.path)
+        return 0
+
+
+@dataclass
 class Split:
     """Split human rankings into files that share no prompt: train.jsonl, validation.jsonl and test.jsonl.
 
@@ -84,10 +137,7 @@ class Split:
             parts = split(comparisons, self.fractions, self.seed)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"{self.output} cannot be a folder: a file with that name exists") from None
+        _make_folder(self.output)
         for part, target in zip(parts, targets, strict=True):
             write(part, target)
             note(f"{len(part):,} comparisons")
@@ -95,13 +145,21 @@ class Split:
         return 0
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{path} cannot be a folder: a file with that name exists") from None
+
+
 @dataclass
 class Data:
-    """Check and split files of human rankings."""
+    """Check, convert and split files of human rankings."""
 
     command: tyro.conf.OmitArgPrefixes[
         Union[
             Annotated[Check, tyro.conf.subcommand("check")],
+            Annotated[Convert, tyro.conf.subcommand("convert")],
             Annotated[Split, tyro.conf.subcommand("split")],
         ]
     ]

@@ -30,7 +30,7 @@ class List(OutputOptions):
                 "range": spec.range,
                 "licence": spec.licence,
                 "bytes": spec.size,
-                "paths": None if (paths := spec.local_paths()) is None else [str(path) for path in paths],
+                "paths": None if (paths := spec.local_paths()) is None else [str(path) for path in paths.values()],
             }
             for name, spec in specs().items()
         ]
@@ -61,7 +61,7 @@ class Where:
         if paths is None:
             note(f"{self.model} is not on this machine; get it with `image-reward models download {self.model}`")
             return 1
-        print(*paths, sep="\n")
+        print(*paths.values(), sep="\n")
         return 0
 
 
@@ -72,9 +72,9 @@ class Download:
     model: Model
 
     def run(self) -> int:
-        from image_reward.scorers.registry import find
+        from image_reward.scorers.loading import find
 
-        print(*find(self.model).paths, sep="\n")
+        print(*find(self.model).paths.values(), sep="\n")
         return 0
 
 
@@ -117,12 +117,14 @@ class Convert:
 
 @dataclass
 class Info(OutputOptions):
-    """Describe a model: the meaning and range of its score, its sizes, image transform, token limit and reward scale."""
+    """Describe a model: the meaning and range of its score, its sizes, image transform, token limit and reward scale, and how its linear
+    layers are computed on this processor (see docs/performance.md)."""
 
     model: Model
     config: Config = None
 
     def run(self) -> int:
+        from image_reward.models.linear import linear_ways
         from image_reward.scorers import load
         from image_reward.scorers.registry import spec_of
 
@@ -135,6 +137,8 @@ class Info(OutputOptions):
             facts |= asdict(config)
         elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
             facts["image"] = asdict(transform)
+        if ways := linear_ways(scorer):
+            facts["linear_layers"] = ways
         if self.json:
             print_json(facts)
             return 0

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal. Yields a function to call with how much is done, and of how much."""
+def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error, where that is a terminal. Yields a function to call with how much is done, and of how much (if known)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

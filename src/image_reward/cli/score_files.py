@@ -59,7 +59,7 @@ class WorkerOptions:
     ray_address: str | None = None
     """Address of a running cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine."""
     workers: int | None = None
-    """Number of workers; by default one per CUDA device, or one per core as far as memory allows. On a cluster, the largest number."""
+    """Number of workers (on a cluster, the largest); by default one per CUDA device, or per core as memory allows. 0: this process."""
     decoders: int | None = None
     """Processes per worker that prepare batches; by default none on a CPU, and an equal share of the cores on CUDA."""
     shard_size: int | None = None
@@ -127,7 +127,7 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
 
     def _check_usage(self) -> None:
         values = asdict(self.worker) | asdict(self.inference)
-        for name, least in (("workers", 1), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
+        for name, least in (("workers", int(self.worker.engine == "ray")), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
             value = values[name]
             if isinstance(value, int) and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")

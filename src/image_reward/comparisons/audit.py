@@ -1,4 +1,4 @@
-"""What is wrong with human rankings, found before a model learns from them."""
+"""An audit of human rankings: faults that would mislead training, reported before it begins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from image_reward.comparisons.readers import PathLike, Record, records
+from image_reward.comparisons.forms import Record
+from image_reward.comparisons.readers import PathLike, records
 from image_reward.comparisons.split import normalized_prompt
 from image_reward.errors import ImageReadError
 from image_reward.files import open_regular
@@ -22,7 +23,7 @@ from image_reward.images import open_image
 from image_reward.metrics import num_pairs
 from image_reward.prompts import bert_tokenizer
 
-# Contradictions in a larger share of the ordered pairs than this are no longer noise. Annotators disagree in about a third of the pairs,
+# Contradictions in more than this share of the ordered pairs are more than noise. Annotators disagree in about a third of the pairs,
 # which training copes with; contradictions of an annotator with themselves should be rare.
 MOST_CONTRADICTED = 0.05
 
@@ -36,7 +37,7 @@ _PUBLISHED_TEST = {"prompts": 466, "images": 2720, "untied pairs": 6399, "tied p
 
 @dataclass
 class Finding:
-    """One kind of thing that is wrong, and where."""
+    """One kind of fault, and where it occurs."""
 
     kind: str
     level: Literal["error", "warning"]
@@ -45,19 +46,19 @@ class Finding:
     num: int = 0
     """How often it occurs."""
     examples: list[str] = field(default_factory=list)
-    """Where: the first 20 places."""
+    """The first 20 places."""
 
 
 @dataclass
 class FileSummary:
-    """What one file holds."""
+    """Counts of one file."""
 
     path: str
     source: str
     num_prompts: int = 0
     """Comparisons: a prompt with its ranked images counts once for each time it was ranked."""
     num_distinct_prompts: int = 0
-    """Spelling aside."""
+    """Ignoring spelling."""
     num_images: int = 0
     """Images of all comparisons; one that is in two comparisons counts twice."""
     num_distinct_images: int = 0
@@ -103,15 +104,15 @@ def audit(
     max_tokens: int = 35,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Look for everything in files of comparisons that would mislead training. Several files are taken to be splits of one data set.
+    """Check files of comparisons for all that would mislead training. Several files are taken to be splits of one data set.
 
-    Every image is opened and decoded once, and hashed to find copies; ``fast`` only looks whether its file is there. ``max_tokens`` is
-    what the model reads of a prompt. ``on_image(done, total)`` is called as images are checked.
+    Every image is opened and decoded once, and hashed to find copies; ``fast`` only checks that its file exists. ``max_tokens``: the
+    tokens of a prompt that the model reads. ``on_image(done, total)`` is called as images are checked.
 
     Errors (training would be unsound): rows that make no sense, images that are missing or cannot be opened, no ordered pair at all,
     prompts in more than one split, and contradictions in more than 5 % of the ordered pairs: a rank against a rating of the same
-    annotation, or two copies of an image under different ranks. All else is a warning. Raises for a file that cannot be read as a whole,
-    as ``read`` does.
+    annotation, or two copies of an image under different ranks. All else is a warning. Raises what ``read`` raises
+    for a file that cannot be read as a whole.
     """
     findings = _Findings()
     files, splits = [], []
@@ -135,21 +136,25 @@ class _Findings:
         finding = self.by_kind.setdefault(kind, Finding(kind, level, message))
         finding.num += num
         if len(finding.examples) < _MOST_EXAMPLES:
-            finding.examples.append(where.encode(errors="backslashreplace").decode())  # a file's name need not be UTF-8; a report is
+            finding.examples.append(where.encode(errors="backslashreplace").decode())  # a file's name need not be UTF-8; a report must be
 
     def sorted(self) -> list[Finding]:
         return sorted(self.by_kind.values(), key=lambda finding: finding.level != "error")
 
 
 def _summarize(path: str, rankings: list[Record], max_tokens: int, findings: _Findings) -> FileSummary:
-    good = [record.comparison for record in rankings if record.comparison]
-    summary = FileSummary(path, source=", ".join(sorted({c.source for c in good if c.source})), num_prompts=len(good))
-    summary.num_distinct_prompts = len({normalized_prompt(c.prompt) for c in good})
-    summary.num_images = sum(len(c.images) for c in good)
-    summary.num_distinct_images = len({image for c in good for image in c.images})
-    summary.images_per_prompt = dict(sorted(Counter(len(c.images) for c in good).items()))
+    comparisons = [record.comparison for record in rankings if record.comparison]
+    summary = FileSummary(path, source=", ".join(sorted({c.source for c in comparisons if c.source})), num_prompts=len(comparisons))
+    summary.num_distinct_prompts = len({normalized_prompt(c.prompt) for c in comparisons})
+    summary.num_images = sum(len(c.images) for c in comparisons)
+    summary.num_distinct_images = len({image for c in comparisons for image in c.images})
+    summary.images_per_prompt = dict(sorted(Counter(len(c.images) for c in comparisons).items()))
     for record in rankings:
         where = f"{path}, {record.where}"
+        if record.left_out:
+            message = "rows that do not say which image is better, which are left out"
+            findings.add("left out", "warning", message, f"{where}: {record.left_out}")
+            continue
         if record.comparison is None:
             findings.add("bad row", "error", "rows that make no sense", f"{where}: {record.problem}")
             continue
@@ -162,9 +167,11 @@ def _summarize(path: str, rankings: list[Record], max_tokens: int, findings: _Fi
             findings.add("all tied", "warning", "comparisons in which all images are tied, from which nothing can be learnt", where)
     if not summary.num_untied_pairs:
         findings.add("nothing to learn", "error", "files without a single ordered pair of images", path)
-    lengths = [len(encoding.ids) + 2 for encoding in bert_tokenizer().encode_batch([c.prompt for c in good], add_special_tokens=False)]
+    lengths = [
+        len(encoding.ids) + 2 for encoding in bert_tokenizer().encode_batch([c.prompt for c in comparisons], add_special_tokens=False)
+    ]
     summary.longest_prompt = max(lengths, default=0)
-    for comparison, length in zip(good, lengths, strict=True):
+    for comparison, length in zip(comparisons, lengths, strict=True):
         if length > max_tokens:
             summary.num_long_prompts += 1
             message = f"prompts of more than {max_tokens} tokens, whose end the model does not read"
@@ -178,7 +185,7 @@ def _summarize(path: str, rankings: list[Record], max_tokens: int, findings: _Fi
 def _check_images(
     rankings: list[Record], fast: bool, findings: _Findings, on_image: Callable[[int, int], None] | None
 ) -> dict[object, str]:
-    """Image -> a hash of its content, or of its name where images are not opened."""
+    """Image -> a hash of its content, or its name where images are not opened."""
     places: dict[object, str] = {}
     for record in rankings:
         for image in record.comparison.images if record.comparison else ():
@@ -230,12 +237,12 @@ def _check_contradictions(summary: FileSummary, rankings: list[Record], hashes: 
     for record in rankings:
         if record.comparison is None:
             continue
-        ranks, pictures = record.comparison.ranks, record.comparison.images
+        ranks, images = record.comparison.ranks, record.comparison.images
         overall = record.ratings.get("overall_rating")
         for i, j in itertools.combinations(range(len(ranks)), 2):
             better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
             where = f"{summary.path}, {record.where}: image {better + 1} has rank {ranks[better]}, image {worse + 1} rank {ranks[worse]}"
-            copies = pictures[i] == pictures[j] or (pictures[i] in hashes and hashes[pictures[i]] == hashes.get(pictures[j]))
+            copies = images[i] == images[j] or (images[i] in hashes and hashes[images[i]] == hashes.get(images[j]))
             if copies and ranks[i] == ranks[j]:
                 findings.add(
                     "copy",
@@ -259,14 +266,14 @@ def _check_contradictions(summary: FileSummary, rankings: list[Record], hashes: 
 
 
 def _check_leaks(files: list[FileSummary], splits: list[list[Record]], findings: _Findings) -> None:
-    first_seen: dict[str, int] = {}
+    first_split: dict[str, int] = {}
     for number, rankings in enumerate(splits):
         for prompt, record in {normalized_prompt(r.comparison.prompt): r for r in rankings if r.comparison}.items():
-            earlier = first_seen.setdefault(prompt, number)
+            earlier = first_split.setdefault(prompt, number)
             if earlier != number:
                 where = f"{prompt[:60]!r} is in {files[earlier].path} and {files[number].path} ({record.where})"
                 findings.add(
-                    "prompt in two splits", "error", "prompts in more than one split, so that tests would flatter the model", where
+                    "prompt in two splits", "error", "prompts in more than one split, so that test results would be too good", where
                 )
 
 
@@ -288,7 +295,7 @@ def _check_published(summary: FileSummary, rankings: list[Record], findings: _Fi
         nearest = min(known, key=lambda prompts: abs(prompts - len(rankings)))
         published = {"prompts": nearest, "images": known[nearest]}
     for what, expected in published.items():
-        here = f"{counts[what] / 1000:.1f}k" if isinstance(expected, str) else counts[what]
-        if here != expected:
+        actual = f"{counts[what] / 1000:.1f}k" if isinstance(expected, str) else counts[what]
+        if actual != expected:
             message = "counts other than those published for ImageRewardDB"
-            findings.add("published counts", "warning", message, f"{summary.path}: {here} {what}, published are {expected} ({name[1]})")
+            findings.add("published counts", "warning", message, f"{summary.path}: {actual} {what}, published are {expected} ({name[1]})")

@@ -1,6 +1,6 @@
 """The shapes world: prompts about drawn shapes, candidate images that err in stated ways, and the ranking a careful person would give.
 
-It stands in for human data where none may be shipped: any number of comparisons from a seed, with the form of ImageRewardDB (Xu et al.
+It replaces human data where none may be distributed: any number of comparisons from a seed, with the form of ImageRewardDB (Xu et al.
 2023, arXiv 2304.05977): 4 to 9 images a prompt, ranked into 5 slots with at most 2 images a slot, by alignment and fidelity together.
 
 **The rule.** An image collects penalty points: for every way in which it departs from the prompt (``ALIGNMENT_POINTS``) and for the
@@ -118,8 +118,8 @@ class _Draws:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """What a prompt, or a scene, says of an object."""
+class SceneObject:
+    """An object of a prompt or a scene."""
 
     shape: str
     colour: str
@@ -134,20 +134,20 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Wish:
+class PromptSpec:
     """What a prompt asks for: one object, two or three equal ones, or two in a relation; maybe a background."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     count: int = 1
-    """How many there are of the only thing; 1 when there are two things."""
+    """How many there are of the only object; 1 when there are two objects."""
     relation: str | None = None
     background: str | None = None
 
     @property
     def prompt(self) -> str:
-        text = self.things[0].describe(self.count)
+        text = self.objects[0].describe(self.count)
         if self.relation:
-            text += f" {self.relation} {self.things[1].describe()}"
+            text += f" {self.relation} {self.objects[1].describe()}"
         if self.background:
             text += f" on {'an' if self.background[0] in 'aeiou' else 'a'} {self.background} background"
         return text
@@ -162,16 +162,16 @@ def split_of(prompt: str) -> Split:
     return "test" if int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "little") < TEST_FRACTION * 2**32 else "train"
 
 
-def _wish(draws: _Draws) -> Wish:
+def _prompt_spec(draws: _Draws) -> PromptSpec:
     form = draws.below(10)  # 3 in 10 prompts have one object, 2 in 10 a count, 5 in 10 a relation
-    first = Thing(draws.choice(SHAPES), draws.choice(COLOURS), draws.choice((*SIZES, None)))
-    second = Thing(draws.choice(SHAPES), draws.choice(COLOURS, first.colour), draws.choice((*SIZES, None)))
+    first = SceneObject(draws.choice(SHAPES), draws.choice(COLOURS), draws.choice((*SIZES, None)))
+    second = SceneObject(draws.choice(SHAPES), draws.choice(COLOURS, first.colour), draws.choice((*SIZES, None)))
     background = draws.choice(COLOURS, first.colour, second.colour) if draws.below(2) else None
     if form < 3:
-        return Wish((first,), background=background)
+        return PromptSpec((first,), background=background)
     if form < 5:
-        return Wish((first,), count=draws.choice(COUNTS), background=background)
-    return Wish((first, second), relation=draws.choice(RELATIONS), background=background)
+        return PromptSpec((first,), count=draws.choice(COUNTS), background=background)
+    return PromptSpec((first, second), relation=draws.choice(RELATIONS), background=background)
 
 
 # --- candidates ----------------------------------------------------------------------------------------------------------------------
@@ -181,19 +181,19 @@ def _wish(draws: _Draws) -> Wish:
 class Scene:
     """What is in an image: objects in a relation, if they have one, on a background."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     relation: str | None
     background: str
-    extra: Thing | None = None
+    extra: SceneObject | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image of a comparison: a function of no arguments that draws it, and all there is to know about it. Small and picklable."""
+    """One image of a comparison: a function of no arguments that draws it, with its full description. Small and picklable."""
 
     scene: Scene
     alignment_errors: tuple[str, ...]
-    """In which ways it departs from its prompt: names of ``ALIGNMENT_POINTS``, sorted."""
+    """How it departs from its prompt: names of ``ALIGNMENT_POINTS``, sorted."""
     defect: str | None
     """One of ``DEFECTS``, or None."""
     severity: int
@@ -220,81 +220,81 @@ class Candidate:
 
 
 def pair_kind(a: Candidate, b: Candidate) -> PairKind:
-    """In what two candidates of a prompt differ, apart from positions, shades and textures: ``alignment`` says that their defects and
-    severities are the same and their errors are not, ``fidelity`` the reverse."""
+    """How two candidates of a prompt differ, ignoring positions, shades and textures: ``alignment`` where their errors differ and their
+    defects and severities do not, ``fidelity`` for the reverse."""
     alignment = a.alignment_errors != b.alignment_errors
     fidelity = (a.defect, a.severity) != (b.defect, b.severity)
     return "both" if alignment and fidelity else "alignment" if alignment else "fidelity" if fidelity else "neither"
 
 
-def _possible_errors(wish: Wish) -> list[str]:
+def _possible_errors(spec: PromptSpec) -> list[str]:
     errors = ["shape", "colour", "extra"]
-    errors += ["swap", "relation"] if wish.relation else []
-    errors += ["count"] if wish.count > 1 else ["missing"]
-    errors += ["size"] if any(thing.size for thing in wish.things) else []
-    errors += ["background"] if wish.background else []
+    errors += ["swap", "relation"] if spec.relation else []
+    errors += ["count"] if spec.count > 1 else ["missing"]
+    errors += ["size"] if any(item.size for item in spec.objects) else []
+    errors += ["background"] if spec.background else []
     return errors
 
 
 def _compatible(a: str, b: str) -> bool:
-    """Whether two errors can stand side by side: the second must not undo, hide or double the first."""
+    """Whether two errors can occur together: the second must not undo, hide or repeat the first."""
     pair = {a, b}
     if len(pair) == 1 or "missing" in pair:
         return len(pair) == 2 and pair <= {"missing", "background", "extra"}
     return not (pair <= {"swap", "relation", "colour", "shape", "size"} and "swap" in pair) and pair != {"count", "extra"}
 
 
-def _errors(wish: Wish, draws: _Draws) -> tuple[str, ...]:
+def _errors(spec: PromptSpec, draws: _Draws) -> tuple[str, ...]:
     number = (0, 0, 1, 1, 2)[draws.below(5)]
     errors: list[str] = []
     for _ in range(number):
-        options = [error for error in _possible_errors(wish) if all(_compatible(error, other) for other in errors)]
+        options = [error for error in _possible_errors(spec) if all(_compatible(error, other) for other in errors)]
         errors.append(draws.choice(error for error in options for _ in range(ALIGNMENT_FREQUENCY[error])))
     return tuple(sorted(errors))
 
 
-def _scene(wish: Wish, errors: tuple[str, ...], draws: _Draws) -> Scene:
-    named = [thing.colour for thing in wish.things]
-    background = draws.choice(COLOURS, *named, wish.background) if "background" in errors or not wish.background else wish.background
-    taken = [*named, background, wish.background]
-    things = [replace(thing, size=thing.size or draws.choice(SIZES)) for thing in wish.things]
-    i = draws.below(len(things))
+def _scene(spec: PromptSpec, errors: tuple[str, ...], draws: _Draws) -> Scene:
+    named = [item.colour for item in spec.objects]
+    background = draws.choice(COLOURS, *named, spec.background) if "background" in errors or not spec.background else spec.background
+    taken = [*named, background, spec.background]
+    objects = [replace(item, size=item.size or draws.choice(SIZES)) for item in spec.objects]
+    i = draws.below(len(objects))
     if "shape" in errors:
-        things[i] = replace(things[i], shape=draws.choice(SHAPES, things[i].shape))
-    i = draws.below(len(things))
+        objects[i] = replace(objects[i], shape=draws.choice(SHAPES, objects[i].shape))
+    i = draws.below(len(objects))
     if "colour" in errors:
-        things[i] = replace(things[i], colour=draws.choice(COLOURS, *taken))
-        taken.append(things[i].colour)
+        objects[i] = replace(objects[i], colour=draws.choice(COLOURS, *taken))
+        taken.append(objects[i].colour)
     if "size" in errors:
-        i = draws.choice([i for i, thing in enumerate(wish.things) if thing.size])
-        things[i] = replace(things[i], size=draws.choice(SIZES, things[i].size))
+        i = draws.choice([i for i, item in enumerate(spec.objects) if item.size])
+        objects[i] = replace(objects[i], size=draws.choice(SIZES, objects[i].size))
     if "swap" in errors:
-        colours = [thing.colour for thing in things]
-        things = [replace(thing, colour=colour) for thing, colour in zip(things, reversed(colours), strict=True)]
+        colours = [item.colour for item in objects]
+        objects = [replace(item, colour=colour) for item, colour in zip(objects, reversed(colours), strict=True)]
     if "missing" in errors:
-        things.pop(i)
-    relation = wish.relation if len(things) == 2 else None
+        objects.pop(i)
+    relation = spec.relation if len(objects) == 2 else None
     if relation and "relation" in errors:
         relation = draws.choice(RELATIONS, relation)
-    if wish.count > 1:
-        things *= wish.count + (draws.choice((-1, 1)) if "count" in errors else 0)
-    extra = Thing(draws.choice(SHAPES), draws.choice(COLOURS, *taken), "small") if "extra" in errors else None
-    return Scene(tuple(things), relation, background, extra)
+    if spec.count > 1:
+        objects *= spec.count + (draws.choice((-1, 1)) if "count" in errors else 0)
+    extra = SceneObject(draws.choice(SHAPES), draws.choice(COLOURS, *taken), "small") if "extra" in errors else None
+    return Scene(tuple(objects), relation, background, extra)
 
 
-def _candidates(wish: Wish, seed: tuple[int, ...], size: int, draws: _Draws) -> list[Candidate]:
+def _candidates(spec: PromptSpec, seed: tuple[int, ...], size: int, draws: _Draws) -> list[Candidate]:
     number = draws.between(4, 9)
     filled = [0] * NUM_SLOTS
     candidates: list[Candidate] = []
     while len(candidates) < number:
-        errors = _errors(wish, draws)
+        errors = _errors(spec, draws)
         severity = (0, 0, 1, 2)[draws.below(4)]
         defect = draws.choice(DEFECTS) if severity else None
-        if defect == "cut-off" and "missing" in errors and len(wish.things) == 1:
+        if defect == "cut-off" and "missing" in errors and len(spec.objects) == 1:
             continue  # nothing is left to be cut off
-        if defect == "occlusion" and "missing" in errors and len(wish.things) == 1:
+        if defect == "occlusion" and "missing" in errors and len(spec.objects) == 1:
             continue
-        candidate = Candidate(_scene(wish, errors, draws), errors, defect, severity, (*seed, len(candidates)), size)
+        candidate = Candidate(_scene(spec, errors, draws), errors, defect, severity, (*seed, len(candidates)), size)
         if filled[candidate.slot] < MAX_PER_SLOT:
             filled[candidate.slot] += 1
             candidates.append(candidate)
@@ -315,12 +315,12 @@ def _ranks(slots: list[int], noise: float, draws: _Draws) -> tuple[int, ...]:
 def comparison(index: int, seed: int, *, size: int = 64, noise: float = 0.0, split: Split = "train") -> Comparison:
     """Comparison number ``index`` of a seed; see ``comparisons``. Its ``images`` are ``Candidate``s."""
     draws = _Draws("shapes", split, seed, index)
-    wish = _wish(draws)
-    while split_of(wish.prompt) != split:
-        wish = _wish(draws)
-    candidates = _candidates(wish, (seed, index, int(split == "test")), size, draws)
+    spec = _prompt_spec(draws)
+    while split_of(spec.prompt) != split:
+        spec = _prompt_spec(draws)
+    candidates = _candidates(spec, (seed, index, int(split == "test")), size, draws)
     ranks = _ranks([candidate.slot for candidate in candidates], noise, draws)
-    return Comparison(wish.prompt, tuple(candidates), ranks, id=f"{split}-{seed}-{index}", source="shapes")
+    return Comparison(spec.prompt, tuple(candidates), ranks, id=f"{split}-{seed}-{index}", source="shapes")
 
 
 def comparisons(num_prompts: int, seed: int, *, size: int = 64, noise: float = 0.0, split: Split = "train") -> list[Comparison]:
@@ -345,14 +345,14 @@ def comparisons(num_prompts: int, seed: int, *, size: int = 64, noise: float = 0
 
 # --- layout --------------------------------------------------------------------------------------------------------------------------
 
-Placed = tuple[Thing, int, int, int]  # a thing, x and y of its centre, its radius
+Placed = tuple[SceneObject, int, int, int]  # an object, x and y of its centre, its radius
 
 
 def _layout(candidate: Candidate, draws: _Draws) -> list[Placed]:
     scene = candidate.scene
-    radii = [draws.between(*SIZES[thing.size or "small"]) for thing in scene.things]
+    radii = [draws.between(*SIZES[item.size or "small"]) for item in scene.objects]
     placed = (
-        _place_related(scene, radii, draws) if scene.relation else _place_freely(list(zip(scene.things, radii, strict=True)), [], draws)
+        _place_related(scene, radii, draws) if scene.relation else _place_freely(list(zip(scene.objects, radii, strict=True)), [], draws)
     )
     if scene.extra:
         placed = _place_freely([(scene.extra, draws.between(*SIZES["small"]))], placed, draws)
@@ -360,12 +360,12 @@ def _layout(candidate: Candidate, draws: _Draws) -> list[Placed]:
 
 
 def _place(low: int, high: int, draws: _Draws) -> int:
-    """One of the places an eighth of the side apart from low to high: few enough that a small network meets each often."""
+    """One of the places an eighth of the side apart from low to high: so few that a small network sees each of them often."""
     return draws.between(-(-low // _GRID), high // _GRID) * _GRID
 
 
 def _place_related(scene: Scene, radii: list[int], draws: _Draws) -> list[Placed]:
-    """Two objects apart along the relation's axis, and nearly level across it, so that no one would doubt the relation."""
+    """Two objects apart along the relation's axis, and nearly level across it, so that the relation is beyond doubt."""
     dx, dy = RELATIONS[scene.relation or ""]
     low = [radius + _MARGIN for radius in radii]
     gap = radii[0] + radii[1] + _MARGIN
@@ -377,19 +377,19 @@ def _place_related(scene: Scene, radii: list[int], draws: _Draws) -> list[Placed
     other = _place(max(level - slant, low[1]), min(level + slant, _SIDE - low[1]), draws)
     along = (start, end) if dx + dy < 0 else (_SIDE - start, _SIDE - end)
     xs, ys = (along, (level, other)) if dx else ((level, other), along)
-    return [(thing, x, y, radius) for thing, x, y, radius in zip(scene.things, xs, ys, radii, strict=True)]
+    return [(item, x, y, radius) for item, x, y, radius in zip(scene.objects, xs, ys, radii, strict=True)]
 
 
-def _place_freely(new: list[tuple[Thing, int]], placed: list[Placed], draws: _Draws) -> list[Placed]:
-    """Places where nothing overlaps; a crowded frame is given up after a while and the objects begun anew, smaller."""
+def _place_freely(new: list[tuple[SceneObject, int]], placed: list[Placed], draws: _Draws) -> list[Placed]:
+    """Places where nothing overlaps; in a crowded frame all are placed again, smaller, after some failures."""
     for attempt in range(24):
         result = list(placed)
-        for thing, full in new:
+        for item, full in new:
             radius = full - full * attempt // 40
             for _ in range(12):
                 x, y = (_place(radius + _MARGIN, _SIDE - radius - _MARGIN, draws) for _ in range(2))
                 if all((x - px) ** 2 + (y - py) ** 2 >= (radius + other + _MARGIN) ** 2 for _, px, py, other in result):
-                    result.append((thing, x, y, radius))
+                    result.append((item, x, y, radius))
                     break
         if len(result) == len(placed) + len(new):
             return result
@@ -402,7 +402,7 @@ def _move_out_of_frame(placed: list[Placed], severity: int, draws: _Draws) -> li
     _, x, y, radius = max(placed, key=lambda p: dx * p[1] + dy * p[2] + p[3])
     reach = dx * x + dy * y + radius - (_SIDE if dx + dy > 0 else 0)  # how far the rim is beyond the frame, if positive
     shift = radius * (70 + 50 * (severity - 1) + draws.below(20)) // 100 - reach
-    return [(thing, x + dx * shift, y + dy * shift, radius) for thing, x, y, radius in placed]
+    return [(item, x + dx * shift, y + dy * shift, radius) for item, x, y, radius in placed]
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ def _inside(shape: str, x: Ints, y: Ints, r: int) -> NDArray[np.bool_]:
     return np.sum([x * a - y * b <= r * 340 for a, b in _PENTAGRAM], axis=0) >= 4
 
 
-def _coverage(thing: Thing, x: int, y: int, radius: int, size: int, turn: tuple[int, int]) -> tuple[slice, slice, Ints] | None:
+def _coverage(item: SceneObject, x: int, y: int, radius: int, size: int, turn: tuple[int, int]) -> tuple[slice, slice, Ints] | None:
     """The rows and columns of pixels that an object touches and its share of each, in sixteenths; None outside the frame."""
     reach = radius * 23 // 16  # the corner of a turned square or cross
     low = [max((c - reach) * size // _SIDE, 0) for c in (y, x)]
@@ -449,7 +449,7 @@ def _coverage(thing: Thing, x: int, y: int, radius: int, size: int, turn: tuple[
     v = points[low[0] * _SAMPLES : high[0] * _SAMPLES, None] - y
     u = points[None, low[1] * _SAMPLES : high[1] * _SAMPLES] - x
     cos, sin = turn
-    inside = _inside(thing.shape, (u * cos + v * sin) >> 10, (v * cos - u * sin) >> 10, radius)
+    inside = _inside(item.shape, (u * cos + v * sin) >> 10, (v * cos - u * sin) >> 10, radius)
     rows, columns = high[0] - low[0], high[1] - low[1]
     share = inside.reshape(rows, _SAMPLES, columns, _SAMPLES).sum(axis=(1, 3), dtype=np.int64)
     return slice(low[0], high[0]), slice(low[1], high[1]), share
@@ -489,21 +489,21 @@ def draw(candidate: Candidate) -> NDArray[np.uint8]:
     placed = _layout(candidate, draws)
     canvas = _shade(candidate.scene.background, draws) + _texture(draws.choice(_BACKDROPS), 10, size, draws)[..., None]
     pattern = _texture(draws.choice(_BACKDROPS), 8, size, draws)[..., None]
-    for thing, x, y, radius in placed:
-        colour, turn = _shade(thing.colour, draws), draws.choice(_TURNS)
-        if covered := _coverage(thing, x, y, radius, size, turn):
+    for item, x, y, radius in placed:
+        colour, turn = _shade(item.colour, draws), draws.choice(_TURNS)
+        if covered := _coverage(item, x, y, radius, size, turn):
             rows, columns, share = covered
             part = canvas[rows, columns]
             part += (colour + pattern[rows, columns] - part) * share[..., None] >> 4
     canvas += (draws.field(size, size, 1) >> 5).astype(np.int64) - 4  # grain
-    canvas = _spoil(canvas, candidate, placed, draws)
+    canvas = _add_defect(canvas, candidate, placed, draws)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
 # --- defects -------------------------------------------------------------------------------------------------------------------------
 
 
-def _spoil(canvas: Ints, candidate: Candidate, placed: list[Placed], draws: _Draws) -> Ints:
+def _add_defect(canvas: Ints, candidate: Candidate, placed: list[Placed], draws: _Draws) -> Ints:
     severity, size = candidate.severity, candidate.size
     if candidate.defect == "blur":
         return _blur(canvas, max((2 * severity - 1) * size // 64, severity))

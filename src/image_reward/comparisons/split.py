@@ -12,14 +12,14 @@ from image_reward.errors import InputError
 from image_reward.types import Comparison
 
 # Control and format characters that are not white space, and selectors of a glyph's variant: nobody sees them, and no tokenizer here keeps
-# them apart from nothing, but text copied from a page or a spreadsheet is full of them.
+# them, but text copied from a page or a spreadsheet is full of them.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
 )
 
 
 def normalized_prompt(prompt: str) -> str:
-    """What two spellings of one prompt have in common: letters without case or compatibility forms, and single spaces between words.
+    """The prompt without case, compatibility forms and surplus white space: equal for two spellings of one prompt.
 
     Punctuation and accents stay: they can change what is asked for.
 
@@ -46,16 +46,16 @@ def split(comparisons: Sequence[Comparison], fractions: Sequence[float], seed: i
     if len(sizes) < len(fractions):
         raise InputError(f"{len(sizes)} different prompts cannot be split into {len(fractions)} parts that share none; add more prompts")
     order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
-    middles, before = [], 0
+    middles, total = [], 0
     for key in order:
-        middles.append(before + sizes[key] / 2)
-        before += sizes[key]
+        middles.append(total + sizes[key] / 2)
+        total += sizes[key]
     part_of: dict[str, int] = {}
     start = 0
     for part in range(len(fractions)):
         end = sum(middle < sum(fractions[: part + 1]) * len(keys) for middle in middles)
-        least, most = start + 1, len(order) - (len(fractions) - 1 - part)  # one prompt for this part, and one for each that follows
-        end = len(order) if part == len(fractions) - 1 else min(max(end, least), most)
+        first, last = start + 1, len(order) - (len(fractions) - 1 - part)  # one prompt for this part, and one for each that follows
+        end = len(order) if part == len(fractions) - 1 else min(max(end, first), last)
         part_of |= dict.fromkeys(order[start:end], part)
         start = end
     parts: list[list[Comparison]] = [[] for _ in fractions]

@@ -1,4 +1,4 @@
-"""Who agrees with whom: scorers with each other and with the human rankings, and annotators among themselves."""
+"""Agreement between scorers, with the human rankings, and among annotators."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from image_reward.images import unique_images
 from image_reward.types import Comparison
 
 HUMAN = "human"
-"""What the human rankings are called among the names of scorers."""
+"""The name of the human rankings among those of the scorers."""
 
 Matrix = list[list[Union[float, None]]]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of each with each other; symmetric. None for one with itself, and where nothing defines it."""
+    """Symmetric matrices over all pairs of names. None on the diagonal, and where a value is not defined."""
 
     names: list[str]
     """``HUMAN``, then the scorers."""
@@ -37,13 +37,13 @@ class Agreement:
 
 
 def agreement(rewards: Mapping[str, Sequence[Sequence[float]]], comparisons: Sequence[Comparison]) -> Agreement:
-    """``rewards``: scorer -> a list for each comparison."""
+    """``rewards``: scorer -> for each comparison, the rewards of its images."""
     names = [HUMAN, *rewards]
-    # everyone's values, higher is better, and ranks, of each comparison
+    # of each name: for each comparison, values (higher is better) and ranks (1 is best)
     values = [[-np.asarray(c.ranks, dtype=np.float64) for c in comparisons]]
-    values += [[np.asarray(of_prompt, dtype=np.float64) for of_prompt in mine] for mine in rewards.values()]
-    ranks = [[np.asarray(c.ranks) for c in comparisons], *([metrics.ranks_of(of_prompt) for of_prompt in mine] for mine in values[1:])]
-    signs = np.stack([np.concatenate([_orders(of_prompt) for of_prompt in mine]) for mine in values])
+    values += [[np.asarray(of_prompt, dtype=np.float64) for of_prompt in own] for own in rewards.values()]
+    ranks = [[np.asarray(c.ranks) for c in comparisons], *([metrics.ranks_of(of_prompt) for of_prompt in own] for own in values[1:])]
+    signs = np.stack([np.concatenate([_orders(of_prompt) for of_prompt in own]) for own in values])
     signs = signs[:, signs[0] != 0]
     num = len(names)
     same, kendall, spearman = (np.full((num, num), np.nan) for _ in range(3))
@@ -76,7 +76,7 @@ class Annotators:
     """For each comparison, the share of its pairs in which two annotators give the same order; NaN where it was not ranked twice, and for
     all but the first of the comparisons that are rankings of the same images."""
     num_pairs: list[int]
-    """How many pairs that is a share of: two images that two annotators both put in an order."""
+    """The number of pairs behind each share: two images that two annotators both put in an order."""
     num_rankings: int
     alpha: float | None
     """Krippendorff's alpha, ordinal: 1 is perfect agreement, 0 is chance. Ties count."""
@@ -85,8 +85,8 @@ class Annotators:
 def annotators(comparisons: Sequence[Comparison]) -> Annotators | None:
     """How well annotators agree, where prompts and images were ranked more than once; None where none were.
 
-    A comparison's ``annotations`` stand for it where it has them. Comparisons of the same prompt, spelling aside, and the same images are
-    rankings of the same thing.
+    A comparison's ``annotations`` stand for it where it has them. Comparisons with the same prompt, ignoring spelling, and the same
+    images count together.
     """
     groups = _rankings(comparisons)
     shares, num_pairs = [math.nan] * len(comparisons), [0] * len(comparisons)
@@ -95,13 +95,13 @@ def annotators(comparisons: Sequence[Comparison]) -> Annotators | None:
         return None
     for place, rankings in repeated.items():
         orders = np.stack([_orders(-np.asarray(ranks, dtype=np.float64)) for ranks in rankings])
-        alike = ordered = 0
+        num_same = num_ordered = 0
         for a, b in itertools.combinations(orders, 2):
             both = (a != 0) & (b != 0)
-            ordered += int(both.sum())
-            alike += int((a == b)[both].sum())
-        if ordered:
-            shares[place], num_pairs[place] = alike / ordered, ordered
+            num_ordered += int(both.sum())
+            num_same += int((a == b)[both].sum())
+        if num_ordered:
+            shares[place], num_pairs[place] = num_same / num_ordered, num_ordered
     return Annotators(shares, num_pairs, sum(map(len, repeated.values())), krippendorff_alpha(list(repeated.values())))
 
 
@@ -113,7 +113,7 @@ def _rankings(comparisons: Sequence[Comparison]) -> dict[int, list[tuple[int, ..
     for place, c in enumerate(comparisons):
         images = list(itertools.islice(index, len(c.images)))
         rankings = c.annotations or (c.ranks,)
-        if len(set(images)) < len(images):  # elsewhere nothing shows which copy a rank belongs to
+        if len(set(images)) < len(images):  # copies: other comparisons do not show which copy a rank belongs to
             groups[place] = list(rankings)
             continue
         start, order = first.setdefault((normalized_prompt(c.prompt), tuple(sorted(images))), (place, images))
@@ -124,8 +124,8 @@ def _rankings(comparisons: Sequence[Comparison]) -> dict[int, list[tuple[int, ..
 def krippendorff_alpha(groups: Sequence[Sequence[Sequence[int]]]) -> float | None:
     """Krippendorff's alpha for ordinal data (Krippendorff 2011), an image being the unit and its rank the value.
 
-    ``groups``: for each prompt the rankings of its images, one for each annotator. Who the annotators are does not matter to alpha. None
-    where it is not defined, as all ranks are the same, or the library `krippendorff` is not installed.
+    ``groups``: for each prompt the rankings of its images, one for each annotator. Alpha does not depend on who the annotators are. None
+    where it is not defined because all ranks are equal, or the library `krippendorff` is not installed.
     """
     try:
         import krippendorff

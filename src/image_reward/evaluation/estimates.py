@@ -1,4 +1,4 @@
-"""Means over prompts with their intervals: named columns of numbers, one for each prompt, all averaged over the same resamples."""
+"""Means over prompts with their intervals: named columns with one number per prompt, all averaged over the same resamples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class PromptColumns(Generic[Name]):
-    """Numbers of P prompts, in columns that go by name."""
+    """Named columns of one number for each of P prompts."""
 
     def __init__(self) -> None:
         self._columns: dict[Name, tuple[Floats, Floats]] = {}
 
     def add(self, name: Name, values: ArrayLike, weights: ArrayLike | None = None) -> None:
-        """``values`` [P], NaN for a prompt that has none. ``weights`` [P]: what each counts in the mean; by default 1."""
+        """``values`` [P], NaN for a prompt that has none. ``weights`` [P]: the weight of each in the mean; by default 1."""
         column = np.asarray(values, dtype=np.float64)
         self._columns[name] = column, np.ones_like(column) if weights is None else np.asarray(weights, dtype=np.float64)
 
@@ -50,27 +50,27 @@ class PromptColumns(Generic[Name]):
 
 @dataclass(frozen=True)
 class Means(Generic[Name]):
-    """What columns are on average."""
+    """The means of columns, and of their resamples."""
 
     values: dict[Name, float]
     """NaN for a column without a number."""
     samples: dict[Name, Floats]
-    """The means [R] of the resamples; the r-th of all columns are of the same draw."""
+    """The means [R] of the resamples; element r of every column comes from the same draw of prompts."""
     num_prompts: dict[Name, int]
-    """How many prompts have a number."""
+    """The number of prompts with a number."""
     confidence: float
-    """The part of the resamples that an interval covers, in (0, 1)."""
+    """The share of the resamples that an interval covers, in (0, 1)."""
 
     def interval(self, name: Name) -> Interval:
         low, high = metrics.interval(self.samples[name], self.confidence)
         return Interval(none_if_nan(self.values[name]), none_if_nan(low), none_if_nan(high), self.num_prompts[name])
 
     def differences(self, metric: str, names: Mapping[str, Name]) -> list[Difference]:
-        """Each of ``names`` minus each after it: what it is called -> its column. None at all where one of them has no number."""
-        values = {called: self.values[name] for called, name in names.items()}
+        """Each mean minus each after it. ``names``: the name in the result -> its column. Empty where one of them has no number."""
+        values = {label: self.values[name] for label, name in names.items()}
         if any(map(math.isnan, values.values())):
             return []
-        return metrics.differences(metric, values, {called: self.samples[name] for called, name in names.items()}, self.confidence)
+        return metrics.differences(metric, values, {label: self.samples[name] for label, name in names.items()}, self.confidence)
 
 
 def none_if_nan(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What a reduced precision costs, as a report."""
+"""The effect of a reduced precision, as a report."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from image_reward.reports.numbers import counted, decimal, percent
 from image_reward.scorers.precision import Agreement
 
 
-def precision_report(name: str, way: str, agreement: Agreement, reference_speed: float, reduced_speed: float) -> Report:
-    """Rewards of a scorer computed in ``way`` against those in float32; speeds in images per second."""
+def precision_report(name: str, method: str, agreement: Agreement, reference_speed: float, reduced_speed: float) -> Report:
+    """Rewards of a scorer computed in ``method`` against those in float32; speeds in images per second."""
     speedup = reduced_speed / reference_speed
     rows = [
         ("largest difference of a reward", decimal(agreement.largest_difference)),
@@ -19,7 +19,7 @@ def precision_report(name: str, way: str, agreement: Agreement, reference_speed:
         ("largest float32 difference of a flipped pair", decimal(agreement.largest_flipped)),
         ("median float32 difference of a flipped pair", decimal(agreement.median_flipped)),
         ("images per second, float32", f"{reference_speed:.2f}"),
-        (f"images per second, {way}", f"{reduced_speed:.2f} ({speedup:.2f}x)"),
+        (f"images per second, {method}", f"{reduced_speed:.2f} ({speedup:.2f}x)"),
     ]
     grid = Grid(
         (Column("", "left"), Column("")),
@@ -28,8 +28,8 @@ def precision_report(name: str, way: str, agreement: Agreement, reference_speed:
     )
     speeds = {"float32": reference_speed, "reduced": reduced_speed, "ratio": speedup}
     return Report(
-        f"{name} in {way} against float32",
+        f"{name} in {method} against float32",
         f"{counted(agreement.num_prompts, 'prompt')}, each with {counted(agreement.num_images, 'image')}.",
         [grid],
-        {"model": name, "way": way} | agreement.as_dict() | {"images_per_second": speeds},
+        {"model": name, "way": method} | agreement.as_dict() | {"images_per_second": speeds},
     )

@@ -21,12 +21,12 @@ _CATEGORY_KEYS = ("category", "Category", "tag")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What images are made for."""
+    """A prompt of a set."""
 
     id: str
     prompt: str
     category: str = ""
-    """The kind of prompt, where its set tells kinds apart."""
+    """The kind of prompt, in sets that have categories."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ def prompts(name_or_file: str | os.PathLike[str]) -> list[Prompt]:
 
 
 def prompt_set(name: str) -> list[Prompt]:
-    """The prompts of a published set, downloaded once. Prompts that are published without ids get their place: 00000, or anime-00000.
+    """The prompts of a published set, downloaded once. Prompts published without ids are numbered: 00000, or anime-00000.
 
-    Raises ``ValueError`` for an unknown name, or a file that is not the published one; ``DownloadError`` where it cannot be had.
+    Raises ``ValueError`` for an unknown name, or a file that is not the published one; ``DownloadError`` where it cannot be downloaded.
     """
     if name not in PROMPT_SETS:
-        near = difflib.get_close_matches(name.lower(), [known.lower() for known in PROMPT_SETS], n=1, cutoff=0.5)
-        hint = next((f" Did you mean {known}?" for known in PROMPT_SETS if near and known.lower() == near[0]), "")
+        close = difflib.get_close_matches(name.lower(), [known.lower() for known in PROMPT_SETS], n=1, cutoff=0.5)
+        hint = next((f" Did you mean {known}?" for known in PROMPT_SETS if close and known.lower() == close[0]), "")
         raise InputError(f"{name!r} is neither a file nor a known set of prompts.{hint} Known sets: {', '.join(PROMPT_SETS)}")
     spec = PROMPT_SETS[name]
     if spec.packaged:
@@ -112,8 +112,8 @@ def prompt_set(name: str) -> list[Prompt]:
         part = read_prompts(path)
         published += [Prompt(f"{category}-{p.id}" if category else p.id, p.prompt, category or p.category) for p in part]
     if len(published) != spec.num_prompts:
-        files_there = ", ".join(map(str, paths))
-        raise InputError(f"{name} has {spec.num_prompts} prompts, but {files_there} have {len(published)}; delete them and try again")
+        places = ", ".join(map(str, paths))
+        raise InputError(f"{name} has {spec.num_prompts} prompts, but {places} have {len(published)}; delete them and try again")
     return published
 
 
@@ -131,12 +131,13 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """The prompts of a file, in its order.
 
     A JSON list of strings or of objects with ``prompt`` and optional ``id`` and ``category``; the same as JSONL, CSV, TSV or Parquet; or
-    plain text with a prompt on each line. The content says which it is, whatever the name. Prompts without ids get their place: 00000, ….
+    plain text with a prompt on each line. The format is recognised by the content, whatever the file's name. Prompts without ids are
+    numbered: 00000, ….
 
     Raises ``FileNotFoundError``, or ``ValueError`` that names the row without a prompt or the ids used twice.
     """
     path = Path(path)
-    found = []
+    prompts = []
     for number, row in enumerate(read_rows(path, (*_PROMPT_KEYS, *_ID_KEYS, *_CATEGORY_KEYS), line="prompt")):
         text = _first(row.values, _PROMPT_KEYS)
         if not isinstance(text, str) or not text.strip():
@@ -147,12 +148,12 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         except UnicodeEncodeError:
             raise InputError(f"{path}, prompt {number + 1}: {text!r:.60} holds half of a surrogate pair; decode its source again") from None
         name = _first(row.values, _ID_KEYS)
-        found.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row.values, _CATEGORY_KEYS) or "")))
-    if not found:
-        raise InputError(f"{path} holds no prompts")
-    if twice := repeated([prompt.id for prompt in found]):
-        raise InputError(f"{path} has {len(twice)} ids more than once: {some(twice)}; every prompt needs an id of its own")
-    return found
+        prompts.append(Prompt(f"{number:05d}" if name is None else str(name), text, str(_first(row.values, _CATEGORY_KEYS) or "")))
+    if not prompts:
+        raise InputError(f"{path} has no prompts")
+    if twice := repeated([prompt.id for prompt in prompts]):
+        raise InputError(f"{path} has {len(twice)} ids more than once: {first_few(twice)}; every prompt needs an id of its own")
+    return prompts
 
 
 def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -160,7 +161,7 @@ def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """The names that are there more than once.
+    """The names that occur more than once, each once.
 
     >>> repeated(["a", "b", "a"])
     ['a']
@@ -169,10 +170,10 @@ def repeated(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
 
 
-def some(names: Sequence[str], most: int = 10) -> str:
-    """The first names of a list, for a message.
+def first_few(names: Sequence[str], limit: int = 10) -> str:
+    """The first names of a list and the number of the others, for a message.
 
-    >>> some(["a", "b", "c"], most=2)
+    >>> first_few(["a", "b", "c"], limit=2)
     'a, b and 1 more'
     """
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""What others measured on a data set, where it is a published one: `assets/published_results.json`, which names its sources."""
+"""Published results on published data sets, from `assets/published_results.json`, which names its sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PublishedAccuracy:
     accuracy: float
     source: str
     here: str | None
-    """The scorer being measured that bears this name; None where none does."""
+    """The measured scorer of that name; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,26 @@ class BestAndWorst:
 
 @dataclass(frozen=True)
 class PublishedResults:
-    """What is known of a published data set."""
+    """The published results of one data set."""
 
     name: str
     human: list[HumanAgreement]
     best_and_worst: BestAndWorst | None
     accuracies: list[PublishedAccuracy]
     sources: dict[str, str]
-    """Source, as the rows name it -> where to find it."""
+    """Name of a source, as in the rows -> its address."""
 
 
 def published_results(comparisons: Sequence[Comparison], counts: Mapping[str, int], scorers: Sequence[str]) -> PublishedResults | None:
     """The published results of the data set that ``comparisons`` are, or None.
 
-    A data set is recognised by its ids and prompts (see ``fingerprint``), or by its ``counts``, wherever its images are and whatever its
-    file is called. ``scorers``: the names of those that are measured, for the ``here`` of the accuracies.
+    A data set is recognised by its ids and prompts (see ``fingerprint``), or by its ``counts``, wherever its images are and whatever the
+    name of its file. ``scorers``: the names of those that are measured, for the ``here`` of the accuracies.
     """
     table = json.loads(files("image_reward").joinpath("assets/published_results.json").read_text(encoding="utf-8"))
-    mark = fingerprint(comparisons)
+    digest = fingerprint(comparisons)
     for data in table["datasets"]:
-        if mark == data["sha256"] or all(counts.get(what) == num for what, num in data["counts"].items()):
+        if digest == data["sha256"] or all(counts.get(what) == num for what, num in data["counts"].items()):
             return _results(data, table["sources"], scorers)
     return None
 
@@ -90,7 +90,7 @@ def _results(data: Mapping[str, Any], sources: Mapping[str, str], scorers: Seque
         human=human,
         best_and_worst=best and BestAndWorst(best["source"], best["data"], [_recall_and_filter(row) for row in best["rows"]]),
         accuracies=accuracies,
-        sources={name: place for name, place in sources.items() if any(cited.startswith(name) for cited in citations)},
+        sources={name: address for name, address in sources.items() if any(cited.startswith(name) for cited in citations)},
     )
 
 
@@ -100,7 +100,7 @@ def _recall_and_filter(row: Mapping[str, Any]) -> RecallAndFilter:
 
 
 def fingerprint(comparisons: Sequence[Comparison]) -> str:
-    """The sha256 of the ids and prompts, in whatever order they come."""
+    """The sha256 of the ids and prompts, whatever their order."""
     return hashlib.sha256(json.dumps(sorted((c.id, c.prompt) for c in comparisons)).encode()).hexdigest()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -14,11 +12,14 @@ import numpy as np
 
 from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError
-from image_reward.evaluation.prompt_sets import some
+from image_reward.evaluation.prompt_sets import first_few, repeated
+from image_reward.files import read_json
 from image_reward.images import unique_images
 from image_reward.scorers import Scorer
 from image_reward.scorers.together import long_prompts_reported_once, score_together
 from image_reward.types import Comparison
+
+_LARGEST_FILE = 1 << 30  # bytes; the rewards of a million images take a tenth of it, digits and ids included
 
 Rewards = Union[Sequence[Sequence[float]], Mapping[str, Sequence[float]]]
 
@@ -53,8 +54,8 @@ def score_comparisons(
 def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]) -> list[list[float]]:
     """Rewards that were saved earlier, aligned with ``comparisons``.
 
-    The file is JSON: [[reward, ..], ..] aligned already, {id: [reward, ..]}, or a list of objects with ``id``, ``rewards`` and perhaps
-    ``prompt``. Rewards of further ids are ignored.
+    The file is JSON: [[reward, ..], ..] aligned with them, {id: [reward, ..]}, or a list of objects with ``id``, ``rewards`` and optionally
+    ``prompt``. Rewards of other ids are ignored.
 
     Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and an id that appears twice, prompts that are missing or
     differ from those of the comparisons, images without a reward, or a reward that is not a finite number.
@@ -62,24 +63,20 @@ def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file of rewards: {name}")
+    content = read_json(Path(path), _LARGEST_FILE, ComparisonError)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object)
         return aligned(_rewards_in(content, comparisons), comparisons)
     except ComparisonError as error:
         raise ComparisonError(f"{name}: {error}") from None
-    except RecursionError:
-        raise ComparisonError(f"{name} is not JSON that can be read: its brackets are nested too deeply") from None
-    except ValueError as error:
-        raise ComparisonError(f"{name} is not JSON: {error}") from None
 
 
 def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[float]]:
-    """One list for each comparison, checked: a reward that is missing is never made up. Rewards of further ids are ignored."""
+    """One list for each comparison, checked: missing rewards are an error. Rewards of other ids are ignored."""
     if isinstance(rewards, Mapping):
         missing = [f"{c.id} ({c.prompt[:40]!r})" for c in comparisons if c.id not in rewards]
         if missing:
             raise ComparisonError(
-                f"there are no rewards for {len(missing)} of {len(comparisons)} prompts: {some(missing)}; "
+                f"there are no rewards for {len(missing)} of {len(comparisons)} prompts: {first_few(missing)}; "
                 "score them too, or evaluate on the others"
             )
         rewards = [rewards[c.id] for c in comparisons]
@@ -90,7 +87,7 @@ def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[fl
         )
     wrong = [f"{c.id} ({len(row)} for {len(c.images)})" for c, row in zip(comparisons, rewards, strict=True) if len(row) != len(c.images)]
     if wrong:
-        raise ComparisonError(f"{len(wrong)} prompts do not have one reward for each image: {some(wrong)}")
+        raise ComparisonError(f"{len(wrong)} prompts do not have one reward for each image: {first_few(wrong)}")
     checked = []
     for comparison, row in zip(comparisons, rewards, strict=True):
         for number, reward in enumerate(row, start=1):
@@ -100,22 +97,13 @@ def aligned(rewards: Rewards, comparisons: Sequence[Comparison]) -> list[list[fl
     return checked
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would silently keep the last of two equal keys."""
-    _check_once([key for key, _ in pairs])
-    return dict(pairs)
-
-
-def _check_once(ids: Sequence[str]) -> None:
-    twice = [name for name, num in Counter(ids).items() if num > 1]
-    if twice:
-        raise ComparisonError(f"{len(twice)} ids appear twice: {some(twice)}; keep the rewards of one scorer and one run in a file")
-
-
 def _rewards_in(content: Any, comparisons: Sequence[Comparison]) -> Rewards:
     """The content of a file, in the form that ``aligned`` takes."""
     if isinstance(content, list) and content and all(isinstance(row, dict) and {"id", "rewards"} <= set(row) for row in content):
-        _check_once([str(row["id"]) for row in content])
+        if twice := repeated([str(row["id"]) for row in content]):
+            raise ComparisonError(
+                f"{len(twice)} ids appear twice: {first_few(twice)}; keep the rewards of one scorer and one run in a file"
+            )
         prompts = {str(row["id"]): row["prompt"] for row in content if row.get("prompt")}
         differing = [
             f"{c.id} ({str(prompts[c.id])[:40]!r}, not {c.prompt[:40]!r})"
@@ -124,8 +112,8 @@ def _rewards_in(content: Any, comparisons: Sequence[Comparison]) -> Rewards:
         ]
         if differing:
             raise ComparisonError(
-                f"the rewards of {len(differing)} ids are for other prompts than those that were ranked: {some(differing)}; "
-                "score this data, or give the file that these rewards are for"
+                f"the rewards of {len(differing)} ids are for other prompts than those that were ranked: {first_few(differing)}; "
+                "score this data, or evaluate on the comparisons that these rewards are for"
             )
         content = {str(row["id"]): row["rewards"] for row in content}
     if isinstance(content, dict | list) and all(
@@ -133,6 +121,6 @@ def _rewards_in(content: Any, comparisons: Sequence[Comparison]) -> Rewards:
     ):
         return content
     raise ComparisonError(
-        "there are no rewards in it. They are a list of lists aligned with the comparisons, {id: [rewards]}, "
+        "it has no rewards. They are a list of lists aligned with the comparisons, {id: [rewards]}, "
         "or a list of objects with id and rewards"
     )

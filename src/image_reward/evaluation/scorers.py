@@ -7,9 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import numpy as np
+from numpy.typing import NDArray
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
@@ -30,7 +31,7 @@ POOLED, PER_PROMPT = "pairwise_accuracy_pooled", "pairwise_accuracy_per_prompt"
 ACCURACIES = (POOLED, PER_PROMPT)
 CALIBRATION_ERROR = "expected_calibration_error"
 
-# Bins of prompt length in tokens as BLIP counts them, [CLS] and [SEP] included. It reads 35; what is longer loses its end.
+# Bins of prompt length in tokens as BLIP counts them, [CLS] and [SEP] included. It reads 35 and cuts longer prompts.
 _LENGTHS = {"up to 10": 10, "11 to 20": 20, "21 to 35": 35, "over 35, cut by BLIP": math.inf}
 
 _PREDICTED_TIES: dict[PredictedTies, str] = {
@@ -90,7 +91,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the prompts, and the pooled accuracy of each scorer on them."""
+    """A group of prompts, and the pooled accuracy of each scorer on them."""
 
     name: str
     num_prompts: int
@@ -127,17 +128,17 @@ class Evaluation:
     seed: int
     scorers: dict[str, Measured]
     chance: dict[str, float | None]
-    """What recall@k and filter@k are on average for rewards drawn at random, on these prompts."""
+    """The expected recall@k and filter@k of random rewards on these prompts."""
     by_length: list[Group]
     by_category: list[Group]
-    """Empty where the data set knows no categories."""
+    """Empty where the data set has no categories."""
     differences: list[Difference]
     """Of both accuracies, each scorer with each after it; p-values are adjusted for the pairs of one accuracy."""
     agreement: Agreement
     annotators: AnnotatorAgreement | None
     """None where no images were ranked twice."""
     published: PublishedResults | None
-    """What others measured, where the data set is a published one."""
+    """Published results on the same data set, if it is a published one."""
 
     @property
     def per_prompt(self) -> list[PromptResult]:
@@ -187,66 +188,36 @@ def evaluate(
       resampled calibration error is larger than the true one, so it gets no interval.
     - ``log_loss_with_ties``, where the scorer has a fitted tie parameter: the same over all pairs, ties being a third outcome.
 
-    Raises ``ValueError`` for no comparisons, no scorers, or no such k; ``ComparisonError`` that names ids used twice, prompts or images
+    Raises ``ValueError`` for no comparisons, no scorers, or invalid ks; ``ComparisonError`` that names ids used twice, prompts or images
     without a finite reward, or data in which everything is tied; and whatever a scorer raises for an image.
     """
     if not scorers:
         raise InputError("there are no scorers to evaluate")
     if HUMAN in scorers:
-        raise InputError(f"a scorer cannot be called {HUMAN!r}, which stands for those it is measured against; give it another name")
+        raise InputError(f"a scorer cannot be called {HUMAN!r}, which names the human rankings; give it another name")
     ks = choose_ks(comparisons, ks)
     rewards = _rewards(scorers, comparisons, on_image)
     pairs = {name: _pairs_of(scorers[name], values, comparisons) for name, values in rewards.items()}
     calibrations = {name: _calibration(of_scorer, num_bins) for name, of_scorer in pairs.items()}
-    tokens = [len(encoding) + 2 for encoding in bert_tokenizer().encode_batch([c.prompt for c in comparisons], add_special_tokens=False)]
-    groups = {
-        "length": _groups([next(name for name, longest in _LENGTHS.items() if num <= longest) for num in tokens], list(_LENGTHS)),
-        "category": _groups([c.category or "none given" for c in comparisons]) if any(c.category for c in comparisons) else {},
-    }
+    num_tokens = [len(row) + 2 for row in bert_tokenizer().encode_batch([c.prompt for c in comparisons], add_special_tokens=False)]
+    groups = _groups(comparisons, num_tokens)
     annotated = annotators(comparisons)
 
     columns = PromptColumns[_Column]()
     for name, values in rewards.items():
-        of_scorer = _metric_columns(values, pairs[name], comparisons, ks, predicted_ties, human_ties)
-        for metric, (numbers, weights) in of_scorer.items():
-            columns.add(_Column(name, metric), numbers, weights)
-        accuracies, num_pairs = of_scorer[POOLED]
-        for kind, members in groups.items():
-            for group, inside in members.items():
-                columns.add(_Column(name, POOLED, kind, group), np.where(inside, accuracies, np.nan), num_pairs)
+        _add_columns(columns, name, _metric_columns(values, pairs[name], comparisons, ks, predicted_ties, human_ties), groups)
     if annotated:
         columns.add(_ANNOTATORS, annotated.shares, annotated.num_pairs)
     prompts = [normalized_prompt(c.prompt) for c in comparisons]
     means = columns.means(prompts, num_resamples, confidence, seed)
 
-    human_pairs = [metrics.num_pairs(c.ranks) for c in comparisons]
-    num_untied, num_tied = (sum(column) for column in zip(*human_pairs, strict=True))
-    num_images = sum(len(c.images) for c in comparisons)
-    counts = {
-        "prompts": len(comparisons),
-        "images": num_images,
-        "untied pairs": num_untied,
-        "tied pairs": num_tied,
-        "pairs": num_untied + num_tied,
-    }
-
-    def grouped(kind: str) -> list[Group]:
-        return [
-            Group(
-                name=group,
-                num_prompts=int(inside.sum()),
-                num_untied_pairs=sum(untied for (untied, _), here in zip(human_pairs, inside, strict=True) if here),
-                accuracies={name: means.interval(_Column(name, POOLED, kind, group)) for name in rewards},
-            )
-            for group, inside in groups[kind].items()
-        ]
-
+    counts = _counts(comparisons)
     return Evaluation(
-        num_prompts=len(comparisons),
+        num_prompts=counts["prompts"],
         num_distinct_prompts=len(set(prompts)),
-        num_images=num_images,
-        num_untied_pairs=num_untied,
-        num_tied_pairs=num_tied,
+        num_images=counts["images"],
+        num_untied_pairs=counts["untied pairs"],
+        num_tied_pairs=counts["tied pairs"],
         ks=ks,
         treatment_of_ties=f"{_HUMAN_TIES[human_ties]}; {_PREDICTED_TIES[predicted_ties]}",
         confidence=confidence,
@@ -257,13 +228,13 @@ def evaluate(
                 num_predicted_ties=sum(p.counts.predicted_ties for p in pairs[name]),
                 metrics=_estimates(name, means, pairs[name], calibrations[name]),
                 calibration=calibrations[name],
-                per_prompt=_prompt_results(name, values, pairs[name], comparisons, tokens, columns, ks),
+                per_prompt=_prompt_results(name, values, pairs[name], comparisons, num_tokens, columns, ks),
             )
             for name, values in rewards.items()
         },
         chance=_chance(comparisons, ks),
-        by_length=grouped("length"),
-        by_category=grouped("category"),
+        by_length=_group_results("length", groups, list(rewards), comparisons, means),
+        by_category=_group_results("category", groups, list(rewards), comparisons, means),
         differences=[
             difference
             for metric in ACCURACIES
@@ -278,7 +249,7 @@ def evaluate(
 def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None) -> tuple[int, ...]:
     """The k of recall@k and filter@k, by default those of 1, 2 and 4 that some prompt has more images than.
 
-    Raises what ``evaluate`` raises for its comparisons and ks, which can be known before a scorer is loaded.
+    Raises what ``evaluate`` raises for its comparisons and ks, so that they can be checked before a scorer is loaded.
     """
     if not comparisons:
         raise InputError("there are no comparisons to evaluate on")
@@ -286,7 +257,7 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
     if twice:
         raise ComparisonError(f"the id {twice[0]!r} is used twice; give each comparison an id of its own, or none")
     if not any(metrics.num_pairs(c.ranks)[0] for c in comparisons):
-        raise ComparisonError("every pair of images is tied here, so there is no order to agree with; give data with an order")
+        raise ComparisonError("every pair of images is tied, so there is no order to agree with; use data with an order")
     most = max(len(c.images) for c in comparisons)
     if ks is None:
         return tuple(k for k in DEFAULT_KS if k < most)
@@ -294,7 +265,7 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
         raise InputError(f"ks are integers from 1, not {list(ks)}")
     if max(ks) >= most:
         raise InputError(
-            f"no prompt has more than {max(ks)} images, which recall@{max(ks)} needs; the most here are {most}, so give k below that"
+            f"no prompt has more than {max(ks)} images, which recall@{max(ks)} needs; the most here are {most}, so choose k below that"
         )
     return tuple(dict.fromkeys(ks))
 
@@ -302,7 +273,7 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
 def _rewards(
     scorers: Mapping[str, Scorer[Any] | Rewards], comparisons: Sequence[Comparison], on_image: Callable[[int, int], None] | None
 ) -> dict[str, list[list[float]]]:
-    """Scorer -> rewards. Those that were saved are checked before any are computed."""
+    """Scorer -> rewards. Saved rewards are checked before any are computed."""
     rewards: dict[str, list[list[float]]] = {}
     for name, saved in scorers.items():
         if not isinstance(saved, Scorer):
@@ -316,9 +287,38 @@ def _rewards(
     return {name: rewards[name] for name in scorers}
 
 
-def _groups(names: Sequence[str], order: Sequence[str] = ()) -> dict[str, Any]:
-    """Group -> which prompts are in it, bool [P]; empty groups are left out."""
-    return {group: np.array([name == group for name in names]) for group in order or sorted(set(names)) if group in names}
+def _counts(comparisons: Sequence[Comparison]) -> dict[str, int]:
+    """The counts by which ``published_results`` recognises a data set."""
+    untied, tied = (sum(column) for column in zip(*(metrics.num_pairs(c.ranks) for c in comparisons), strict=True))
+    num_images = sum(len(c.images) for c in comparisons)
+    return {"prompts": len(comparisons), "images": num_images, "untied pairs": untied, "tied pairs": tied, "pairs": untied + tied}
+
+
+_Groups = dict[str, dict[str, NDArray[np.bool_]]]
+"""Kind -> group -> whether each prompt is in it, bool [P]. Groups without prompts are left out."""
+
+
+def _groups(comparisons: Sequence[Comparison], num_tokens: Sequence[int]) -> _Groups:
+    lengths = [next(name for name, longest in _LENGTHS.items() if num <= longest) for num in num_tokens]
+    categories = [c.category or "none given" for c in comparisons] if any(c.category for c in comparisons) else []
+    return {
+        "length": {group: np.array([name == group for name in lengths]) for group in _LENGTHS if group in lengths},
+        "category": {group: np.array([name == group for name in categories]) for group in sorted(set(categories))},
+    }
+
+
+def _group_results(
+    kind: str, groups: _Groups, scorers: Sequence[str], comparisons: Sequence[Comparison], means: Means[_Column]
+) -> list[Group]:
+    return [
+        Group(
+            name=group,
+            num_prompts=int(members.sum()),
+            num_untied_pairs=sum(metrics.num_pairs(comparisons[p].ranks)[0] for p in np.flatnonzero(members).tolist()),
+            accuracies={name: means.interval(_Column(name, POOLED, kind, group)) for name in scorers},
+        )
+        for group, members in groups[kind].items()
+    ]
 
 
 def _annotator_agreement(annotated: Annotators, means: Means[_Column]) -> AnnotatorAgreement:
@@ -326,10 +326,11 @@ def _annotator_agreement(annotated: Annotators, means: Means[_Column]) -> Annota
 
 
 def _chance(comparisons: Sequence[Comparison], ks: Sequence[int]) -> dict[str, float | None]:
+    """recall@k and filter@k of random rewards."""
     chance = {}
-    for what, read in (("recall", np.asarray), ("filter", metrics.from_worst)):
+    for what, counted_ranks in (("recall", np.asarray), ("filter", metrics.from_worst)):
         for k in ks:
-            shares = [metrics.chance_at_k(read(c.ranks), k) for c in comparisons if len(c.ranks) > k]
+            shares = [metrics.chance_at_k(counted_ranks(c.ranks), k) for c in comparisons if len(c.ranks) > k]
             chance[f"{what}@{k}"] = none_if_nan(float(metrics.weighted_mean(shares)))
     return chance
 
@@ -348,6 +349,19 @@ class _Column(NamedTuple):
 
 _ANNOTATORS = _Column(HUMAN, "same_order")
 
+_MetricColumns = dict[str, tuple[list[float], Union[list[int], None]]]
+"""Metric -> its value for each prompt [P], NaN where it is not defined, and the weight of each; None where all weigh the same."""
+
+
+def _add_columns(columns: PromptColumns[_Column], scorer: str, of_scorer: _MetricColumns, groups: _Groups) -> None:
+    """Add a scorer's metrics, and its pooled accuracy once more for each group, NaN for the prompts outside it."""
+    for metric, (values, weights) in of_scorer.items():
+        columns.add(_Column(scorer, metric), values, weights)
+    accuracies, num_pairs = of_scorer[POOLED]
+    for kind, by_name in groups.items():
+        for group, members in by_name.items():
+            columns.add(_Column(scorer, POOLED, kind, group), np.where(members, accuracies, np.nan), num_pairs)
+
 
 def _metric_columns(
     rewards: list[list[float]],
@@ -356,12 +370,11 @@ def _metric_columns(
     ks: Sequence[int],
     predicted_ties: PredictedTies,
     human_ties: HumanTies,
-) -> dict[str, tuple[list[float], list[int] | None]]:
-    """Metric -> its value for each prompt [P], NaN where it is not defined, and what each value weighs."""
+) -> _MetricColumns:
     accuracies = [metrics.pairwise_accuracy(p.counts, predicted_ties, human_ties) for p in pairs]
     of_prompts = [accuracy for accuracy, _ in accuracies]
     # The mean of the prompts' accuracies, each weighing as much as it has pairs, is the accuracy over all pairs.
-    columns: dict[str, tuple[list[float], list[int] | None]] = {
+    columns: _MetricColumns = {
         POOLED: (of_prompts, [num for _, num in accuracies]),
         PER_PROMPT: (of_prompts, None),
     }
@@ -389,7 +402,7 @@ def _prompt_results(
     rewards: list[list[float]],
     pairs: list[_Pairs],
     comparisons: Sequence[Comparison],
-    tokens: Sequence[int],
+    num_tokens: Sequence[int],
     columns: PromptColumns[_Column],
     ks: Sequence[int],
 ) -> list[PromptResult]:
@@ -402,7 +415,7 @@ def _prompt_results(
             id=c.id,
             prompt=c.prompt,
             category=c.category,
-            num_tokens=tokens[i],
+            num_tokens=num_tokens[i],
             num_images=len(c.images),
             rewards=values,
             ranks=list(c.ranks),
@@ -457,7 +470,7 @@ class _Pairs:
 
 
 def _pairs_of(scorer: Scorer[Any] | Rewards, rewards: Sequence[list[float]], comparisons: Sequence[Comparison]) -> list[_Pairs]:
-    """Of each comparison. Saved rewards come without the units that a scorer was trained in, and are taken to be in them."""
+    """The pairs of each comparison. Saved rewards are taken to be in the units of training, in which sigmoid(a - b) is a probability."""
     chance = scorer.win_probability if isinstance(scorer, Scorer) else metrics.win_probability
     has_ties = isinstance(scorer, Scorer) and scorer.tie is not None
     return [_Pairs.of(values, c.ranks, chance, has_ties) for values, c in zip(rewards, comparisons, strict=True)]

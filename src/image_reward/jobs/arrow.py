@@ -93,6 +93,15 @@ def python_rows(table: pyarrow.Table) -> list[dict[str, Any]]:
         return table.cast(_changed(table.schema, partial(_pythonic, units=("s", "ms", "us", "ns")))).to_pylist()
 
 
+def as_text(table: pyarrow.Table) -> pyarrow.Array:
+    """The one column of a table as text."""
+    pa = arrow()
+    try:
+        return table.column(0).cast(pa.string()).combine_chunks()
+    except pa.ArrowException:  # bytes that are not UTF-8, lists, structs
+        return text_array([None if value is None else str(value) for row in python_rows(table) for value in row.values()])
+
+
 def without_views(schema: pyarrow.Schema) -> pyarrow.Schema:
     """The schema with text and bytes in place of views of them, of which Arrow cannot take rows."""
     pa = arrow()

@@ -8,45 +8,30 @@ autoscaling cluster grow; those that have nothing left to do are let go.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from image_reward.errors import ImageRewardError, JobError
-from image_reward.jobs.messages import Died, Done, Event, Failed, Ready, Task
+from image_reward.errors import JobError
+from image_reward.jobs.messages import DefectError, Task, WorkerDiedError
+from image_reward.jobs.worker import Worker
 
 if TYPE_CHECKING:
     from image_reward.jobs.shards import Work
 
 
-class Actor:
-    """A ``ShardScorer`` on some machine of the cluster. The job's own troubles come back as text: Ray would add a traceback."""
+class Actor(Worker):
+    """A worker on some machine of the cluster."""
 
     def __init__(self, work: Work, device: str | None) -> None:
-        import warnings
-
         warnings.simplefilter("ignore")
-        self.work, self.device = work, device
-        self.scorer: Any = None
+        super().__init__(work, device)
 
-    def prepare(self) -> Any:
-        """What the scorers are, and the node they are on."""
+    def node(self) -> str:
         import ray
 
-        from image_reward.jobs.shards import ShardScorer
-
-        try:
-            self.scorer = ShardScorer(self.work, self.device)
-            return self.scorer.identity(), ray.get_runtime_context().get_node_id()
-        except (ImageRewardError, OSError) as error:
-            return str(error)
-
-    def run(self, task: Task) -> Any:
-        try:
-            if task.give_up is not None:
-                return self.scorer.give_up(task.shard, task.give_up)
-            return self.scorer.score(task.shard, task.upcoming)
-        except (ImageRewardError, OSError) as error:
-            return str(error)
+        return str(ray.get_runtime_context().get_node_id())
 
 
 class ActorPool:
@@ -69,57 +54,41 @@ class ActorPool:
         self.decoders = decoders if decoders is not None else max(1, num_cpus // num_gpus - 1) if cuda and num_gpus else 0
         self.device = device or ("cuda" if cuda else "cpu")
         self.work = work(self.decoders, None if cuda else 1)
-        self.count = min(count, max(1, num_shards))
+        self.num_workers = min(count, max(1, num_shards))
         self.options = {"num_cpus": 1 + self.decoders, "num_gpus": 1 if cuda else 0, "max_restarts": 0, "max_task_retries": 0}
         self.actors: dict[int, Any] = {}
-        self.nodes: dict[int, str] = {}
-        self.calls: dict[Any, int] = {}  # what was asked of actors and not yet answered -> the worker
+        self.nodes: dict[int, Future[str]] = {}
 
-    @property
-    def workers(self) -> list[int]:
-        return list(range(self.count))
+    def start(self, worker: int) -> Future[Any]:
+        self.actors[worker] = actor = self.ray.remote(**self.options)(Actor).remote(self.work, self.device)
+        self.nodes[worker] = actor.node.remote().future()
+        return actor.load.remote().future()
 
-    def start(self, worker: int) -> None:
-        actor = self.ray.remote(**self.options)(Actor).remote(self.work, self.device)
-        self.actors[worker] = actor
-        self.calls[actor.prepare.remote()] = worker
+    def give(self, worker: int, task: Task) -> Future[Any]:
+        return self.actors[worker].run.remote(task).future()
 
-    def give(self, worker: int, task: Task) -> None:
-        self.calls[self.actors[worker].run.remote(task)] = worker
-
-    def events(self, timeout: float) -> list[Event]:
-        calls = list(self.calls)
-        ready, _ = self.ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
-        if not ready and calls:
-            ready, _ = self.ray.wait(calls, num_returns=1, timeout=timeout)
-        return [self._event(call) for call in ready]
-
-    def _event(self, call: Any) -> Event:
-        worker = self.calls.pop(call)
+    def result(self, worker: int, call: Future[Any]) -> Any:
         try:
-            answer = self.ray.get(call)
+            return call.result()
         except self.ray.exceptions.RayActorError as error:
-            return self._died(worker, _reason(str(error)))
+            reason, where = _reason(str(error)), self.nodes[worker]
+            self.stop(worker)
+            # Where the cluster has not noticed yet that the machine is gone, one try is counted, which is two too few to give a shard up.
+            alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
+            gone = where.done() and where.exception() is None and where.result() not in alive
+            raise WorkerDiedError(reason, blameless=gone or "node has died" in reason) from None
         except self.ray.exceptions.RayTaskError as error:
-            return self._died(worker, f"{type(error.cause).__name__}: {error.cause}")
-        if isinstance(answer, str):
-            return Failed(worker, answer)
-        if isinstance(answer, tuple):
-            identity, self.nodes[worker] = answer
-            return Ready(worker, identity)
-        return Done(worker, answer)
+            if isinstance(error.cause, WorkerDiedError):
+                self.stop(worker)
+            raise error.cause from (error if isinstance(error.cause, DefectError) else None)  # which has the traceback of the actor
 
-    def _died(self, worker: int, reason: str) -> Died:
-        node = self.nodes.pop(worker, None)
-        # Where the cluster has not noticed yet that the machine is gone, one try is counted, which is two too few to give a shard up.
-        alive = {found["NodeID"] for found in self.ray.nodes() if found["Alive"]}
-        self.stop(worker)
-        return Died(worker, reason, blameless="node has died" in reason or (node is not None and node not in alive))
+    def progress(self, worker: int) -> tuple[int, int]:
+        """Not known: only what comes of a whole shard comes back."""
+        del worker
+        return 0, 0
 
     def stop(self, worker: int) -> None:
-        if (actor := self.actors.pop(worker, None)) is not None:
-            self.ray.kill(actor)
-        self.calls = {call: of for call, of in self.calls.items() if of != worker}
+        self.ray.kill(self.actors.pop(worker))
 
     def close(self) -> None:
         for worker in list(self.actors):

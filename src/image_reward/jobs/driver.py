@@ -5,26 +5,37 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from image_reward.errors import JobError
 from image_reward.jobs.folder import JobFolder
-from image_reward.jobs.messages import Died, Done, Event, Failed, Progressed, Ready, ShardResult, Task
+from image_reward.jobs.messages import ShardResult, Task, WorkerDiedError
 from image_reward.jobs.rows import Shard
 
 MAX_TRIES = 3
 _MAX_STARTS = 3  # of a worker that never gets ready
+_LOOK_EVERY = 0.25  # seconds: for progress, and for a wish to stop
 
 
 class Pool(Protocol):
-    """Workers of some kind."""
+    """Workers of some kind, by number from 0 to ``num_workers``. Each does one thing at a time."""
 
     @property
-    def workers(self) -> list[int]: ...
-    def start(self, worker: int) -> None: ...
-    def give(self, worker: int, task: Task) -> None: ...
-    def events(self, timeout: float) -> list[Event]: ...
+    def num_workers(self) -> int: ...
+    def start(self, worker: int) -> Future[Any]:
+        """Start it, again if it died. What the scorers are."""
+
+    def give(self, worker: int, task: Task) -> Future[Any]:
+        """A ``ShardResult``."""
+
+    def result(self, worker: int, call: Future[Any]) -> Any:
+        """What a call brought. Raises ``WorkerDiedError``, after which it must be started again, ``JobError`` or ``DefectError``."""
+
+    def progress(self, worker: int) -> tuple[int, int]:
+        """Rows of its shard that are done, and those of them with errors, as far as that is known."""
+
     def stop(self, worker: int) -> None: ...
     def close(self) -> None: ...
 
@@ -85,11 +96,12 @@ class Driver:
         missing = [shard for shard in shards if shard.number not in done]
         self.waiting = deque(shard for shard in missing if not self.tries.get(shard.number))
         self.suspects = deque(shard for shard in missing if self.tries.get(shard.number))
-        self.working: dict[int, Task] = {}
+        self.calls: dict[Future[Any], tuple[int, Task | None]] = {}
+        """What workers are at: a task, or loading the scorers."""
         self.reserved: dict[int, Shard] = {}
         self.idle: set[int] = set()
-        self.starting: dict[int, int] = {}
-        self.partial: dict[int, tuple[int, int]] = {}
+        self.starts: dict[int, int] = {}
+        """How often workers were started in vain."""
         self.rows_before = sum(shard.num_rows for shard in shards if shard.number in done)
         self.total = sum(shard.num_rows for shard in shards)
         self.rows_now = self.errors_now = 0
@@ -103,22 +115,22 @@ class Driver:
         self.seconds = 0.0
 
     def run(self) -> None:
-        """Raises ``JobError`` for what no worker can help; parts that are written stay."""
+        """Raises ``JobError`` for what no worker can help, and ``DefectError``; parts that are written stay."""
         num_needed = max(1, len(self.waiting) + len(self.suspects))  # one at least, to see what the scorers are
         try:
-            for worker in self.pool.workers[:num_needed]:
+            for worker in range(min(self.pool.num_workers, num_needed)):
                 self._start(worker)
-            while self.starting or self.working or self._more():
+            while self.calls:
                 if self.stopping() and not self.noticed:
                     self.noticed = True
                     self.on_stopping()
-                if self.stopping() and not self.working:
+                if self.stopping() and not self._working():
                     break
-                for event in self.pool.events(0.25):
-                    self._take(event)
+                for call in wait(self.calls, _LOOK_EVERY, FIRST_COMPLETED).done:
+                    self._take(call)
                 self._hand_out()
                 self.on_progress(self.progress())
-                if self.began is not None and not self.working and not self._more():
+                if self.began is not None and not self._working() and not self._more():
                     break
         finally:
             self.seconds = time.monotonic() - self.began if self.began is not None else 0.0
@@ -126,47 +138,40 @@ class Driver:
 
     def progress(self) -> Progress:
         elapsed = time.monotonic() - self.began if self.began is not None else 0.0
-        within = sum(rows for rows, _ in self.partial.values())
-        now = self.rows_now + within
+        partial = [self.pool.progress(worker) for worker in self._working()]
+        now = self.rows_now + sum(rows for rows, _ in partial)
         rate = now / elapsed if elapsed > 0 else 0.0
         left = self.total - self.rows_before - now
-        num_workers = len(self.idle) + len(self.working)
+        num_workers = len(self.idle) + len(self._working())
         busy = self.busy / (elapsed * max(1, num_workers)) if elapsed > 0 else 0.0
-        num_errors = self.errors_now + sum(errors for _, errors in self.partial.values())
+        num_errors = self.errors_now + sum(errors for _, errors in partial)
         return Progress(self.rows_before + now, self.total, num_errors, rate, left / rate if rate else None, min(busy, 1.0), num_workers)
 
-    # --- events ---
+    # --- what workers answer ---
+
+    def _working(self) -> list[int]:
+        return [worker for worker, task in self.calls.values() if task is not None]
 
     def _start(self, worker: int) -> None:
-        self.starting[worker] = self.starting.get(worker, 0) + 1
-        self.pool.start(worker)
+        self.starts[worker] = self.starts.get(worker, 0) + 1
+        self.calls[self.pool.start(worker)] = worker, None
 
-    def _take(self, event: Event) -> None:
-        worker = event.worker
-        if isinstance(event, Ready):
-            self.on_ready(event.identity)
-            self.starting.pop(worker, None)
-            self.idle.add(worker)
-            self.began = self.began or time.monotonic()
-        elif isinstance(event, Progressed):
-            self.partial[worker] = (event.num_rows, event.num_errors)
-        elif isinstance(event, Done):
-            self._finish(worker, event.result)
-        elif isinstance(event, Failed):
-            raise JobError(event.reason)
-        elif worker in self.starting:
-            if self.stopping():
-                return
-            if self.starting[worker] >= _MAX_STARTS:
-                raise JobError(f"workers cannot start: {event.reason}")
-            self._start(worker)
-        else:
-            self._bury(worker, event)
-
-    def _finish(self, worker: int, result: ShardResult) -> None:
-        task = self.working.pop(worker)
-        self.partial.pop(worker, None)
+    def _take(self, call: Future[Any]) -> None:
+        worker, task = self.calls.pop(call)
+        try:
+            answer = self.pool.result(worker, call)
+        except WorkerDiedError as death:
+            self._handle_death(worker, task, death)
+            return
         self.idle.add(worker)
+        if task is not None:
+            self._finish(task, answer)
+        else:
+            self.on_ready(answer)
+            del self.starts[worker]
+            self.began = self.began or time.monotonic()
+
+    def _finish(self, task: Task, result: ShardResult) -> None:
         self.rows_now += result.num_rows
         self.errors_now += result.num_errors
         self.busy += result.busy
@@ -176,14 +181,14 @@ class Driver:
         else:
             self._quarantine(task.shard, task.give_up)
 
-    def _bury(self, worker: int, event: Died) -> None:
-        """A worker died. Its shard is tried again, alone, and after three deaths no more; deaths while the job stops do not count."""
-        self.idle.discard(worker)
-        self.partial.pop(worker, None)
+    def _handle_death(self, worker: int, task: Task | None, death: WorkerDiedError) -> None:
+        """The shard is tried again, alone, and after three deaths no more; deaths while the job stops do not count."""
         if (shard := self.reserved.pop(worker, None)) is not None:
             self.waiting.appendleft(shard)
-        task = self.working.pop(worker, None)
-        if task is not None:
+        if task is None:
+            if self.starts[worker] >= _MAX_STARTS and not self.stopping():
+                raise JobError(f"workers cannot start: {death.reason}")
+        else:
             shard = task.shard
             if self.stopping():
                 self.waiting.appendleft(shard)
@@ -192,14 +197,14 @@ class Driver:
                 self.errors_now += shard.num_rows
                 self.lost.add(shard.number)
                 self._quarantine(shard, task.give_up)
-            elif event.blameless:
+            elif death.blameless:
                 self.waiting.appendleft(shard)
             else:
                 self.tries[shard.number] = self.tries.get(shard.number, 0) + 1
                 self.folder.write_tries(self.tries)
-                self.reasons[shard.number] = event.reason
+                self.reasons[shard.number] = death.reason
                 self.suspects.append(shard)
-        if self._more() and not self.stopping():
+        if (self._more() or task is None) and not self.stopping():
             self._start(worker)
 
     def _quarantine(self, shard: Shard, reason: str) -> None:
@@ -221,10 +226,8 @@ class Driver:
             if task is None:  # nothing for this one; another may have a shard reserved
                 continue
             self.idle.discard(worker)
-            self.working[worker] = task
-            self.pool.give(worker, task)
-        busy_elsewhere = bool(self.working or self.starting)
-        if not self._more() and busy_elsewhere:  # let go of those that have nothing left to do, but keep one for what may come back
+            self.calls[self.pool.give(worker, task)] = worker, task
+        if not self._more() and self.calls:  # let go of those that have nothing left to do, but keep one for what may come back
             for worker in sorted(self.idle)[1:]:
                 self.idle.discard(worker)
                 self.pool.stop(worker)

@@ -104,7 +104,10 @@ class Access:
         return f"{info.get('size')} bytes, {next(seen, 'no date')}"
 
     def read(self, source: ImageSource) -> bytes:
-        """The bytes of an image file. Raises ``FileNotFoundError``, ``ImageReadError``, ``JobError`` or ``OSError``."""
+        """The bytes of an image file. Raises ``FileNotFoundError``, ``ImageReadError``, ``JobError`` or ``OSError``.
+
+        What the library of an object store raises beyond these, it raises of this image or its server, and is an ``ImageReadError``.
+        """
         if isinstance(source, bytes):
             return source
         if isinstance(source, Member):
@@ -114,15 +117,12 @@ class Access:
                 return file.read(source.size)
         if scheme(source):
             files, name = self.file_system(source)
-            size = files.size(name)
-            _check_size(source, size or 0)
-            if size is None:  # a server that does not say how much it will send
-                with files.open(name, "rb") as file:
-                    data: bytes = file.read(LARGEST_FILE + 1)
-                _check_size(source, len(data))
-            else:
-                data = files.cat_file(name)
-            return data
+            try:
+                return _read_remote(files, name, source)
+            except (OSError, ImageReadError, MemoryError):
+                raise
+            except Exception as error:
+                raise ImageReadError(f"{source:.200} cannot be fetched: {type(error).__name__}: {error}") from error
         return read_image_file(source)
 
     def listing(self, pattern: str) -> list[str]:
@@ -143,6 +143,18 @@ class Access:
         else:
             found = [name] if files.exists(name) else []
         return sorted(f"{scheme(pattern)}://{path.lstrip('/')}" for path in found if not PurePosixPath(path).name.startswith("."))
+
+
+def _read_remote(files: Any, name: str, source: str) -> bytes:
+    size = files.size(name)
+    _check_size(source, size or 0)
+    if size is None:  # a server that does not say how much it will send
+        with files.open(name, "rb") as file:
+            data: bytes = file.read(LARGEST_FILE + 1)
+        _check_size(source, len(data))
+    else:
+        data = files.cat_file(name)
+    return data
 
 
 def _check_size(name: str, size: int) -> None:

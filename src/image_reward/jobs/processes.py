@@ -1,45 +1,98 @@
-"""Worker processes on this machine."""
+"""Workers on this machine: processes, each the one process of an executor, or the program itself."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import traceback
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
-from image_reward.errors import ImageRewardError, JobError
-from image_reward.jobs.messages import Died, Done, Event, Failed, Progressed, Ready, Task
-from image_reward.jobs.shards import ShardScorer, Work
+from image_reward.errors import JobError
+from image_reward.jobs.messages import ShardResult, Task, WorkerDiedError
+from image_reward.jobs.shards import Work
 from image_reward.jobs.signals import STOP_SIGNALS, end_with_parent, sheltered_from_signals
+from image_reward.jobs.worker import Worker
+
+Answer = TypeVar("Answer")
+_SECONDS_TO_END = 5.0  # for a worker that is told to, before it is killed
+
+# --- in a worker process ---
+
+_this = threading.local()
 
 
-def work_in_process(work: Work, device: str | None, pipe: Connection) -> None:
-    """What a worker process does: tasks come through the pipe, and events go back."""
+def _begin(work: Work, device: str | None, progress: Any) -> None:
     end_with_parent()
     warnings.simplefilter("ignore")  # of the network's libraries, once for every worker; those of prompts come with the results
-    try:
-        scorer = ShardScorer(work, device)
-        pipe.send(Ready(0, scorer.identity()))
-        while True:
-            task: Task = pipe.recv()
-            if task.give_up is not None:
-                result = scorer.give_up(task.shard, task.give_up)
-            else:
-                result = scorer.score(task.shard, task.upcoming, lambda rows, errors: pipe.send(Progressed(0, rows, errors)))
-            pipe.send(Done(0, result))
-    except EOFError:
-        pass
-    except (ImageRewardError, OSError) as error:  # the job's trouble, not a row's: the disk, the input, the model
-        pipe.send(Failed(0, str(error)))
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        pipe.send(Died(0, f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"))  # noqa: PTH119
+
+    def on_progress(num_rows: int, num_errors: int) -> None:
+        progress[:] = num_rows, num_errors
+
+    _this.worker = Worker(work, device, on_progress)
+
+
+def _load() -> list[dict[str, str]]:
+    return _this.worker.load()
+
+
+def _run(task: Task) -> ShardResult:
+    return _this.worker.run(task)
+
+
+def _close() -> None:
+    _this.worker.close()
+
+
+# --- in the driver ---
+
+
+class _Context(SpawnContext):  # a process with PyTorch's threads cannot be forked
+    """Remembers the process that an executor starts, whose exit code says how it died."""
+
+    process: BaseProcess
+
+    def Process(self, *args: Any, **options: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802 - the name that executors call
+        self.process = super().Process(*args, **options)
+        return self.process
+
+
+class _Executor(ProcessPoolExecutor):
+    """One worker process."""
+
+    def __init__(self, work: Work, device: str | None) -> None:
+        self.context = _Context()
+        self.progress = self.context.RawArray("q", 2)
+        """Rows of the shard in work that are done, and those of them with errors."""
+        super().__init__(1, self.context, _begin, (work, device, self.progress))
+        self.last: Future[Any] = Future()
+
+    def ask(self, function: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
+        self.progress[:] = 0, 0
+        with sheltered_from_signals():  # the first call starts the process
+            future = self.submit(function, *arguments)
+        self.last = future
+        return future
+
+    def end(self) -> None:
+        """Let the process end, once it has done what it was asked for."""
+        with suppress(BrokenExecutor, RuntimeError):  # it is dead, or was told before
+            self.submit(_close)
+        self.shutdown(wait=False)
+
+    def kill(self) -> int | None:
+        """Return the exit code, of a process that was dead before too."""
+        self.context.process.kill()
+        self.shutdown()
+        self.context.process.join()
+        return self.context.process.exitcode
 
 
 class ProcessPool:
@@ -47,66 +100,90 @@ class ProcessPool:
 
     def __init__(self, work: Work, devices: Sequence[str | None]) -> None:
         self.work, self.devices = work, list(devices)
-        self.context: Any = multiprocessing.get_context("spawn")  # a process with PyTorch's threads cannot be forked
-        self.processes: dict[int, BaseProcess] = {}
-        self.pipes: dict[int, Connection] = {}
-        self.waiting: set[int] = set()
-        """Workers that wait for a task: the end of their pipe ends them."""
+        self.executors: dict[int, _Executor] = {}
 
     @property
-    def workers(self) -> list[int]:
-        return list(range(len(self.devices)))
+    def num_workers(self) -> int:
+        return len(self.devices)
 
-    def start(self, worker: int) -> None:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=work_in_process, args=(self.work, self.devices[worker], theirs), name=f"scorer-{worker}")
-        with sheltered_from_signals():
-            process.start()
-        theirs.close()  # so that the end of the process ends the pipe
-        self.processes[worker], self.pipes[worker] = process, ours
+    def start(self, worker: int) -> Future[Any]:
+        executor = _Executor(self.work, self.devices[worker])
+        call = executor.ask(_load)
+        self.executors[worker] = executor
+        return call
 
-    def give(self, worker: int, task: Task) -> None:
-        self.waiting.discard(worker)
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has just died, which the next events will say
-            self.pipes[worker].send(task)
+    def give(self, worker: int, task: Task) -> Future[Any]:
+        return self.executors[worker].ask(_run, task)
 
-    def events(self, timeout: float) -> list[Event]:
-        found: list[Event] = []
-        of = {pipe: worker for worker, pipe in self.pipes.items()}
-        for pipe in wait(list(of), timeout):
-            worker = of[pipe]  # type: ignore[index]
-            try:
-                event: Event = self.pipes[worker].recv()
-                event.worker = worker
-            except (EOFError, ConnectionResetError):
-                process = self.processes[worker]
-                process.join()
-                event = Died(worker, _ending(process.exitcode), blameless=-(process.exitcode or 0) in STOP_SIGNALS)
-            if isinstance(event, Ready | Done):
-                self.waiting.add(worker)
-            if isinstance(event, Died | Failed):
-                self.stop(worker)
-            found.append(event)
-        return found
+    def result(self, worker: int, call: Future[Any]) -> Any:
+        try:
+            return call.result()
+        except BrokenExecutor:
+            code = self.executors.pop(worker).kill()
+            raise WorkerDiedError(_ending(code), blameless=-(code or 0) in STOP_SIGNALS) from None
+        except WorkerDiedError:
+            self.executors.pop(worker).kill()
+            raise
+
+    def progress(self, worker: int) -> tuple[int, int]:
+        num_rows, num_errors = self.executors[worker].progress
+        return num_rows, num_errors
 
     def stop(self, worker: int) -> None:
-        process, pipe = self.processes.pop(worker, None), self.pipes.pop(worker, None)
-        if process is not None and pipe is not None:
-            pipe.close()
-            if worker in self.waiting:
-                process.join(5)
-            process.kill()
-            process.join()
-            process.close()
-        self.waiting.discard(worker)
+        executor = self.executors.pop(worker)
+        if executor.last.done():
+            executor.end()
+            wait([executor.context.process.sentinel], _SECONDS_TO_END)
+        executor.kill()
 
     def close(self) -> None:
-        for worker, pipe in self.pipes.items():  # all at once, so that they end beside each other
-            pipe.close()
-            if worker not in self.waiting:
-                self.processes[worker].kill()
-        for worker in list(self.processes):
+        for executor in self.executors.values():  # all at once, so that they end beside each other
+            executor.end() if executor.last.done() else executor.context.process.kill()
+        for worker in list(self.executors):
             self.stop(worker)
+
+
+class ThisProcess:
+    """The only worker of a job that has none: the program itself, which does at once what it is asked for."""
+
+    num_workers = 1
+
+    def __init__(self, work: Work, device: str | None) -> None:
+        self.work, self.device = work, device
+        self.worker = Worker(work, device)
+
+    def start(self, worker: int) -> Future[Any]:
+        del worker
+        self.worker = Worker(self.work, self.device)
+        return _done(self.worker.load)
+
+    def give(self, worker: int, task: Task) -> Future[Any]:
+        del worker
+        return _done(self.worker.run, task)
+
+    def result(self, worker: int, call: Future[Any]) -> Any:
+        del worker
+        return call.result()
+
+    def progress(self, worker: int) -> tuple[int, int]:
+        del worker
+        return 0, 0
+
+    def stop(self, worker: int) -> None:
+        del worker
+        self.worker.close()
+
+    def close(self) -> None:
+        self.stop(0)
+
+
+def _done(function: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
+    future: Future[Answer] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _ending(code: int | None) -> str:

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from image_reward.errors import JobError
 from image_reward.jobs.arrow import arrow, text_array, without_views
 from image_reward.jobs.database import ROW_NUMBER, database
@@ -21,7 +23,7 @@ from image_reward.jobs.files import Access, ImageSource, join, parent, scheme
 if TYPE_CHECKING:
     import pyarrow
 
-_PLAN = b"image_reward.plan"  # key of the metadata of a plan
+_PLAN = b"image_reward.plan.2"  # key of the metadata of a plan; plans of another form are as none
 _PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a WebDataset sample, which has no columns to choose from
 
 
@@ -126,26 +128,34 @@ class Input(ABC):
         """What a scan found, for ``resume``."""
         pa = arrow()
         fields = ("file", "start", "stop", "num_rows", "first_row")
-        table = pa.table({name: [getattr(shard, name) for shard in shards] for name in fields})
-        found = {
+        columns = {name: [getattr(shard, name) for shard in shards] for name in fields}
+        names = pa.array([[os.fsencode(name) for name in shard.names] for shard in shards], pa.list_(pa.binary()))
+        return pa.table(columns | {"names": names}).replace_schema_metadata({_PLAN: json.dumps(self._facts(shard_size))})
+
+    def _facts(self, shard_size: int) -> dict[str, Any]:
+        """What a scan found beside the shards."""
+        return {
             "of": self._identity(shard_size),
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
             "num_repeated_ids": self.num_repeated_ids,
             "repeated_id": self.repeated_id,
             "notes": self.notes,
         }
-        return table.replace_schema_metadata({_PLAN: json.dumps(found)})
 
     def resume(self, plan: pyarrow.Table, shard_size: int) -> list[Shard] | None:
         """Take over what an earlier scan found, instead of a scan; None where that was of other files, or cut otherwise."""
         pa = arrow()
-        found = json.loads((plan.schema.metadata or {}).get(_PLAN, b"{}"))
-        self.stamps = self._stamps()
-        if found.get("of") != self._identity(shard_size):
+        facts = json.loads((plan.schema.metadata or {}).get(_PLAN, b"{}"))
+        self.stamps = self._stamps(facts)
+        if facts.get("of") != self._identity(shard_size):
             return None
-        self.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
-        self.num_repeated_ids, self.repeated_id, self.notes = found["num_repeated_ids"], found["repeated_id"], found["notes"]
-        return [Shard(number, *values) for number, values in enumerate(zip(*plan.to_pydict().values(), strict=True))]
+        self.schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts["schema"])))
+        self.num_repeated_ids, self.repeated_id, self.notes = facts["num_repeated_ids"], facts["repeated_id"], facts["notes"]
+        rows = zip(*plan.to_pydict().values(), strict=True)
+        return [
+            Shard(number, file, start, stop, num_rows, first_row, tuple(map(os.fsdecode, names)))
+            for number, (file, start, stop, num_rows, first_row, names) in enumerate(rows)
+        ]
 
     def _identity(self, shard_size: int) -> dict[str, Any]:
         """What the result of a scan depends on."""
@@ -183,6 +193,13 @@ class Input(ABC):
             "image_column": self.image_column,
         }
 
+    def place(self, shard: Shard, rows: Rows, number: int) -> str:
+        """Where a row of a shard is, for a person, with its id where it has one."""
+        named = f"{shard.file}, row {shard.first_row + number + 1:,}"
+        if self.id_column not in rows.table.column_names:
+            return named
+        return f"{named} ({self.id_column} {rows.table.column(self.id_column)[number]})"
+
     # --- what the kinds differ in ---
 
     @abstractmethod
@@ -198,7 +215,9 @@ class Input(ABC):
 
     # --- what they share ---
 
-    def _stamps(self) -> dict[str, str]:
+    def _stamps(self, facts: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Those of the files as they are; ``facts``: what an earlier scan found, where there was one."""
+        del facts
         return {file: self.access.stamp(file) for file in self.files}
 
     def _name(self, file: str) -> str:
@@ -248,7 +267,7 @@ class Input(ABC):
         return Rows(table.select(self.schema.names).cast(self.schema), prompts, images, problems)
 
     def _images(self, values: list[Any], shard: Shard) -> tuple[list[ImageSource | None], list[str | None]]:
-        folder = parent(shard.file)
+        folder, base = parent(shard.file), self.base
         sources: list[ImageSource | None] = []
         named: list[str | None] = []
         for number, value in enumerate(values, start=shard.first_row):
@@ -264,7 +283,7 @@ class Input(ABC):
                 path = join(folder, value) if isinstance(value, str) and value else None
                 sources.append(path)
                 # In the output every path is relative to one folder, whichever of the input's files names it.
-                moved = path and path != value and folder != self.base
+                moved = path and path != value and folder != base
                 named.append(self._from_base(path) if path and moved else value if isinstance(value, str) else None)
         return sources, named
 
@@ -282,8 +301,7 @@ class _Ids:
 
     def __init__(self) -> None:
         self.num_rows = 0
-        self.rows: list[int] = []
-        self.ids: list[str] = []
+        self.ids: list[str | None] = []
         self.stack = ExitStack()
         self.database: Any = None
 
@@ -295,26 +313,31 @@ class _Ids:
 
     def add(self, value: object) -> None:
         """The id of the next row; where there is no value there is no id."""
-        if value is not None and value != "":
-            self.rows.append(self.num_rows)
-            self.ids.append(str(value))
-            if len(self.rows) >= 65_536:
-                self._flush()
-        self.num_rows += 1
+        self.ids.append(None if value is None else str(value))
+        if len(self.ids) >= 65_536:
+            self._flush()
 
     def _flush(self) -> None:
+        ids, self.ids = self.ids, []
+        self.add_column(text_array(ids))
+
+    def add_column(self, ids: pyarrow.Array) -> None:
+        """The ids of the next rows, as text."""
+        rows = arrow().array(np.arange(self.num_rows, self.num_rows + len(ids)))
+        self.num_rows += len(ids)
+        if ids.null_count == len(ids):
+            return
         if self.database is None:
             self.database = self.stack.enter_context(database())
             self.database.execute("CREATE TABLE ids (row BIGINT, id VARCHAR)")
-        batch = arrow().table({"row": arrow().array(self.rows, arrow().int64()), "id": text_array(self.ids)})
-        self.database.from_arrow(batch).insert_into("ids")
-        self.rows, self.ids = [], []
+        batch = arrow().table({"row": rows, "id": ids})
+        self.database.from_arrow(batch).filter("id <> ''").insert_into("ids")
 
     def repeated(self) -> tuple[int, str]:
         """How many ids occur more than once, and where the first of them does."""
-        if not self.rows and self.database is None:
-            return 0, ""
         self._flush()
+        if self.database is None:
+            return 0, ""
         groups = "SELECT id, count(*) AS num, min(row) AS first FROM ids GROUP BY id HAVING num > 1"
         num, first = self.database.execute(f"SELECT count(*), min(first) FROM ({groups})").fetchall()[0]
         if not num:

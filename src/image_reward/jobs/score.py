@@ -108,7 +108,8 @@ def score_files(
         output: a new or empty folder, or that of the same job; may be in an object store.
         model: a name, file, folder or hub id, or several; or a function of a device that returns scorers, which workers can import.
         engine: "local" for processes of this machine, "ray" for the actors of a Ray cluster (``ray_address``; by default a local one).
-        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, the most there may be.
+        workers: by default one for each CUDA device, or as many as there are cores (and memory). On a cluster, the most there may be. With
+            0 this process does the work itself, as debuggers and small jobs like it; then no part of it survives what ends the process.
         decoders: processes that prepare batches for each worker; by default none on a CPU, and the cores' share of each CUDA device.
         batch_size: images at once; by default found by trial on CUDA. Halved when memory runs out; rewards do not depend on it.
         shard_size: rows in a part; 500 unless the job was begun with another.
@@ -122,13 +123,13 @@ def score_files(
 
     Raises:
         JobError, FileNotFoundError: the message says what is wrong with the input, the folder or the scorer; parts that are done are kept.
+        DefectError: an exception that no row may cause, with the row that caused it; parts that are done are kept.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the shards in work were finished first. A Ctrl-C after that does not wait for them.
     """
-    for name, value in (("workers", workers), ("batch_size", batch_size), ("shard_size", shard_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if decoders is not None and decoders < 0:
-        raise ValueError(f"decoders must be at least 0, not {decoders}")
+    least = {"workers": 1 if engine == "ray" else 0, "decoders": 0, "batch_size": 1, "shard_size": 1}
+    for name, value in (("workers", workers), ("decoders", decoders), ("batch_size", batch_size), ("shard_size", shard_size)):
+        if value is not None and value < least[name]:
+            raise ValueError(f"{name} must be at least {least[name]}, not {value}")
     for name, choice, known in (("engine", engine, get_args(Engine)), ("format", format, get_args(Format))):
         if choice not in known:
             raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, not {choice!r}")
@@ -242,8 +243,10 @@ def _pool(
         return pool, pool.decoders > 0
     if ray_address is not None:
         raise JobError("a Ray address was given, but the engine is 'local'; choose engine 'ray'")
-    from image_reward.jobs.processes import ProcessPool, check_can_start, local_devices, num_cores
+    from image_reward.jobs.processes import ProcessPool, ThisProcess, check_can_start, local_devices, num_cores
 
+    if workers == 0:
+        return ThisProcess(work(decoders or 0, None), device), bool(decoders)
     check_can_start()
     devices = local_devices(device, workers, num_shards)
     cuda = (devices[0] or "").startswith("cuda")

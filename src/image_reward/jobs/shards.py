@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from image_reward.errors import ImageReadError, ImageRewardError, JobError, PromptError
-from image_reward.images import ImageOptions, describe, open_image
-from image_reward.jobs.files import Access, Folder, ImageSource, PackageError, digest
+from image_reward.errors import JobError
+from image_reward.jobs.decoders import REFUSALS, Decoders, Group, Prepared, RowDefectError, group_rows, in_words, prepare_groups
+from image_reward.jobs.files import Folder
 from image_reward.jobs.folder import write_part
-from image_reward.jobs.messages import ShardResult
-from image_reward.jobs.rows import Input, Rows, Shard
-from image_reward.jobs.signals import end_with_parent
-from image_reward.prompts import check_prompts
+from image_reward.jobs.messages import DefectError, ShardResult
+from image_reward.jobs.rows import Input, Shard
 from image_reward.scorers.base import Batch, Scorer
 from image_reward.scorers.identity import identity_of
-from image_reward.scorers.together import Prepare, options_of, prepare_together, processors_of, rewards_together
+from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,147 +49,6 @@ class Work:
     """CPU threads of the network; None leaves it to PyTorch."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """An image and the rows that it is in, with their prompts."""
-
-    source: ImageSource
-    name: str
-    rows: tuple[int, ...]
-    prompts: tuple[object, ...]
-
-
-@dataclass
-class Prepared:
-    """Groups as batches, one for each processor, and what could not be prepared."""
-
-    rows: list[int] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
-    errors: dict[int, str] = field(default_factory=dict)
-    digests: dict[int, bytes] = field(default_factory=dict)
-    """Row -> digest of its image file."""
-    warnings: tuple[str, ...] = ()
-
-
-# --- preparing -----------------------------------------------------------------------------------------------------------------------
-
-
-def group_rows(rows: Rows, image_column: str, access: Access) -> tuple[list[Group], dict[int, str]]:
-    """The rows of a shard by image, those of one content together, and what is wrong with the others.
-
-    Files are compared by size first, and by content only where two have the same.
-    """
-    errors: dict[int, str] = {}
-    by_source: dict[ImageSource, list[int]] = {}
-    for number, (image, problem) in enumerate(zip(rows.images, rows.problems, strict=True)):
-        if problem or image is None:
-            errors[number] = f"RowError: {problem or 'the row names no image'}"
-        else:
-            by_source.setdefault(image, []).append(number)
-    by_size: dict[int, list[ImageSource]] = {}
-    for source in by_source:
-        if isinstance(source, str):
-            with suppress(OSError, ValueError):  # remote, or not there, which preparing will say
-                by_size.setdefault(os.stat(source).st_size, []).append(source)  # noqa: PTH116 - a million times
-    first_of: dict[bytes, ImageSource] = {}
-    for source in [source for alike in by_size.values() if len(alike) > 1 for source in alike]:
-        try:
-            same = first_of.setdefault(digest(access.read(source)), source)
-        except (ImageRewardError, OSError, ValueError, MemoryError):  # which preparing will say
-            continue
-        if same != source:
-            by_source[same] += by_source.pop(source)
-    names, prompts = rows.table.column(image_column).to_pylist(), rows.prompts
-    groups = [Group(source, str(names[found[0]]), tuple(found), tuple(prompts[n] for n in found)) for source, found in by_source.items()]
-    return groups, errors
-
-
-class _Opening:
-    """Reads and opens a group's image when it is its turn. If that fails, notes why, and gives a blank image, to be dropped."""
-
-    def __init__(self, group: Group, options: ImageOptions, access: Access) -> None:
-        self.group, self.options, self.access = group, options, access
-        self.error = ""
-        self.digest = b""
-
-    def __call__(self) -> Image.Image:
-        data = b""
-        try:
-            data = self.access.read(self.group.source)
-            self.digest = digest(data)
-            return open_image(data, self.options)
-        except PackageError:
-            raise
-        except Exception as error:
-            named = str(error).replace(describe(data), self.group.name) if isinstance(error, ImageReadError) else str(error)
-            self.error = f"{type(error).__name__}: {named}"
-            return Image.new("RGB", (self.options.min_side,) * 2)
-
-
-def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], access: Access) -> Prepared:
-    """Open, decode and tokenize. Whatever is wrong with an image or a prompt is an error of its rows, never of the others."""
-    done = Prepared()
-    prompts: list[str] = []
-    images: list[_Opening] = []
-    for group in groups:
-        image = _Opening(group, options_of(processors[0]), access)
-        for row, prompt in zip(group.rows, group.prompts, strict=True):
-            if problem := _prompt_problem(prompt):
-                done.errors[row] = problem
-                continue
-            done.rows.append(row)
-            prompts.append(prompt)  # type: ignore[arg-type]
-            images.append(image)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            done.batches = prepare_together(processors, prompts, images)
-        except PackageError:
-            raise
-        except Exception:  # of one row or more: each is tried alone
-            keep = []
-            for place, row in enumerate(done.rows):
-                try:
-                    prepare_together(processors, [prompts[place]], [images[place]])
-                    keep.append(place)
-                except Exception as error:
-                    done.errors[row] = f"{type(error).__name__}: {error}"
-            done.rows = [done.rows[place] for place in keep]
-            prompts, images = [prompts[place] for place in keep], [images[place] for place in keep]
-            done.batches = prepare_together(processors, prompts, images)
-    done.warnings = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-    done.digests = {row: image.digest for row, image in zip(done.rows, images, strict=True) if image.digest}
-    if failed := {row: image.error for row, image in zip(done.rows, images, strict=True) if image.error}:
-        done.errors |= failed
-        good = [place for place, row in enumerate(done.rows) if row not in failed]
-        done.batches, done.rows = [batch.select(good) for batch in done.batches], [done.rows[place] for place in good]
-    return done
-
-
-def _prompt_problem(prompt: object) -> str | None:
-    if prompt is None:
-        return "PromptError: the row has no prompt"
-    try:
-        check_prompts([prompt])
-    except PromptError as error:
-        return f"PromptError: {error}"
-    return None
-
-
-class Decoders:
-    """Processes that prepare groups, each with a copy of the processors."""
-
-    def __init__(self, count: int, processors: Sequence[Prepare], access: Access) -> None:
-        from multiprocessing import get_context
-
-        self.ahead = 2 * count
-        self.pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)
-        self.processors, self.access = list(processors), access
-
-    def submit(self, groups: Sequence[Group]) -> Future[Prepared]:
-        return self.pool.submit(prepare_groups, self.processors, groups, self.access)
-
-
 # --- scoring -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +59,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("not enough memory", "out of memory", "can't allocate memory")
     )
+
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether a device failed in a way that only a new process can mend."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
 class Scoring:
@@ -311,9 +170,18 @@ class ShardScorer:
         """Score a shard and write its part; meanwhile begin to prepare the one that comes next.
 
         ``on_progress`` is called every second or so with how many rows of the shard are done and how many of them have errors.
+
+        Raises ``DefectError``, which names the row, for an exception that no row may cause.
         """
-        started, busy = time.perf_counter(), self.scoring.busy
         feed = self.feeds.pop(shard.number, None) or _Feed(self, shard)
+        try:
+            return self._score_rows(feed, upcoming, on_progress)
+        except RowDefectError as defect:
+            raise DefectError(f"{self.work.input.place(shard, feed.rows, defect.row)}: {defect.error}") from defect
+
+    def _score_rows(self, feed: _Feed, upcoming: Shard | None, on_progress: Callable[[int, int], None]) -> ShardResult:
+        shard = feed.shard
+        started, busy = time.perf_counter(), self.scoring.busy
         rewards = torch.full((len(self.scorers), shard.num_rows), torch.nan)
         errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
         reported = started
@@ -337,9 +205,15 @@ class ShardScorer:
         try:
             for rows, found in self.scoring(prepared.rows, prepared.batches):
                 rewards[:, list(rows)] = found
-        except (ArithmeticError, ValueError) as error:  # a scorer that refuses a row: find which one
+        except JobError:
+            raise
+        except Exception as error:  # a scorer that refuses a row, or a defect: find which row it is
+            if is_out_of_memory(error) or is_lost_device(error):
+                raise
             if len(prepared.rows) == 1:
-                errors[prepared.rows[0]] = f"{type(error).__name__}: {error}"
+                if not isinstance(error, REFUSALS):
+                    raise RowDefectError(prepared.rows[0], in_words(error)) from error
+                errors[prepared.rows[0]] = in_words(error)
                 return
             for places, half in halves(prepared.batches):
                 self._score(Prepared([prepared.rows[place] for place in places], half), rewards, errors)
@@ -357,6 +231,10 @@ class ShardScorer:
         self._write(shard, rows.table, torch.full((len(self.scorers), shard.num_rows), torch.nan), errors, {})
         return ShardResult(shard.number, shard.num_rows, shard.num_rows, 0.0, 0.0)
 
+    def close(self) -> None:
+        if self.decoders is not None:
+            self.decoders.pool.shutdown(cancel_futures=True)
+
     def _write(self, shard: Shard, table: pyarrow.Table, rewards: Tensor, errors: dict[int, str], digests: dict[int, bytes]) -> None:
         columns = dict(zip(reward_columns([scorer.name for scorer in self.scorers]), rewards.tolist(), strict=True))
         write_part(self.folder, shard, table, columns, errors, digests)
@@ -366,7 +244,7 @@ class _Feed:
     """The rows of a shard, prepared one batch after another; with decoders, some batches ahead of the device."""
 
     def __init__(self, owner: ShardScorer, shard: Shard) -> None:
-        self.owner = owner
+        self.owner, self.shard = owner, shard
         self.rows = owner.work.input.read(shard)
         groups, self.errors = group_rows(self.rows, owner.work.input.image_column, owner.work.input.access)
         self.groups = deque(groups)

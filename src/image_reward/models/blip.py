@@ -1,4 +1,4 @@
-"""BLIP as ImageReward uses it: a ViT reads the image, a BERT reads the prompt while attending to the image, a head gives the reward.
+"""BLIP as ImageReward uses it: a ViT encodes the image, a BERT encodes the prompt while attending to the image, a head gives the reward.
 
 Architecture: BLIP (Li et al. 2022, arXiv 2201.12086) and ImageReward (Xu et al. 2023, arXiv 2304.05977). Module names are those of the
 released checkpoint, so that its state dict loads without renaming. Letters in shape comments: I images, P prompts per image,
@@ -8,7 +8,6 @@ N = I * P pairs, T image tokens (class token first), L prompt tokens, W width, H
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from image_reward.models.heads import LinearHead
+from image_reward.models.linear import Linear, gelu, set_plain
 
 KeysValues = tuple[Tensor, Tensor]  # each [I, H, T, D]
 
@@ -39,7 +39,7 @@ class BlipConfig:
     head_widths: tuple[int, ...] = (1024, 128, 64, 16)
 
     def __post_init__(self) -> None:
-        # Bounds that no real network comes near, so that building one from a damaged config ends soon and nothing overflows.
+        # Bounds far beyond any real network, so that a damaged config is refused before anything is built or overflows.
         for name, value in vars(self).items():
             largest = 200 if name.endswith("_layers") else 1 << 14 if name == "image_size" else 1 << 20
             for size in value if isinstance(value, tuple) else (value,):
@@ -82,8 +82,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.num_heads = config.vision_heads
-        self.qkv = nn.Linear(config.vision_width, 3 * config.vision_width)
-        self.proj = nn.Linear(config.vision_width, config.vision_width)
+        self.qkv = Linear(config.vision_width, 3 * config.vision_width)
+        self.proj = Linear(config.vision_width, config.vision_width)
 
     def forward(self, x: Tensor, original_order: bool = False) -> Tensor:
         query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
@@ -96,18 +96,21 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.vision_width, 4 * config.vision_width)
-        self.fc2 = nn.Linear(4 * config.vision_width, config.vision_width)
+        self.fc1 = Linear(config.vision_width, 4 * config.vision_width)
+        self.fc1.gelu_follows = True
+        self.fc2 = Linear(4 * config.vision_width, config.vision_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1, x))
 
 
 class VisionBlock(nn.Module):
+    attention_kind: type[VisionAttention] = VisionAttention
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.vision_width, eps=1e-6)
-        self.attn = VisionAttention(config)
+        self.attn = self.attention_kind(config)
         self.norm2 = nn.LayerNorm(config.vision_width, eps=1e-6)
         self.mlp = VisionMLP(config)
 
@@ -119,6 +122,8 @@ class VisionBlock(nn.Module):
 class VisionTransformer(nn.Module):
     """Normalised pixels [I, 3, S, S] -> image tokens [I, T, W]; token 0 is the class token."""
 
+    block_kind: type[VisionBlock] = VisionBlock
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
@@ -126,7 +131,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.vision_width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, config.vision_width))
         self.patch_embed = PatchEmbedding(config)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vision_layers))
+        self.blocks = nn.ModuleList(self.block_kind(config) for _ in range(config.vision_layers))
         self.norm = nn.LayerNorm(config.vision_width, eps=1e-6)
         self.gradient_checkpointing = False
         self.original_order = False
@@ -141,7 +146,7 @@ class VisionTransformer(nn.Module):
         return self.finish(self.begin(pixels, 0), 0)
 
     def begin(self, pixels: Tensor, depth: int) -> Tensor:
-        """Normalised pixels [I, 3, S, S] -> what leaves the first ``depth`` blocks, [I, T, W]."""
+        """Normalised pixels [I, 3, S, S] -> the output of the first ``depth`` blocks, [I, T, W]."""
         if pixels.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"pixels have shape {tuple(pixels.shape)}; the network reads [I, 3, {self.image_size}, {self.image_size}]")
         x = self.patch_embed(pixels)
@@ -149,7 +154,7 @@ class VisionTransformer(nn.Module):
         return self._through(x, 0, depth)
 
     def finish(self, x: Tensor, depth: int) -> Tensor:
-        """What left the first ``depth`` blocks -> image tokens, both [I, T, W]."""
+        """The output of the first ``depth`` blocks -> image tokens, both [I, T, W]."""
         return self.norm(self._through(x, depth, len(self.blocks)))
 
     def _through(self, x: Tensor, start: int, end: int) -> Tensor:
@@ -181,9 +186,9 @@ class Projections(nn.Module):
 
     def __init__(self, config: BlipConfig, memory_width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(config.text_width, config.text_width)
-        self.key = nn.Linear(memory_width, config.text_width)
-        self.value = nn.Linear(memory_width, config.text_width)
+        self.query = Linear(config.text_width, config.text_width)
+        self.key = Linear(memory_width, config.text_width)
+        self.value = Linear(memory_width, config.text_width)
 
 
 class AddAndNorm(nn.Module):
@@ -191,7 +196,7 @@ class AddAndNorm(nn.Module):
 
     def __init__(self, config: BlipConfig, width_in: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, config.text_width)
+        self.dense = Linear(width_in, config.text_width)
         self.LayerNorm = nn.LayerNorm(config.text_width, eps=1e-12)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -201,16 +206,18 @@ class AddAndNorm(nn.Module):
 class TextAttention(nn.Module):
     """One class for both attentions: to the prompt itself and across to the image."""
 
+    projections_kind: type[Projections] = Projections
+
     def __init__(self, config: BlipConfig, memory_width: int) -> None:
         super().__init__()
         self.num_heads = config.text_heads
-        self.self = Projections(config, memory_width)
+        self.self = self.projections_kind(config, memory_width)
         self.output = AddAndNorm(config, config.text_width)
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         return split_heads(self.self.key(memory), self.num_heads), split_heads(self.self.value(memory), self.num_heads)
 
-    def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """x [N, L, W] attends to keys and values [M, H, S, D], where N is a multiple of M: consecutive rows of x share a row of them."""
         key, value = keys_values
         query = split_heads(self.self.query(x).reshape(len(key), -1, x.shape[-1]), self.num_heads)  # [M, H, N/M * L, D]
@@ -221,21 +228,24 @@ class TextAttention(nn.Module):
 class TextIntermediate(nn.Module):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.text_width, config.text_hidden)
+        self.dense = Linear(config.text_width, config.text_hidden)
+        self.dense.gelu_follows = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.dense(x))
+        return gelu(self.dense, x)
 
 
 class TextLayer(nn.Module):
+    attention_kind: type[TextAttention] = TextAttention
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.attention = TextAttention(config, config.text_width)
-        self.crossattention = TextAttention(config, config.vision_width)
+        self.attention = self.attention_kind(config, config.text_width)
+        self.crossattention = self.attention_kind(config, config.vision_width)
         self.intermediate = TextIntermediate(config)
         self.output = AddAndNorm(config, config.text_hidden)
 
-    def forward(
+    def read(
         self,
         x: Tensor,
         mask: Tensor | None,
@@ -246,35 +256,34 @@ class TextLayer(nn.Module):
         keys_values = self.attention.keys_values(x)
         if first_token_only:
             x = x[:, :1]
-        x = self.attention(x, keys_values, mask)
+        x = self.attention.attend(x, keys_values, mask)
         if image is not None:
-            x = self.crossattention(x, image, image_mask)
+            x = self.crossattention.attend(x, image, image_mask)
         return self.output(self.intermediate(x), x)
 
 
 class TextLayers(nn.Module):
+    layer_kind: type[TextLayer] = TextLayer
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
-
-
-class TextOutput(NamedTuple):
-    """What ``TextTransformer.__call__`` gives: ``last_hidden_state`` [N, L, W]."""
-
-    last_hidden_state: Tensor
+        self.layer = nn.ModuleList(self.layer_kind(config) for _ in range(config.text_layers))
 
 
 class TextTransformer(nn.Module):
     """A bidirectional BERT whose every layer also attends to an image."""
 
+    embeddings_kind: type[TextEmbeddings] = TextEmbeddings
+    encoder_kind: type[TextLayers] = TextLayers
+
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
-        self.encoder = TextLayers(config)
+        self.embeddings = self.embeddings_kind(config)
+        self.encoder = self.encoder_kind(config)
         self.gradient_checkpointing = False
 
     def read_image(self, image_tokens: Tensor) -> list[KeysValues]:
-        """Cross-attention keys and values of every layer, made once however many prompts will meet the image."""
+        """Cross-attention keys and values of every layer, computed once for any number of prompts."""
         layers: list[TextLayer] = list(self.encoder.layer)  # type: ignore[arg-type]
         return [layer.crossattention.keys_values(image_tokens) for layer in layers]
 
@@ -290,46 +299,20 @@ class TextTransformer(nn.Module):
 
         With ``images``, keys and values for I images, N is a multiple of I, and row ``n`` reads image ``n // (N / I)``.
         """
-        attend = None if mask is None else mask.bool()[:, None, None, :]
-        see = None if image_mask is None else image_mask.bool()[:, None, None, :]
+        text_mask = None if mask is None else mask.bool()[:, None, None, :]
+        cross_mask = None if image_mask is None else image_mask.bool()[:, None, None, :]
         if images and len(ids) % len(images[0][0]):
             raise ValueError(f"{len(ids)} prompts cannot be divided among {len(images[0][0])} images")
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
-        for i, layer in enumerate(self.encoder.layer):
-            arguments = (x, attend, images[i] if images else None, see, first_token_only and i == last)
+        layers: list[TextLayer] = list(self.encoder.layer)  # type: ignore[arg-type]
+        for i, layer in enumerate(layers):
+            arguments = (x, text_mask, images[i] if images else None, cross_mask, first_token_only and i == last)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False)
+                x = checkpoint(layer.read, *arguments, use_reentrant=False)
             else:
-                x = layer(*arguments)
+                x = layer.read(*arguments)
         return x
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        return_dict: bool = True,  # noqa: ARG002 - part of the convention
-        mode: str = "multimodal",
-    ) -> TextOutput:
-        """BERT's calling convention, for programs that reach into the model. ``mode="text"`` leaves the image out.
-
-        One image [1, T, W] may meet any number of prompts, and one prompt [1, L] any number of images; otherwise there is one image per
-        prompt.
-        """
-        if mode not in ("multimodal", "text"):
-            raise ValueError(f"mode must be 'multimodal' or 'text', not {mode!r}")
-        if mode == "multimodal" and encoder_hidden_states is None:
-            raise ValueError("encoder_hidden_states is missing: give the image tokens, or mode='text' to read the prompt alone")
-        images = None
-        if mode == "multimodal" and encoder_hidden_states is not None:
-            images = self.read_image(encoder_hidden_states)
-            if len(input_ids) == 1:
-                input_ids = input_ids.expand(len(encoder_hidden_states), -1)
-        else:
-            encoder_attention_mask = None
-        return TextOutput(self.encode(input_ids, attention_mask, images, encoder_attention_mask))
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------------------------
@@ -342,12 +325,13 @@ class Blip(nn.Module):
         super().__init__()
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextTransformer(config)
-        self.vision_proj = nn.Linear(config.vision_width, config.projection_width)
-        self.text_proj = nn.Linear(config.text_width, config.projection_width)
+        self.vision_proj = Linear(config.vision_width, config.projection_width)
+        self.text_proj = Linear(config.text_width, config.projection_width)
 
     def set_original_order(self, enabled: bool) -> None:
         """Encode images one at a time in the original's order of operations, so that float32 rounds as it did there."""
         self.visual_encoder.original_order = enabled
+        set_plain(self, enabled)
 
     def project_images(self, image_tokens: Tensor) -> Tensor:
         """L2-normalised image features [I, projection]; their dot product with those of prompts is BLIP's contrastive score."""
@@ -360,7 +344,7 @@ class Blip(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    """Both towers, and a head on what the text tower's first token has become after reading prompt and image."""
+    """Both towers, and a head on the text tower's first token, which has attended to prompt and image."""
 
     config: BlipConfig
     blip: Blip
@@ -371,20 +355,32 @@ class CrossEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the image tower computes in."""
+        """The image tower's."""
         return next((p.dtype for p in self.blip.visual_encoder.parameters()), torch.float32)
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        """Normalised pixels [I, 3, S, S] -> all that a prompt needs to know of the images."""
+        """Normalised pixels [I, 3, S, S] -> every layer's cross-attention keys and values, which serve any number of prompts."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
 
-    def read(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def finish_images(self, tokens: Tensor, depth: int) -> list[KeysValues]:
+        """As ``encode_images``, from what left the first ``depth`` blocks of the image tower, [I, T, W]."""
+        return self.blip.text_encoder.read_image(self.blip.visual_encoder.finish(tokens, depth))
+
+    def score_pairs(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
         return self.head(self.blip.text_encoder.encode(ids, mask, images, first_token_only=True)[:, 0])
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
-        return self.read(self.encode_images(pixels), ids, mask)
+        return self.score_pairs(self.encode_images(pixels), ids, mask)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the towers compute in ``dtype``; the head stays in float32."""
+        self.blip.to(dtype)
+
+    def set_original_order(self, enabled: bool) -> None:
+        """See ``Blip.set_original_order``."""
+        self.blip.set_original_order(enabled)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass: about a third more time for a fraction of the memory."""
@@ -396,7 +392,7 @@ class ImageRewardNetwork(CrossEncoder):
     """Raw rewards, before the mean and standard deviation of the published scale are applied."""
 
     def __init__(self, config: BlipConfig, blip: Blip | None = None, mlp: LinearHead | None = None) -> None:
-        """With ``blip`` and ``mlp`` a network of parts that are there already, else a new one."""
+        """A network of existing parts, or of new ones where ``blip`` or ``mlp`` is None."""
         super().__init__()
         self.config = config
         self.blip = Blip(config) if blip is None else blip

@@ -1,6 +1,6 @@
 """CLIP: the checkpoints of OpenAI and OpenCLIP as transformers' ``CLIPModel``, and that network built without storage.
 
-Both name tensors alike; transformers names them otherwise, splits the fused query, key and value, and transposes the projections.
+Both use the same names for tensors; transformers uses others, splits the fused query, key and value, and transposes the projections.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from image_reward.errors import CheckpointError
+from image_reward.models.linear import make_fast
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
 
 Activation = Literal["quick_gelu", "gelu"]
-"""OpenAI trained with x * sigmoid(1.702 x), OpenCLIP mostly with the exact GELU. The weights do not tell, and either gives scores."""
+"""OpenAI trained with x * sigmoid(1.702 x), OpenCLIP mostly with the exact GELU. The weights do not show which."""
 
 # Not weights: the sizes in OpenAI's files, and the causal mask that some versions of OpenCLIP saved.
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
@@ -99,7 +100,7 @@ def clip_config(
 ) -> CLIPConfig:
     """The sizes of a CLIP under the names of OpenAI or OpenCLIP, from the shapes; the heads, which no shape shows, from the width.
 
-    Raises ``CheckpointError`` if a tensor that tells a size is missing, or for a width whose number of heads is not known.
+    Raises ``CheckpointError`` if a tensor that shows a size is missing, or for a width whose number of heads is not known.
     """
     from transformers import CLIPConfig
 
@@ -155,7 +156,7 @@ def clip_config(
     )
 
 
-# What of transformers' config.json decides the network, and the largest value where it is a size: no real CLIP comes near.
+# The keys of transformers' config.json that determine the network, and the largest value of each size, far beyond any real CLIP.
 _SIZES = {
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 20,
@@ -174,7 +175,7 @@ _OTHERS = ("hidden_act", "layer_norm_eps", "eos_token_id")
 def clip_config_from_json(values: Mapping[str, Any]) -> CLIPConfig:
     """The sizes in the object of transformers' ``config.json``. Raises ``ValueError``, or whatever transformers raises.
 
-    Only what decides the network is handed on: other keys could make transformers build tables of any size, or return tuples.
+    Only what determines the network is passed on: other keys could make transformers build tables of any size, or return tuples.
     """
     from transformers import CLIPConfig
 
@@ -203,11 +204,12 @@ def clip_config_from_json(values: Mapping[str, Any]) -> CLIPConfig:
 
 
 def clip_network(config: Any) -> CLIPModel:
-    """``CLIPModel`` whose weights have no storage yet; what no file holds, the numbers of the places, is real."""
+    """``CLIPModel`` whose weights have no storage yet; the position ids, which no file contains, have."""
     from transformers import CLIPModel
 
     with torch.device("meta"):
         network = CLIPModel(config)
     for embeddings in (network.text_model.embeddings, network.vision_model.embeddings):
         embeddings.position_ids = torch.arange(embeddings.position_embedding.num_embeddings, device="cpu")[None]
+    make_fast(network)
     return network.eval()

@@ -14,7 +14,7 @@ class LinearHead(nn.Module):
     """Linear layers with dropout after the first three and no activation in between: [B, width] -> [B, 1], float32.
 
     Without an activation the layers are one affine map, so outside training they are multiplied out, last layer first: that costs as much
-    as one row through the layers, and every row after it is a single dot product. The head computes in float32 whatever the
+    as one row through the layers, and each row is then a single dot product. The head computes in float32 whatever the
     dtype of the features, because a reward is compared with others at a precision that half types do not have.
     """
 

@@ -1,4 +1,4 @@
-"""Weights to start from: a whole network from scratch, or a fresh head on towers that have learnt already."""
+"""Initial weights: a whole network with random weights, or a new head on pretrained towers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from image_reward.models.heads import LinearHead
 
 
 def new_network(config: BlipConfig, seed: int) -> ImageRewardNetwork:
-    """A network with random weights, float32 on the CPU: the same weights for the same seed."""
+    """A network with random weights, float32 on the CPU; the same seed gives the same weights."""
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.device("cpu"):
         network = ImageRewardNetwork(config).float()  # whatever PyTorch's defaults are
@@ -37,10 +37,10 @@ def new_network(config: BlipConfig, seed: int) -> ImageRewardNetwork:
 
 
 def new_head(head: LinearHead, generator: torch.Generator) -> None:
-    """Let the head keep the variance of its features, so that rewards differ, and gradients flow, from the first step.
+    """Initialize the head to preserve the variance of its features, so that rewards differ and gradients flow from the first step.
 
-    The original draws all five layers with std 1 / 769 whatever their width. The product is a map of order 1e-9: a constant reward, a loss
-    of log 2, and gradients too small to leave it.
+    The original draws all five layers with std 1 / 769 whatever their width. Their product is of order 1e-9: the reward is constant, the
+    loss log 2, and gradients are too small to change that.
     """
     for layer in head.layers:
         if isinstance(layer, nn.Linear):
@@ -68,7 +68,7 @@ def grid_positions(side: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def whiten_patches(network: ImageRewardNetwork, pixels: Tensor, seed: int, floor: float = 0.5) -> None:
-    """Let the patch embedding see every pattern of real patches at the same strength, in a random basis.
+    """Initialize the patch embedding so that every pattern of real patches comes out equally strong, in a random basis.
 
     Most of what patches differ in is their mean colour; edges, which tell a square from a circle, and grain, which tells a clean image
     from a spoilt one, are tenths and hundredths of it, and a random projection hides them. ``pixels`` [B, 3, S, S] are a sample of

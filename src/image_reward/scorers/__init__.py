@@ -5,7 +5,9 @@ from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
 from image_reward.scorers.compat_v15 import ImageReward
 from image_reward.scorers.ensemble import Ensemble, Reference
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.registry import MODELS, LoadOptions, ModelSpec, load, load_all
+from image_reward.scorers.loading import load, load_all
+from image_reward.scorers.registry import MODELS
+from image_reward.scorers.spec import LoadOptions, ModelSpec
 from image_reward.scorers.together import score_together
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
 

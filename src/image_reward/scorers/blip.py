@@ -14,7 +14,7 @@ from image_reward.images import ImageOptions, ImageTransform
 from image_reward.models.blip import Blip, BlipConfig, KeysValues, MatchingNetwork
 from image_reward.prompts import LongPrompts, PromptTokenizer
 from image_reward.scorers.imagereward import CrossEncoderScorer
-from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer, cosines
+from image_reward.scorers.two_tower import ContrastiveScorer, TwoTowerProcessor
 
 MAX_TOKENS = 35
 """As BLIP's retrieval and the ImageReward paper's comparison read prompts."""
@@ -24,7 +24,7 @@ ENC = 30523
 """The id of [ENC] in BLIP's vocabulary."""
 
 
-class BlipScorer(TwoTowerScorer[Tensor]):
+class BlipScorer(ContrastiveScorer):
     """The cosine of BLIP's contrastive features of image and prompt, in [-1, 1]. Neither sees the other before."""
 
     def __init__(
@@ -62,8 +62,8 @@ class BlipScorer(TwoTowerScorer[Tensor]):
         tokens = self.blip.visual_encoder(self.prepare.transform.normalize(pixels, self.blip.vision_proj.weight.dtype))
         return self.blip.project_images(tokens)
 
-    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        return cosines(features, ids, mask, self.blip.project_prompts)
+    def encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.blip.project_prompts(ids, mask)
 
     def set_exact(self, exact: bool) -> None:
         """Round as the original does: see ``load``."""

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from image_reward.images import Fit, ImageOptions, ImageTransform
 from image_reward.models.clip import Activation, clip_config, clip_config_from_json, clip_network, transformers_names
 from image_reward.models.heads import LinearHead
 from image_reward.prompts import ClipTokenizer, LongPrompts, UnreadPrompts
-from image_reward.scorers.two_tower import TwoTowerProcessor, TwoTowerScorer, cosines
+from image_reward.scorers.two_tower import ContrastiveScorer, TwoTowerProcessor, TwoTowerScorer
 from image_reward.types import Convention
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ scorer.rank("a prompt", ["one.png", "two.png"])
 """
 
 
-class ClipScorer(_ClipImages):
+class ClipScorer(_ClipImages, ContrastiveScorer):
     """The cosine of CLIP's embeddings of prompt and image, in [-1, 1]; with ``scaled`` times exp(logit_scale), about 100."""
 
     def __init__(self, network: CLIPModel, prepare: TwoTowerProcessor, name: str = "CLIP", scaled: bool = False) -> None:
@@ -161,11 +161,10 @@ class ClipScorer(_ClipImages):
         self._scaled = scaled
         self.scale = 1.0 if scaled else self.network.logit_scale.detach().float().exp().item()
 
-    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        cosine = cosines(features, ids, mask, self._encode_prompts)
+    def of_cosines(self, cosine: Tensor) -> Tensor:
         return self.network.logit_scale.float().exp() * cosine if self.scaled else cosine
 
-    def _encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the tower does not look beyond the end token
+    def encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the tower does not look beyond the end token
         pooled = self.network.text_model(input_ids=ids).pooler_output
         return F.normalize(self.network.text_projection(pooled).float(), dim=-1)
 
@@ -262,52 +261,71 @@ def clip_from_state_dict(
     return _cast(ClipScorer(network, TwoTowerProcessor(transform, tokenizer), name, settings.scaled), dtype)
 
 
-def clip_from_folder(
-    folder: Path,
+class ClipFiles(NamedTuple):
+    """The files of a CLIP in transformers' format, which may lie in different folders."""
+
+    config: Path
+    weights: Path
+    preprocessor: Path
+    tokenizer: Path
+    """``tokenizer.json``; where there is none, ``vocab.json`` and ``merges.txt`` beside it are read."""
+    head: Path | None = None
+    """Of an ``AestheticScorer``."""
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> ClipFiles:
+        """Where ``save_pretrained``, or another program, puts them. ``clip_from_files`` says which are missing."""
+        weights, pickled = (folder / name for name in (WEIGHTS_NAME, "pytorch_model.bin"))
+        weights = pickled if pickled.is_file() and not weights.is_file() else weights
+        return cls(folder / CONFIG_NAME, weights, folder / PREPROCESSOR_NAME, folder / TOKENIZER_NAME, folder / HEAD_NAME)
+
+
+def clip_from_folder(folder: Path, settings: ClipSettings | None = None, **options: Any) -> ClipScorer | AestheticScorer:
+    """``clip_from_files`` of the files in one folder, whose name is the scorer's unless another is given."""
+    return clip_from_files(ClipFiles.in_folder(folder), settings, **{"name": folder.name} | options)
+
+
+def clip_from_files(
+    files: ClipFiles,
     settings: ClipSettings | None = None,
     *,
-    processor: Path | None = None,
-    name: str | None = None,
+    name: str = "CLIP",
     options: ImageOptions | None = None,
     long_prompts: LongPrompts = "truncate",
     dtype: torch.dtype = torch.float32,
 ) -> ClipScorer | AestheticScorer:
-    """A scorer from a folder of transformers' format: config.json, weights, preprocessor_config.json and tokenizer.
+    """A scorer from files of transformers' format.
 
-    ``processor`` is the folder of the last two where it is another one.
-
-    ``settings`` go before those that ``save_pretrained`` left in the folder; a folder without any is the cosine of a CLIP, its prompts and
+    ``settings`` go before those that ``save_pretrained`` left in the config; one without any is the cosine of a CLIP, its prompts and
     images handled as transformers does. ``dtype`` is the towers', whatever the file has. Raises ``CheckpointError``.
     """
-    config_file = folder / CONFIG_NAME
-    values = _read_object(config_file)
+    values = _read_object(files.config)
     if values.get("model_type") != "clip":
-        raise CheckpointError(f"{config_file} is of model_type {values.get('model_type')!r:.60}, and not 'clip'")
+        raise CheckpointError(f"{files.config} is of model_type {values.get('model_type')!r:.60}, and not 'clip'")
     if SETTINGS_KEY in values:
         carried = values.pop(SETTINGS_KEY)
-        check_version(carried.pop("version", None) if isinstance(carried, dict) else None, f"{config_file}: {SETTINGS_KEY} has")
-        settings = settings or fill(ClipSettings, carried, str(config_file))
+        check_version(carried.pop("version", None) if isinstance(carried, dict) else None, f"{files.config}: {SETTINGS_KEY} has")
+        settings = settings or fill(ClipSettings, carried, str(files.config))
     settings = settings or ClipSettings()
     try:
         config = clip_config_from_json(values)
         network = clip_network(config)
     except Exception as error:  # nearly anything, from a wrong type to a division by zero
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{config_file} describes no CLIP that can be built: {reason}") from error
-    processor = processor or folder
-    transform = _transform(processor / PREPROCESSOR_NAME, config.vision_config.image_size, settings, options or ImageOptions())
-    weights = [folder / file for file in (WEIGHTS_NAME, "pytorch_model.bin") if (folder / file).is_file()]
-    if not weights:
+        raise CheckpointError(f"{files.config} describes no CLIP that can be built: {reason}") from error
+    transform = _transform(files.preprocessor, config.vision_config.image_size, settings, options or ImageOptions())
+    if not files.weights.is_file():
         raise CheckpointError(
-            f"{folder} lacks {WEIGHTS_NAME} and pytorch_model.bin (weights in several files are not read); download it again"
+            f"{files.weights.parent} lacks {WEIGHTS_NAME} and pytorch_model.bin (weights in several files are not read); download it again"
         )
-    load_strictly(network, read_checkpoint(weights[0])[0], str(weights[0]))
-    name = name or folder.name
+    load_strictly(network, read_checkpoint(files.weights)[0], str(files.weights))
     if settings.architecture == "Aesthetic":
-        head = _head(network, read_checkpoint(folder / HEAD_NAME)[0], str(folder / HEAD_NAME))
+        if files.head is None:
+            raise CheckpointError(f"{files.config} is of an Aesthetic scorer, which has a head beside its CLIP; give its file too")
+        head = _head(network, read_checkpoint(files.head)[0], str(files.head))
         return _cast(AestheticScorer(network, head, transform, name), dtype)
-    tokenizer = ClipTokenizer.from_folder(processor, settings.max_tokens, long_prompts, settings.convention)
-    _check_fit(tokenizer, config.text_config, str(folder))
+    tokenizer = ClipTokenizer.from_folder(files.tokenizer.parent, settings.max_tokens, long_prompts, settings.convention)
+    _check_fit(tokenizer, config.text_config, str(files.config.parent))
     return _cast(ClipScorer(network, TwoTowerProcessor(transform, tokenizer), name, settings.scaled), dtype)
 
 

@@ -28,15 +28,15 @@ class CrossEncoderScorer(TwoTowerScorer[list[KeysValues]]):
     def score_pairs(self, features: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
         num_images = len(features[0][0])
         ids, mask = (x.expand(num_images, -1, -1) for x in (ids, mask))
-        return self.network.read(features, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
+        return self.network.score_pairs(features, ids.flatten(0, 1), mask.flatten(0, 1)).view(ids.shape[:2])
 
     def set_exact(self, exact: bool) -> None:
         """Round as the original does: see ``load``."""
-        self.network.blip.set_original_order(exact)
+        self.network.set_original_order(exact)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""
-        self.network.blip.to(dtype)
+        self.network.cast(dtype)
 
 
 class ImageRewardScorer(CrossEncoderScorer):
@@ -96,7 +96,12 @@ class ImageRewardScorer(CrossEncoderScorer):
         with torch.device("meta"):
             network = cls.new_network(config, options.get("name", source))
         load_strictly(network, tensors, source, hint)
-        return cls(network, config, **options).eval()
+        return cls.of(network, config, **options).eval()
+
+    @classmethod
+    def of(cls, network: ImageRewardNetwork, config: ScorerConfig, **options: Any) -> Any:
+        """A scorer around a network, for subclasses whose constructor takes something else."""
+        return cls(network, config, **options)
 
     @classmethod
     def new_network(cls, config: ScorerConfig, name: str) -> ImageRewardNetwork:  # noqa: ARG003 - for a subclass

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from image_reward.errors import InputError, RewardError
 from image_reward.metrics import ranks_of, spearman
 from image_reward.models.heads import LinearHead
+from image_reward.models.linear import Linear
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.two_tower import TwoTowerScorer, take
 
@@ -80,7 +81,7 @@ def is_quantized(scorer: Scorer[Any]) -> bool:
 def _image_layers(scorer: TwoTowerScorer[Any]) -> dict[nn.Module, nn.Linear]:
     """The linear layers that ``encode_images`` calls, recorded while it encodes an image; neither heads nor what is int8 already."""
     called: dict[nn.Module, nn.Linear] = {}
-    linear = [layer for layer in scorer.modules() if type(layer) is nn.Linear]
+    linear = [layer for layer in scorer.modules() if type(layer) in (nn.Linear, Linear)]
     hooks = [layer.register_forward_pre_hook(lambda layer, _: called.update({layer: layer})) for layer in linear]
     with torch.inference_mode():
         scorer.encode_images(scorer.prepare.pixels([Image.new("RGB", (64, 64))]).to(scorer.device))

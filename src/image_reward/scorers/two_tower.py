@@ -204,6 +204,10 @@ class TwoTowerScorer(Scorer[TwoTowerBatch], Generic[Features]):
         parts = [self.score_pairs(features, ids[:, i : i + step], mask[:, i : i + step]) for i in range(0, ids.shape[1], step)]
         return torch.cat(parts, dim=1)
 
+    def for_prompts(self, ids: Tensor, mask: Tensor) -> Callable[[Features, int], Tensor]:
+        """What gives the rewards [I, P] of features, of I images, with the prompts [1, P, L]: for ``matrix``, which asks it many times."""
+        return lambda features, num_images: self._score_in_parts(features, num_images, ids, mask)
+
     def rewards(self, prompts: str | Sequence[str], pixels: Tensor) -> Tensor:
         """Rewards [B] of images as float tensors [B, 3, H, W] in [0, 1], with gradients to the pixels.
 
@@ -213,7 +217,7 @@ class TwoTowerScorer(Scorer[TwoTowerBatch], Generic[Features]):
         return self(self.prepare.of_tensors(aligned, pixels.to(self.device)))
 
     def matrix(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> NDArray[Any]:
-        """As ``Scorer.matrix``; each image is encoded once, and the prompts are made tokens once."""
+        """As ``Scorer.matrix``; each image is encoded once, and so is each prompt where it does not look at images."""
         self._check_matrix(prompts, images)
         self.check_evaluating()
         rewards = torch.empty(len(prompts), len(images), dtype=torch.float32, device="cpu")
@@ -226,17 +230,44 @@ class TwoTowerScorer(Scorer[TwoTowerBatch], Generic[Features]):
         columns: dict[bytes, Tensor] = {}  # pixels -> rewards of every prompt: copies under other names get one reward too
         keys: list[bytes] = []
         with torch.inference_mode(), long_prompt_warnings_suppressed():
+            score = self.for_prompts(ids, mask)
             for start in range(0, len(unique), self.batch_size):
                 part = unique[start : start + self.batch_size]
                 batch = self.prepare([each[0]] * len(part), part)
                 keys += [batch.digests[image] for image in batch.image_index.tolist()]
                 if new := [image for image, digest in enumerate(batch.digests) if digest not in columns]:
                     pixels = batch.pixels if len(new) == len(batch.pixels) else batch.pixels[new]
-                    scored = self._score_in_parts(self.encode(pixels), len(new), ids, mask).cpu()
+                    scored = score(self.encode(pixels), len(new)).cpu()
                     columns |= zip([batch.digests[image] for image in new], scored, strict=True)
         whole = torch.stack([columns[key] for key in keys], dim=1)[[each.index(prompt) for prompt in prompts]][:, index]
         check_finite(whole, self.name)
         return whole.numpy()
+
+
+class ContrastiveScorer(TwoTowerScorer[Tensor]):
+    """The product of features of length 1 of image [I, D] and prompt, neither of which is encoded with a look at the other."""
+
+    @abstractmethod
+    def encode_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask [N, L] -> features of length 1 [N, D]."""
+
+    def of_cosines(self, cosine: Tensor) -> Tensor:
+        """Cosines of any shape -> rewards."""
+        return cosine
+
+    def score_pairs(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.of_cosines(cosines(features, ids, mask, self.encode_prompts))
+
+    def for_prompts(self, ids: Tensor, mask: Tensor) -> Callable[[Tensor, int], Tensor]:
+        ids, mask, place = _distinct_prompts(ids[0], mask[0])
+        step = max(1, _MAX_TOKENS_AT_ONCE // ids.shape[-1])
+        prompts = torch.cat([self.encode_prompts(*part) for part in zip(ids.split(step), mask.split(step), strict=True)])[place]
+
+        def score(features: Tensor, num_images: int) -> Tensor:
+            parts = prompts[None].split(max(1, _MAX_TOKENS_AT_ONCE // num_images), dim=1)
+            return self.of_cosines(torch.cat([_products(features, part) for part in parts], dim=1))
+
+        return score
 
 
 def take(features: Features, images: Tensor | slice) -> Features:
@@ -251,9 +282,16 @@ def cosines(features: Tensor, ids: Tensor, mask: Tensor, encode_prompts: Callabl
 
     ``features``: those of images [I, D]. Each distinct prompt is encoded once, however many images it meets.
     """
-    length = ids.shape[-1]
-    rows = torch.cat([ids.masked_fill(~mask, 0), mask.long()], dim=-1).flatten(0, 1)
-    each, place = rows.unique(dim=0, return_inverse=True)
-    prompts = encode_prompts(each[:, :length], each[:, length:].bool())
-    # Not a matrix product, which autocast would round.
-    return (prompts[place].view(*ids.shape[:2], -1).float() * features[:, None].float()).sum(dim=-1)
+    each, its_mask, place = _distinct_prompts(ids.flatten(0, 1), mask.flatten(0, 1))
+    return _products(features, encode_prompts(each, its_mask)[place].view(*ids.shape[:2], -1))
+
+
+def _distinct_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids and mask [N, L] -> those of the distinct prompts [D, L], and which of them each of the N is."""
+    rows, place = torch.cat([ids.masked_fill(~mask, 0), mask.long()], dim=-1).unique(dim=0, return_inverse=True)
+    return rows[:, : ids.shape[1]], rows[:, ids.shape[1] :].bool(), place
+
+
+def _products(features: Tensor, prompts: Tensor) -> Tensor:
+    """[I, D] and [I or 1, P, D] -> [I, P], float32. Not a matrix product, which autocast would round."""
+    return (prompts.float() * features[:, None].float()).sum(dim=-1)

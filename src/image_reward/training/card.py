@@ -1,4 +1,4 @@
-"""What a trained model says of its training: a part of its model card, and its curves."""
+"""How a trained model documents its training: a section of its model card, and its learning curves."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from image_reward.training.config import RewardTraining
 
 
 def training_card(config: RewardTraining, result: Mapping[str, Any]) -> str:
-    """What the model card says of the training: data, recipe and results."""
+    """The section of the model card on the training: data, results and recipe."""
     shared = result["num_shared_prompts"]
     rows = {
         "data": ", ".join(config.data) or "passed by a program",
         "trained on": f"{result['num_comparisons']:,} comparisons of {result['num_images']:,} images",
-        "validation": f"{result['num_validation']:,} comparisons" + (f"; {shared:,} of their prompts were learnt too" if shared else ""),
+        "validation": f"{result['num_validation']:,} comparisons"
+        + (f"; {shared:,} of their prompts are training prompts too" if shared else ""),
         "start": config.start,
         "loss": config.loss,
         "steps": f"{result['best_step']:,} of {result['steps']:,}, each of up to {config.batch_images} images",
         "pairwise accuracy": _percent(result["accuracy"]) + " on validation, a scorer's tie counted as wrong",
         "pairwise accuracy, training data": _percent(result["training_accuracy"]),
-        "scale": "reward 0 and 1 are the mean and one standard deviation above it, over the training images",
+        "scale": "rewards of the training images have mean 0 and standard deviation 1",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if not value.startswith("unknown"))
     recipe = "\n".join(f"{name} = {value!r}" for name, value in asdict(config).items() if name not in ("network", "output"))

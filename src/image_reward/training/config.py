@@ -1,4 +1,4 @@
-"""All settings of a training run, in one dataclass for each way to train."""
+"""All settings of a training run: one dataclass for each kind of training."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RewardTraining(Recipe):
     start: str = "ImageReward-v1.0"
     """A model's name, file or folder; a BLIP pretraining checkpoint such as model_large.pth; or "scratch"."""
     network: BlipConfig = field(default_factory=BlipConfig)
-    """Sizes of the network, for a start that does not carry them."""
+    """Sizes of the network, for a start that does not store them."""
     max_tokens: int = 35
-    """How many tokens of a prompt are read, counting the first and last; for a start that does not carry it."""
+    """Tokens of a prompt that are read, counting the first and last; for a start that does not store it."""
     new_head: bool = False
     """Initialize the head anew. A BLIP checkpoint has none, so there it is always new."""
     freeze: float = 0.7
@@ -57,9 +57,9 @@ class RewardTraining(Recipe):
     schedule: Schedule = "cosine"
     """How the learning rate decays to 0 after the warm-up; constant does not."""
     warmup_steps: int = 0
-    """TrainingSteps in which the learning rate rises from 0."""
+    """Steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
-    """AdamW's, on matrices only."""
+    """AdamW's, applied to matrices only."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's."""
     clip: float = 1.0
@@ -89,13 +89,13 @@ class RewardTraining(Recipe):
     """Leave out missing and damaged images, and count them, instead of stopping."""
 
     evaluate_every: int | None = None
-    """TrainingSteps between evaluations; by default one epoch."""
+    """Steps between evaluations; by default one epoch."""
     patience: int = 0
     """Stop after this many evaluations in a row that are not better; 0 never stops early."""
     save_every: int = 500
-    """TrainingSteps between saved states. A killed run loses no more than these."""
+    """Steps between saved states. A killed run loses no more than these."""
     log_every: int = 10
-    """TrainingSteps between lines of the log."""
+    """Steps between lines of the log."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to these."""
 
@@ -111,9 +111,9 @@ class RewardTraining(Recipe):
                 raise ValueError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
         self.check_seed()
         if self.start == SCRATCH and (self.freeze or self.lora_rank):
-            raise ValueError("a network that starts from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
+            raise ValueError("a network trained from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
         if self.lora_rank and self.shard:
-            raise ValueError("lora_rank and shard do not go together: low-rank updates need little memory as they are")
+            raise ValueError("lora_rank and shard cannot be combined: low-rank updates need little memory as they are")
         if self.cache_features and not self.freeze and not self.lora_rank:
             raise ValueError("cache_features keeps the output of frozen layers, and freeze is 0")
         if self.cache_features and self.lora_rank:
@@ -133,7 +133,7 @@ class MaskedLanguageTraining(Recipe):
     network: BlipConfig = field(default_factory=BlipConfig)
     """Sizes of the network."""
     max_tokens: int = 35
-    """How many tokens of a prompt are read, counting the first and last."""
+    """Tokens of a prompt that are read, counting the first and last."""
 
     own_vocabulary: bool = False
     """Restrict the vocabulary to the tokens of the data, which makes a small model much smaller; all others become [UNK]."""
@@ -142,7 +142,7 @@ class MaskedLanguageTraining(Recipe):
     batch_images: int = 48
     """Images in a step, over all processes."""
     views: int = 2
-    """How many times each prompt occurs in a step, masked differently each time."""
+    """Copies of each prompt in a step, each masked differently."""
     mask_ratio: float = 0.3
     """The share of tokens that are masked, in (0, 1]."""
     short_share: float = 0.3
@@ -152,9 +152,9 @@ class MaskedLanguageTraining(Recipe):
     schedule: Schedule = "cosine"
     """How the learning rate decays to 0 after the warm-up; constant does not."""
     warmup_steps: int = 200
-    """TrainingSteps in which the learning rate rises from 0."""
+    """Steps in which the learning rate rises from 0."""
     weight_decay: float = 0.05
-    """AdamW's, on matrices only."""
+    """AdamW's, applied to matrices only."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's."""
     clip: float = 1.0
@@ -168,7 +168,7 @@ class MaskedLanguageTraining(Recipe):
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
     log_every: int = 100
-    """TrainingSteps between lines of the log."""
+    """Steps between lines of the log."""
 
     def __post_init__(self) -> None:
         self.check_positive("steps", "batch_images", "views", "lr", "max_tokens", "clip", "log_every")

@@ -1,6 +1,6 @@
-"""From comparisons to steps: what can be learnt from, in which order, and as which tensors.
+"""From comparisons to training steps: which are usable, in which order they come, and the tensors they become.
 
-Which comparisons make up a step follows from the seed alone, whatever the number of processes and wherever a run was killed.
+The comparisons of a step follow from the seed alone, whatever the number of processes and wherever a run was interrupted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from image_reward.errors import ImageReadError, InputError
 from image_reward.images import describe
+from image_reward.prompts import long_prompt_warnings_suppressed
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
 from image_reward.training.frozen_features import FrozenFeatures
 from image_reward.training.losses import TIE_MODELS, Loss
 from image_reward.types import Comparison
 
-# --- which comparisons ----------------------------------------------------------------------------------------------------------------
+# --- comparisons ---------------------------------------------------------------------------------------------------------------------
 
 
 def name_of(comparison: Comparison) -> str:
@@ -33,12 +34,12 @@ def name_of(comparison: Comparison) -> str:
     return comparison.id or repr(comparison.prompt[:60])
 
 
-def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool) -> tuple[list[Comparison], list[str]]:
-    """The comparisons a loss can learn from, and lines that say what was left out.
+def select_usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool) -> tuple[list[Comparison], list[str]]:
+    """The comparisons a loss can learn from, and notes on what was left out.
 
-    Image files are looked for now, so that a run does not stop at step 9,000 for want of one.
+    Missing image files are detected here, so that a run does not stop at step 9,000 because of one.
 
-    Raises ``ValueError`` for a comparison that is none, ``FileNotFoundError`` for missing images unless ``skip_unreadable``.
+    Raises ``ValueError`` for an invalid comparison, ``FileNotFoundError`` for missing images unless ``skip_unreadable``.
     """
     kept, notes = [], []
     missing: list[str] = []
@@ -50,7 +51,7 @@ def usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable: bool)
                 "it needs at least two images, and a rank for each"
             )
         exists = [_exists(image) for image in comparison.images]
-        missing += [describe(image) for image, here in zip(comparison.images, exists, strict=True) if not here]
+        missing += [describe(image) for image, present in zip(comparison.images, exists, strict=True) if not present]
         if not all(exists):
             comparison = _without(comparison, exists)
         if len(comparison.images) < 2:
@@ -97,13 +98,13 @@ def fingerprint(*sets: Sequence[Comparison]) -> str:
     return digest.hexdigest()
 
 
-# --- which steps ----------------------------------------------------------------------------------------------------------------------
+# --- steps ---------------------------------------------------------------------------------------------------------------------------
 
 
-def pack(sizes: Sequence[int], order: Sequence[int], most: int) -> list[list[int]]:
-    """Fill bins in the order given: a bin is closed when the next prompt's images would make more than ``most``.
+def pack(sizes: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of prompts, filled in ``order``: a bin is closed when the next prompt's images would exceed its ``capacity``.
 
-    >>> pack([4, 9, 5, 4], [0, 1, 2, 3], most=10)
+    >>> pack([4, 9, 5, 4], [0, 1, 2, 3], capacity=10)
     [[0], [1], [2, 3]]
     """
     bins: list[list[int]] = []
@@ -111,7 +112,7 @@ def pack(sizes: Sequence[int], order: Sequence[int], most: int) -> list[list[int
     for index in order:
         if not bins or sizes[index] > room:
             bins.append([])
-            room = most
+            room = capacity
         bins[-1].append(index)
         room -= sizes[index]
     return bins
@@ -130,7 +131,7 @@ def plan(sizes: Sequence[int], epochs: int, max_steps: int | None, batch_images:
 
 
 def shard_across_ranks(sizes: Sequence[int], step: Sequence[int], num_processes: int, micro_images: int) -> list[list[list[int]]]:
-    """A step's comparisons by process and by pass through the network. Every process gets as many passes; an empty one is padding.
+    """A step's comparisons by process and by pass through the network. All processes get the same number; an empty pass is padding.
 
     >>> shard_across_ranks([4, 9, 5, 4], [0, 1, 2, 3], num_processes=2, micro_images=9)
     [[[1], [3]], [[0, 2], []]]
@@ -138,20 +139,20 @@ def shard_across_ranks(sizes: Sequence[int], step: Sequence[int], num_processes:
     shares: list[list[int]] = [[] for _ in range(num_processes)]
     loads = [0] * num_processes
     for index in sorted(step, key=lambda i: -sizes[i]) if num_processes > 1 else step:
-        least = loads.index(min(loads))
-        shares[least].append(index)
-        loads[least] += sizes[index]
+        lightest = loads.index(min(loads))
+        shares[lightest].append(index)
+        loads[lightest] += sizes[index]
     passes = [pack(sizes, sorted(share, key=step.index), micro_images) for share in shares]
-    most = max(map(len, passes))
-    return [bins + [[] for _ in range(most - len(bins))] for bins in passes]
+    num_passes = max(map(len, passes))
+    return [bins + [[] for _ in range(num_passes - len(bins))] for bins in passes]
 
 
-# --- as tensors -----------------------------------------------------------------------------------------------------------------------
+# --- tensors -------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What passes through the network at once: some prompts with all their images, N in all, and the ranks of these."""
+    """One pass through the network: prompts with all their images, N in total, and the ranks of these."""
 
     batch: TwoTowerBatch
     prompt: Tensor
@@ -162,7 +163,7 @@ class MicroBatch:
     """[N, N], bool: the row's image is ranked above the column's"""
     first: Tensor
     second: Tensor
-    """[P], int64: rows of the pairs that the loss is about"""
+    """[P], int64: rows of the pairs that the loss compares"""
     target: Tensor
     """[P], float32: 1 where the first is ranked above the second, 1/2 for a tie, a share in between for soft labels"""
     num_terms: int
@@ -176,7 +177,7 @@ class MicroBatch:
 
 
 class TrainingSteps(Dataset[list[MicroBatch]]):
-    """The passes of each step that fall to one process. Picklable work for loader processes, done by the scorer's own processor."""
+    """One process's micro-batches of each step. Picklable, for loader processes; the scorer's own processor does the work."""
 
     def __init__(
         self,
@@ -200,7 +201,7 @@ class TrainingSteps(Dataset[list[MicroBatch]]):
         self.first_image = [0]
         for size in self.sizes:
             self.first_image.append(self.first_image[-1] + size)
-        self.tokens = prepare.tokenizer([c.prompt for c in comparisons])  # all at once: one warning about long prompts, not thousands
+        prepare.check([c.prompt for c in comparisons])  # all at once: one warning about long prompts, not thousands
         shape = (self.first_image[-1], 3, prepare.transform.size, prepare.transform.size)
         fits = features is None and shape[0] * shape[1] * shape[2] * shape[3] <= cache_mib << 20
         # In shared memory, so that what one loader process has decoded serves all.
@@ -208,7 +209,7 @@ class TrainingSteps(Dataset[list[MicroBatch]]):
         self.cropped = torch.zeros(shape[0] if fits else 0, dtype=torch.bool).share_memory_()
 
     def over(self, steps: Sequence[Sequence[int]]) -> TrainingSteps:
-        """Other steps of the same comparisons, which share what is in memory."""
+        """Other steps of the same comparisons, sharing the cache of decoded images."""
         other = copy.copy(self)
         other.steps = steps
         return other
@@ -219,39 +220,39 @@ class TrainingSteps(Dataset[list[MicroBatch]]):
     def __getitem__(self, index: int) -> list[MicroBatch]:
         number, num_processes = self.process
         step = self.steps[index]
-        mine = shard_across_ranks(self.sizes, step, num_processes, self.micro_images)[number]
-        return [self.micro(indices) if indices else self.micro(step[:1], padding=True) for indices in mine]
+        passes = shard_across_ranks(self.sizes, step, num_processes, self.micro_images)[number]
+        return [self.micro_batch(indices) if indices else self.micro_batch(step[:1], padding=True) for indices in passes]
 
     def loader(self, workers: int, start: int = 0) -> Iterator[list[MicroBatch]]:
-        return iter(DataLoader(self, batch_size=None, sampler=range(start, len(self)), num_workers=workers, collate_fn=_as_it_is))
+        return iter(DataLoader(self, batch_size=None, sampler=range(start, len(self)), num_workers=workers, collate_fn=_unchanged))
 
-    def micro(self, indices: Sequence[int], padding: bool = False) -> MicroBatch:
+    def micro_batch(self, indices: Sequence[int], padding: bool = False) -> MicroBatch:
+        """The comparisons at ``indices`` as tensors. ``padding`` keeps the processes in step and adds nothing to the loss."""
         chosen = [self.comparisons[i] for i in indices]
-        read = [self._read(self.first_image[i] + k, self.comparisons[i], k) for i in indices for k in range(self.sizes[i])]
+        images = [self._image(self.first_image[i] + k, self.comparisons[i], k) for i in indices for k in range(self.sizes[i])]
         prompt = torch.tensor([row for row, c in enumerate(chosen) for _ in c.images])
         ranks = torch.tensor([rank for c in chosen for rank in c.ranks])
-        judged = torch.tensor([image is not None and not padding for image in read])
-        blank = torch.zeros_like(next((image for image in read if image is not None), self._blank()))
-        ids, mask = self.tokens.ids[list(indices)][prompt], self.tokens.mask[list(indices)][prompt]
-        length = int(mask.sum(dim=1).max())
-        pixels = torch.stack([blank if image is None else image for image in read])
-        batch = TwoTowerBatch(pixels, ids[:, :length], mask[:, :length], torch.arange(len(read)))
+        judged = torch.tensor([image is not None and not padding for image in images])
+        blank = torch.zeros_like(next((image for image in images if image is not None), self._blank()))
+        crops = torch.stack([blank if image is None else image for image in images])
+        with long_prompt_warnings_suppressed():
+            batch = self.prepare.of_crops([c.prompt for c in chosen for _ in c.images], crops)
 
-        together = (prompt[:, None] == prompt) & judged[:, None] & judged
-        beats = together & (ranks[:, None] < ranks)
-        ties = together.triu(1) & (ranks[:, None] == ranks) if self.loss in (*TIE_MODELS, "soft") else torch.zeros_like(beats)
+        same_prompt = (prompt[:, None] == prompt) & judged[:, None] & judged
+        beats = same_prompt & (ranks[:, None] < ranks)
+        ties = same_prompt.triu(1) & (ranks[:, None] == ranks) if self.loss in (*TIE_MODELS, "soft") else torch.zeros_like(beats)
         first, second = (beats | ties).nonzero().unbind(dim=1)
         target = torch.where(ranks[first] == ranks[second], 0.5, 1.0)
-        if self.loss == "soft":  # where votes were counted, they say more than the ranks
+        if self.loss == "soft":  # vote shares carry more information than the ranks made of them
             votes = torch.tensor([vote for c in chosen for vote in (c.shares or [-1.0] * len(c.images))])
             counted = (votes[first] >= 0) & (votes[first] + votes[second] > 0)
             target = torch.where(counted, votes[first] / (votes[first] + votes[second]), target)
         num_terms = int(beats.any(dim=1).sum()) if self.loss == "plackett-luce" else len(first)
-        unreadable = sum(image is None for image in read)
+        num_unreadable = sum(image is None for image in images)
         names = tuple(map(name_of, chosen))
-        return MicroBatch(batch, prompt, judged, beats, first, second, target, num_terms, 0 if padding else unreadable, names)
+        return MicroBatch(batch, prompt, judged, beats, first, second, target, num_terms, 0 if padding else num_unreadable, names)
 
-    def _read(self, number: int, comparison: Comparison, k: int) -> Tensor | None:
+    def _image(self, number: int, comparison: Comparison, k: int) -> Tensor | None:
         """An image's crop [3, S, S], uint8, or its features [T, W]; None if it cannot be read and that is allowed."""
         if self.features is not None:
             return self.features.get(number)
@@ -276,5 +277,5 @@ class TrainingSteps(Dataset[list[MicroBatch]]):
         return torch.zeros(3, self.prepare.transform.size, self.prepare.transform.size, dtype=torch.uint8)
 
 
-def _as_it_is(item: list[MicroBatch]) -> list[MicroBatch]:
+def _unchanged(item: list[MicroBatch]) -> list[MicroBatch]:  # picklable, unlike a lambda
     return item

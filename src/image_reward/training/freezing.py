@@ -1,4 +1,4 @@
-"""Which weights learn: all, those above a frozen share of the layers, or low-rank updates."""
+"""Which weights are trained: all, those above a frozen share of the layers, or low-rank updates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from image_reward.models.blip import ImageRewardNetwork
 def freeze(network: ImageRewardNetwork, ratio: float) -> int:
     """Freeze the share of both towers' layers nearest the input, rounded down, as published (0.7: 16 of 24 and 8 of 12).
 
-    With any of a tower's layers go its embeddings, with all of them its final norm. The two projections are always frozen: the reward
-    does not pass through them. Returns how many blocks of the image tower are frozen. A frozen prefix costs no gradient: autograd records
-    nothing until a weight that learns takes part.
+    With any of a tower's layers its embeddings are frozen too, with all of them its final norm. The two projections are always frozen: no
+    reward depends on them. A frozen prefix costs no gradient: autograd records nothing before the first trained weight. Returns the number
+    of frozen blocks of the image tower.
     """
     blip = network.blip
     for projection in (blip.vision_proj, blip.text_proj):
@@ -51,16 +51,16 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(network: ImageRewardNetwork, rank: int, alpha: float, seed: int) -> None:
-    """Freeze both towers and give every linear layer of their attentions a low-rank update. The head learns as a whole."""
+    """Freeze both towers and give every linear layer of their attentions a low-rank update. All of the head is trained."""
     generator = torch.Generator().manual_seed(seed)
     network.blip.requires_grad_(False)
     for name, module in list(network.blip.named_modules()):
-        if (isinstance(module, nn.Linear) and ".att" in name) or (isinstance(module, nn.Linear) and ".crossattention" in name):
+        if isinstance(module, nn.Linear) and (".att" in name or ".crossattention" in name):
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, alpha, generator))
 
 
 def merge_low_rank(network: ImageRewardNetwork) -> None:
-    """Write the updates into the weights and let them go."""
+    """Merge the updates into the weights and remove them."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

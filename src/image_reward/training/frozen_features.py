@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from image_reward.files import written_whole
-from image_reward.models.blip import KeysValues, VisionTransformer
+from image_reward.models.blip import ImageRewardNetwork, KeysValues
 from image_reward.scorers.imagereward import ImageRewardScorer
 
 
 class FrozenFeatureScorer(ImageRewardScorer):
-    """A scorer whose batches carry, in place of pixels, what left the first ``depth`` blocks of the image tower, [I, T, W]."""
+    """A scorer whose batches have the output of the image tower's first ``depth`` blocks, [I, T, W], in place of pixels."""
 
     depth = 0
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
-        return self.network.blip.text_encoder.read_image(self.network.blip.visual_encoder.finish(pixels, self.depth))
+        return self.network.finish_images(pixels, self.depth)
 
 
 class FrozenFeatures:
-    """A file of [images, T, W], float32: what autocast computes in too between blocks, so that the loss stays the same.
+    """A file of [images, T, W], float32: what autocast passes between blocks too, so that the loss stays the same.
 
     Memory-mapped, so that loader processes share it. An image that could not be read is a row of NaN.
     """
@@ -50,10 +50,10 @@ class FrozenFeatures:
         return {"path": self.path, "_rows": None}  # a loader process maps the file itself
 
 
-def file_name(tower: VisionTransformer, depth: int, data: str) -> str:
+def file_name(network: ImageRewardNetwork, depth: int, data: str) -> str:
     """A name that changes with the frozen weights, their depth and the data."""
     digest = hashlib.sha256(f"{depth} {data}".encode())
-    for name, tensor in tower.state_dict().items():
+    for name, tensor in network.blip.visual_encoder.state_dict().items():
         if not name.startswith("blocks.") or int(name.split(".")[1]) < depth:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return f"features-{digest.hexdigest()[:16]}.npy"

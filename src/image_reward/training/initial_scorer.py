@@ -13,7 +13,7 @@ from image_reward.models.blip import BlipConfig
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import new_head, new_network
 from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.registry import locate
+from image_reward.scorers.loading import locate
 from image_reward.training.config import SCRATCH, RewardTraining
 
 
@@ -28,14 +28,14 @@ def initial_scorer(config: RewardTraining) -> ImageRewardScorer:
         scorer.network.requires_grad_(True)
         return scorer
     path, name, registered = locate(config.start)
-    tensors, carried = read_checkpoint(path)
+    tensors, stored = read_checkpoint(path)
     generator = torch.Generator().manual_seed(config.seed)
-    hint = "; give the sizes of its network in [network]" if carried is None and registered is None else ""
+    hint = "; give the sizes of its network in [network]" if stored is None and registered is None else ""
     if (towers := blip_pretraining_weights(tensors)) is not None:
         head = LinearHead(config.network.text_width, config.network.head_widths)
         tensors, known = towers | {f"mlp.{k}": v for k, v in head.state_dict().items()}, own
     else:
-        known = replace(carried or registered or own, reward=raw)
+        known = replace(stored or registered or own, reward=raw)
         if config.network not in (BlipConfig(), known.network):
             raise InputError(f"{config.start} has a network of its own sizes, so [network] must be left out or be the same")
     # Copies: the file is memory-mapped, and training writes.

@@ -1,6 +1,6 @@
-"""From the raw rewards of ranked images to a loss, one number per term; the caller sums and divides by how many terms there are.
+"""Losses on the raw rewards of ranked images, one number per term; the caller sums them and divides by the number of terms.
 
-All act on raw head output. d is the difference of two raw rewards, p = exp(reward) the strength of an image, sigmoid the logistic function.
+All act on the head's raw output. d is the difference of two raw rewards, p = exp(reward) an image's strength, sigmoid is logistic.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def pairwise_logistic(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
     """-target log sigmoid(d) - (1 - target) log sigmoid(-d), d = first - second; all [P].
 
     With target 1 it is ImageReward's loss over the untied pairs of a prompt (Xu et al. 2023, arXiv 2304.05977, eq. 1), which is Bradley &
-    Terry (1952). A target between is the share of people who put the first image above the second; for two images that is the
-    cross-entropy whose minimum Pick-a-Pic's KL divergence has too (Kirstain et al. 2023, arXiv 2305.01569, sec. 4).
+    Terry (1952). A target between 0 and 1 is the share of annotators who preferred the first image (soft labels); for two images that is
+    a cross-entropy with the same minimum as Pick-a-Pic's KL divergence (Kirstain et al. 2023, arXiv 2305.01569, sec. 4).
 
     >>> pairwise_logistic(torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([1.0]))
     tensor([0.6931])
@@ -55,8 +55,8 @@ def plackett_luce(rewards: Tensor, beats: Tensor) -> Tensor:
     """-log of the probability that each image is chosen from itself and those ranked below it: one term per image that beats another.
 
     Luce (1959) and Plackett (1975): a ranking is a series of choices of the best of what is left. ``rewards`` [N]; ``beats`` [N, N], bool:
-    row i is True at the images that i was put above. An image tied with i takes no part in i's choice, as a tie takes no part in the
-    pairwise loss; for two images the two losses are one.
+    row i is True at the images ranked below i. An image tied with i takes no part in i's choice, as a tie takes no part in the
+    pairwise loss; for two images this is the pairwise loss.
     """
     choices = beats.any(dim=1)
     itself = torch.eye(len(beats), dtype=torch.bool, device=beats.device)
@@ -65,5 +65,5 @@ def plackett_luce(rewards: Tensor, beats: Tensor) -> Tensor:
 
 
 def log_tie_parameter(loss: str, free: Tensor) -> Tensor:
-    """The unconstrained number that is learnt -> log nu of Davidson, or log theta > 0 of Rao & Kupper."""
+    """The unconstrained parameter that is learnt -> Davidson's log nu, or Rao & Kupper's log theta > 0."""
     return free if loss == "davidson" else F.softplus(free)

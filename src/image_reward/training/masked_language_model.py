@@ -1,8 +1,8 @@
 """Masked language modelling: a network with random weights learns to match words and images, before it learns preferences.
 
-A ranking holds one bit about two images; a prompt holds a dozen words about one. So the network first predicts masked tokens of a prompt
-from the other tokens and from the image ranked best for it (the masked language modelling of ALBEF, Li et al.
-2021, arXiv 2107.07651, eq. 3, which BLIP grew out of), and `train` starts from there. Towers that have learnt already do not need it.
+A ranked pair carries one bit about two images; a prompt carries a dozen words about one. So the network first predicts masked tokens of a
+prompt from the other tokens and from the image ranked best for it (the masked language modelling of ALBEF, Li et al. 2021, arXiv
+2107.07651, eq. 3, from which BLIP developed), and `train` starts from there. Pretrained towers do not need it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
-from image_reward.prompts import PromptTokenizer, vocabulary_of
+from image_reward.prompts import PromptTokenizer, Tokens, long_prompt_warnings_suppressed, vocabulary_of
 from image_reward.runs import Progress, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training.config import MaskedLanguageTraining
-from image_reward.training.data import MicroBatch, TrainingSteps, plan, usable
+from image_reward.training.data import MicroBatch, TrainingSteps, plan, select_usable
 from image_reward.types import Comparison
 
 
 @dataclass(frozen=True)
 class PretrainingResult:
-    """What came of a run; the model itself is in ``model``."""
+    """The outcome of a run; the model itself is in ``model``."""
 
     model: str
-    """A folder that ``image_reward.load`` and ``RewardTraining.start`` take; its head has learnt nothing."""
+    """A folder that ``image_reward.load`` and ``RewardTraining.start`` take; its head is untrained."""
     steps: int
     accuracy: float
     """The share of masked tokens predicted correctly in the last hundred steps."""
@@ -56,7 +56,7 @@ class MaskedLanguageModel(nn.Module):
         text = self.network.blip.text_encoder
         hidden = text.encode(ids, mask, self.network.encode_images(pixels))[masked]
         embeddings = text.embeddings.word_embeddings.weight[self.vocabulary]
-        # Of unit length: the LayerNorm that follows the embeddings hides their lengths from the network, so these should not count here.
+        # Of unit length: the LayerNorm that follows the embeddings hides their lengths from the network, so they must not count here.
         return F.linear(hidden, F.normalize(embeddings, dim=1), self.bias) * 4
 
 
@@ -69,28 +69,30 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; use another output, or the model in it")
     accelerator = Accelerator(cpu=config.cpu or not torch.cuda.is_available())
-    chosen, notes = usable(comparisons, "pairwise", skip_unreadable=False)
+    usable, notes = select_usable(comparisons, "pairwise", skip_unreadable=False)
     best = [
         replace(c, images=(image,), ranks=(1,), shares=None)
-        for c in chosen
+        for c in usable
         for image, rank in zip(c.images, c.ranks, strict=True)
         if rank == min(c.ranks)
     ]
-    scale = RewardConfig(mean=0.0, std=1.0, reference=None)
+    raw = RewardConfig(mean=0.0, std=1.0, reference=None)
     transform = TransformConfig(size=config.network.image_size)
     own_vocabulary = vocabulary_of(c.prompt for c in best) if config.own_vocabulary else None
     network = replace(config.network, vocab_size=len(own_vocabulary)) if own_vocabulary else config.network
-    own = ScorerConfig(network=network, image=transform, max_tokens=config.max_tokens, vocabulary=own_vocabulary, reward=scale)
+    own = ScorerConfig(network=network, image=transform, max_tokens=config.max_tokens, vocabulary=own_vocabulary, reward=raw)
     scorer = ImageRewardScorer(new_network(network, config.seed), own, name=folder.name)
     for unused in (scorer.network.mlp, scorer.network.blip.vision_proj, scorer.network.blip.text_proj):
         unused.requires_grad_(False)
 
     process = (accelerator.process_index, accelerator.num_processes)
-    everything = TrainingSteps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
-    steps = everything.over(_plan(everything, config))
+    all_images = TrainingSteps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)
+    with long_prompt_warnings_suppressed():  # they have been reported
+        tokens = scorer.prepare.tokenizer([c.prompt for c in best])
+    steps = all_images.over(_plan(tokens, config))
     sample = torch.stack([scorer.prepare.transform(c.images[0]) for c in best[:1000]])
     whiten_patches(scorer.network, sample, config.seed)
-    vocabulary = everything.tokens.ids.unique()
+    vocabulary = tokens.ids.unique()
     language_model = MaskedLanguageModel(scorer.network, vocabulary).to(accelerator.device)
     index_of = torch.zeros(network.vocab_size, dtype=torch.int64, device=accelerator.device)
     index_of[vocabulary] = torch.arange(len(vocabulary), device=accelerator.device)
@@ -106,23 +108,23 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     progress.say(f"{len(best):,} images and {len(vocabulary):,} different tokens in {len(steps):,} steps")
     num_correct, num_masked = torch.zeros(100), torch.ones(100)  # of the last hundred steps
     model.train()
-    for step, work in enumerate(steps.loader(config.workers)):
+    for step, micro_batches in enumerate(steps.loader(config.workers)):
         seed_step(config.seed, step, process[0])
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate_factor(step, len(steps), config.warmup_steps, config.schedule)
-        (micro,) = work
+        (micro,) = micro_batches
         pixels, ids, mask, masked = _masked(micro.to(accelerator.device), config)
         pixels = scorer.prepare.transform.normalize(pixels)
         logits = model(pixels, ids.masked_fill(masked, mask_id), mask, masked)
-        truth = index_of[ids[masked]]
-        loss = F.cross_entropy(logits, truth)
+        targets = index_of[ids[masked]]
+        loss = F.cross_entropy(logits, targets)
         if not math.isfinite(loss.item()):
             raise TrainingError(f"the loss of step {step + 1} is {loss.item()}; try a lower lr or a longer warm-up in a new folder")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
-        num_correct[step % 100], num_masked[step % 100] = int((logits.argmax(dim=1) == truth).sum()), len(truth)
+        num_correct[step % 100], num_masked[step % 100] = int((logits.argmax(dim=1) == targets).sum()), len(targets)
         accuracy = float(num_correct.sum() / num_masked.sum())
         values = f"loss {loss.item():.4f}  masked tokens correct {accuracy:.3f}"
         progress.step(step + 1, len(pixels) * process[1], values, (step + 1) % config.log_every == 0)
@@ -134,12 +136,12 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     return PretrainingResult(str(folder), len(steps), accuracy)
 
 
-def _plan(everything: TrainingSteps, config: MaskedLanguageTraining) -> list[list[int]]:
-    """Which images make up each step: first those of the shortest prompts, if so configured, then all."""
-    sizes = everything.sizes
+def _plan(tokens: Tokens, config: MaskedLanguageTraining) -> list[list[int]]:
+    """The images of each step: those with the shortest prompts for the first ``short_share`` of the steps, then all."""
+    sizes = [1] * len(tokens.ids)
     num_short = round(config.steps * config.short_share)
     epochs = 1 + config.steps * config.batch_images // len(sizes)
-    lengths = everything.tokens.mask.sum(dim=1)
+    lengths = tokens.mask.sum(dim=1)
     short = (lengths <= lengths.float().quantile(0.4)).nonzero()[:, 0].tolist()
     first = plan([1] * len(short), epochs * len(sizes) // len(short) + 1, num_short, config.batch_images, config.seed) if num_short else []
     rest = plan(sizes, epochs, config.steps - num_short, config.batch_images, config.seed + 1)

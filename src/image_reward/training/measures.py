@@ -1,4 +1,4 @@
-"""What a run measures of itself: sums over micro-batches and processes, and what follows from them."""
+"""Loss, accuracy and spread of the rewards, measured while training and on validation data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from image_reward.training.data import MicroBatch, TrainingSteps
 
 
 class Measures:
-    """Sums over micro-batches and processes, and what follows from them."""
+    """Sums over micro-batches and processes, and the metrics that follow from them.
+
+    All sums are one float64 tensor, so that one reduction adds them over processes.
+    """
 
     names = ("loss", "terms", "correct", "untied", "squares", "degrees_of_freedom", "images", "rewards", "rewards_squared", "unreadable")
 
@@ -26,17 +29,18 @@ class Measures:
 
     @classmethod
     def of(cls, rewards: Tensor, loss: Tensor, micro: MicroBatch) -> Measures:
+        """Of one micro-batch: raw rewards [N] and the sum of the loss's terms."""
         rewards, kept = rewards.detach().double(), micro.judged
         better, worse = micro.beats.nonzero().unbind(dim=1)
         counts = torch.bincount(micro.prompt[kept], minlength=len(micro.names))
         totals = torch.zeros(len(counts), dtype=rewards.dtype, device=rewards.device).index_add(0, micro.prompt[kept], rewards[kept])
-        within = rewards - (totals / counts.clamp(min=1))[micro.prompt]
+        deviations = rewards - (totals / counts.clamp(min=1))[micro.prompt]
         values = [
             loss.detach().double(),
             torch.tensor(float(micro.num_terms)),
             (rewards[better] > rewards[worse]).sum(),  # a scorer's tie is wrong
             torch.tensor(float(len(better))),
-            within[kept].square().sum(),
+            deviations[kept].square().sum(),
             (counts - 1).clamp(min=0).sum(),
             kept.sum(),
             rewards[kept].sum(),
@@ -68,26 +72,26 @@ class Measures:
         return math.sqrt(self.sums["squares"] / self.sums["degrees_of_freedom"]) if self.sums["degrees_of_freedom"] else None
 
     def as_dict(self) -> dict[str, float | None]:
-        """What goes into the log."""
+        """For the log."""
         return {"loss": self.loss, "accuracy": self.accuracy, "std": self.std}
 
     def mean_and_std(self) -> tuple[float, float]:
-        """Of the raw rewards over all images."""
+        """Mean and standard deviation of the raw rewards over all images."""
         mean = self.sums["rewards"] / self.sums["images"]
         return mean, math.sqrt(max(self.sums["rewards_squared"] / self.sums["images"] - mean * mean, 0.0))
 
 
 @torch.no_grad()
 def measure_all(learner: nn.Module, steps: TrainingSteps, accelerator: Accelerator, workers: int) -> Measures:
-    """Measures over data seen once, without dropout, by all processes together."""
+    """Measures of one pass over the data, without dropout, over all processes."""
     learner.eval()
     measures = Measures()
-    for work in steps.loader(workers):
-        for micro in work:
+    for micro_batches in steps.loader(workers):
+        for micro in micro_batches:
             micro = micro.to(accelerator.device)
             with accelerator.autocast():
                 rewards, loss = learner(micro)
             measures += Measures.of(rewards, loss, micro)
     if isinstance(learner, FSDPModule):
-        learner.reshard()  # FSDP keeps the outermost weights gathered for a backward pass that does not come
+        learner.reshard()  # FSDP keeps the outermost weights gathered for a backward pass, and there is none
     return measures.over_processes(accelerator)

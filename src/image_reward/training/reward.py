@@ -38,7 +38,7 @@ from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import frozen_features
 from image_reward.training.card import draw_curves, training_card
 from image_reward.training.config import RewardTraining
-from image_reward.training.data import MicroBatch, TrainingSteps, fingerprint, name_of, pack, plan, usable
+from image_reward.training.data import MicroBatch, TrainingSteps, fingerprint, name_of, pack, plan, select_usable
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
 from image_reward.training.frozen_features import FrozenFeatures, FrozenFeatureScorer
 from image_reward.training.initial_scorer import initial_scorer
@@ -50,14 +50,14 @@ MODEL = "model"
 CONSTANT = 1e-3
 """Rewards whose standard deviation within a prompt is below this are constant: the loss is within 1e-3 of log 2 whatever the ranks."""
 CONSTANT_STEPS = 50
-"""After this many steps in a row with constant rewards the run stops."""
+"""The run stops after this many consecutive steps with constant rewards."""
 FEW_PAIRS = 50
-"""With fewer validation pairs than this, an accuracy has a standard error above 7 points, so that choosing by it is warned of."""
+"""With fewer validation pairs than this, an accuracy has a standard error above 7 points, so that a choice by it comes with a warning."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a run; the model itself is in ``model``."""
+    """The outcome of a run; the model itself is in ``model``."""
 
     model: str
     """A folder that ``image_reward.load`` takes."""
@@ -76,7 +76,7 @@ class TrainingResult:
     num_images: int
     num_validation: int
     num_unreadable: int
-    """Times that an image could not be read and was left out."""
+    """How often an image could not be read and was left out."""
     num_shared_prompts: int = 0
     """Prompts of the validation data that are also in the training data, in whatever spelling."""
     num_validation_pairs: int = 0
@@ -84,12 +84,12 @@ class TrainingResult:
 
     @property
     def is_start(self) -> bool:
-        """Whether the model is what the run started from, since no evaluation was better than the first."""
+        """Whether no evaluation was better than the first, so that the model is the one the run started from."""
         return self.best_step == 0 and self.steps > 0
 
 
 class RewardLoss(nn.Module):
-    """The scorer on its raw scale, the loss, and the tie parameter where the loss has one: all that is trained."""
+    """The scorer on its raw scale, the loss, and the tie parameter where the loss has one: everything that is trained."""
 
     def __init__(self, scorer: ImageRewardScorer, loss: str) -> None:
         super().__init__()
@@ -119,15 +119,15 @@ class RunState:
     """What changes from step to step, apart from weights and moments: saved as it is, so that a killed run continues with it."""
 
     step: int = 0
-    """TrainingSteps that are done."""
+    """Steps completed."""
     best_step: int | None = None
     """The step whose weights are kept; None before the first evaluation."""
     best_accuracy: float | None = None
     best_loss: float | None = None
     num_worse: int = 0
-    """Evaluations in a row that were not better."""
+    """Consecutive evaluations that were not better."""
     num_constant: int = 0
-    """TrainingSteps in a row in which the rewards were constant."""
+    """Consecutive steps in which the rewards were constant."""
     num_unreadable: int = 0
     stopped: bool = False
     """Whether ``patience`` has ended the run."""
@@ -142,7 +142,7 @@ class RunState:
 def train(config: RewardTraining, comparisons: Sequence[Comparison], validation: Sequence[Comparison] = ()) -> TrainingResult:
     """Learn a reward model into the folder ``config.output``, or continue the run that is there.
 
-    ``config.data`` and ``config.validation`` are only noted: the caller has read them. Without validation comparisons, a share of the
+    ``config.data`` and ``config.validation`` are only recorded: the caller has read them. Without validation comparisons, a share of the
     prompts is held out; without that share, the last weights are kept.
 
     Raises ``ValueError`` and ``FileNotFoundError`` for what can be seen before the first step, ``TrainingError`` for what goes wrong after.
@@ -167,7 +167,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
             group["lr"] = highest * lr_factor
 
         measures = run.accumulate(micro_batches)
-        norm = float(_whole(accelerator.clip_grad_norm_(run.trained, config.clip or math.inf)))
+        norm = float(_unsharded(accelerator.clip_grad_norm_(run.trained, config.clip or math.inf)))
         run.check_finite(measures, norm)
         run.optimizer.step()
         run.optimizer.zero_grad()
@@ -196,14 +196,14 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
 
 
 class _Data:
-    """What is learnt from, what it is validated on, and lines that say what was left out or is doubtful."""
+    """Training and validation data, and notes on what was left out or is doubtful."""
 
     def __init__(self, config: RewardTraining, comparisons: Sequence[Comparison], validation: Sequence[Comparison]) -> None:
         self.fingerprint = fingerprint(comparisons, validation)
-        self.train, self.notes = usable(comparisons, config.loss, config.skip_unreadable)
+        self.train, self.notes = select_usable(comparisons, config.loss, config.skip_unreadable)
         self.validation: list[Comparison] = []
         if validation:
-            self.validation, notes = usable(validation, config.loss, config.skip_unreadable)
+            self.validation, notes = select_usable(validation, config.loss, config.skip_unreadable)
             self.notes += [f"validation: {note}" for note in notes]
         elif config.validation_share:
             self._hold_out(config)
@@ -212,13 +212,13 @@ class _Data:
         if shared := self.shared_prompts:
             self.notes.append(
                 f"warning: {len(shared):,} prompts of the validation data are also in the training data, the first is {shared[0]!r:.80}: "
-                "the best step is chosen by prompts that were learnt, and its accuracy is too high. `image-reward data split` writes files "
-                "that share none"
+                "the best step is chosen on prompts that were trained on, and its accuracy is too high. `image-reward data split` writes "
+                "files that share none"
             )
         if self.validation and self.num_validation_pairs < FEW_PAIRS:
             self.notes.append(
                 f"warning: only {self.num_validation_pairs} ordered pairs of {len(self.validation)} comparisons choose the best step, "
-                "which is little more than chance: use more validation data, or validation_share = 0 to keep the last step"
+                "which is little better than chance: use more validation data, or validation_share = 0 to keep the last step"
             )
 
     def _hold_out(self, config: RewardTraining) -> None:
@@ -231,7 +231,7 @@ class _Data:
 
 
 class _Run:
-    """A run at work: what it is made of, and the parts of its loop. What changes from step to step is in ``state``."""
+    """A run in progress: its parts, and the parts of its loop. What changes from step to step is in ``state``."""
 
     def __init__(self, config: RewardTraining, data: _Data, folder: RunFolder, accelerator: Accelerator) -> None:
         self.config, self.data, self.folder, self.accelerator = config, data, folder, accelerator
@@ -308,7 +308,7 @@ class _Run:
 
     def _frozen_features(self, scorer: ImageRewardScorer, depth: int, comparisons: Sequence[Comparison]) -> FrozenFeatures:
         config = self.config
-        path = self.folder.path / frozen_features.file_name(scorer.network.blip.visual_encoder, depth, fingerprint(comparisons))
+        path = self.folder.path / frozen_features.file_name(scorer.network, depth, fingerprint(comparisons))
         if self.accelerator.is_main_process and not path.exists():
             steps = TrainingSteps(comparisons, scorer.prepare, config.loss, config.micro_images, skip_unreadable=config.skip_unreadable)
             crops = ((micro.batch.pixels, micro.judged) for step in steps.loader(config.workers) for micro in step)
@@ -354,13 +354,13 @@ class _Run:
     # --- the parts of the loop ---
 
     def accumulate(self, micro_batches: Sequence[MicroBatch]) -> Measures:
-        """The gradient of the mean over all terms of the step, those of other processes included; what was measured on the way."""
+        """Accumulate the gradient of the mean over all terms of the step, other processes' included. Returns measures of all processes."""
         accelerator = self.accelerator
         num_terms = max(1, _sum(accelerator, sum(micro.num_terms for micro in micro_batches)))
         measures = Measures()
         for number, micro in enumerate(micro_batches, start=1):
             micro = micro.to(accelerator.device)
-            with _gradients_shared(accelerator, self.model, self.config.shard, number == len(micro_batches)):
+            with _gradient_sync(accelerator, self.model, self.config.shard, number == len(micro_batches)):
                 with accelerator.autocast():
                     rewards, loss = self.model(micro)
                 # A sum over the terms, and DDP and FSDP take the mean over processes.
@@ -369,7 +369,7 @@ class _Run:
         return measures.over_processes(accelerator)
 
     def evaluate(self) -> None:
-        """Keep these weights if they are the best so far; without validation data the last are."""
+        """Validate, and keep the weights if they are the best so far; without validation data the latest are kept."""
         state, measures = self.state, Measures()
         with self.average.in_place() if self.average else nullcontext():
             if self.validation_once:
@@ -402,11 +402,11 @@ class _Run:
         if math.isfinite(measures.sums["loss"]) and (math.isfinite(norm) or self.config.precision == "fp16"):
             return  # in float16 an infinite gradient is common: the scaler skips the step and lowers its factor
         self.optimizer.zero_grad()
-        self.save()  # of before this step: its weights are good
+        self.save()  # the state before this step, whose weights are good
         step = self.state.step
-        inside = ", ".join(name_of(self.data.train[i]) for i in self.steps.steps[step])
+        names = ", ".join(name_of(self.data.train[i]) for i in self.steps.steps[step])
         raise TrainingError(
-            f"the loss of step {step + 1} is {measures.loss} and its gradient's norm {norm}; its comparisons are {inside}. "
+            f"the loss of step {step + 1} is {measures.loss} and its gradient's norm {norm}; its comparisons are {names}. "
             f"The state before it is in {self.config.output}. Look at these comparisons, and try in a new folder a lower lr, a warm-up, "
             "or precision bf16 or fp32"
         )
@@ -416,7 +416,7 @@ class _Run:
         state.num_constant = state.num_constant + 1 if std is not None and std < CONSTANT else 0
         if state.num_constant == CONSTANT_STEPS:
             self.save()
-            raise _collapsed(state.step, std or 0.0, f"{CONSTANT_STEPS} steps in a row")
+            raise _collapsed(state.step, std or 0.0, f"{CONSTANT_STEPS} consecutive steps")
 
     def log(self, kind: str, values: dict[str, float | None]) -> None:
         if self.accelerator.is_main_process:
@@ -430,10 +430,10 @@ class _Run:
     # --- the end ---
 
     def finish(self) -> TrainingResult:
-        """Put the best weights on a scale of their own, and write down what came of the run."""
+        """Normalise the rewards of the best weights, and write the result."""
         state, data = self.state, self.data
         assert state.best_step is not None
-        self.progress.say(f"the best weights are of step {state.best_step}; measuring their rewards over the training images")
+        self.progress.say(f"the best weights are those of step {state.best_step}; measuring their rewards over the training images")
         self.accelerator.wait_for_everyone()
         merge_low_rank(self.scorer.network)
         weights, kept = read_checkpoint(self.model_folder)
@@ -474,7 +474,7 @@ class _Run:
         return result
 
 
-# --- parts of its parts ----------------------------------------------------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------------------------------------------------
 
 
 def _accelerator(config: RewardTraining) -> Accelerator:
@@ -505,13 +505,13 @@ _WHOLE = StateDictOptions(full_state_dict=True, strict=False)
 
 
 @contextmanager
-def _gradients_shared(accelerator: Accelerator, model: Any, sharded: bool, now: bool) -> Iterator[None]:
-    """Gradients travel between processes in the last pass of a step only."""
+def _gradient_sync(accelerator: Accelerator, model: Any, sharded: bool, synchronise: bool) -> Iterator[None]:
+    """Synchronise gradients between processes in the last pass of a step only."""
     if sharded:
-        model.set_requires_gradient_sync(now)
+        model.set_requires_gradient_sync(synchronise)
         yield
     else:
-        with nullcontext() if now else accelerator.no_sync(model):
+        with nullcontext() if synchronise else accelerator.no_sync(model):
             yield
 
 
@@ -521,13 +521,13 @@ def _sum(accelerator: Accelerator, number: int) -> int:
     return int(accelerator.reduce(torch.tensor(number, device=accelerator.device), "sum"))
 
 
-def _whole(tensor: Any) -> Tensor:
+def _unsharded(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _collapsed(step: int, deviation: float, where: str) -> TrainingError:
+def _collapsed(step: int, std: float, where: str) -> TrainingError:
     return TrainingError(
-        f"the rewards have become constant: at step {step} those of one prompt's images deviate by {deviation:.1e} ({where}), so the "
-        "loss stands at log 2 = 0.693 and will not move. In a new folder, try a lower lr, a warm-up, more frozen layers, a fresh head "
-        "(new_head), and look whether the ranks follow from the images at all"
+        f"the rewards have become constant: at step {step} those of one prompt's images have a standard deviation of {std:.1e} ({where}), "
+        "so the loss is stuck at log 2 = 0.693. In a new folder, try a lower lr, a warm-up, more frozen layers or a new head (new_head), "
+        "and check that the ranks follow from the images"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from image_reward.evaluation.generators import holds_results, read_results
+from image_reward.evaluation.generators import has_results, read_results
 from image_reward.evaluation.prompt_sets import Prompt
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]
@@ -28,7 +28,7 @@ REWARDS = {"a": [[1.0, 3.0], [0.0, 1.0]], "b": [[0.0, 1.0], [2.0, 2.0]], "c": [[
 
 def test_results(tmp_path: Path) -> None:
     folder = write_results(tmp_path, {"S": REWARDS})
-    assert holds_results(folder)
+    assert has_results(folder)
     prompts, rewards = read_results(folder)
     assert [(prompt.id, prompt.prompt) for prompt in prompts] == [("p1", "a cat"), ("p2", "a green car")]
     assert rewards["S"]["b"] == {"p1": [0.0, 1.0], "p2": [2.0, 2.0]}
@@ -38,7 +38,7 @@ def test_results(tmp_path: Path) -> None:
     assert list(read_results(folder)[1]["S"]) == ["sd2-1", "a", "b", "c"]
     (tmp_path / "images" / "a").mkdir(parents=True)
     (tmp_path / "images" / "a" / "p1_0.png").write_bytes(b"image")
-    assert not holds_results(tmp_path / "images")
+    assert not has_results(tmp_path / "images")
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_saved_results_of_something_else_are_refused(scorer: ImageRewardScorer, 
     (tmp_path / "results" / "tiny").mkdir(parents=True)
     published = [{"id": prompt.id, "prompt": prompt.prompt, "mean_score": 1.0, "rewards": [1.0, 1.0]} for prompt in PROMPTS]
     (tmp_path / "results" / "tiny" / "a.json").write_text(json.dumps(published))  # without fingerprints
-    with pytest.raises(ValueError, match=r"a\.json does not say which images it is of.*read it with --results"):
+    with pytest.raises(ValueError, match=r"a\.json does not identify its images.*read it with --results"):
         score_images([scorer], images, selection, tmp_path / "results")
     shutil.rmtree(tmp_path / "results")
     score_images([scorer], images, selection, tmp_path / "results")

@@ -6,7 +6,7 @@ same prompts, and of each prompt as many images of every generator.
 
 from image_reward.evaluation.generators.human import HumanRanking, published_ranking, read_ranking
 from image_reward.evaluation.generators.images import Images, Selection, find_images, read_manifest, select
-from image_reward.evaluation.generators.results import Rewards, holds_results, read_results
+from image_reward.evaluation.generators.results import Rewards, has_results, read_results
 from image_reward.evaluation.generators.scoring import score_images
 from image_reward.evaluation.generators.statistics import Benchmark, GeneratorResult, ScorerResult, benchmark
 
@@ -20,7 +20,7 @@ __all__ = [
     "Selection",
     "benchmark",
     "find_images",
-    "holds_results",
+    "has_results",
     "published_ranking",
     "read_manifest",
     "read_ranking",

@@ -1,4 +1,4 @@
-"""The order that humans put generators in: published with the ImageReward paper, or from a file."""
+"""Human rankings of generators: published with the ImageReward paper, or from a file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from importlib.resources import files
 from pathlib import Path
 
 from image_reward.errors import InputError
-from image_reward.evaluation.prompt_sets import Prompt, prompt_set, some
+from image_reward.evaluation.prompt_sets import Prompt, first_few, prompt_set
 from image_reward.evaluation.published_results import plain_name
 from image_reward.files import read_json
 
 
 @dataclass(frozen=True)
 class HumanRanking:
-    """The order that humans put generators in."""
+    """A human ranking of generators."""
 
     source: str
     values: dict[str, float]
     """Generator -> its number, such as wins, ratings or ranks."""
     ranks: dict[str, int]
-    """Generator -> its rank among those here, 1 for the best; equal numbers share one."""
+    """Generator -> its rank among these, 1 for the best; equal numbers share a rank."""
 
     @classmethod
     def of(cls, source: str, values: Mapping[str, float], higher_is_better: bool = True) -> HumanRanking:
@@ -34,9 +34,9 @@ class HumanRanking:
 
 
 def published_ranking(generators: Sequence[str], prompts: Sequence[Prompt]) -> HumanRanking | None:
-    """How often humans preferred the generators of ImageReward's Table 1, by the names of their folders or their names there.
+    """The human wins of ImageReward's Table 1, for generators named as there or as the folders of the published images.
 
-    None where fewer than three are recognised, or the prompts are not those that they were compared on.
+    None where fewer than three are recognised, or the prompts are others than those of the table.
     """
     table = json.loads(files("image_reward").joinpath("assets/human_wins.json").read_text(encoding="utf-8"))
     wins = {plain_name(name): row["wins"] for row in table["generators"] for name in (row["name"], *row["folders"])}
@@ -59,5 +59,5 @@ def read_ranking(path: str | os.PathLike[str], generators: Sequence[str], higher
     if not isinstance(values, dict) or not all(type(value) in (int, float) and math.isfinite(value) for value in values.values()):
         raise InputError(f"{path} should be a JSON object {{generator: number}}")
     if missing := [generator for generator in generators if generator not in values]:
-        raise InputError(f"{path} lacks {some(missing)}; it has {some(list(values))}")
+        raise InputError(f"{path} lacks {first_few(missing)}; it has {first_few(list(values))}")
     return HumanRanking.of(str(path), {generator: float(values[generator]) for generator in generators}, higher_is_better)

@@ -1,4 +1,4 @@
-"""The images that generators made for prompts: finding them, and choosing those that compare like with like."""
+"""The images that generators made for prompts: finding them, and selecting those that are compared."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from image_reward.errors import InputError
-from image_reward.evaluation.prompt_sets import Prompt, some
+from image_reward.evaluation.prompt_sets import Prompt, first_few
 from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.rows import read_rows
 
 
 @dataclass(frozen=True)
 class Images:
-    """Who made which images for which prompt."""
+    """The images of each generator and prompt."""
 
     paths: dict[str, dict[str, list[Path]]]
     """Generator -> prompt id -> images, in the order of their numbers."""
@@ -24,7 +24,7 @@ class Images:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Generator -> prompt id -> how many images there are, as ``select`` takes it."""
+        """Generator -> prompt id -> the number of images, as ``select`` takes it."""
         return {generator: {name: len(paths) for name, paths in by_prompt.items()} for generator, by_prompt in self.paths.items()}
 
 
@@ -71,7 +71,7 @@ def _images_of(folder: Path, ids: set[str], extra: list[Path]) -> dict[str, list
 
 
 def _places(stem: str, ids: set[str]) -> list[tuple[str, int]]:
-    """The prompt and number that a file's name can mean."""
+    """The possible readings of a file's name: prompt id and number."""
     name, _, number = stem.rpartition("_")
     places = [(stem, 0)] if stem in ids else []
     return [*places, (name, int(number))] if name in ids and number.isdecimal() else places
@@ -86,12 +86,12 @@ _MANIFEST = ("generator", "prompt_id", "prompt", "image")
 def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None = None) -> tuple[list[Prompt], Images]:
     """Images as rows of a CSV, JSONL or Parquet file: ``generator``, ``prompt_id`` or ``prompt``, and ``image``, relative to the file.
 
-    Rows may have both; without ``prompts`` these are the rows' own. Rows of prompts that are not among ``prompts`` are extra.
+    Rows may have both; without ``prompts`` the prompts are those of the rows. Rows of prompts that are not among ``prompts`` are extra.
 
     Raises ``FileNotFoundError`` for the file or an image that is not there, or ``ValueError`` that names the row.
     """
     path = Path(path)
-    known: _OwnPrompts | _KnownPrompts = _OwnPrompts() if prompts is None else _KnownPrompts(prompts)
+    known: _RowPrompts | _KnownPrompts = _RowPrompts() if prompts is None else _KnownPrompts(prompts)
     images = Images({})
     first_rows: dict[tuple[str, Path], int] = {}
     for number, row in enumerate(read_rows(path, _MANIFEST), start=1):
@@ -108,7 +108,7 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
         prompt = known.find(None if name is None else str(name), str(text or ""), where)
         if prompt is None:
             images.extra.append(image)
-        elif not image.is_file():  # before a model is loaded, or hours of scoring are lost
+        elif not image.is_file():  # before a model is loaded and hours of scoring are lost
             raise FileNotFoundError(f"{where}: no such image: {image}")
         else:
             by_prompt.setdefault(prompt.id, []).append(image)
@@ -118,7 +118,7 @@ def read_manifest(path: str | os.PathLike[str], prompts: Sequence[Prompt] | None
 
 
 class _KnownPrompts:
-    """The prompts that a manifest's rows may be of."""
+    """The known prompts that a manifest's rows refer to."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.by_id = {prompt.id: prompt for prompt in prompts}
@@ -131,7 +131,7 @@ class _KnownPrompts:
         if name is None:
             ids = self.ids_by_text.get(text, [])
             if len(ids) > 1:
-                raise InputError(f"{where}: several prompts read {text!r:.60} ({some(ids)}); add the prompt_id")
+                raise InputError(f"{where}: several prompts read {text!r:.60} ({first_few(ids)}); add the prompt_id")
             if not ids:
                 return None
             name = ids[0]
@@ -141,8 +141,8 @@ class _KnownPrompts:
         return prompt
 
 
-class _OwnPrompts:
-    """The prompts that a manifest's rows bring themselves."""
+class _RowPrompts:
+    """The prompts named by a manifest's own rows."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, Prompt] = {}
@@ -156,12 +156,12 @@ class _OwnPrompts:
         return prompt
 
 
-# --- like with like ------------------------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The prompts that are compared, and how many images of each."""
+    """The prompts that are compared, and the number of images of each."""
 
     prompts: list[Prompt]
     num_images: list[int]
@@ -173,26 +173,28 @@ class Selection:
 
 
 def select(prompts: Sequence[Prompt], counts: Mapping[str, Mapping[str, int]], allow_missing: bool = False) -> Selection:
-    """Like with like. ``counts``: generator -> prompt id -> how many images there are.
+    """The prompts and images over which means compare. ``counts``: generator -> prompt id -> the number of images.
 
-    All generators must have images of all prompts, and of each prompt equally many; with ``allow_missing`` the prompts that all have are
-    taken, and of each the number of images that all have.
+    All generators must have images of all prompts, and equally many of each prompt. ``allow_missing`` selects the prompts that all have
+    images of, and of each prompt the number of images that all have.
 
     Raises ``ValueError`` that says whose images of which prompts are missing.
     """
-    most = {prompt.id: max((images.get(prompt.id, 0) for images in counts.values()), default=0) for prompt in prompts}
+    expected = {prompt.id: max((images.get(prompt.id, 0) for images in counts.values()), default=0) for prompt in prompts}
     lacking = {
-        generator: [f"{name} ({images.get(name, 0)} of {num or 1})" for name, num in most.items() if images.get(name, 0) < (num or 1)]
+        generator: [f"{name} ({images.get(name, 0)} of {num or 1})" for name, num in expected.items() if images.get(name, 0) < (num or 1)]
         for generator, images in counts.items()
     }
     if any(lacking.values()) and not allow_missing:
-        lines = [f"{generator}: {len(names)} of {len(prompts)} prompts: {some(names)}" for generator, names in lacking.items() if names]
+        lines = [
+            f"{generator}: {len(names)} of {len(prompts)} prompts: {first_few(names)}" for generator, names in lacking.items() if names
+        ]
         raise InputError(
             "images are missing, and means over different images do not compare:\n  "
             + "\n  ".join(lines)
-            + "\nMake them, or go on with those that all generators have (--allow-missing)"
+            + "\nMake them, or continue with those that all generators have (--allow-missing)"
         )
-    least = {name: min(images.get(name, 0) for images in counts.values()) for name in most}
+    least = {name: min(images.get(name, 0) for images in counts.values()) for name in expected}
     kept = [prompt for prompt in prompts if least[prompt.id]]
     if not kept:
         raise InputError("there is no prompt that all generators have an image of; are these the prompts the images were made for?")

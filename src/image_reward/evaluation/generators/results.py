@@ -12,30 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from image_reward.errors import InputError
-from image_reward.evaluation.prompt_sets import Prompt, repeated, some
+from image_reward.evaluation.prompt_sets import Prompt, first_few, repeated
 from image_reward.files import read_json, written_whole
 
-_LARGEST_FILE = 1 << 28  # bytes; the rewards of a million images have a tenth of it
+_LARGEST_FILE = 1 << 28  # bytes; the rewards of a million images take a tenth of it
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Scorer -> generator -> prompt id -> the reward of each image."""
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """The rewards of a generator's images for a prompt, in the published form with a fingerprint more."""
+    """The rewards of a generator's images for a prompt, in the published form plus a fingerprint."""
 
     id: str
     prompt: str
     mean_score: float
     rewards: list[float]
     fingerprint: str | None
-    """What changes when the images or the scorer do; None in published results, which have none."""
+    """Changes when the images or the scorer do; None in published results."""
 
 
 class SavedResults:
-    """The file of a generator's rewards by one scorer, read if it is there and written to as scoring goes on.
+    """The file of a generator's rewards by one scorer: read if it exists, and written as scoring proceeds.
 
-    Raises ``ValueError`` for a file of other prompts, or without the fingerprints that show which images it is of.
+    Raises ``ValueError`` for a file of other prompts, or without the fingerprints that identify its images.
     """
 
     def __init__(self, folder: Path, scorer: str, generator: str, prompts: Sequence[Prompt]) -> None:
@@ -49,7 +49,7 @@ class SavedResults:
         _check_same_prompts(self.rows.values(), prompts, self.path)
         if any(row.fingerprint is None for row in self.rows.values()):
             raise InputError(
-                f"{self.path} does not say which images it is of, so it can be neither used nor written over; "
+                f"{self.path} does not identify its images, so it can be neither used nor overwritten; "
                 "save to another folder, or read it with --results"
             )
 
@@ -68,8 +68,8 @@ class SavedResults:
             temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
-def holds_results(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is one of results, SCORER/GENERATOR.json, rather than of images."""
+def has_results(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has results, SCORER/GENERATOR.json, rather than images."""
     inside = [path for path in Path(folder).glob("*/*") if path.is_file() and not path.name.startswith(".")]
     return bool(inside) and all(path.suffix == ".json" for path in inside)
 
@@ -93,7 +93,7 @@ def read_results(folder: str | os.PathLike[str], prompts: Sequence[Prompt] | Non
         if prompts is None:
             known |= {row.id: Prompt(row.id, row.prompt) for row in results if row.id not in known}
         elif unknown := [row.id for row in results if row.id not in known]:
-            raise InputError(f"{path} has {len(unknown)} ids that the prompts lack: {some(unknown)}")
+            raise InputError(f"{path} has {len(unknown)} ids that the prompts lack: {first_few(unknown)}")
         # The original's own program calls them SCORER/SCORER-benchmark-GENERATOR-result.json.
         generator = path.stem.removeprefix(f"{path.parent.name}-benchmark-").removesuffix("-result")
         rewards.setdefault(path.parent.name, {})[generator] = {row.id: row.rewards for row in results}
@@ -102,7 +102,7 @@ def read_results(folder: str | os.PathLike[str], prompts: Sequence[Prompt] | Non
     generators = set().union(*rewards.values())
     for scorer, by_generator in rewards.items():
         if missing := sorted(generators - set(by_generator)):
-            raise InputError(f"{folder / scorer} lacks results of {some(missing)}, which others have; add or remove them")
+            raise InputError(f"{folder / scorer} lacks results of {first_few(missing)}, which others have; add or remove them")
     return list(known.values()), rewards
 
 
@@ -111,7 +111,7 @@ def _read_rows(path: Path) -> list[ResultRow]:
     if not (isinstance(content, list) and content and all(map(_is_result, content))):
         raise InputError(f"{path} has no results: it should be a list of objects with id, prompt and rewards")
     if twice := repeated([str(row["id"]) for row in content]):
-        raise InputError(f"{path} has {len(twice)} ids more than once: {some(twice)}")
+        raise InputError(f"{path} has {len(twice)} ids more than once: {first_few(twice)}")
     return [_row(row, f"{path}, prompt {row['id']}") for row in content]
 
 
@@ -141,6 +141,6 @@ def _check_same_prompts(rows: Iterable[ResultRow], prompts: Sequence[Prompt], pa
     if differing:
         first = differing[0]
         raise InputError(
-            f"{path} has other prompts for {len(differing)} ids: {some([row.id for row in differing])}; "
+            f"{path} has other prompts for {len(differing)} ids: {first_few([row.id for row in differing])}; "
             f"{first.id} is {first.prompt!r:.80} there, and {known[first.id]!r:.80} elsewhere"
         )

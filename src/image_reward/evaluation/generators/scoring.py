@@ -1,4 +1,4 @@
-"""Scoring the selected images of all generators, going on from what an earlier run saved."""
+"""Scoring the selected images of all generators, continuing from what an earlier run saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from image_reward.errors import InputError
 from image_reward.evaluation.generators.images import Images, Selection
 from image_reward.evaluation.generators.results import Rewards, SavedResults
-from image_reward.evaluation.prompt_sets import Prompt, repeated, some
+from image_reward.evaluation.prompt_sets import Prompt, first_few, repeated
 from image_reward.scorers import Scorer
 from image_reward.scorers.identity import identity_of
 from image_reward.scorers.together import long_prompts_reported_once, score_together
@@ -26,15 +26,15 @@ def score_images(
     save_to: Path | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> tuple[Rewards, int]:
-    """The rewards of the selected images, and how many of them had been saved by an earlier run. An image is opened once for all scorers.
+    """The rewards of the selected images, and the number of them saved by an earlier run. An image is opened once for all scorers.
 
-    ``save_to``: a folder of results, SCORER/GENERATOR.json, that is written to as scoring goes on. What is there already is used if its
-    prompt, its images' content and the scorer are the same.
+    ``save_to``: a folder of results, SCORER/GENERATOR.json, written as scoring proceeds. Rewards that are there already are used if
+    the prompt, the images' content and the scorer are the same.
 
     Raises ``ValueError`` for saved results of other prompts, or without fingerprints to compare; and what scoring raises.
     """
     if twice := repeated([scorer.name for scorer in scorers]):
-        raise InputError(f"several scorers are called {some(twice)}; use each once")
+        raise InputError(f"several scorers are called {first_few(twice)}; use each once")
     by_scorer = [_RewardsOfScorer(scorer, list(images.paths), selection.prompts, save_to) for scorer in scorers]
     total, done, reused = len(images.paths) * sum(selection.num_images), 0, 0
     step = 4 * min((scorer.batch_size for scorer in scorers), default=1)
@@ -74,16 +74,16 @@ def _tasks(images: Images, selection: Selection, step: int, with_content: bool) 
 
 
 class _RewardsOfScorer:
-    """One scorer's rewards as far as they are known, and the files they are saved in, if any."""
+    """One scorer's rewards so far, and the files they are saved in, if any."""
 
     def __init__(self, scorer: Scorer[Any], generators: Sequence[str], prompts: Sequence[Prompt], folder: Path | None) -> None:
         self.scorer = scorer
         self.by_generator: dict[str, dict[str, list[float]]] = {generator: {} for generator in generators}
         self.saved = {generator: SavedResults(folder, scorer.name, generator, prompts) for generator in generators} if folder else {}
-        self.mark = scorer_fingerprint(scorer) if folder else ""
+        self.scorer_fingerprint = scorer_fingerprint(scorer) if folder else ""
 
-    def take_saved(self, task: _Task) -> bool:
-        """Take over what an earlier run saved for this scorer and the same images; whether there was any."""
+    def reuse_saved(self, task: _Task) -> bool:
+        """Reuse the rewards that an earlier run saved for this scorer and the same images; whether there were any."""
         rewards = self.saved[task.generator].get(task.prompt, self._fingerprint(task)) if self.saved else None
         if rewards is not None:
             self.by_generator[task.generator][task.prompt.id] = rewards
@@ -102,20 +102,20 @@ class _RewardsOfScorer:
             self.saved[tasks[0].generator].write()
 
     def _fingerprint(self, task: _Task) -> str:
-        return hashlib.sha256("\n".join([self.mark, *task.content]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([self.scorer_fingerprint, *task.content]).encode()).hexdigest()
 
 
 def _score(tasks: Sequence[_Task], by_scorer: Sequence[_RewardsOfScorer]) -> int:
-    """Score what has not been saved; the number of rewards that had been."""
-    missing: dict[tuple[int, ...], list[_Task]] = {}
+    """Score the tasks that were not saved. Returns the number of rewards that were."""
+    tasks_of: dict[tuple[int, ...], list[_Task]] = {}
     reused = 0
     for task in tasks:
-        lacking = tuple(number for number, rewards in enumerate(by_scorer) if not rewards.take_saved(task))
-        reused += (len(by_scorer) - len(lacking)) * len(task.images)
-        if lacking:
-            missing.setdefault(lacking, []).append(task)
-    # What the same scorers have yet to score goes through them together, so that each image is opened once.
-    for numbers, group in missing.items():
+        unsaved = tuple(number for number, rewards in enumerate(by_scorer) if not rewards.reuse_saved(task))
+        reused += (len(by_scorer) - len(unsaved)) * len(task.images)
+        if unsaved:
+            tasks_of.setdefault(unsaved, []).append(task)
+    # Tasks that the same scorers have yet to score are scored together, so that each image is opened once.
+    for numbers, group in tasks_of.items():
         prompts = [task.prompt.prompt for task in group for _ in task.images]
         paths = [str(path) for task in group for path in task.images]
         rewards = score_together([by_scorer[number].scorer for number in numbers], prompts, paths)
@@ -125,7 +125,7 @@ def _score(tasks: Sequence[_Task], by_scorer: Sequence[_RewardsOfScorer]) -> int
 
 
 def scorer_fingerprint(scorer: Scorer[Any]) -> str:
-    """What changes when the scorer's rewards do: its identity, and, as its code may have changed, its rewards of a drawn image."""
+    """Changes when the scorer's rewards do: its identity, and, since its code may have changed, its rewards of a synthetic image."""
     y, x = np.mgrid[:96, :128]
     image = np.stack([2 * x, 2 * y, (x * y) % 256], axis=-1).astype(np.uint8)
     rewards = scorer.score(["", "a cat", "three red circles on a blue square"], [image] * 3)

@@ -1,4 +1,4 @@
-"""What rewards say of generators: means, win rates, best of n, ranks and differences, with intervals from resampled prompts."""
+"""Statistics of generators' rewards: means, win rates, best of n, ranks and differences, with intervals from resampled prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from image_reward.metrics import Difference, Floats, Interval
 
 @dataclass(frozen=True)
 class GeneratorResult:
-    """A generator by one scorer."""
+    """One generator, measured by one scorer."""
 
     name: str
     rank: int
@@ -47,7 +47,7 @@ class GeneratorResult:
 
 @dataclass(frozen=True)
 class ScorerResult:
-    """All generators by one scorer."""
+    """All generators, measured by one scorer."""
 
     name: str
     generators: list[GeneratorResult]
@@ -76,7 +76,7 @@ class BenchmarkPrompt:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Generators against each other."""
+    """Generators compared with each other."""
 
     generators: list[str]
     scorers: list[ScorerResult]
@@ -157,7 +157,7 @@ def benchmark(
 
 
 class _Column(NamedTuple):
-    """What a number of each prompt says of a generator."""
+    """A number of each prompt: a statistic of a generator."""
 
     what: Literal["best_of", "win_rate", "prompt_win_rate"]
     generator: str
@@ -183,17 +183,17 @@ def _scorer_result(
     contests = _contests(rewards)
     means = _columns(names, contests).means([prompt.prompt for prompt in prompts], num_resamples, confidence, seed)
     ordered = sorted(names, key=lambda name: -means.values[_mean(name)])
-    place = {name: g for g, name in enumerate(names)}
+    index = {name: g for g, name in enumerate(names)}
     ranks = _ranks(np.stack([means.samples[_mean(name)] for name in names], axis=1))
     tail = (1 - confidence) / 2
-    # A rank is a whole number, so the ends of its interval are ranks that occur, not something between two of them.
+    # A rank is a whole number, so the ends of its interval are ranks that occur, not interpolated.
     low, high = (np.quantile(ranks, share, axis=0, method="inverted_cdf") for share in (tail, 1 - tail))
     categories = {
         category: [p.category == category for p in prompts] for category in dict.fromkeys(p.category for p in prompts) if category
     }
 
     def result(name: str) -> GeneratorResult:
-        g = place[name]
+        g = index[name]
         return GeneratorResult(
             name=name,
             rank=1 + sum(means.values[_mean(other)] > means.values[_mean(name)] for other in names),
@@ -207,7 +207,7 @@ def _scorer_result(
             by_category={category: float(contests.best_of[inside, g, 0].mean()) for category, inside in categories.items()},
         )
 
-    order = [place[name] for name in ordered]
+    order = [index[name] for name in ordered]
     return ScorerResult(
         name=scorer,
         generators=[result(name) for name in ordered],
@@ -220,7 +220,7 @@ def _scorer_result(
 
 @dataclass(frozen=True)
 class _Contests:
-    """The rewards of P prompts between G generators."""
+    """Comparisons of G generators on P prompts."""
 
     best_of: Floats
     """[P, G, N]: the expected reward of the best of 1 to N images, N being the number that every prompt has; the first is the mean."""
@@ -233,30 +233,33 @@ class _Contests:
 def _contests(rewards: Mapping[str, Sequence[Floats]]) -> _Contests:
     generators = list(rewards.values())
     sizes = np.array([len(values) for values in generators[0]])
-    num_prompts, num, least = len(sizes), len(generators), int(sizes.min())
-    best_of = np.empty((num_prompts, num, least))
-    image_wins = np.full((num_prompts, num, num), 0.5)
-    # Prompts with equally many images make one array and are computed at once; there are few different numbers of images.
+    num_prompts, num_generators, min_images = len(sizes), len(generators), int(sizes.min())
+    best_of = np.empty((num_prompts, num_generators, min_images))
+    image_wins = np.full((num_prompts, num_generators, num_generators), 0.5)
+    # Prompts with the same number of images make one array and are computed at once: there are few such numbers, and many prompts.
     for size in np.unique(sizes):
-        alike = np.flatnonzero(sizes == size)
-        stack = np.array([[values[p] for values in generators] for p in alike.tolist()])  # [P of this size, G, size]
-        best_of[alike] = metrics.expected_maximum(stack)[:, :, :least]
-        for a, b in combinations(range(num), 2):
-            image_wins[alike, a, b] = metrics.win_rate(stack[:, a], stack[:, b])
-            image_wins[alike, b, a] = 1 - image_wins[alike, a, b]
+        same_size = np.flatnonzero(sizes == size)
+        stack = np.array([[values[p] for values in generators] for p in same_size.tolist()])  # [P of this size, G, size]
+        best_of[same_size] = metrics.expected_maximum(stack)[:, :, :min_images]
+        for a, b in combinations(range(num_generators), 2):
+            image_wins[same_size, a, b] = metrics.win_rate(stack[:, a], stack[:, b])
+            image_wins[same_size, b, a] = 1 - image_wins[same_size, a, b]
     means = best_of[:, :, 0]
     return _Contests(best_of, image_wins, (np.sign(means[:, :, None] - means[:, None, :]) + 1) / 2)
 
 
 def _columns(names: Sequence[str], contests: _Contests) -> PromptColumns[_Column]:
-    """All that is averaged over prompts, by name, so that one set of draws serves it all."""
+    """Everything that is averaged over prompts, by name.
+
+    One table holds it all, so that one set of resamples serves it: ranks and differences compare generators on the same draws.
+    """
     columns = PromptColumns[_Column]()
     opponents = len(names) - 1
     for g, name in enumerate(names):
         for n in range(contests.best_of.shape[2]):
             columns.add(_Column("best_of", name, n + 1), contests.best_of[:, g, n])
         if opponents:
-            # Against all opponents together: the row's sum less the half that it takes off itself.
+            # Over all opponents: the row's sum without the 0.5 of its own diagonal.
             columns.add(_Column("win_rate", name), (contests.image_wins[:, g].sum(axis=1) - 0.5) / opponents)
             columns.add(_Column("prompt_win_rate", name), (contests.prompt_wins[:, g].sum(axis=1) - 0.5) / opponents)
     return columns
@@ -283,6 +286,6 @@ def _agreement(
     value = correlation([means.values[_mean(names[g])] for g in compared], human_ranks)
     if math.isnan(value):
         return None
-    orders, times = np.unique(ranks[:, compared], axis=0, return_counts=True)  # a few orders, however many resamples
+    orders, times = np.unique(ranks[:, compared], axis=0, return_counts=True)  # resamples have few distinct orders
     samples = np.repeat([correlation(-order, human_ranks) for order in orders], times)
     return Interval(value, *metrics.interval(samples, means.confidence), means.num_prompts[_mean(names[0])])

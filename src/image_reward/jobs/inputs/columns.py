@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import JobError
-from image_reward.jobs.arrow import arrow, clean_table, python_rows
+from image_reward.jobs.arrow import arrow, as_text, clean_table
 from image_reward.jobs.files import Access, scheme
 from image_reward.jobs.rows import Input, Rows, Shard, cut, named_images
 from image_reward.rows import other_kind
@@ -33,8 +33,7 @@ class ParquetInput(Input):
     def _add_ids(self, batches: Iterable[pyarrow.RecordBatch]) -> None:
         for batch in batches:
             table, _ = clean_table(arrow().Table.from_batches([batch]))
-            for row in python_rows(table):
-                self._ids.add(row[self.id_column])
+            self._ids.add_column(as_text(table))
 
     def _join_schema(self, schema: pyarrow.Schema, file: str) -> None:
         if len(set(schema.names)) < len(schema.names):

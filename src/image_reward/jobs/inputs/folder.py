@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from image_reward.errors import JobError
 from image_reward.files import read_regular
@@ -14,12 +15,13 @@ from image_reward.jobs.arrow import arrow, text_table
 from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut
 
-if TYPE_CHECKING:
-    import pyarrow
 
-
+@dataclass
 class ImageFolder(Input):
     """A folder of images, those in folders within it too; the prompt of NAME.png is in NAME.txt."""
+
+    folders: dict[str, int | None] = field(default_factory=dict)
+    """The folders in it and itself, and when each last changed."""
 
     kind = "folder of images"
 
@@ -38,19 +40,37 @@ class ImageFolder(Input):
         finally:
             del self._found
 
-    def resume(self, plan: pyarrow.Table, shard_size: int) -> list[Shard] | None:
-        """Never: to see whether images have changed, the folder must be listed, which is the scan."""
-        del plan, shard_size
-        return None
+    def _stamps(self, facts: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Where no folder has changed since an earlier scan, no image has come, gone or got another name, and nothing is listed again.
 
-    def _stamps(self) -> dict[str, str]:
-        return {self.files[0]: self._stamp(self._found)}
+        An image that was written over is noticed at the end of the job.
+        """
+        if facts is None:
+            return {self.files[0]: self._stamp(self._found)}
+        if facts.get("folders") and facts["folders"] == self._changes(facts["folders"]):
+            self.folders = facts["folders"]
+            return dict(facts["of"]["files"])
+        return {self.files[0]: self._stamp(self._list())}
+
+    def _changes(self, folders: Iterable[str]) -> dict[str, int | None]:
+        """When each folder last changed, in nanoseconds; None for one that is gone."""
+        changes: dict[str, int | None] = {}
+        for name in folders:
+            try:
+                changes[name] = Path(self.files[0], name).stat().st_mtime_ns
+            except OSError:
+                changes[name] = None
+        return changes
+
+    def _facts(self, shard_size: int) -> dict[str, Any]:
+        return super()._facts(shard_size) | {"folders": self.folders}
 
     def _list(self) -> list[tuple[str, str]]:
         """Names of images relative to the folder, in order, and their stamps."""
         root = Path(self.files[0])
         listing = list_images(root, recursive=True)
         self.notes = [f"{root}: {note}"] if (note := listing.note()) else []
+        self.folders = self._changes(listing.folders)
         found = []
         for path in listing.images:
             try:

@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from image_reward.errors import JobError
-from image_reward.files import distinct_keys
+from image_reward.errors import JobError, RowsError
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
 from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
-from image_reward.rows import other_kind
+from image_reward.rows import csv_header, csv_misfit, csv_problem, json_object, other_kind
 
 _LONGEST_SKIPPED = 1 << 28  # bytes: a file of zeros, or one that does not end, need not be read to its end
 
@@ -58,7 +57,7 @@ class _CountedLines:
         self.end += len(line)
         if len(line) == LARGEST_TEXT and not line.endswith(b"\n"):
             self._skip_line()
-            raise _LongLineError(f"a line of more than {LARGEST_TEXT:,} bytes")
+            raise _LongLineError(f"is a line of more than {LARGEST_TEXT:,} bytes")
         if self.byte_order_mark:
             line, self.byte_order_mark = line.removeprefix(b"\xef\xbb\xbf"), False
         return line.decode("utf-8", "surrogateescape")
@@ -82,8 +81,21 @@ class CsvInput(Input):
     kind = "CSV"
 
     def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int]:
+        """The columns, and the byte after them. Raises ``JobError``."""
+        _head(stream, file)
         lines = _CountedLines(stream, file)
-        header = next(csv.reader(lines, strict=True), [])
+        try:
+            cells = next((cells for cells in csv.reader(lines, strict=True) if any(cells)), [])
+            header = csv_header(cells, file) if cells else []
+        except csv.Error as error:
+            cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
+            raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
+        except RowsError as error:
+            raise JobError(str(error)) from None
+        if not header or not all(map(is_clean, header)):
+            raise JobError(f"{file} begins with {','.join(cells)!r:.80}, which is not a header: column names, in UTF-8")
+        if len(header) == 1 and "\t" in header[0]:
+            raise JobError(f"the cells of {file} are separated by tabs; save it as CSV with commas")
         return header, lines.end
 
     def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, list[str] | str]]:
@@ -98,8 +110,8 @@ class CsvInput(Input):
             except _LongLineError as error:
                 cells = str(error)
                 reader = csv.reader(lines, strict=True)
-            except csv.Error as error:
-                cells = f"not CSV: {error}; close every quote, and double quotes within a cell"
+            except csv.Error as error:  # of this record, however far it was read
+                cells = csv_problem(error)
                 lines.go_on_after_line(start)
                 reader = csv.reader(lines, strict=True)
             if cells:
@@ -107,16 +119,7 @@ class CsvInput(Input):
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
         with self.access.open(file) as stream:
-            _head(stream, file)
-            try:
-                header, end = self._header(stream, file)
-            except csv.Error as error:
-                cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
-                raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
-            if not header or len(set(header)) < len(header) or not all(map(is_clean, header)):
-                raise JobError(f"{file} begins with {','.join(header)!r:.80}, which is not a header: column names, each once, in UTF-8")
-            if len(header) == 1 and (separator := next((sign for sign in ";\t|" if sign in header[0]), "")):
-                raise JobError(f"the cells of {file} are separated by {separator!r}; save it with commas")
+            header, end = self._header(stream, file)
             pa = arrow()
             schema = pa.schema([(name, pa.string()) for name in header])
             self.schema = self.schema or schema
@@ -126,7 +129,7 @@ class CsvInput(Input):
 
             def records() -> Iterator[tuple[int, int]]:
                 for start, stop, cells in self._records(_CountedLines(stream, file, end)):
-                    if place is not None and isinstance(cells, list) and len(cells) == len(header):
+                    if place is not None and isinstance(cells, list) and not csv_misfit(cells, header):
                         self._ids.add(cells[place])
                     yield start, stop
 
@@ -140,14 +143,12 @@ class CsvInput(Input):
             for number, (_, _, cells) in enumerate(
                 self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
             ):
-                problem = f"row {number} is {cells}" if isinstance(cells, str) else None
-                if not problem and len(cells) != len(columns):
-                    problem = f"row {number} has {len(cells)} cells and the header {len(columns)}; quote cells that hold commas"
-                values = list(cells) if isinstance(cells, list) else []
+                values = cells if isinstance(cells, list) else []
+                problem = csv_misfit(values, columns) if isinstance(cells, list) else cells
                 if not problem and not all(map(is_clean, values)):
-                    problem = f"row {number} is not UTF-8"
+                    problem = "is not UTF-8"
                 rows.append([value or None for value in [*values, *[""] * len(columns)][: len(columns)]])
-                problems.append(problem)
+                problems.append(f"row {number} {problem}" if problem else None)
         table = text_table({name: [row[place] for row in rows] for place, name in enumerate(columns)})
         return self._rows(table, shard, problems)
 
@@ -209,7 +210,7 @@ class JsonLinesInput(Input):
                 self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
             ):
                 objects.append(row if isinstance(row, dict) else {})
-                problems.append(None if isinstance(row, dict) else f"row {number} is {row}")
+                problems.append(None if isinstance(row, dict) else f"row {number} {row}")
         prompts = [row.get(self.prompt_column) for row in objects]
         arrays = [_json_column([row.get(f.name) for row in objects], f.type, pa) for f in schema]
         rows = self._rows(pa.table(arrays, schema=schema), shard, problems)
@@ -219,17 +220,15 @@ class JsonLinesInput(Input):
 def _json_row(line: str) -> dict[str, Any] | str:
     """The object on a line, or what is wrong with it."""
     if not is_clean(line):
-        return "not UTF-8"
+        return "is not UTF-8"
     try:
-        value = json.loads(line, object_pairs_hook=distinct_keys)
-    except (ValueError, RecursionError, MemoryError) as error:
-        return f"not JSON: {error or type(error).__name__}"
-    if not isinstance(value, dict):
-        return f"not an object but {value!r:.40}"
+        value = json_object(line)
+    except RowsError as error:
+        return str(error)
     if all(map(is_clean, value)):
         return value
     cleaned = {clean(name): inner for name, inner in value.items()}
-    return cleaned if len(cleaned) == len(value) else "an object with keys that differ only in halves of characters"
+    return cleaned if len(cleaned) == len(value) else "is an object with keys that differ only in halves of characters"
 
 
 def _json_kind(value: object) -> str:

@@ -1,0 +1,4 @@
+"""``ImageReward.models.CLIPScore`` of image-reward 1.5."""
+
+import ImageReward._implementation as _implementation
+from image_reward.scorers.compat_v15 import CLIPScore

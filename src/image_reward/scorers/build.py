@@ -1,0 +1,164 @@
+"""How each kind of scorer is built from its files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, blip_pretraining_weights, read_checkpoint
+from image_reward.config import ScorerConfig
+from image_reward.errors import CheckpointError, InputError
+from image_reward.files import read_json
+from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
+from image_reward.scorers.clip import (
+    HEAD_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    AestheticScorer,
+    ClipFiles,
+    ClipScorer,
+    ClipSettings,
+    clip_from_files,
+    clip_from_state_dict,
+)
+from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
+from image_reward.scorers.ensemble import Ensemble
+from image_reward.scorers.imagereward import ImageRewardScorer
+from image_reward.scorers.spec import Build, LoadOptions, Paths
+
+
+def checkpoint_of(paths: Paths) -> Path:
+    """What ``read_checkpoint`` reads of a model: its folder, or its file of weights. Raises ``CheckpointError`` where it has neither."""
+    path = paths.get("folder") or paths.get("weights")
+    if path is None:
+        raise CheckpointError(f"{', '.join(map(str, paths.values()))}: this is not a model folder, and not a file of weights")
+    return path
+
+
+def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageRewardScorer] = ImageRewardScorer) -> Any:
+    """A checkpoint of the released layout, or a folder or file of this package's own format."""
+    path = checkpoint_of(paths)
+    tensors, carried = read_checkpoint(path)
+    if blip_pretraining_weights(tensors) is not None:
+        raise CheckpointError(f"{path} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
+    given = options.config
+    if given is not None and not isinstance(given, ScorerConfig):
+        given = ScorerConfig.from_values(read_json(Path(given)), os.fspath(given))
+    known = given or carried or options.registered
+    if known is not None and known.architecture != "ImageReward":
+        raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")
+    hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
+    scorer = kind.from_tensors(
+        tensors,
+        known or ScorerConfig(),
+        str(path),
+        hint,
+        name=options.name,
+        options=options.images,
+        long_prompts=options.long_prompts,
+    )
+    scorer.set_exact(options.exact)
+    return scorer
+
+
+def build_blip(paths: Paths, options: LoadOptions, kind: Any = BlipScorer) -> Any:
+    """One of BLIP's own checkpoints, of the large network."""
+    _refuse_config(options)
+    weights = paths["weights"]
+    tensors = options.once(("tensors", weights.resolve()), lambda: read_checkpoint(weights)[0])
+    scorer = kind.from_tensors(tensors, str(weights), name=options.name, options=options.images, long_prompts=options.long_prompts)
+    scorer.set_exact(options.exact)
+    return scorer
+
+
+def build_blip_matching(paths: Paths, options: LoadOptions) -> Any:
+    return build_blip(paths, options, BlipMatchingScorer)
+
+
+def build_ensemble(paths: Paths, options: LoadOptions) -> Ensemble:
+    """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
+    if options.config is not None:
+        raise InputError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
+    file = paths.get("config") or paths["folder"] / CONFIG_NAME
+    if options.load_member is None:  # a member, which could be the ensemble that it is a member of, again and again
+        raise CheckpointError(f"the member {paths.get('folder', file)} is an ensemble itself; give its members in its place")
+    return Ensemble.from_json(file, options.load_member, options.name)
+
+
+def build_clip(paths: Paths, options: LoadOptions) -> Any:
+    """A folder of transformers' format that holds a CLIP, as this package wrote it or as any program did."""
+    return _clip(ClipFiles.in_folder(paths["folder"]), options)
+
+
+def build_openai_clip(paths: Paths, options: LoadOptions) -> ClipScorer:
+    """OpenAI's CLIP in transformers' format, prompts and images handled as by OpenAI's program."""
+    return _clip(ClipFiles(**paths), options, ClipSettings(convention="openai"))
+
+
+def build_aesthetic(paths: Paths, options: LoadOptions) -> AestheticScorer:
+    """A head, and the files of the CLIP that it is on."""
+    _refuse_config(options)
+    clip = {name: path for name, path in paths.items() if name != "head"}
+    base = build_openai_clip(clip, replace(options, name="CLIP"))  # the one that CLIP is, if both are loaded
+    return AestheticScorer.on(base, read_checkpoint(paths["head"])[0], str(paths["head"]), options.name)
+
+
+def build_pickscore(paths: Paths, options: LoadOptions) -> ClipScorer:
+    """A CLIP's config and weights, and the preprocessor and tokenizer of the CLIP that it was tuned from."""
+    return _clip(ClipFiles(**paths), options, ClipSettings(scaled=True))
+
+
+def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
+    """A file of OpenCLIP's names, and a tokenizer.json."""
+    _refuse_config(options)
+    settings = ClipSettings(convention="openai", fit="pad")
+    return clip_from_state_dict(
+        read_checkpoint(paths["weights"])[0],
+        paths["tokenizer"].parent,
+        settings,
+        str(paths["weights"]),
+        activation="gelu",
+        name=options.name,
+        options=options.images,
+        long_prompts=options.long_prompts,
+    )
+
+
+def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:
+    _refuse_config(options)
+    return options.once(
+        ("CLIP", *(file.resolve() for file in files if file), settings),
+        lambda: clip_from_files(files, settings, name=options.name, options=options.images, long_prompts=options.long_prompts),
+    )
+
+
+def _refuse_config(options: LoadOptions) -> None:
+    if options.config is not None:
+        raise InputError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
+
+
+class Kind(NamedTuple):
+    """A kind of model folder."""
+
+    files: tuple[tuple[str, ...], ...]
+    """What is fetched of a hub repository besides config.json: of each group the first that is there, if any."""
+    build: Build
+
+
+KINDS: dict[str, Kind] = {
+    "image-reward": Kind(((WEIGHTS_NAME,),), build_imagereward),
+    "clip": Kind(
+        (
+            (WEIGHTS_NAME, "pytorch_model.bin"),
+            (PREPROCESSOR_NAME,),
+            (TOKENIZER_NAME, "vocab.json"),
+            ("merges.txt",),
+            (HEAD_NAME,),
+        ),
+        build_clip,
+    ),
+    ENSEMBLE_FORMAT: Kind((), build_ensemble),
+}
+"""What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""

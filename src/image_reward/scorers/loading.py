@@ -1,0 +1,237 @@
+"""From what a user gives to a scorer: a name, a path or a hub id is found, built, and placed on a device."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
+from image_reward.config import ScorerConfig
+from image_reward.downloads import HubFile, fetch_newest
+from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
+from image_reward.files import read_json
+from image_reward.images import ImageOptions
+from image_reward.prompts import LongPrompts
+from image_reward.scorers.base import Scorer
+from image_reward.scorers.build import KINDS, Kind, build_imagereward, checkpoint_of
+from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
+from image_reward.scorers.registry import MODELS, package_of, scorer_entry_points, spec_of
+from image_reward.scorers.spec import Build, LoadOptions, Paths
+from image_reward.scorers.together import single_scorers
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# --- finding -------------------------------------------------------------------------------------------------------------------------
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+class Found(NamedTuple):
+    """What ``find`` makes of a name, a path or a hub id."""
+
+    paths: Paths
+    name: str
+    """To show."""
+    config: ScorerConfig | None
+    """The one in the table of names."""
+    build: Build
+
+    def built(self, options: LoadOptions, is_member: bool = False) -> Scorer[Any]:
+        """The scorer, in float32 on the CPU. One that is a member of another has no members itself."""
+
+        def load_member(model: str) -> Scorer[Any]:
+            return find(model).built(options, is_member=True)
+
+        own = replace(options, name=self.name, registered=self.config, load_member=None if is_member else load_member)
+        return self.build(self.paths, own)
+
+
+def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Found:
+    """A registered name, a path or a hub id -> local files, fetched and verified if need be, and what builds a scorer from them.
+
+    A name wins over a file of the same name; write ``./NAME`` for the file.
+    """
+    given = os.fspath(model)
+    if spec := spec_of(given):
+        return Found(spec.fetch(Path(cache_dir) if cache_dir else None), given, spec.config, spec.build)
+    try:
+        path = Path(given).expanduser()
+        is_here = bool(given) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
+        path, is_here = Path(given), False
+    if is_here:
+        name = path.resolve().name if path.is_dir() else path.stem
+        name = given if name in MODELS else name  # a folder called CLIP need not hold that CLIP
+        if path.is_dir():
+            config = path / CONFIG_NAME
+            # A folder without a config goes to ImageReward's reader, which says what it lacks.
+            return Found({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
+        if path.suffix != ".json":
+            return Found({"weights": path}, name, None, build_imagereward)
+        kind = _kind_of(path)
+        if kind.files:
+            raise CheckpointError(f"{path} is the config of a model whose other files are beside it; give the folder {path.parent}")
+        return Found({"config": path}, name, None, kind.build)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"):
+        raise FileNotFoundError(f"no such checkpoint: {given}")
+    if _HUB_ID.fullmatch(given):
+        return _find_on_hub(given)
+    points = scorer_entry_points()
+    if given in points:
+        raise UnknownModelError(f"the scorer {given} of {package_of(points[given])} cannot be loaded: see the warning; update that package")
+    names = [*MODELS, *points]
+    near = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
+    hint = next((f" Did you mean {name}?" for name in names if near and name.lower() == near[0]), "")
+    raise UnknownModelError(
+        f"no model, file or folder is called {given!r}.{hint} Known names: {', '.join(names)}; a hub id has the form OWNER/NAME"
+    )
+
+
+def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | None]:
+    """As ``find``, for whoever reads checkpoints: the file of weights or the folder, a name to show, the registered config."""
+    found = find(model)
+    return checkpoint_of(found.paths), found.name, found.config
+
+
+def _kind_of(config: Path) -> Kind:
+    values = read_json(config)
+    kind = (values.get("format") or values.get("model_type")) if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise CheckpointError(
+            f'{config} describes no model that this release knows: its "format" or "model_type" is {kind!r:.60} and not one of '
+            f"{', '.join(KINDS)}"
+        )
+    return KINDS[kind]
+
+
+def _find_on_hub(repo: str) -> Found:
+    """A model folder from the hub, or the hub cache."""
+    what = f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
+    try:
+        config = fetch_newest(HubFile(repo, CONFIG_NAME))
+        if config is None:
+            raise DownloadError(f"it has no {CONFIG_NAME}")
+        kind = _kind_of(config)
+        for alternatives in kind.files:
+            # Whoever reads the folder says what it lacks.
+            next(filter(None, (fetch_newest(HubFile(repo, name)) for name in alternatives)), None)
+    except DownloadError as error:
+        raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
+    return Found({"folder": config.parent}, repo, None, kind.build)
+
+
+# --- loading -------------------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode(False)  # weights that are made in that mode could never give gradients
+def load(
+    model: str | os.PathLike[str] = "ImageReward-v1.0",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    config: ScorerConfig | str | os.PathLike[str] | None = None,
+    orient: bool = False,
+    allow_truncated: bool = False,
+    max_pixels: int | None = ImageOptions.max_pixels,
+    min_side: int = ImageOptions.min_side,
+    long_prompts: LongPrompts = "truncate",
+    batch_size: int | None = None,
+    exact: bool = False,
+    compile: bool = False,
+    shared: dict[Hashable, Any] | None = None,
+) -> Scorer[Any]:
+    """Load a scorer, ready to score: in evaluation mode, its weights without gradients.
+
+    Args:
+        model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
+            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder.
+        device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
+        dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
+        config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
+        orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
+        long_prompts: "truncate" (as the original, with a warning) or "error".
+        batch_size: images at once; by default 8 on a CPU, 64 elsewhere. Rewards do not depend on it, beyond rounding.
+        exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
+            repeating published numbers to the last digit with weights that amplify rounding. Only BLIP's image tower has such an order.
+        compile: compile the image tower when it first encodes images; see ``scorers.precision``.
+        shared: one dict for several calls, so that their scorers load what they have in common once (see ``load_all``).
+
+    Raises:
+        UnknownModelError, FileNotFoundError, DownloadError: there is nothing to load; the message says where it should come from.
+        CheckpointError: the file is damaged or does not fit the network.
+    """
+    options = LoadOptions(
+        name="",
+        images=ImageOptions(orient, allow_truncated, max_pixels, min_side),
+        long_prompts=long_prompts,
+        config=config,
+        exact=exact,
+        shared={} if shared is None else shared,
+    )
+    return _place(find(model).built(options), device, dtype, batch_size, compile).requires_grad_(False)
+
+
+def load_all(
+    models: Sequence[str | os.PathLike[str]],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> list[Scorer[Any]]:
+    """Several scorers, which load the files and towers that they have in common once. Options and errors are those of ``load``.
+
+    ``score_together`` then also computes with them once.
+    """
+    shared: dict[Hashable, Any] = {}
+    return [load(model, device, dtype, shared=shared, **options) for model in models]
+
+
+def _place(
+    scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None, compiled: bool = False
+) -> Any:
+    quantized = dtype == "int8"
+    if quantized:
+        dtype = torch.float32  # of all that is not multiplied in int8
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype!r}")
+        dtype = DTYPES[dtype]
+    if dtype is not None and dtype not in DTYPES.values():
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
+    chosen = choose_device(device)
+    parts = single_scorers([scorer])
+    for part in parts:
+        if not is_quantized(part):  # its tower may be another's that was placed before
+            part.cast(dtype or torch.float32)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    scorer.batch_size = batch_size or (8 if chosen.type == "cpu" else 64)
+    scorer.to(chosen)
+    for part in parts:
+        if quantized:
+            quantize(part)
+        if compiled:
+            compile_scorer(part)
+    return scorer
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"no device is called {device!r}; try 'cpu' or 'cuda'") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use 'cpu'")
+    try:
+        torch.empty(0, device=chosen)
+    except Exception as error:  # each kind of device has its own, where PyTorch was built without it
+        raise InputError(f"device {device} does not work here ({str(error).splitlines()[0]}); use 'cpu'") from None
+    return chosen

@@ -1,0 +1,99 @@
+"""What a scorer that can be loaded by name is, and what is handed to whoever builds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from image_reward.checkpoints import WEIGHTS_NAME
+from image_reward.config import ScorerConfig
+from image_reward.downloads import HubFile, WebFile, fetch, find_local
+from image_reward.images import ImageOptions
+from image_reward.prompts import LongPrompts
+from image_reward.scorers.base import Scorer
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What ``load`` hands to whatever builds a scorer."""
+
+    name: str
+    """The name that the scorer shows."""
+    images: ImageOptions = field(default_factory=ImageOptions)
+    long_prompts: LongPrompts = "truncate"
+    config: ScorerConfig | str | os.PathLike[str] | None = None
+    """The config that the user gave."""
+    registered: ScorerConfig | None = None
+    """The config in the table of names."""
+    exact: bool = False
+    load_member: Callable[[str], Scorer[Any]] | None = None
+    """Builds a member of a scorer that is made of others, from what ``load`` takes, with the same options; None for a member itself."""
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    """What scorers that are loaded together have in common."""
+
+    def once(self, key: Hashable, make: Callable[[], Thing]) -> Thing:
+        """What ``make`` returns, made only once for all scorers that are loaded together.
+
+        The key says what it is and what it is made of, as in ``once(("CLIP", path), lambda: read_clip(path))``.
+        """
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+
+Paths = Mapping[str, Path]
+"""The files of a scorer by the names of its ``ModelSpec``. What a user gives is called "folder"; "config", where it is a JSON file; else
+"weights"."""
+
+Build = Callable[[Paths, LoadOptions], Scorer[Any]]
+"""Builds a scorer in float32 on the CPU from its files."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A scorer that can be loaded by name."""
+
+    description: str
+    """What the score means, in one line."""
+    licence: str
+    """Of the weights."""
+    range: str
+    """The values that the score takes, in words."""
+    build: Build
+    files: Mapping[str, HubFile | WebFile] = field(default_factory=dict)
+    """What is downloaded, by the names that ``build`` knows it by, such as "config", "weights" or "tokenizer"."""
+    config: ScorerConfig | None = None
+    """For a file that carries none."""
+    packaged: str = ""
+    """The folder of this package that holds it, in place of ``files``."""
+    notice: str = ""
+    """What whoever uses it must know, in one line."""
+
+    def local_paths(self) -> Paths | None:
+        """Where its files are on this machine, if they all are."""
+        if self.packaged:
+            return {"folder": self._folder}
+        here = {name: path for name, file in self.files.items() if (path := find_local(file))}
+        return here if len(here) == len(self.files) else None
+
+    def fetch(self, cache_dir: Path | None = None) -> Paths:
+        """Its verified files, downloaded if need be. Raises what ``downloads.fetch`` raises."""
+        return {"folder": self._folder} if self.packaged else {name: fetch(file, cache_dir) for name, file in self.files.items()}
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all files; None where it is not known before the download."""
+        if self.packaged:
+            return (self._folder / WEIGHTS_NAME).stat().st_size
+        sizes = [file.size for file in self.files.values() if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(files("image_reward").joinpath(self.packaged)))

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from image_reward.models.blip import BlipConfig, ImageRewardNetwork
+from image_reward.models.linear import VARIABLE, WAYS, Linear, gelu, linear_ways, make_fast, set_plain
+from image_reward.scorers import ImageRewardScorer
+
+IN, OUT = 192, 256  # enough weights for a choice to be made
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.002}
+"""Of values of order one: some units in the last place."""
+plain_linear = F.linear
+
+
+def layer(out_features: int = OUT, bias: bool = True, dtype: torch.dtype = torch.float32) -> Linear:
+    """One of a shape of its own has no choice made for it yet."""
+    torch.manual_seed(0)
+    return Linear(IN, out_features, bias).to(dtype).eval().requires_grad_(False)
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*(shape or (3, 5)), IN, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def expected(layer: nn.Linear, x: Tensor) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.double()
+    return F.linear(x.double(), layer.weight.double(), bias)
+
+
+def assert_right(y: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(y.double(), expected, rtol=ROUNDING[y.dtype], atol=ROUNDING[y.dtype])
+
+
+@pytest.fixture(params=["auto", *WAYS])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(VARIABLE, request.param)
+    return request.param
+
+
+in_every_way = pytest.mark.usefixtures("way")
+
+
+def replace_operation(monkeypatch: pytest.MonkeyPatch, operation: Callable[..., Tensor]) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=operation))
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, operation: str, *_: Any) -> Tensor:
+    """What oneDNN's operation computes."""
+    y = plain_linear(x, weight, bias)
+    return F.gelu(y) if operation == "gelu" else y
+
+
+# --- values --------------------------------------------------------------------------------------------------------------------------
+
+
+@in_every_way
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_every_way_computes_the_same(dtype: torch.dtype, bias: bool) -> None:
+    linear = layer(bias=bias, dtype=dtype)
+    for x in (rows(dtype=dtype), rows(1, dtype=dtype), rows(70, dtype=dtype), rows(0, dtype=dtype), rows(2, 0, dtype=dtype)):
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                y = linear(x)
+                assert (y.shape, y.dtype) == ((*x.shape[:-1], OUT), dtype)
+                assert_right(y, expected(linear, x))
+                assert_right(gelu(linear, x), F.gelu(expected(linear, x)))
+
+
+@in_every_way
+def test_inputs_of_other_kinds() -> None:
+    linear = layer()
+    x = rows(8, 6)
+    for other in (x[:, :1], x.transpose(0, 1), rows(1)[0], x[::2], x.expand(2, 8, 6, IN)):
+        assert_right(linear(other), expected(linear, other))
+    assert_right(layer(dtype=torch.float32).double()(x.double()).float(), expected(linear, x))
+    assert layer().to("meta")(x.to("meta")).shape == (8, 6, OUT)
+    linear.weight = nn.Parameter(linear.weight.T.contiguous().T, requires_grad=False)
+    assert_right(linear(x), expected(linear, x))
+    for wrong in (x.double(), x[..., 1:], x.long()):
+        with pytest.raises(RuntimeError, match=r"dtype|shapes"):
+            linear(wrong)
+    assert_right(linear(x), expected(linear, x))
+
+
+@in_every_way
+def test_autocast_computes_in_its_type() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer()(rows())
+    assert y.dtype == torch.bfloat16
+    assert_right(y, expected(layer(), rows()))
+
+
+@in_every_way
+def test_the_default_type_does_not_matter() -> None:
+    linear, x = layer(OUT + 1), rows()
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = linear(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert y.dtype == torch.float32
+    assert_right(y, expected(linear, x))
+
+
+@in_every_way
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of PyTorch's own rules for forward derivatives
+def test_gradients() -> None:
+    """Of the input alone, of weights switched on later, and forward."""
+    linear, x = layer(), rows()
+    with torch.no_grad():
+        linear(x)
+    x.requires_grad_()
+    gelu(linear, linear(x)[..., :IN].contiguous()).sum().backward()
+    assert x.grad is not None
+    linear.requires_grad_(True)
+    linear(rows()).sum().backward()
+    torch.testing.assert_close(linear.bias.grad, torch.full((OUT,), 15.0))
+    tangent = torch.ones_like(x)
+    _, derivative = torch.func.jvp(layer(), (rows(),), (tangent,))
+    assert_right(derivative, tangent.double() @ linear.weight.double().T)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = layer()(torch.autograd.forward_ad.make_dual(rows(), tangent))
+        assert_right(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent.double() @ linear.weight.double().T)
+
+
+@in_every_way
+def test_function_transforms() -> None:
+    linear = layer()
+    assert_right(torch.vmap(linear)(rows()), expected(linear, rows()))
+    gradient = torch.func.grad(lambda x: gelu(linear, x).sum())(rows())
+    assert gradient.shape == rows().shape
+    assert (gradient != 0).any()
+
+
+def test_whoever_traces_or_counts_sees_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "onednn")
+    linear, x = layer(), rows()
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as flops:
+            gelu(linear, x)
+        assert flops.get_total_flops() == 2 * 15 * IN * OUT
+        nodes = {str(node.target) for node in torch.export.export(linear, (x,)).graph.nodes}
+        assert "aten.linear.default" in nodes
+        compiled = torch.compile(lambda x: gelu(linear, x), backend="eager", fullgraph=True)
+        assert_right(compiled(x), F.gelu(expected(linear, x)))
+        with pytest.warns(DeprecationWarning, match="torch.jit"):
+            traced, scripted = torch.jit.trace(linear, x), torch.jit.script(linear)
+    assert "mkldnn" not in str(traced.graph)
+    for other in (traced, scripted):
+        assert_right(other(x), expected(linear, x))
+
+
+# --- the choice ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *arguments: [function(*arguments) for _ in range(50)][-1]
+
+    replace_operation(monkeypatch, slow(multiply))
+    assert linear_ways(layer(OUT + 2)) == {"plain": 1}
+    monkeypatch.setattr(F, "linear", slow(plain_linear))
+    replace_operation(monkeypatch, multiply)
+    assert linear_ways(layer(OUT + 3)) == {"onednn": 1}
+    assert_right(layer(OUT + 3)(rows()), expected(layer(OUT + 3), rows()))
+    assert linear_ways(layer(OUT + 2)) == {"plain": 1}  # measured once
+
+
+@in_every_way
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_build_without_the_operation(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    linear = layer(OUT + 4, dtype=dtype)
+    for _ in range(2):
+        assert_right(gelu(linear, rows(dtype=dtype)), F.gelu(expected(linear, rows(dtype=dtype))))
+    linear.gelu_follows = True
+    assert not {"onednn", "onednn-gelu"} & linear_ways(linear).keys()
+
+
+def test_an_operation_that_raises_later_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def broken(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("could not create a primitive")
+        return multiply(*arguments)
+
+    monkeypatch.setenv(VARIABLE, "onednn")
+    replace_operation(monkeypatch, broken)
+    linear = layer(OUT + 5)
+    for _ in range(3):
+        assert torch.equal(linear(rows()), plain_linear(rows(), linear.weight, linear.bias))
+    assert len(calls) == 2  # when it was chosen, and when it was used
+    assert linear_ways(linear) == {"plain": 1}
+
+
+def test_an_operation_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tanh(*arguments: Any) -> Tensor:
+        y = multiply(*arguments[:3], "none")
+        return F.gelu(y, approximate="tanh") if arguments[3] == "gelu" else y + 1e-4
+
+    replace_operation(monkeypatch, tanh)
+    monkeypatch.setattr(F, "linear", lambda *arguments: [plain_linear(*arguments) for _ in range(50)][-1])
+    linear = layer(OUT + 6)
+    assert torch.equal(gelu(linear, rows()), F.gelu(plain_linear(rows(), linear.weight, linear.bias)))
+    assert linear_ways(linear) == {"plain": 1}
+
+
+def test_another_number_of_threads_is_another_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def counted(*arguments: Any) -> Tensor:
+        measured.append(torch.get_num_threads())
+        return multiply(*arguments)
+
+    replace_operation(monkeypatch, counted)
+    linear, threads = layer(OUT + 7), torch.get_num_threads()
+    try:
+        for number in (threads, threads + 1, threads):
+            torch.set_num_threads(number)
+            assert_right(linear(rows()), expected(linear, rows()))
+    finally:
+        torch.set_num_threads(threads)
+    assert set(measured) == {threads, threads + 1}
+
+
+def test_a_way_of_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "mkl")
+    with pytest.raises(ValueError, match="IMAGE_REWARD_LINEAR must be auto or one of plain, onednn, onednn-gelu, float32, not 'mkl'"):
+        layer()(rows())
+
+
+def test_plain_is_plain(way: str, scorer: ImageRewardScorer) -> None:
+    linear = layer()
+    linear.plain = True
+    assert torch.equal(linear(rows()), plain_linear(rows(), linear.weight, linear.bias))
+    scorer.set_exact(True)
+    assert linear_ways(scorer).keys() == {"plain"}
+    scorer.set_exact(False)
+    assert way in ("auto", "plain", "float32") or way in linear_ways(scorer)
+
+
+@in_every_way
+def test_oneDNN_switched_off() -> None:  # noqa: N802
+    torch.backends.mkldnn.enabled = False
+    try:
+        assert torch.equal(layer()(rows()), plain_linear(rows(), layer().weight, layer().bias))
+        assert linear_ways(layer()) == {"plain": 1}
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+@in_every_way
+def test_threads_of_a_program() -> None:
+    linear = layer(OUT + 8)
+    results: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(linear(rows()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results:
+        assert_right(result, expected(linear, rows()))
+
+
+FORK = """
+import multiprocessing, torch
+from image_reward.models.linear import Linear
+torch.set_num_threads(1)
+layer, x = Linear(192, 256).requires_grad_(False), torch.randn(9, 192)
+before = layer(x)
+
+def child(results):
+    results.put(bool((layer(x) - before).abs().max() < 1e-5))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    process = context.Process(target=child, args=(results,))
+    process.start()
+    assert results.get()
+    process.join()
+    assert process.exitcode == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_fork_after_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "onednn")
+    subprocess.run([sys.executable, "-c", FORK], check=True)
+
+
+# --- an nn.Linear in every other respect ---------------------------------------------------------------------------------------------
+
+
+@in_every_way
+def test_it_is_a_linear_layer_to_others() -> None:
+    linear = layer()
+    assert isinstance(linear, nn.Linear)
+    assert list(linear.state_dict()) == ["weight", "bias"]
+    assert repr(linear) == repr(nn.Linear(IN, OUT))
+    plain = nn.Linear(IN, OUT)
+    plain.load_state_dict(linear.state_dict(), strict=True)
+    y = linear(rows())
+    for other in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear)), linear.share_memory()):
+        assert torch.equal(other(rows()), y)
+    linear.weight.data.mul_(2)  # which nothing announces
+    assert_right(linear(rows()), expected(linear, rows()))
+
+
+@in_every_way
+def test_hooks_and_patches_take_effect_before_a_gelu() -> None:
+    linear = layer()
+    handle = linear.register_forward_hook(lambda _, inputs, output: output + 1)  # noqa: ARG005
+    assert_right(gelu(linear, rows()), F.gelu(expected(linear, rows()) + 1))
+    handle.remove()
+    linear.forward = lambda x: x  # type: ignore[method-assign]
+    assert torch.equal(gelu(linear, rows()), F.gelu(rows()))
+    assert torch.equal(gelu(nn.Identity(), rows()), F.gelu(rows()))
+
+
+def test_a_network_is_made_fast_in_place() -> None:
+    network = nn.Sequential(nn.Linear(IN, OUT), nn.Sequential(nn.Linear(OUT, 8)), nn.Identity())
+    before = list(network.parameters())
+    make_fast(network)
+    assert linear_ways(network).keys() <= WAYS.keys()
+    assert sum(linear_ways(network).values()) == 2
+    assert all(one is other for one, other in zip(network.parameters(), before, strict=True))
+    set_plain(network, True)
+    assert linear_ways(network) == {"plain": 2}
+
+
+def test_a_network_without_storage_has_plain_layers() -> None:
+    with torch.device("meta"):
+        network = ImageRewardNetwork(BlipConfig(vision_layers=1, text_layers=1))
+    assert linear_ways(network).keys() == {"plain"}

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from conftest import tiny
+from image_reward.errors import CheckpointError
+from image_reward.scorers import MODELS, ImageRewardScorer, LoadOptions, ModelSpec, load, load_all
+from image_reward.scorers.loading import find, locate
+
+
+def test_what_is_found_has_names(tmp_path: Path) -> None:
+    tiny(ImageRewardScorer).save_pretrained(tmp_path / "tiny")
+    (tmp_path / "both.json").write_text('{"format": "image-reward-ensemble"}')
+    weights = tmp_path / "tiny" / "model.safetensors"
+    assert find(tmp_path / "tiny").paths == {"folder": tmp_path / "tiny"}
+    assert find(weights).paths == {"weights": weights}
+    assert find(tmp_path / "both.json").paths == {"config": tmp_path / "both.json"}
+    assert [locate(path)[0] for path in (tmp_path / "tiny", weights)] == [tmp_path / "tiny", weights]
+    with pytest.raises(CheckpointError, match=r"both\.json: this is not a model folder, and not a file of weights"):
+        locate(tmp_path / "both.json")
+    with pytest.raises(CheckpointError, match=r"/config\.json is the config of a model .*; give the folder \S+/tiny"):
+        find(tmp_path / "tiny" / "config.json")
+
+
+def test_what_scorers_have_in_common_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+
+    def build(paths: Mapping[str, Path], options: LoadOptions) -> Any:
+        scorer = tiny(ImageRewardScorer)
+        scorer.tower = options.once(("tower", tuple(paths)), lambda: made.append(nn.Linear(1, 1)) or made[-1])
+        return scorer
+
+    for name in ("one", "two"):
+        monkeypatch.setitem(MODELS, name, ModelSpec(name, "MIT", "any", build))
+    one, two = load_all(["one", "two"], "cpu", batch_size=3)
+    assert one.tower is two.tower is made[0]
+    assert one.batch_size == two.batch_size == 3
+    load("one", "cpu")
+    assert len(made) == 2
+
+
+def test_folders_say_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(CheckpointError, match=r"config\.json describes no model .* is 'vit' and not one of image-reward,"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"describes no model .* is None"):
+        load(tmp_path)
