@@ -59,7 +59,7 @@ def test_images_to_reports_and_results(world: Path, scorer: ImageRewardScorer, c
 
     assert main(command(world, *saved)) == 0
     out, err = capsys.readouterr()
-    assert "8 rewards are those saved in" in err
+    assert "8 rewards were reused from" in err
     assert "2 generators, 2 prompts, 2 images of each, scored by tiny" in " ".join(out.split())
     assert main(["benchmark", str(world / "results"), "--json", "--resamples", "50"]) == 0
     assert json.loads(capsys.readouterr().out) == found
@@ -69,7 +69,7 @@ def test_missing_and_unknown_images(world: Path, capsys: pytest.CaptureFixture[s
     (world / "images" / "second" / "0002_1.png").rename(world / "images" / "second" / "0003_1.png")
     assert main(command(world)) == 1
     err = capsys.readouterr().err
-    assert "1 files belong to no prompt and are passed over" in err
+    assert "1 files belong to no prompt and are ignored" in err
     assert "0003_1.png" in err
     assert "second: 1 of 2 prompts: 0002 (1 of 2)" in err
     assert main(command(world, "--allow-missing")) == 0
@@ -102,8 +102,8 @@ def test_usage(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (results / "a.json").write_text('[{"id": "1", "prompt": "x", "rewards": [1, 2]}]')
     folder = str(results.parent)
     for arguments, code, words in [
-        ([], 2, "give either IMAGES_ROOT, or --manifest FILE, or --results FOLDER"),
-        ([images, "--results", folder], 2, "give either IMAGES_ROOT"),
+        ([], 2, "give either IMAGE_ROOT, or --manifest FILE, or --results FOLDER"),
+        ([images, "--results", folder], 2, "give either IMAGE_ROOT"),
         ([images], 2, "images need --prompts"),
         ([images, "--prompts", "DrawBnch"], 1, "Did you mean DrawBench?"),
         ([folder, "--model", "T"], 2, "has no results of T; it has those of S"),
@@ -117,20 +117,6 @@ def test_usage(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]:
         assert main(["benchmark", *arguments]) == code, arguments
         assert words in capsys.readouterr().err
-
-
-def test_sets_of_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["prompts", "list"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("ImageReward", "DrawBench", "PartiPrompts", "HPSv2", "GenEval", "1,632"))
-    assert main(["prompts", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["num_prompts"] == 100
-    assert main(["prompts", "show", "ImageReward"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert json.loads(lines[0]) == {"id": "005695-0057", "prompt": "a concept art of a vehicle, cyberpunk", "category": ""}
-    (tmp_path / "again.jsonl").write_text("\n".join(lines))
-    assert main(["prompts", "show", str(tmp_path / "again.jsonl")]) == 0
-    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_table_1_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +141,7 @@ def test_models_of_one_name_are_called_what_was_given(world: Path, capsys: pytes
         str(world / "runs" / "tiny"),
     ]
     assert main(command(world, "--model", str(world / "tiny"))) == 2
-    assert "tiny is there twice" in capsys.readouterr().err
+    assert "tiny occurs twice" in capsys.readouterr().err
 
 
 def test_the_human_ranking_is_read_before_scoring(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +153,7 @@ def test_the_human_ranking_is_read_before_scoring(world: Path, capsys: pytest.Ca
 def test_a_report_that_cannot_be_written(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (world / "folder.md").mkdir()
     assert main(command(world, "--report", str(world / "folder.md"))) == 2
-    assert "this is a folder; give the name of a file" in capsys.readouterr().err
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
 
 
 def test_one_model_under_two_spellings_is_refused(
@@ -175,4 +161,4 @@ def test_one_model_under_two_spellings_is_refused(
 ) -> None:
     monkeypatch.setattr("image_reward.cli.options.LoadingOptions.load_models", lambda _, models: [scorer for _ in models])
     assert main(command(world, "--model", f"{world}/./tiny")) == 2
-    assert "are the same model; give it once" in capsys.readouterr().err
+    assert "are the same model; name it once" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_check_takes_files_of_one_data_set_and_a_folder_of_images(capsys: pytest
     other = tmp_path / "elsewhere" / "other.json"
     other.parent.mkdir()
     shutil.copy(data, other)
-    assert main(["data", "check", str(data), str(other), "--images", str(tmp_path)]) == 1
+    assert main(["data", "check", str(data), str(other), "--image-root", str(tmp_path)]) == 1
     assert "prompts in more than one split" in capsys.readouterr().out
 
 
@@ -71,11 +71,11 @@ def test_split_writes_files_that_share_no_prompt(capsys: pytest.CaptureFixture[s
 
 def test_errors(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     for arguments, code, words in [
-        (["check"], 2, "no file of comparisons: name at least one"),
+        (["check"], 2, "there is no file of human rankings to check"),
         (["check", "none.json"], 1, "no such file of comparisons: none.json"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "1.0"], 2, "two or three numbers, not 1"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "0.5", "0.2"], 1, "sum to 1, not 0.5, 0.2"),
-        (["split", str(data), str(tmp_path / "x")], 1, "2 different prompts cannot be split into 3 parts"),
+        (["split", str(data), str(tmp_path / "x")], 1, f"{data}: 2 different prompts cannot be split into 3 parts"),
     ]:
         assert main(["data", *arguments]) == code
         assert words in capsys.readouterr().err

@@ -28,7 +28,7 @@ def test_models_against_human_rankings(
     scorer.save_pretrained(tmp_path / "tiny")
     for name in ("twin", "other/tiny"):
         shutil.copytree(tmp_path / "tiny", tmp_path / name)
-    command = ["evaluate", str(TINY), "--images", str(image_folder), "--resamples", "100", "--rewards", f"saved={rewards}"]
+    command = ["evaluate", str(TINY), "--image-root", str(image_folder), "--resamples", "100", "--rewards", f"saved={rewards}"]
     command += ["--model", str(tmp_path / "tiny"), "--model", str(tmp_path / "twin")]
     assert main([*command, "--json", "--per-prompt", str(tmp_path / "prompts.parquet")]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -121,8 +121,8 @@ def test_errors(capsys: pytest.CaptureFixture[str], rewards: str, tmp_path: Path
         ([*data, rewards, "--per-prompt", str(tmp_path / "no" / "x.parquet")], 2, "there is no folder"),
         ([*data, rewards, "--report", str(tmp_path / "no" / "x.html")], 2, "there is no folder"),
         ([*data, rewards, "--report", str(tmp_path / "x.pdf")], 2, "is written as .html, .md or .json"),
-        ([*data, rewards, "--rewards", rewards], 2, "rewards is there twice, and a table of results needs different names"),
-        ([*data, rewards, "--model", "A", "--model", "A"], 2, "A is there twice"),
+        ([*data, rewards, "--rewards", rewards], 2, "rewards occurs twice, and a table of results needs different names"),
+        ([*data, rewards, "--model", "A", "--model", "A"], 2, "A occurs twice"),
         ([*data, f"={rewards}"], 2, "write NAME=FILE"),
         (["evaluate", str(tmp_path / "fewer.json"), "--rewards", rewards], 1, "is of no known form"),
         (["evaluate", str(TINY), "--rewards", str(tmp_path / "none.json")], 1, "no such file of rewards"),

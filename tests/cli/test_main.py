@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from image_reward import __version__
 from image_reward.cli import main
 from image_reward.errors import InputError, JobError
 from image_reward.scorers import ImageRewardScorer
@@ -128,3 +129,35 @@ def test_a_device_that_does_not_work_here_is_no_defect(
     captured = capsys.readouterr().err
     assert captured.count("\n") == 1
     assert "use 'cpu'" in captured or "try 'cpu'" in captured
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, images: list[str], tmp_path: Path) -> None:
+    a = images[0]
+    assert main(["rank", "cat", "--model", model_folder]) == 2
+    assert "there are no images" in capsys.readouterr().err
+    assert main(["rank", "cat", a, "missing.png", "--model", model_folder]) == 1
+    assert capsys.readouterr().err == "image-reward: no such image: missing.png\n"
+    assert main(["rank", "cat", a, "--model", "ImageReward-v1"]) == 1
+    assert "Did you mean ImageReward-v1.0?" in capsys.readouterr().err
+    assert main(["rank", "cat", a, "--model", model_folder, "--device", "tpu9"]) == 1
+    assert "no device is called 'tpu9'" in capsys.readouterr().err
+    assert main(["rank", "cat", a, "--model", model_folder, "--batch-size", "0"]) == 1
+    assert "--batch-size must be at least 1" in capsys.readouterr().err
+    for wrong in (["rank"], ["rang"], ["rank", "cat", a, "--dtype", "int4"], ["models", "convert", "a", "b", "--dtype", "int8"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
+    (tmp_path / "bad.png").write_text("text")
+    assert main(["score", "cat", str(tmp_path / "bad.png"), "--model", model_folder]) == 1
+    assert "bad.png is not an image" in capsys.readouterr().err
+    assert main(["score", "cat", "two\nlines.png", "--model", model_folder]) == 1
+    assert capsys.readouterr().err == "image-reward: no such image: two\\nlines.png\n"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"image-reward {__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "rank" in capsys.readouterr().out

@@ -5,15 +5,17 @@ import io
 import os
 import struct
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tyro
 from PIL import Image
 
 import seeded
 from image_reward.cli import main
-from image_reward.cli.options import LoadingOptions, UsageError, find_images, in_options, warnings_in_one_line
+from image_reward.cli.help import CONFIG
+from image_reward.cli.options import LoadingOptions, SeveralModelOptions, UsageError, find_images, in_options, warnings_in_one_line
 from image_reward.images import open_image
 from image_reward.scorers import load
 
@@ -69,11 +71,31 @@ def test_a_file_is_never_taken_for_a_prompt(command: str, prompt: str, what: str
 
 @pytest.mark.usefixtures("folder")
 def test_a_prompt_can_be_any_text(model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for prompt in ("", " ", "a cat", "cats and rows.csv", "4k, f/1.8", "x" * 5000, "nul\0byte", "dr. who", "a cat\n"):
+    for prompt in ("a cat", "cats and rows.csv", "4k, f/1.8", "x" * 5000, "nul\0byte", "dr. who", "a cat\n"):
         assert main(["score", prompt, "a.png", "--model", model_folder]) == 0, prompt
-    for prompt in ("cat", "rows.csv", "s3://bucket", "typo.png"):
+    for prompt in ("", " ", "cat", "rows.csv", "s3://bucket", "typo.png"):
         assert main(["score", prompt, "a.png", "--model", model_folder, "--prompt-is-text"]) == 0
     assert "rows.csv" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("prompt", ["", " ", "\n"])
+@pytest.mark.parametrize("command", [["rank"], ["score"], ["compare"], ["score-files", "--prompt"]], ids=" ".join)
+def test_an_empty_prompt_is_refused_everywhere(command: list[str], prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["rows.csv", "out"] if command == ["score-files", "--prompt"] else ["a.png", "images/a.png"]
+    assert main([*command, prompt, *files]) == 2
+    assert capsys.readouterr().err.startswith("image-reward: the prompt is empty")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("prompt", ["--no hats", "-no hats", "-- no hats"])
+def test_a_prompt_that_begins_with_a_dash_comes_after_two(prompt: str, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", prompt, "a.png", "--model", model_folder]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"image-reward: {prompt} is not an option; before a prompt that begins with a dash")
+    assert line.endswith(f'`image-reward rank --json -- "{prompt}" …`\n')
+    assert main(["rank", "--model", model_folder, "--", prompt, "a.png"]) == 0
+    assert prompt in capsys.readouterr().out
 
 
 def test_rows_and_a_folder_are_for_another_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,9 +164,10 @@ def test_what_a_folder_holds_besides_is_named(tmp_path: Path, capsys: pytest.Cap
 
 def test_every_option_of_load_is_an_option_of_commands() -> None:
     of_load = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items() if name != "shared"}
-    of_commands = {option.name: option.default for option in fields(LoadingOptions)}
+    of_load.pop("model")  # or several
+    of_commands = LoadingOptions().loading
     assert of_commands.keys() == of_load.keys()
-    own = {"model", "dtype"}  # several models; a dtype is always named
+    own = {"dtype"}  # is always named
     assert [name for name in of_load.keys() - own if of_load[name] != of_commands[name]] == []
 
 
@@ -217,3 +240,20 @@ def test_error_lines_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "image-reward: nothing matches evil\\x1b[2J*.png\n"
     assert main(["score", "a cat", "evil\x1bc.png"]) == 1
     assert capsys.readouterr().err == "image-reward: no such image: evil\\x1bc.png\n"
+
+
+# --- models ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Several(SeveralModelOptions):
+    """A command that takes several models."""
+
+
+def test_several_models(model_folder: str) -> None:
+    one, other = tyro.cli(
+        Several, config=CONFIG, args=["--model", model_folder, "--batch-size", "3", "--model", "ImageReward-mini"]
+    ).load_all()
+    assert (one.name, other.name) == (Path(model_folder).name, "ImageReward-mini")
+    assert one.batch_size == other.batch_size == 3
+    assert tyro.cli(Several, config=CONFIG, args=[]).model == ()

@@ -22,7 +22,7 @@ def folder(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_scoring_rows_from_the_command_line(scorer: ImageRewardScorer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scorer.save_pretrained(folder / "tiny")
     arguments = ["rows.csv", "out", "--model", str(folder / "tiny"), "--workers", "1", "--batch-size", "auto", "--format", "jsonl"]
-    assert main(["score-files", *arguments, "--log-json", "--log-every", "0", "--json"]) == 0
+    assert main(["score-files", *arguments, "--log-json", "--log-seconds", "0", "--json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert (result["num_rows"], result["num_errors"], result["file"]) == (2, 1, "out/rewards.jsonl")
@@ -44,8 +44,8 @@ def test_scoring_rows_from_the_command_line(scorer: ImageRewardScorer, folder: P
         (["rows.csv", "out", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["rows.csv", "out", "--prompt", "rows.csv"], "rows.csv is a file, not a prompt. --prompt takes the text"),
         (["rows.csv", "out", "--prompt", "prompts.txt"], "prompts.txt is the name of a file, not a prompt"),
-        (["rows.csv", "best.csv"], "best.csv is the name of a file: give a folder, and add --format csv for one file in it"),
-        (["rows.csv", "best.parquet"], "best.parquet is the name of a file: give a folder\n"),
+        (["rows.csv", "best.csv"], "best.csv is the name of a file: name a folder, and add --format csv for one file in it"),
+        (["rows.csv", "best.parquet"], "best.parquet is the name of a file: name a folder\n"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

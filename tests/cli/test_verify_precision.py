@@ -53,19 +53,19 @@ def test_flips_cannot_be_judged_without_pairs(capsys: pytest.CaptureFixture[str]
     one = ["verify-precision", f"{EXAMPLES}/faultless-1.png", *COMMAND[2:], "--dtype", "bfloat16", "--prompt", PROMPT]
     assert main(one) == 0
     assert main([*one, "--max-flips", "0.5"]) == 1
-    assert "so no pair can flip; give more images" in capsys.readouterr().err
+    assert "so no pair can flip; use more images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--prompt", "x"], 2, "nothing to compare: give --dtype"),
-        (["--dtype", "int8"], 2, "give --prompt TEXT or --prompts FILE"),
+        (["--prompt", "x"], 2, "nothing to compare: use --dtype"),
+        (["--dtype", "int8"], 2, "there is no prompt: use --prompt TEXT or --prompts FILE"),
         (["--dtype", "int8", "--prompt", "x", "--max-flips", "2"], 2, "from 0 to 1, not 2"),
         (["--dtype", "int8", "--prompt", "x", "--repeats", "0"], 2, "--repeats must be at least 1"),
         (["--dtype", "int8", "--prompt", "x", "--report", "r.pdf"], 2, "r.pdf: a report is written as .html, .md or .json"),
         (["--dtype", "int8", "--prompt", "x", "--report", "no/such/r.md"], 2, "there is no folder"),
-        (["--dtype", "int8", "--prompts", "none.txt"], 1, "no such file: none.txt"),
+        (["--dtype", "int8", "--prompts", "none.txt"], 1, "'none.txt' is neither a file nor a known set of prompts"),
     ],
 )
 def test_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str) -> None:

@@ -336,7 +336,7 @@ def test_nothing_to_evaluate() -> None:
         evaluated([[1, 2], [1, 2]], TWO, ks=[0])
     with pytest.raises(ValueError, match=r"no prompt has more than 2 images, which recall@2 needs; the most here are 2, so choose k below"):
         evaluated([[1, 2], [1, 2]], TWO, ks=[1, 2])
-    with pytest.raises(ComparisonError, match="every pair of images is tied here"):
+    with pytest.raises(ComparisonError, match="every pair of images is tied, so"):
         evaluated([[1, 2]], [ranked(2, 2, name="x")])
     with pytest.raises(ComparisonError, match="the id 'x' is used twice; give each comparison an id of its own"):
         evaluated([[1, 2], [1, 2]], [TWO[0], TWO[0]])

@@ -73,19 +73,6 @@ def test_a_difference_is_found(exported: Path, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(exporting, "_to_onnx", lambda *_: onnx.load(exported))
-    out = tmp_path / "mini.onnx"
-    assert main(["export", str(out), "--model", NAME, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["bytes"] == out.stat().st_size
-    assert 0 <= found["largest_difference"] < 1e-5
-    assert main(["export", str(tmp_path / "mini.bin"), "--model", NAME]) == 2
-    assert "ends in .onnx" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "no" / "mini.onnx"), "--model", NAME]) == 2
-    assert "there is no folder" in capsys.readouterr().err
-
-
 def test_what_cannot_be_exported(mini: ir.Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="int8 cannot be exported; load it in float32"):
         export_onnx(ir.load(NAME, "cpu", "int8"), tmp_path / "int8.onnx")

@@ -8,7 +8,7 @@ import torch
 
 import image_reward as ir
 from image_reward.comparisons import shapes
-from image_reward.errors import InputError
+from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import BlipConfig
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.training import MaskedLanguageTraining, RewardTraining, pretrain, train
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="try a lower lr"):
+    with pytest.raises(TrainingError, match="try a lower lr"):
         pretrain(config(tmp_path / "words", lr=1e30, warmup_steps=0, clip=1e30, steps=20), shapes.comparisons(6, seed=0))
     assert not (tmp_path / "words").exists()
 

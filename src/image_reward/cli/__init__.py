@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import traceback
@@ -12,21 +13,22 @@ from typing import Annotated, Any, Union
 
 PROGRAM = "image-reward"
 COMMANDS = {
-    "rank": "Order the images of a prompt, best first.",
-    "score": "Print the reward of each image of a prompt, in the order given.",
-    "compare": "Estimate how likely people are to prefer one image to another.",
-    "score-files": "Score files of rows, of any number, into a folder.",
-    "filter": "Keep the best rows that score-files scored.",
+    "rank": "Rank images for a prompt by reward, best first.",
+    "score": "Print the reward of each image for a prompt.",
+    "compare": "Estimate how likely human annotators are to prefer one image to another.",
+    "score-files": "Score any number of rows of prompts and images into a folder.",
+    "filter": "Select the best rows that score-files scored.",
     "report": "Summarize the rows that score-files scored.",
-    "models": "List, fetch, verify, convert and describe models.",
-    "data": "Check and split files of human rankings.",
+    "models": "List, download, verify, convert and describe models.",
+    "data": "Check and split human rankings.",
     "pretrain": "Pretrain a network from scratch by masked language modelling.",
     "train": "Train a reward model on human rankings.",
-    "evaluate": "Measure a scorer against people.",
-    "benchmark": "Measure image generators against each other.",
+    "evaluate": "Measure how well scorers agree with human rankings.",
+    "benchmark": "Compare image generators by the rewards of their images.",
     "prompts": "List and print published sets of prompts.",
-    "verify-precision": "Measure what a faster way of computing changes on your own images.",
-    "export": "Write a scorer for programs without PyTorch.",
+    "verify-precision": "Measure the effect of a lower precision on your own images.",
+    "export": "Export a scorer to ONNX, for programs without PyTorch.",
+    "completion": "Print a script for tab completion in a shell.",
 }
 """Name and summary; the command is the class of the same name in the module of the same name, loaded when it is called:
 ``verify-precision`` is ``VerifyPrecision`` in ``verify_precision``."""
@@ -86,23 +88,44 @@ def parse(arguments: Sequence[str]) -> Any:
     """The command that the arguments spell. Help, and usage that cannot be parsed, exit with 0 and 2."""
     import tyro
 
+    from image_reward.cli.help import CONFIG, without_empty_defaults
     from image_reward.cli.options import UsageError
 
-    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     if not arguments or arguments[0] not in COMMANDS:  # an overview, or a misspelt command, which tyro answers and exits
         options = tuple(
             Annotated[make_dataclass(_class_name(name), [], namespace={"__doc__": summary}), tyro.conf.subcommand(name)]
             for name, summary in COMMANDS.items()
         )
-        description = "Score, rank and compare images for a prompt by what people would prefer; learn and measure what does it."
-        tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=config)  # type: ignore[call-overload]
+        description = (
+            "Score, rank and compare images for a prompt as human annotators would; train and evaluate the models that do so.\n\n"
+            f"Options of a command: {PROGRAM} COMMAND --help. Version: {PROGRAM} --version."
+        )
+        tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=CONFIG)  # type: ignore[call-overload]
     name = arguments[0]
-    command = getattr(import_module(f"image_reward.cli.{name.replace('-', '_')}"), _class_name(name))
+    _refuse_dashes(name, arguments)
+    command = command_class(name)
     default = command.defaults(arguments[1:]) if hasattr(command, "defaults") else None
+    without_empty_defaults(command)
     try:
-        return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=config)
+        return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
     except ValueError as error:  # what a class of settings says of values that tyro filled in
         raise UsageError(str(error)) from None
+
+
+def _refuse_dashes(command: str, arguments: Sequence[str]) -> None:
+    """Raise ``UsageError`` for what begins with a dash and holds a space, such as a prompt, which tyro would call an unknown option."""
+    from image_reward.cli.options import UsageError
+
+    for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+        if argument.startswith("-") and len(argument.partition("=")[0].split()) > 1:
+            raise UsageError(
+                f"{argument:.200} is not an option; before a prompt that begins with a dash, and after all options, put --, as in "
+                f'`{PROGRAM} {command} --json -- "{argument:.200}" …`'
+            )
+
+
+def command_class(name: str) -> Any:
+    return getattr(import_module(f"image_reward.cli.{name.replace('-', '_')}"), _class_name(name))
 
 
 def _class_name(command: str) -> str:

@@ -1,4 +1,4 @@
-"""`image-reward benchmark IMAGES_ROOT --prompts PROMPTS --model MODEL …`"""
+"""`image-reward benchmark IMAGE_ROOT --prompts PROMPTS --model MODEL …`"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from image_reward.cli.options import EstimateOptions, SeveralModelOptions, UsageError
+from image_reward.cli.options import EstimateOptions, PromptSet, SeveralModelOptions, UsageError
 from image_reward.terminal import note
 
 if TYPE_CHECKING:
@@ -19,29 +19,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Benchmark(SeveralModelOptions, EstimateOptions):
-    """Measure image generators against each other by the rewards of what they made for the same prompts.
+    """Compare image generators by the rewards of their images for the same prompts.
 
-    IMAGES_ROOT has a folder for each generator, with images PROMPT_ID_NUMBER.png (any image suffix), or PROMPT_ID.png where there is one of
-    each prompt. A folder of results saved earlier, SCORER/GENERATOR.json, serves as well and needs no model.
+    IMAGE_ROOT has a folder per generator, with images PROMPT_ID_NUMBER.png (any image suffix), or PROMPT_ID.png for one image per prompt. A
+    folder of saved results, SCORER/GENERATOR.json, takes its place and needs no model.
     """
 
     images: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES_ROOT", help="A folder of images, or of results.")
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_ROOT", help="A folder of images, or of saved results.")
     ] = None
-    prompts: str | None = None
-    """A known set (see `image-reward prompts list`), or a file: a JSON list of {id, prompt}, JSONL, CSV, or text with a prompt a line."""
+    prompts: PromptSet = None
     manifest: Path | None = None
-    """Instead of IMAGES_ROOT: a CSV, JSONL or Parquet file of rows generator, prompt_id or prompt, image."""
+    """Instead of IMAGE_ROOT: a CSV, JSONL or Parquet file with the columns generator, image, and prompt_id or prompt."""
     results: Path | None = None
-    """Instead of IMAGES_ROOT: a folder of results, SCORER/GENERATOR.json."""
+    """Instead of IMAGE_ROOT: a folder of saved results, SCORER/GENERATOR.json."""
     save_results: Path | None = None
-    """Write the rewards to this folder as scoring goes on; a later run takes from it what has not changed."""
+    """Save rewards to this folder during scoring; a later run reuses those of unchanged images."""
     allow_missing: bool = False
-    """Go on when images are missing, with those prompts, and as many images of each, as all generators have."""
+    """If images are missing, compare on the prompts, and the number of images of each, that all generators have."""
     human: Path | None = None
-    """The human ranking: a JSON object {generator: number}. By default the published wins, where prompts and generators are the paper's."""
+    """Human ranking, as JSON {generator: number}; by default the published wins, for the prompts and generators of the paper."""
     human_better: Literal["higher", "lower"] | None = None
-    """Which numbers of --human are better: higher (wins, ratings) or lower (ranks)."""
+    """Whether higher numbers in --human are better (wins, ratings) or lower ones (ranks)."""
 
     def run(self) -> int:
         self._check_usage()
@@ -55,16 +54,14 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
             selection,
             images=images,
             human=human,
-            confidence=self.confidence,
-            num_resamples=self.resamples,
-            seed=self.seed,
+            **self.resampling,
         )
         self.write_report(lambda pictures: generators_report(result, pictures))
         return 0
 
     def _check_usage(self) -> None:
         if sum(source is not None for source in (self.images, self.manifest, self.results)) != 1:
-            raise UsageError("give either IMAGES_ROOT, or --manifest FILE, or --results FOLDER")
+            raise UsageError("give either IMAGE_ROOT, or --manifest FILE, or --results FOLDER")
         self.check_models()
         self.check_report()
         if (self.human is None) != (self.human_better is None):
@@ -92,13 +89,13 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         if self.manifest:
             own, images = generators.read_manifest(self.manifest, chosen)
         elif chosen is None:
-            raise UsageError("images need --prompts: a file, or a known set (see `image-reward prompts list`)")
+            raise UsageError("images need --prompts: a file, or a published set (see `image-reward prompts list`)")
         else:
             assert self.images is not None
             own, images = chosen, generators.find_images(self.images, chosen)
         if images.extra:
             shown = ", ".join(str(path) for path in images.extra[:5]) + (", …" if len(images.extra) > 5 else "")
-            note(f"{len(images.extra)} files belong to no prompt and are passed over: {shown}")
+            note(f"{len(images.extra)} files belong to no prompt and are ignored: {shown}")
         selection = generators.select(own, images.counts, self.allow_missing)
         human = self._human(list(images.paths), selection.prompts)  # before hours of scoring, not after them
         scorers = self.load_all()
@@ -108,7 +105,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         with progress("images") as on_image:
             rewards, reused = generators.score_images(scorers, images, selection, self.save_results, on_image)
         if reused:
-            note(f"{reused:,} rewards are those saved in {self.save_results}")
+            note(f"{reused:,} rewards were reused from {self.save_results}")
         return rewards, selection, images, human
 
     def _only_asked(self, rewards: Rewards, folder: Path) -> Rewards:

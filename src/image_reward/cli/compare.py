@@ -12,11 +12,11 @@ from image_reward.cli.options import PROMPT_FIRST, ModelOptions, OutputOptions, 
 
 @dataclass
 class Compare(ModelOptions, OutputOptions, PromptOptions):
-    """Estimate how likely people are to prefer one image to another."""
+    """Estimate how likely human annotators are to prefer one image to another."""
 
     prompt: Prompt
-    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A", help="An image.")]
-    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B", help="Another image.")]
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A", help="The first image.")]
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B", help="The second image.")]
 
     def run(self) -> int:
         self.check_prompt(self.prompt, PROMPT_FIRST)

@@ -8,7 +8,8 @@ from typing import Annotated, Union
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.cli.options import ImageRoot, OutputOptions, UsageError, print_json
+from image_reward.errors import InputError
 from image_reward.terminal import note
 
 _SPLITS = ("train", "validation", "test")
@@ -16,29 +17,34 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Check(OutputOptions):
-    """Look for what would mislead training; exit code 1 if there is any. Several files are taken to be splits of one data set.
+    """Look for problems in human rankings that would mislead training; the exit code is 1 if there are any.
 
-    Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and rejected images, ratings, folders that
-    `save_to_disk` wrote, and JSONL, CSV or Parquet files of your own.
+    Several files are splits of one data set. Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and rejected images,
+    ratings, folders that `save_to_disk` wrote, and JSONL, CSV or Parquet files of your own.
     """
 
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help="Files of comparisons.")]
-    images: Path | None = None
-    """The folder that image paths are relative to; by default the file's own."""
+    paths: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="DATA...", help="Files of human rankings.", help_behavior_hint="(at least one)"),
+    ]
+    image_root: ImageRoot = None
     fast: bool = False
-    """Only look whether images are there; do not open them, nor look for copies."""
+    """Only check that images exist, without opening them or looking for copies."""
     max_tokens: int = 35
-    """How many tokens of a prompt the model reads, counting [CLS] and [SEP]."""
+    """Number of tokens of a prompt that the model reads, including [CLS] and [SEP]."""
 
     def run(self) -> int:
         if not self.paths:
-            raise UsageError("no file of comparisons: name at least one")
+            raise UsageError("there is no file of human rankings to check: name at least one")
+        if self.max_tokens < 3:
+            raise UsageError(f"--max-tokens includes [CLS] and [SEP] and must be at least 3, not {self.max_tokens}")
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import audit
 
         with progress("images") as on_image:
-            result = audit(self.paths, self.images, fast=self.fast, max_tokens=self.max_tokens, on_image=on_image)
+            result = audit(self.paths, self.image_root, fast=self.fast, max_tokens=self.max_tokens, on_image=on_image)
         if self.json:
             print_json(result.as_dict())
         else:
@@ -63,8 +69,7 @@ class Convert(OutputOptions):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="OUTPUT", help="The file to write; for a saved data set of several splits, a folder for SPLIT.jsonl."),
     ]
-    images: Path | None = None
-    """The folder that image paths are relative to; by default the file's own."""
+    image_root: ImageRoot = None
     skip_wrong: bool = False
     """Leave out rows that make no sense and images that are none, and count them, instead of stopping."""
 
@@ -84,7 +89,7 @@ class Convert(OutputOptions):
         results = []
         with progress("comparisons") as bar:
             for target, source in sources.items():
-                results.append(convert(source, target, self.images, skip_wrong=self.skip_wrong, on_comparison=bar))
+                results.append(convert(source, target, self.image_root, skip_wrong=self.skip_wrong, on_comparison=bar))
         if self.json:
             print_json({"files": [asdict(result) for result in results]})
             return 0
@@ -104,31 +109,34 @@ class Convert(OutputOptions):
 
 @dataclass
 class Split:
-    """Divide comparisons into files, of which no two share a prompt: train.jsonl, validation.jsonl and test.jsonl.
+    """Split human rankings into files that share no prompt: train.jsonl, validation.jsonl and test.jsonl.
 
     The same data and seed give the same files.
     """
 
-    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH", help="A file of comparisons.")]
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help="The folder to write the files to.")]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings.")]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT", help="The folder to write to.")]
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
-    """What part of the comparisons is for training, for validation and, if there is a third number, for testing."""
+    """Shares of the comparisons for training, for validation and, with a third number, for testing."""
     seed: int = 0
-    """Another seed gives other splits."""
-    images: Path | None = None
-    """The folder that image paths are relative to; by default the file's own."""
+    """Seed of the split."""
+    image_root: ImageRoot = None
 
     def run(self) -> int:
         if len(self.fractions) not in (2, 3):
             raise UsageError(f"--fractions takes two or three numbers, not {len(self.fractions)}")
-        targets = [self.out / f"{name}.jsonl" for name in _SPLITS[: len(self.fractions)]]
+        targets = [self.output / f"{name}.jsonl" for name in _SPLITS[: len(self.fractions)]]
         if there := [str(target) for target in targets if target.exists()]:
             raise UsageError(f"{there[0]} already exists; use another folder")
 
         from image_reward.comparisons import read, split, write
 
-        parts = split(read(self.path, self.images), self.fractions, self.seed)
-        _make_folder(self.out)
+        comparisons = read(self.path, self.image_root)
+        try:
+            parts = split(comparisons, self.fractions, self.seed)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        _make_folder(self.output)
         for part, target in zip(parts, targets, strict=True):
             write(part, target)
             note(f"{len(part):,} comparisons")

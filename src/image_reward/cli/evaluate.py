@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from image_reward.cli.options import EstimateOptions, SeveralModelOptions, UsageError, check_output
+from image_reward.cli.options import EstimateOptions, ImageRoot, SeveralModelOptions, UsageError, check_output
 
 
 @dataclass
@@ -24,18 +24,26 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
     the annotators put in an order.
     """
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of comparisons; see `image-reward data`.")]
-    images: Path | None = None
-    """The folder that image paths are relative to; by default the file's own."""
-    rewards: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]FILE")] = ()
-    """Rewards saved earlier, as JSON: a list of lists aligned with DATA, {id: [rewards]}, or rows with id and rewards. Repeat the
-    option for several scorers; without NAME, a scorer is named after its file. Models are then only those that --model names."""
+    data: Annotated[
+        Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings; see `image-reward data check`.")
+    ]
+    image_root: ImageRoot = None
+    rewards: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="[NAME=]FILE",
+            help="Saved rewards of a scorer, as JSON: a list of lists aligned with DATA, {id: [rewards]}, or rows with id and rewards. "
+            "Without NAME, the scorer is named after the file. Only models that --model names are then evaluated as well. Repeat the "
+            "option for several scorers.",
+        ),
+    ] = ()
     limit: int | None = None
     """Use only the first N comparisons."""
     k: tuple[int, ...] | None = None
-    """The k of recall@k and filter@k; by default those of 1, 2 and 4 that some prompt has more images than."""
+    """Values of k for recall@k and filter@k; by default those of 1, 2 and 4 below the largest number of images of a prompt."""
     predicted_ties: Literal["wrong", "half", "excluded"] = "wrong"
-    """How accuracies count a pair that the annotators put in an order and the model gives equal rewards."""
+    """How accuracies count a pair that the annotators put in an order but the model gives equal rewards."""
     human_ties: Literal["excluded", "half"] = "excluded"
     """How accuracies count a pair that the annotators tied."""
     per_prompt: Path | None = None
@@ -59,7 +67,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
         from image_reward.evaluation import evaluate, read_rewards, write_per_prompt
         from image_reward.evaluation.scorers import choose_ks
 
-        comparisons = read(self.data, self.images, self.limit)
+        comparisons = read(self.data, self.image_root, self.limit)
         ks = choose_ks(comparisons, self.k)
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
         computing = bool(self.model) or not saved
@@ -72,9 +80,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
                 ks=ks,
                 predicted_ties=self.predicted_ties,
                 human_ties=self.human_ties,
-                confidence=self.confidence,
-                num_resamples=self.resamples,
-                seed=self.seed,
+                **self.resampling,
                 on_image=on_image,
             )
         if self.per_prompt:

@@ -1,4 +1,4 @@
-"""`image-reward export OUT.onnx`"""
+"""`image-reward export OUTPUT.onnx`"""
 
 from __future__ import annotations
 
@@ -9,46 +9,43 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.cli.options import DEFAULT_MODEL, Config, OutputOptions, UsageError, print_json
 
 
 @dataclass
 class Export(OutputOptions):
-    """Write a scorer for programs without PyTorch, checked against PyTorch at several shapes; a file that fails is not kept.
+    """Export a scorer to ONNX, for programs without PyTorch, and compare its rewards with PyTorch's at several shapes.
 
-    The network takes pixels (uint8, [I, 3, S, S]), ids (int64, [I, L]) and mask (bool, [I, L]), and gives rewards [I]. The file's metadata
-    say how images become pixels and prompts become ids.
+    The network maps pixels (uint8, [I, 3, S, S]), ids (int64, [I, L]) and mask (bool, [I, L]) to rewards [I]. The metadata of the file
+    describe how images become pixels and prompts become ids. A file whose rewards differ is deleted.
     """
 
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help="The file to write, such as scorer.onnx.")]
-    model: str = "ImageReward-v1.0"
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT", help="The ONNX file to write, such as scorer.onnx.")]
+    model: str = DEFAULT_MODEL
     """A registered name (see `image-reward models list`), a checkpoint file, a folder, or a hub id OWNER/NAME."""
-    format: Literal["onnx"] = "onnx"
-    """What to write."""
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    config: Config = None
 
     def run(self) -> int:
-        if self.out.suffix != ".onnx":
-            raise UsageError(f"{self.out}: an ONNX file's name ends in .onnx")
-        if not self.out.parent.is_dir():
-            raise UsageError(f"{self.out}: there is no folder {self.out.parent}")
+        if self.output.suffix != ".onnx":
+            raise UsageError(f"{self.output}: the name of an ONNX file ends in .onnx")
+        if not self.output.parent.is_dir():
+            raise UsageError(f"{self.output}: there is no folder {self.output.parent}")
 
         from image_reward.scorers import load
         from image_reward.scorers.onnx import export_onnx
 
         scorer = load(self.model, "cpu", config=self.config)
         with _without_notes():
-            difference = export_onnx(scorer, self.out)
-        size = self.out.stat().st_size
+            difference = export_onnx(scorer, self.output)
+        size = self.output.stat().st_size
         if self.json:
-            print_json({"file": str(self.out), "bytes": size, "largest_difference": difference})
+            print_json({"file": str(self.output), "bytes": size, "largest_difference": difference})
         else:
-            print(f"{self.out}: {size / 1e6:.1f} MB; largest difference from PyTorch's rewards {difference:.1e}")
+            print(f"{self.output}: {size / 1e6:.1f} MB; largest difference from PyTorch's rewards {difference:.1e}")
         return 0
 
 

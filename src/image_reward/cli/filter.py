@@ -16,22 +16,22 @@ from image_reward.terminal import note
 
 @dataclass
 class Filter:
-    """Keep the best rows of a scored file, in their order. Rows with an error are never kept.
+    """Select the best rows that `image-reward score-files` scored, in their order. Rows with an error are left out.
 
     Give one of --min-reward, --top-fraction and --best-per-prompt.
     """
 
-    scored: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The folder that `image-reward score-files` wrote.")]
+    scored: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The output folder of `image-reward score-files`.")]
     min_reward: float | None = None
-    """Keep rewards of at least this."""
+    """Keep rows with at least this reward."""
     top_fraction: float | None = None
-    """Keep this share of the rows that have a reward, the best."""
+    """Keep this share of the rows, those with the highest rewards."""
     best_per_prompt: int | None = None
-    """Keep at most this many rows of each prompt, the best."""
+    """Keep at most this number of rows per prompt, those with the highest rewards."""
     by: str | None = None
-    """The scorer to go by, where there are several."""
+    """The scorer whose rewards count, where there are several."""
     output: Path | None = None
-    """A .parquet, .csv or .jsonl file; image paths in it are relative to it. By default JSONL on standard output, with whole paths."""
+    """A .parquet, .csv or .jsonl file; image paths in it are relative to it. By default JSONL on standard output, with absolute paths."""
 
     def run(self) -> int:
         choices = [self.min_reward, self.top_fraction, self.best_per_prompt]

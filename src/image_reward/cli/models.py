@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
-from image_reward.cli.options import OutputOptions, UsageError, print_json
+from image_reward.cli.options import Config, OutputOptions, UsageError, print_json
 from image_reward.terminal import note
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id.")]
+if TYPE_CHECKING:
+    from image_reward.scorers import ModelSpec, Scorer
+
+Model = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id OWNER/NAME.")
+]
 
 
 @dataclass
 class List(OutputOptions):
-    """List the models that have a name, and whether they are on this machine."""
+    """List the registered models, and whether they are on this machine."""
 
     def run(self) -> int:
         from image_reward.scorers.registry import specs
@@ -45,7 +50,7 @@ class List(OutputOptions):
 
 @dataclass
 class Where:
-    """Print where a model's files are on this machine, one a line; exit code 1 if they are not all there."""
+    """Print the paths of a model's files on this machine, one per line; the exit code is 1 if one is missing."""
 
     model: Model
 
@@ -65,7 +70,7 @@ class Where:
 
 @dataclass
 class Download:
-    """Fetch and verify a model, going on from what an earlier attempt left, and print the paths of its files, one a line."""
+    """Download and verify a model, resuming an interrupted download, and print the paths of its files, one per line."""
 
     model: Model
 
@@ -78,68 +83,95 @@ class Download:
 
 @dataclass
 class Verify:
-    """Check a model's file and load it strictly: names, shapes, finite values, and size and sha256 where they are published."""
+    """Load a model strictly: names, shapes and finite values of its tensors, and size and sha256 where these are published."""
 
     model: Model
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    config: Config = None
+    published: Path | None = None
+    """A folder with the images of the example in the model's documentation: their rewards are compared with those published."""
 
     def run(self) -> int:
         from image_reward.scorers import load
 
+        images = self._published_images()  # before the model is loaded
         scorer = load(self.model, "cpu", config=self.config)
-        print(f"{self.model} is whole: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
-        return 0
+        print(f"{self.model} is valid: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
+        return self._compare(scorer, images) if images else 0
+
+    def _published_images(self) -> list[str]:
+        from image_reward.evaluation.published_results import EXAMPLES
+
+        if self.published is None:
+            return []
+        example = EXAMPLES.get(self.model)
+        if example is None:
+            raise UsageError(f"no rewards are published for {self.model}; --published is for {', '.join(EXAMPLES)}")
+        images = [str(self.published / name) for name in example.rewards]
+        if missing := [image for image in images if not Path(image).is_file()]:
+            raise UsageError(f"{self.published} lacks {', '.join(Path(image).name for image in missing)}; they are at {example.source}")
+        return images
+
+    def _compare(self, scorer: Scorer[Any], images: list[str]) -> int:
+        import platform
+
+        import torch
+
+        from image_reward import __version__
+        from image_reward.evaluation.published_results import EXAMPLES
+
+        example = EXAMPLES[self.model]
+        rewards = scorer.score(example.prompt, images)
+        off = [abs(reward - published) for reward, published in zip(rewards, example.rewards.values(), strict=True)]
+        for name, published, reward, difference in zip(example.rewards, example.rewards.values(), rewards, off, strict=True):
+            print(f"{name}: {reward:+.4f}, published {published:+.4f}, difference {difference:.1e}")
+        if max(off) <= example.tolerance:
+            print(f"the rewards are the published ones, to {example.tolerance:g}")
+            return 0
+        note(
+            f"the rewards are not the published ones, to {example.tolerance:g}: compare the images with those at {example.source}. "
+            f"Processor {platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
+            f"PyTorch {torch.__version__}, Python {platform.python_version()}, image-reward {__version__}"
+        )
+        return 1
 
 
 @dataclass
 class Convert:
-    """Write a model in this package's format: safetensors and a JSON config that carries all a score depends on."""
+    """Convert a model to the format of this package: safetensors, and a JSON config with everything that a score depends on."""
 
     model: Model
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="Where to write it.")]
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT", help="The folder to write to.")]
+    config: Config = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the towers' weights are stored in."""
+    """Precision of the weights of the towers."""
 
     def run(self) -> int:
         from image_reward.files import remove_unfinished
         from image_reward.scorers import load
 
-        remove_unfinished(self.folder)
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UsageError(f"{self.folder} already exists and is not an empty folder")
-        load(self.model, "cpu", self.dtype, config=self.config).save_pretrained(self.folder)
-        print(self.folder)
+        remove_unfinished(self.output)
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            raise UsageError(f"{self.output} already exists and is not an empty folder")
+        load(self.model, "cpu", self.dtype, config=self.config).save_pretrained(self.output)
+        print(self.output)
         return 0
 
 
 @dataclass
 class Info(OutputOptions):
-    """Show what a model is: what its score means, its sizes, transform, token limit and reward scale where it says them, and how many of
-    its linear layers this processor computes in which way (see docs/performance.md)."""
+    """Describe a model: the meaning and range of its score, its sizes, image transform, token limit and reward scale,
+    and the ways in which its linear layers compute on this processor (see docs/performance.md)."""
 
     model: Model
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    config: Config = None
 
     def run(self) -> int:
-        from image_reward.models.linear import linear_ways
-        from image_reward.scorers import load
         from image_reward.scorers.registry import spec_of
 
-        scorer = load(self.model, "cpu", config=self.config)
-        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
-        if spec := spec_of(self.model):
+        spec = spec_of(self.model)
+        facts = self._facts_of_spec(spec) if spec and spec.local_paths() is None else self._facts()
+        if spec:
             facts |= {"score": spec.description, "range": spec.range, "licence": spec.licence}
-        config = getattr(scorer, "config", None)
-        if is_dataclass(config) and not isinstance(config, type):
-            facts |= asdict(config)
-        elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
-            facts["image"] = asdict(transform)
-        if ways := linear_ways(scorer):
-            facts["linear_layers"] = ways
         if self.json:
             print_json(facts)
             return 0
@@ -150,10 +182,31 @@ class Info(OutputOptions):
         show(facts_table(facts))
         return 0
 
+    def _facts_of_spec(self, spec: ModelSpec) -> dict[str, Any]:
+        """What is known before a download."""
+        note(f"{self.model} is not on this machine, so its sizes are not shown; `image-reward models download {self.model}` gets it")
+        files = {part: f"{file.name} of {file.source}" for part, file in spec.files.items()}
+        return {"name": self.model} | ({} if spec.size is None else {"bytes": spec.size}) | {"files": files}
+
+    def _facts(self) -> dict[str, Any]:
+        from image_reward.models.linear import linear_ways
+        from image_reward.scorers import load
+
+        scorer = load(self.model, "cpu", config=self.config)
+        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
+        config = getattr(scorer, "config", None)
+        if is_dataclass(config) and not isinstance(config, type):
+            facts |= asdict(config)
+        elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
+            facts["image"] = asdict(transform)
+        if ways := linear_ways(scorer):
+            facts["linear_layers"] = ways
+        return facts
+
 
 @dataclass
 class Models:
-    """List, fetch, verify, convert and describe models."""
+    """List, download, verify, convert and describe models."""
 
     command: tyro.conf.OmitArgPrefixes[
         Union[

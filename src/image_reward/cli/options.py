@@ -1,4 +1,4 @@
-"""What commands have in common: the options of a model, finding images, answers for programs, and errors that are not tracebacks."""
+"""What commands have in common: the options of a model, lists of images, JSON for programs, and errors that are not tracebacks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -26,45 +27,70 @@ if TYPE_CHECKING:
     from image_reward.scorers.distribution import RewardRow
 
 
+DEFAULT_MODEL = "ImageReward-v1.0"
+MODEL_HELP = "A registered name (see `image-reward models list`), a file, a folder, a hub id OWNER/NAME, or the JSON file of an ensemble."
+
+
 class UsageError(Exception):
     """The command line makes no sense; exit code 2."""
 
 
-@dataclass(kw_only=True)
-class LoadingOptions:
-    """How models are loaded, be it one or several."""
+Config = Annotated[
+    Path | None, tyro.conf.arg(help="The config.json of weights that come without one and do not have the sizes of the released models.")
+]
 
-    model: str | tuple[str, ...] = ()
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How rewards are computed."""
+
     device: str | None = None
-    """cpu, cuda, cuda:1, …; by default CUDA where there is one."""
+    """cpu, cuda, cuda:1, …; by default CUDA where available."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """What the towers compute in; the head is always float32. int8 is of the image tower alone. `image-reward verify-precision` says
-    what it costs."""
+    """Precision of the towers (int8: of the image tower); the head is float32. `image-reward verify-precision` measures the effect."""
     compile: bool = False
-    """Compile the image tower first, which takes a minute or more; for many images."""
-    config: Path | None = None
-    """The config.json of weights that carry none and are not of the released sizes."""
+    """Compile the image tower first, which takes a minute or more and pays off for many images."""
     batch_size: int | None = None
-    """Images that pass through the network at once. By default 8 on a CPU, 64 elsewhere."""
+    """Images per batch; by default 8 on a CPU, 64 elsewhere."""
     exact: bool = False
-    """Compute in the original's order of operations, one image at a time, so that rounding is the same."""
+    """Keep the order of operations of the original implementation, one image at a time, so that rounding is identical."""
+    config: Config = None
     long_prompts: Literal["truncate", "error"] = "truncate"
-    """What to do with a prompt longer than the model reads."""
+    """How to treat a prompt that is longer than the model reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How image files are read."""
+
     orient: bool = False
-    """Turn images as their EXIF orientation says. The original does not."""
+    """Apply the EXIF orientation, which the original implementation does not."""
     allow_truncated: bool = False
-    """Accept image files whose end is missing."""
+    """Accept truncated image files."""
     max_pixels: int = 178_956_970
     """Refuse images with more pixels than this."""
     min_side: int = 2
     """Refuse images whose shorter side has fewer pixels than this."""
 
+
+@dataclass(kw_only=True)
+class LoadingOptions:
+    """How models are loaded, one or several."""
+
+    model: str | tuple[str, ...] = ()
+    inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = field(default_factory=InferenceOptions)
+    image: tyro.conf.OmitArgPrefixes[ImageOptions] = field(default_factory=ImageOptions)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The options of ``image_reward.load``."""
+        return asdict(self.inference) | asdict(self.image)
+
     def load_models(self, models: Sequence[str]) -> list[Scorer[Any]]:
         from image_reward.scorers import load_all
 
         print_notices(models)
-        options = {field.name: getattr(self, field.name) for field in fields(LoadingOptions) if field.name != "model"}
-        return load_all(models, **options)
+        return load_all(models, **self.loading)
 
 
 def print_notices(models: Iterable[str]) -> None:
@@ -78,9 +104,7 @@ def print_notices(models: Iterable[str]) -> None:
 
 @dataclass(kw_only=True)
 class ModelOptions(LoadingOptions):
-    model: str = "ImageReward-v1.0"
-    """A registered name (see `image-reward models list`), a checkpoint file, a folder, a hub id OWNER/NAME, or the JSON file
-    of an ensemble."""
+    model: Annotated[str, tyro.conf.arg(help=MODEL_HELP)] = DEFAULT_MODEL
 
     def load(self) -> Scorer[Any]:
         return self.load_models([self.model])[0]
@@ -90,37 +114,40 @@ class ModelOptions(LoadingOptions):
 class SeveralModelOptions(LoadingOptions):
     """For commands that take several models: `--model A --model B`."""
 
-    model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A registered name (see `image-reward models list`), a checkpoint file, a folder, a hub id OWNER/NAME, or the JSON file
-    of an ensemble; give it several times for several models. By default ImageReward-v1.0."""
+    model: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(help=f"{MODEL_HELP} Repeat the option for several models. By default {DEFAULT_MODEL}."),
+    ] = ()
 
     def check_models(self, others: Sequence[str] = ()) -> None:
-        """Before anything is loaded: a table of results needs different names. ``others`` are names in it that are no models."""
+        """Before anything is loaded: a table of results needs different names. ``others`` are names in it that are not models."""
         names = [*others, *self.model]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise UsageError(f"{twice[0]} is there twice, and a table of results needs different names: leave one out, or rename it")
+            raise UsageError(f"{twice[0]} occurs twice, and a table of results needs different names: leave one out, or rename it")
 
     def load_all(self, others: Sequence[str] = ()) -> list[Scorer[Any]]:
-        """The models in the order given; files and towers that they have in common are loaded once.
+        """The models in the order of the command line; files and towers that they have in common are loaded once.
 
-        Models of one name, such as runs/a/model and runs/b/model, or of the name of one of ``others``, are called what was given.
+        Models of one name, such as runs/a/model and runs/b/model, or of the name of one of ``others``, are called what the command line
+        calls them.
         """
-        given = self.model or ("ImageReward-v1.0",)
-        models = self.load_models(given)
+        arguments = self.model or (DEFAULT_MODEL,)
+        models = self.load_models(arguments)
         for a, b in combinations(range(len(models)), 2):
             if models[a] is models[b]:
-                raise UsageError(f"{given[a]} and {given[b]} are the same model; give it once")
+                raise UsageError(f"{arguments[a]} and {arguments[b]} are the same model; name it once")
         names = [*others, *(model.name for model in models)]
-        for model, as_given in zip(models, given, strict=True):
+        for model, argument in zip(models, arguments, strict=True):
             if names.count(model.name) > 1:
-                model.name = as_given
+                model.name = argument
         return models
 
 
 @dataclass(kw_only=True)
 class OutputOptions:
     json: bool = False
-    """Print JSON for programs instead of a table."""
+    """Print JSON instead of a table."""
 
 
 @dataclass(kw_only=True)
@@ -128,16 +155,21 @@ class ReportOptions(OutputOptions):
     """For commands that make a report."""
 
     report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Also write the report to this file: .html, .md or .json; give it several times for several files."""
+    """Also write the report to this file: .html, .md or .json. Repeat the option for several files."""
+    plots: ClassVar[bool] = False
+    """Whether its pages have plots, which need matplotlib."""
 
     def check_report(self) -> None:
         """Before hours of scoring, not after them."""
         for path in self.report:
-            check_report_name(path)
+            if path.suffix.lower() not in (".html", ".md", ".json"):
+                raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
             check_output("report", path)
+            if self.plots and path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
+                raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
 
     def write_report(self, make: Callable[[bool], Report]) -> None:
-        """Print the report or its JSON, and write its files. ``make`` gets whether to add pictures, which only pages have."""
+        """Print the report or its JSON, and write its files. ``make`` takes whether to add pictures, which only pages have."""
         from image_reward.reports.render import show, write
 
         for path in self.report:
@@ -150,33 +182,36 @@ class ReportOptions(OutputOptions):
             show(report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class IntervalOptions:
+    """Confidence intervals, by bootstrapping prompts."""
+
+    resamples: int = 10_000
+    """Number of bootstrap samples."""
+    confidence: float = 0.95
+    """Confidence level of the intervals."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+
 @dataclass(kw_only=True)
 class EstimateOptions(ReportOptions):
     """For commands whose results are estimates over prompts: intervals in tables, figures in pages."""
 
-    resamples: int = 10_000
-    """How many times prompts are resampled for the intervals."""
-    confidence: float = 0.95
-    """What part of the resamples an interval covers."""
-    seed: int = 0
-    """Of the resampling."""
+    interval: tyro.conf.OmitArgPrefixes[IntervalOptions] = field(default_factory=IntervalOptions)
+    plots: ClassVar[bool] = True
+
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """The arguments of what estimates intervals."""
+        return {"confidence": self.interval.confidence, "num_resamples": self.interval.resamples, "seed": self.interval.seed}
 
     def check_report(self) -> None:
-        from importlib.util import find_spec
-
-        if self.resamples < 1 or not 0 < self.confidence < 1:
+        if self.interval.resamples < 1 or not 0 < self.interval.confidence < 1:
             raise UsageError("--resamples must be at least 1, and --confidence between 0 and 1")
-        if self.seed < 0:
-            raise UsageError(f"--seed must be at least 0, not {self.seed}")
+        if self.interval.seed < 0:
+            raise UsageError(f"--seed must be at least 0, not {self.interval.seed}")
         super().check_report()
-        for path in self.report:
-            if path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
-                raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
-
-
-def check_report_name(path: Path) -> None:
-    if path.suffix.lower() not in (".html", ".md", ".json"):
-        raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
 
 
 def check_output(option: str, path: Path) -> None:
@@ -184,7 +219,7 @@ def check_output(option: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"--{option} {path}: there is no folder {path.parent}")
     if path.is_dir():
-        raise UsageError(f"--{option} {path}: this is a folder; give the name of a file")
+        raise UsageError(f"--{option} {path} is a folder; give the name of a file")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--{option} {path}: the folder {path.parent} cannot be written to")
 
@@ -192,10 +227,10 @@ def check_output(option: str, path: Path) -> None:
 @dataclass(kw_only=True)
 class GalleryOptions:
     gallery: Path | None = None
-    """Also write the images in order of reward as one self-contained HTML page."""
+    """Also write an HTML page of the images in order of reward, in one self-contained file."""
 
     def write_gallery(self, rows: Sequence[RewardRow], prompt: str, scorer: Scorer[Any]) -> None:
-        """Write the page if it was asked for, and say on standard error where it is."""
+        """Write the page if --gallery names one, and print its path to standard error."""
         if self.gallery:
             from image_reward.reports.gallery import write_gallery
             from image_reward.scorers.registry import spec_of
@@ -210,11 +245,19 @@ Images = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="IMAGE...",
-        help="Image files, folders of them, or globs; - reads paths from standard input, one a line.",
+        help="Image files, folders of images, or globs; - reads paths from standard input, one per line.",
         help_behavior_hint="(at least one)",
     ),
 ]
-Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help="What the images were made for.")]
+Prompt = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT", help="The prompt that the images were made from.")]
+PromptSet = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="A published set (see `image-reward prompts list`), or a file: text with one prompt per line, or JSON, JSONL, CSV, TSV or "
+        "Parquet with a column `prompt` and perhaps `id`."
+    ),
+]
+ImageRoot = Annotated[Path | None, tyro.conf.arg(help="Folder that image paths are relative to; by default that of the file.")]
 
 
 @dataclass(kw_only=True)
@@ -222,11 +265,15 @@ class PromptOptions:
     """For commands that take the text of a prompt."""
 
     prompt_is_text: bool = False
-    """Take the prompt as text although it is, or looks like, the name of a file."""
+    """Accept a prompt that is empty, or that is or looks like the name of a file."""
 
     def check_prompt(self, prompt: str, instead: str) -> None:
-        """Raise ``UsageError`` for a prompt that names a file; ``instead`` says where files go."""
-        if not self.prompt_is_text and (what := _names_file(prompt)):
+        """Raise ``UsageError`` for an empty prompt and for one that names a file; ``instead`` says where files go."""
+        if self.prompt_is_text:
+            return
+        if not prompt.strip():
+            raise UsageError("the prompt is empty; is a variable of the shell unset? To score an empty prompt, add --prompt-is-text")
+        if what := _names_file(prompt):
             raise UsageError(f"{prompt:.200} {what}, not a prompt. {instead} To score it as text, add --prompt-is-text")
 
 
@@ -239,11 +286,9 @@ _FILE_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".ar
 
 
 def _names_file(prompt: str) -> str:
-    """How a prompt names a file or a folder, be it there or not; empty where it does not."""
+    """How a prompt names a file or a folder, which need not exist; empty where it does not."""
     from image_reward.image_files import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
-    if not prompt:
-        return ""
     if os.path.isdir(prompt):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
         return "is a folder"
     if os.path.exists(prompt):  # noqa: PTH110
@@ -286,7 +331,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
         else:
             images.append(argument)
     if not images:
-        raise UsageError("no images were given")
+        raise UsageError("there are no images to score: name files, folders or globs")
     check_images(images)
     return images
 
@@ -318,12 +363,12 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 def in_options(message: str) -> str:
-    """A message that names options as Python does, as the command line spells them.
+    """A message with the names of options as the command line spells them.
 
     >>> in_options('pass allow_truncated=True; allow this with long_prompts="truncate"; see max_pixels/a.png')
     'pass --allow-truncated; allow this with --long-prompts truncate; see max_pixels/a.png'
     """
-    names = "|".join(option.name for option in fields(LoadingOptions) if "_" in option.name)
+    names = "|".join(option.name for kind in (InferenceOptions, ImageOptions) for option in fields(kind) if "_" in option.name)
 
     def spelled(match: re.Match[str]) -> str:
         option, value = f"--{match['name'].replace('_', '-')}", match["value"]

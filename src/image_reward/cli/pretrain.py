@@ -16,15 +16,15 @@ from image_reward.training import MaskedLanguageTraining
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Pretrain a network with random weights by masked language modelling on the best-ranked images of comparisons.
+    """Pretrain a network from random weights by masked language modelling on the best-ranked images of human rankings.
 
-    `train --start` continues from it.
+    The result is what training starts from: image-reward train --start OUTPUT.
 
     Several processes: torchrun --nproc-per-node NUMBER -m image_reward.cli pretrain …
     """
 
     recipe: Path | None = None
-    """A TOML file with any of the settings below; flags take precedence."""
+    """A TOML file with any of the settings below; options on the command line take precedence."""
     training: Annotated[MaskedLanguageTraining, tyro.conf.arg(name="")] = field(default_factory=MaskedLanguageTraining)
 
     @classmethod
@@ -35,7 +35,7 @@ class Pretrain:
         from image_reward.training import pretrain
 
         if not self.training.data:
-            raise UsageError("no training data: use --data FILE … or a recipe that names some")
+            raise UsageError("there is no training data: use --data FILE …, or a recipe with data = [FILE, …]")
         result = pretrain(self.training, read_sources(self.training.data, "train"))
         print(f"{result.model}: {result.steps} steps, {result.accuracy:.3f} of masked tokens predicted correctly")
         return 0

@@ -13,7 +13,7 @@ from image_reward.cli.options import OutputOptions, print_json
 
 @dataclass
 class List(OutputOptions):
-    """List the published sets of prompts that have a name."""
+    """List the published sets of prompts."""
 
     def run(self) -> int:
         from image_reward.evaluation.prompt_sets import PROMPT_SETS
@@ -41,9 +41,11 @@ class List(OutputOptions):
 
 @dataclass
 class Show:
-    """Print the prompts of a set, or of a file, as JSONL: id, prompt, category. A published set is downloaded once."""
+    """Print the prompts of a published set, or of a file, as JSONL: id, prompt, category. A published set is downloaded once."""
 
-    prompts: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="A known set, or a file.")]
+    prompts: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS", help="A published set (see `image-reward prompts list`), or a file.")
+    ]
 
     def run(self) -> int:
         from image_reward.evaluation.prompt_sets import prompts
@@ -55,7 +57,7 @@ class Show:
 
 @dataclass
 class Prompts:
-    """Sets of prompts to measure image generators with."""
+    """List and print published sets of prompts, which image generators are compared on."""
 
     command: tyro.conf.OmitArgPrefixes[
         Union[

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rank(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
-    """Order the images of a prompt, best first."""
+    """Rank images for a prompt by reward, best first."""
 
     prompt: Prompt
     images: Images
     top: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Show, and copy, only the best N."""
+    """Show, and copy, only the N best."""
     copy_to: Path | None = None
-    """Copy the images shown into this folder, their rank in front of their name."""
+    """Copy the images shown to this folder, their names prefixed with their ranks."""
 
     def run(self) -> int:
         if self.top is not None and self.top < 1:

@@ -1,4 +1,4 @@
-"""Recipes: a TOML file that fills a training command's settings, and flags that win over it; and where its data comes from."""
+"""Recipes: a TOML file with the settings of a training command, over which its options take precedence; and where its data comes from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Settings = TypeVar("Settings", bound=Recipe)
 
 
 def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | None, Settings]:
-    """The recipe named among the arguments, and the settings with what it says: what flags are laid over.
+    """The recipe among the arguments, and the settings with its values: the defaults of the options.
 
     Raises ``ValueError`` and ``FileNotFoundError`` that name the recipe.
     """

@@ -19,7 +19,7 @@ from image_reward.cli.options import (
 
 @dataclass
 class Score(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
-    """Print the reward of each image of a prompt, in the order given.
+    """Print the reward of each image for a prompt, in the order of the command line.
 
     A file of rows, each with a prompt and an image, is scored by `image-reward score-files`.
     """

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from image_reward.cli.options import (
-    LoadingOptions,
+    DEFAULT_MODEL,
+    InferenceOptions,
     OutputOptions,
     PromptOptions,
     SeveralModelOptions,
@@ -26,11 +27,53 @@ if TYPE_CHECKING:
     from image_reward.jobs import JobResult, Progress
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobInferenceOptions(InferenceOptions):
+    """How rewards are computed."""
+
+    batch_size: int | Literal["auto"] | None = None  # type: ignore[assignment]
+    """Images per batch; by default 8 on a CPU, and on CUDA the fastest of several that are tried (auto). Halved when memory runs out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """What the rows hold."""
+
+    prompt: str | None = None
+    """The prompt of all rows, if they have none of their own."""
+    prompt_column: str | None = None
+    """The column of prompts; by default `prompt`."""
+    image_column: str | None = None
+    """The column of images; by default `image`."""
+    id_column: str | None = None
+    """A column whose values must be unique. By default, repeated values in a column `id` are only reported."""
+    allow_https: bool = False
+    """Also fetch rows and images from the web."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Where the work is done."""
+
+    engine: Annotated[Literal["local", "ray"], tyro.conf.arg(help="Processes on this machine, or actors on a Ray cluster.")] = "local"
+    ray_address: str | None = None
+    """Address of a running cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine."""
+    workers: int | None = None
+    """Number of workers; by default one per CUDA device, or one per core as far as memory allows. On a cluster, the largest number.
+    0 scores within this process, as for a debugger."""
+    decoders: int | None = None
+    """Processes per worker that prepare batches; by default none on a CPU, and an equal share of the cores on CUDA."""
+    shard_size: int | None = None
+    """Rows per shard, which is lost on an interruption; by default 500, or the size that the job was started with."""
+    retry_quarantined: bool = False
+    """Retry shards that were given up because their workers died."""
+
+
 @dataclass
 class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
-    """Score rows of prompts and images, of any number, into a folder of Parquet files with all columns, rewards and errors.
+    """Score any number of rows of prompts and images into a folder of Parquet files with all columns, rewards and errors.
 
-    The same command again continues where an earlier one stopped. The images of one prompt are scored by `image-reward score`.
+    The same command again resumes an interrupted job. The images of one prompt are scored by `image-reward score`.
     """
 
     rows: Annotated[
@@ -43,39 +86,15 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
         ),
     ]
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT", help="The folder to write to.")]
-    batch_size: int | Literal["auto"] | None = field(default=None, kw_only=True)  # type: ignore[assignment]
-    """Images that pass through the network at once. By default 8 on a CPU, and on CUDA the fastest, by trial (auto).
-    Halved when memory runs out."""
-    engine: Annotated[Literal["local", "ray"], tyro.conf.arg(help="Processes on this machine, or the actors of a Ray cluster.")] = field(
-        default="local", kw_only=True
-    )
-    ray_address: str | None = field(default=None, kw_only=True)
-    """Address of a running cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine."""
-    workers: int | None = field(default=None, kw_only=True)
-    """By default one for each CUDA device, or one for each core that there is memory for. On a cluster, at most this many.
-    0 scores within this process, which debuggers and small jobs like."""
-    decoders: int | None = field(default=None, kw_only=True)
-    """Processes that prepare batches for each worker. By default none on a CPU, and the cores' share on CUDA."""
-    shard_size: int | None = field(default=None, kw_only=True)
-    """Rows in a part, which an interruption can lose. By default 500, or what the job was begun with."""
     format: Literal["parquet", "csv", "jsonl"] = field(default="parquet", kw_only=True)
-    """csv and jsonl also write one file, OUTPUT/rewards.csv or .jsonl, at the end."""
-    prompt: str | None = field(default=None, kw_only=True)
-    """One prompt for all rows, where they have none."""
-    prompt_column: str | None = field(default=None, kw_only=True)
-    """The column with the prompt, where it is not called prompt."""
-    image_column: str | None = field(default=None, kw_only=True)
-    """The column with the image, where it is not called image."""
-    id_column: str | None = field(default=None, kw_only=True)
-    """A column whose values must be unique. Repeated values in a column called id are reported."""
-    allow_https: bool = field(default=False, kw_only=True)
-    """Also fetch rows and images from the web."""
-    retry_quarantined: bool = field(default=False, kw_only=True)
-    """Retry shards that were given up because workers died on them."""
+    """csv and jsonl also write one file of all rows, OUTPUT/rewards.csv or .jsonl, at the end."""
     log_json: bool = field(default=False, kw_only=True)
-    """Report progress in JSON, one object on each line of standard error."""
-    log_every: float | None = field(default=None, kw_only=True)
-    """Seconds between lines of progress. By default half a second on a terminal, ten otherwise."""
+    """Report progress in JSON, one object per line of standard error."""
+    log_seconds: float | None = field(default=None, kw_only=True)
+    """Seconds between progress reports; by default 0.5 on a terminal, 10 elsewhere."""
+    inference: tyro.conf.OmitArgPrefixes[JobInferenceOptions] = field(default_factory=JobInferenceOptions, kw_only=True)
+    row: tyro.conf.OmitArgPrefixes[RowOptions] = field(default_factory=RowOptions, kw_only=True)
+    worker: tyro.conf.OmitArgPrefixes[WorkerOptions] = field(default_factory=WorkerOptions, kw_only=True)
 
     def run(self) -> int:
         self._check_usage()
@@ -83,28 +102,20 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
         from image_reward.jobs import score_files
 
         print_notices(self.model)
-        printer = _ProgressPrinter(self.log_json, self.log_every)
-        own = {"model", "device", "dtype", "batch_size"}
+        printer = _ProgressPrinter(self.log_json, self.log_seconds)
+        inference = self.inference
+        own = ("device", "dtype", "batch_size")
         result = score_files(
             self.rows,
             self.output,
-            self.model or ("ImageReward-v1.0",),
-            engine=self.engine,
-            ray_address=self.ray_address,
-            workers=self.workers,
-            decoders=self.decoders,
-            device=self.device,
-            dtype=self.dtype,
-            batch_size=None if self.batch_size == "auto" else self.batch_size,
-            shard_size=self.shard_size,
+            self.model or (DEFAULT_MODEL,),
+            device=inference.device,
+            dtype=inference.dtype,
+            batch_size=None if inference.batch_size == "auto" else inference.batch_size,
             format=self.format,
-            prompt=self.prompt,
-            prompt_column=self.prompt_column,
-            image_column=self.image_column,
-            id_column=self.id_column,
-            allow_https=self.allow_https,
-            retry_quarantined=self.retry_quarantined,
-            options={option.name: getattr(self, option.name) for option in fields(LoadingOptions) if option.name not in own},
+            **asdict(self.row),
+            **asdict(self.worker),
+            options={name: value for name, value in self.loading.items() if name not in own},
             on_progress=printer.update,
             on_note=printer.note,
         )
@@ -116,16 +127,17 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
         return 1 if result.num_quarantined or result.num_errors == result.num_rows else 0
 
     def _check_usage(self) -> None:
-        for name, least in (("workers", int(self.engine == "ray")), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
-            value = getattr(self, name)
+        values = asdict(self.worker) | asdict(self.inference)
+        for name, least in (("workers", int(self.worker.engine == "ray")), ("decoders", 0), ("shard_size", 1), ("batch_size", 1)):
+            value = values[name]
             if isinstance(value, int) and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-        if self.prompt is not None:
-            self.check_prompt(self.prompt, "--prompt takes the text of one prompt for all rows.")
+        if self.row.prompt is not None:
+            self.check_prompt(self.row.prompt, "--prompt takes the text of one prompt for all rows.")
         suffix = PurePosixPath(self.output).suffix.lower()
         if suffix in (".csv", ".jsonl", ".parquet") and not Path(self.output).is_dir():
             one_file = "" if suffix == ".parquet" else f", and add --format {suffix[1:]} for one file in it"
-            raise UsageError(f"rows are scored into a folder, and {self.output} is the name of a file: give a folder{one_file}")
+            raise UsageError(f"rows are scored into a folder, and {self.output} is the name of a file: name a folder{one_file}")
 
 
 def describe(result: JobResult) -> list[str]:
@@ -134,7 +146,7 @@ def describe(result: JobResult) -> list[str]:
     if result.file:
         lines.append(result.file)
     if result.num_quarantined:
-        lines.append(f"{result.num_quarantined:,} rows were given up because workers died on them: {result.output}/quarantine.jsonl")
+        lines.append(f"{result.num_quarantined:,} rows were given up because their workers died: {result.output}/quarantine.jsonl")
     return lines
 
 

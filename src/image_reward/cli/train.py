@@ -16,13 +16,13 @@ from image_reward.training import RewardTraining
 
 @dataclass(frozen=True)
 class Train:
-    """Train a reward model on comparisons, in a run's folder; the same command again continues a killed run.
+    """Train a reward model on human rankings. The same command again resumes an interrupted run.
 
     Several GPUs: torchrun --nproc-per-node NUMBER -m image_reward.cli train …
     """
 
     recipe: Path | None = None
-    """A TOML file with any of the settings below; flags take precedence."""
+    """A TOML file with any of the settings below; options on the command line take precedence."""
     training: Annotated[RewardTraining, tyro.conf.arg(name="")] = field(default_factory=RewardTraining)
 
     @classmethod
@@ -34,9 +34,9 @@ class Train:
 
         config = self.training
         if not config.data:
-            raise UsageError("no training data: use --data FILE … or a recipe that names some")
+            raise UsageError("there is no training data: use --data FILE …, or a recipe with data = [FILE, …]")
         result = train(config, read_sources(config.data, "train"), read_sources(config.validation, "test"))
-        start = " (the start: nothing was learnt)" if result.is_start else ""
+        start = " (the initial weights: nothing was learnt)" if result.is_start else ""
         pairs = f"{result.num_validation_pairs:,} pairs of {result.num_validation:,} comparisons"
         accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation ({pairs})"
         print(f"{result.model}: step {result.best_step}{start}{accuracy}")

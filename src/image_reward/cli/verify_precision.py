@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import tyro
 
@@ -13,6 +12,7 @@ from image_reward.cli.options import (
     Images,
     ModelOptions,
     PromptOptions,
+    PromptSet,
     ReportOptions,
     UsageError,
     find_images,
@@ -24,35 +24,32 @@ _NUM_TIMED = 32
 
 @dataclass
 class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
-    """Measure, on your own images, what `--dtype` and `--compile` change in rewards and in speed.
+    """Measure the effect of `--dtype` and `--compile` on rewards and speed, with your own images.
 
-    The model is loaded twice, in float32 and as asked, and scores every prompt with every image. A pair of images of one prompt flips where
-    the two ways do not put it in the same order. Speeds are from image file to reward, of up to 32 of the images in turns.
+    The model is loaded twice, in float32 and with these options, and scores every prompt with every image. A pair of images of one prompt
+    flips if the two do not agree on its order. Speed is measured from image file to reward, on at most 32 of the images, in turns.
     """
 
     images: Images
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What the images were made for; give it several times for several prompts, each of which meets every image."""
-    prompts: Path | None = None
-    """A file of prompts: text with one a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`."""
+    """The prompt that the images were made from. Repeat the option for several prompts, each scored with every image."""
+    prompts: PromptSet = None
     max_flips: float | None = None
-    """Exit with 1 if more than this share of the pairs flips, or there are no pairs."""
+    """Exit with code 1 if more than this share of the pairs flips, or there are no pairs."""
     repeats: int = 3
-    """How many times each way is timed; medians are reported."""
+    """Number of timings, of which the median is reported."""
 
     def run(self) -> int:
         self._check_usage()
-        from image_reward.evaluation.prompt_sets import read_prompts
+        from image_reward.evaluation.prompt_sets import prompts as prompts_of
 
-        prompts = [*self.prompt, *(prompt.prompt for prompt in (read_prompts(self.prompts) if self.prompts else []))]
-        if not prompts:
-            raise UsageError("give --prompt TEXT or --prompts FILE")
+        prompts = [*self.prompt, *(prompt.prompt for prompt in (prompts_of(self.prompts) if self.prompts else []))]
         images = find_images(self.images)
 
         from image_reward.evaluation.precision_report import precision_report
         from image_reward.scorers.precision import agreement
 
-        reference, reduced = replace(self, dtype="float32", compile=False).load(), self.load()
+        reference, reduced = replace(self, inference=replace(self.inference, dtype="float32", compile=False)).load(), self.load()
         result = agreement(reference.matrix(prompts, images), reduced.matrix(prompts, images))
         timed = images[:_NUM_TIMED]
         speeds: tuple[list[float], list[float]] = ([], [])
@@ -61,11 +58,11 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
                 start = time.perf_counter()
                 scorer.matrix(prompts[:1], timed)
                 speed.append(len(timed) / (time.perf_counter() - start))
-        way = self.dtype + (", compiled" if self.compile else "")
+        way = self.inference.dtype + (", compiled" if self.inference.compile else "")
         report = precision_report(reference.name, way, result, *map(statistics.median, speeds))
         self.write_report(lambda _: report)
         if self.max_flips is not None and not result.num_pairs:
-            note("no prompt has two images that float32 puts in an order, so no pair can flip; give more images")
+            note("no prompt has two images of different rewards in float32, so no pair can flip; use more images")
             return 1
         if self.max_flips is not None and result.share_flipped > self.max_flips:
             note(f"{result.share_flipped:.4f} of the pairs flipped, more than {self.max_flips:g}")
@@ -75,8 +72,10 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
     def _check_usage(self) -> None:
         for prompt in self.prompt:
             self.check_prompt(prompt, "--prompts reads prompts from a file.")
-        if self.dtype == "float32" and not self.compile:
-            raise UsageError("there is nothing to compare: give --dtype bfloat16, float16 or int8, or --compile")
+        if not self.prompt and not self.prompts:
+            raise UsageError("there is no prompt: use --prompt TEXT or --prompts FILE")
+        if self.inference.dtype == "float32" and not self.inference.compile:
+            raise UsageError("there is nothing to compare: use --dtype bfloat16, float16 or int8, or --compile")
         if self.max_flips is not None and not 0 <= self.max_flips <= 1:
             raise UsageError(f"--max-flips is a share of the pairs from 0 to 1, not {self.max_flips:g}")
         if self.repeats < 1:

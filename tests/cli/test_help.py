@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pytest
+import tyro
+
+from image_reward.cli import COMMANDS, main
+from image_reward.cli.help import CONFIG, without_empty_defaults
+
+SUBCOMMANDS = {"models": ("list", "path", "download", "verify", "convert", "info"), "data": ("check", "split"), "prompts": ("list", "show")}
+EVERY = [[command, *sub] for command in COMMANDS for sub in ([[sub] for sub in SUBCOMMANDS.get(command, ())] or [[]])]
+
+
+def help_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", EVERY, ids=" ".join)
+def test_help_says_nothing_empty(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(command, capsys)
+    assert text.startswith(f"usage: image-reward {' '.join(command)} ")
+    for noise in ("None", "(default: False)", "(default: )", "MISSING"):
+        assert noise not in text
+    assert not re.search(r"--(inference|image|interval|row|worker|training)\.", text)
+
+
+def test_an_option_of_a_name_means_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands that score share all of their options on models and images."""
+    shared = ("--model", "--device", "--dtype", "--batch-size", "--long-prompts", "--orient", "--allow-truncated", "--max-pixels", "--json")
+    for command in ("rank", "score", "compare", "score-files", "evaluate", "benchmark", "verify-precision"):
+        text = help_of([command], capsys)
+        assert [option for option in shared if f"{option} " not in text] == []
+        assert "inference options" in text
+        assert "image options" in text
+
+
+def test_the_overview_names_every_command_the_version_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of([], capsys)
+    for name, summary in COMMANDS.items():
+        assert re.search(rf"{name} +{summary.split()[0]}", text)
+    assert "image-reward --version" in text
+
+
+@dataclass
+class Group:
+    """A group."""
+
+    size: int | None = None
+    """Of something."""
+
+
+@dataclass
+class Command:
+    """A command."""
+
+    group: tyro.conf.OmitArgPrefixes[Group] = field(default_factory=Group)
+    flag: bool = False
+    number: int = 3
+    names: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(at least one)")] = ()
+
+
+def test_defaults_that_say_nothing_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # the second time changes nothing
+        without_empty_defaults(Command)
+    with pytest.raises(SystemExit):
+        tyro.cli(Command, args=["--help"], config=CONFIG)
+    text = capsys.readouterr().out
+    assert re.findall(r"\((?:default|at).*?\)", text) == ["(default: 3)", "(at least one)"]
+    command = tyro.cli(Command, args=["--size", "2", "--flag"], config=CONFIG)
+    assert command == Command(Group(2), flag=True)

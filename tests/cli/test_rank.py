@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image_reward.cli import main
+
+
+def test_rank_prints_a_table(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path) -> None:
+    assert main(["rank", "cat", str(image_folder), "--model", model_folder]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].strip() == "cat"
+    rows = [line.split() for line in out if ".png" in line]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [Path(row[1]).name for row in rows] == ["b.png", "c.png", "a.png"]
+    assert rows[0][2:6] == ["+0.6501", "better", "than", "72"]
+    assert "6,000 published images" in " ".join(out)
+
+
+def test_rank_as_json_top_and_copies(
+    run_json: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    model_folder: str,
+    images: list[str],
+    image_folder: Path,
+    tmp_path: Path,
+) -> None:
+    best = tmp_path / "best"
+    arguments = ("rank", "cat", *images, "--model", model_folder, "--top", "2", "--copy-to", str(best))
+    printed = run_json(*arguments)
+    assert printed["model"] == "tiny"
+    assert printed["prompt"] == "cat"
+    assert [Path(row["image"]).name for row in printed["images"]] == ["b.png", "c.png"]
+    assert printed["images"][0]["rank"] == 1
+    assert printed["images"][0]["reward"] == pytest.approx(0.65009, abs=1e-4)
+    assert printed["images"][0]["percentile"] == pytest.approx(72.32, abs=0.05)
+    assert sorted(path.name for path in best.iterdir()) == ["1_b.png", "2_c.png"]
+    assert (best / "1_b.png").read_bytes() == (image_folder / "b.png").read_bytes()
+    assert main(list(arguments)) == 0  # the same copies again are no conflict
+    (best / "2_c.png").write_bytes(b"something else")
+    assert main(list(arguments)) == 1
+    assert "already exists and differs" in capsys.readouterr().err
+    assert (best / "2_c.png").read_bytes() == b"something else"
+
+
+def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path, tmp_path: Path) -> None:
+    for command in ("rank", "score"):
+        page = tmp_path / f"{command}.html"
+        assert main([command, "cat", str(image_folder), "--model", model_folder, "--gallery", str(page)]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == f"gallery: {page}\n"
+        assert page.read_text(encoding="utf-8").index("b.png") < page.read_text(encoding="utf-8").index("c.png")
+        assert ".png" in captured.out
+    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", "/proc/nowhere/page.html"]) == 1
+    captured = capsys.readouterr()
+    assert "c.png" in captured.out  # the ranking is not lost
+    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"image-reward: {tmp_path} is a folder; give the name of a file\n"
+
+
+def test_top_is_positive(capsys: pytest.CaptureFixture[str], model_folder: str, images: list[str]) -> None:
+    assert main(["rank", "cat", images[0], "--model", model_folder, "--top", "0"]) == 2
+    assert "--top must be at least 1, not 0" in capsys.readouterr().err
