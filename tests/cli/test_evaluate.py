@@ -126,7 +126,7 @@ def test_errors(capsys: pytest.CaptureFixture[str], rewards: str, tmp_path: Path
         ([*data, f"={rewards}"], 2, "write NAME=FILE"),
         (["evaluate", str(tmp_path / "fewer.json"), "--rewards", rewards], 1, "is of no known form"),
         (["evaluate", str(TINY), "--rewards", str(tmp_path / "none.json")], 1, "no such file of rewards"),
-        (["evaluate", str(tmp_path / "tied.jsonl"), "--rewards", str(tmp_path / "tied.json")], 1, "every pair of images is tied here"),
+        (["evaluate", str(tmp_path / "tied.jsonl"), "--rewards", str(tmp_path / "tied.json")], 1, "every pair of images is tied, so"),
     ]:
         assert main(arguments) == code, arguments
         assert words in capsys.readouterr().err
