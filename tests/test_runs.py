@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from image_reward.errors import TrainingError
-from image_reward.runs import MovingAverage, Recipe, RunFolder, duration, rate_factor, read_toml, seed_step, weight_groups
+from image_reward.runs import MovingAverage, Recipe, RunFolder, rate_factor, read_toml, seed_step, weight_groups
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,3 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
     assert [group["weight_decay"] for group in weight_groups([matrix, vector], 1e-3, 0.1)] == [0.1, 0.0]
     assert len(weight_groups([vector], 1e-3, 0.1)) == 1
-
-
-def test_durations_in_words() -> None:
-    assert [duration(seconds) for seconds in (0.4, 59, 61, 3600)] == ["0 s", "59 s", "1 min", "1 h 0 min"]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from image_reward.terminal import encodable_output, note, printable
+from image_reward.terminal import StatusLine, duration, encodable_output, note, printable
 
 
 def test_control_characters_are_spelled_out() -> None:
@@ -35,3 +35,46 @@ def test_streams_of_another_kind_are_left_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.stderr", None)
     with encodable_output():
         print("l\udce9")
+
+
+# --- progress ------------------------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_state_is_written_over_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "11")
+    line = StatusLine(seconds=0)
+    line.show(lambda: "one\x1b[2J")
+    line.show(lambda: "much longer than the terminal")
+    line.note("a note")
+    line.show(lambda: "two")
+    line.end()
+    line.end()
+    assert terminal.getvalue() == "\r\x1b[Kone\\x1b[2J\r\x1b[Kmuch longe\r\x1b[Ka note\n\r\x1b[Ktwo\n"
+
+
+def test_elsewhere_a_state_is_a_line_if_it_is_time(capsys: pytest.CaptureFixture[str]) -> None:
+    line = StatusLine(seconds=1e9)
+    line.show(lambda: pytest.fail("it is not time"))
+    line.show(lambda: "now", now=True)
+    line.clear()
+    line.note("a note")
+    line.end()
+    assert capsys.readouterr().err == "now\na note\n"
+
+
+def test_programs_get_whole_lines_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "11")
+    StatusLine(seconds=0, rewrite=False).show(lambda: "longer than eleven")
+    assert terminal.getvalue() == "longer than eleven\n"
+
+
+def test_durations_in_words() -> None:
+    words = ["0 s", "59 s", "1 min 1 s", "9 min 59 s", "10 min", "1 h 0 min"]
+    assert [duration(seconds) for seconds in (0.4, 59, 61, 599, 601, 3600)] == words

@@ -22,6 +22,7 @@ from torch import nn
 
 from image_reward.errors import InputError, TrainingError
 from image_reward.files import fill, read_regular, remove_unfinished, written_whole
+from image_reward.terminal import StatusLine, duration
 
 Settings = TypeVar("Settings", bound="Recipe")
 Record = TypeVar("Record")
@@ -271,40 +272,25 @@ class MovingAverage:
 
 
 class Progress:
-    """Progress on stderr: one line that is rewritten on a terminal, or a line at each logged step elsewhere."""
+    """Where a run is: a line that is rewritten on a terminal, or a line at each logged step elsewhere."""
 
     def __init__(self, start: int, total: int, shown: bool) -> None:
         """``start`` of ``total`` steps are complete already; nothing is printed unless ``shown``."""
-        self.start, self.total, self.shown = start, total, shown
-        self.live = shown and sys.stderr.isatty()
-        self.start_time = self.last_shown = time.monotonic()
+        self.start, self.total = start, total
+        self.line = StatusLine() if shown else None
+        self.start_time = time.monotonic()
         self.num_images = 0
 
     def step(self, step: int, num_images: int, values: str, due: bool) -> None:
         """``due``: this step is logged, so it is shown even where lines cannot be rewritten."""
         self.num_images += num_images
-        now = time.monotonic()
-        if not self.shown or not (due or (self.live and now - self.last_shown > 0.2)):
+        if self.line is None or not (due or self.line.is_terminal):
             return
-        self.last_shown = now
-        elapsed = max(now - self.start_time, 1e-9)
+        elapsed = max(time.monotonic() - self.start_time, 1e-9)
         remaining = elapsed / (step - self.start) * (self.total - step)
-        line = f"step {step}/{self.total}  {values}  {self.num_images / elapsed:.1f} images/s  {duration(remaining)} left"
-        sys.stderr.write(f"\r\x1b[K{line}" if self.live else f"{line}\n")
-        sys.stderr.flush()
+        rate = f"{self.num_images / elapsed:.1f} images/s  {duration(remaining)} left"
+        self.line.show(lambda: f"step {step}/{self.total}  {values}  {rate}", now=due)
 
     def say(self, text: str) -> None:
-        if self.shown:
-            sys.stderr.write(("\r\x1b[K" if self.live else "") + text + "\n")
-            sys.stderr.flush()
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(42), duration(600), duration(9000)
-    ('42 s', '10 min', '2 h 30 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        if self.line is not None:
+            self.line.note(text)

@@ -10,7 +10,11 @@ import tyro
 from image_reward.cli import COMMANDS, main
 from image_reward.cli.help import CONFIG, without_empty_defaults
 
-SUBCOMMANDS = {"models": ("list", "path", "download", "verify", "convert", "info"), "data": ("check", "split"), "prompts": ("list", "show")}
+SUBCOMMANDS = {
+    "models": ("list", "path", "download", "verify", "convert", "info"),
+    "data": ("check", "convert", "split"),
+    "prompts": ("list", "show"),
+}
 EVERY = [[command, *sub] for command in COMMANDS for sub in ([[sub] for sub in SUBCOMMANDS.get(command, ())] or [[]])]
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,15 @@ from PIL import Image
 import seeded
 from image_reward.cli import main
 from image_reward.cli.help import CONFIG
-from image_reward.cli.options import LoadingOptions, SeveralModelOptions, UsageError, find_images, in_options, warnings_in_one_line
+from image_reward.cli.options import (
+    InferenceOptions,
+    ReadingOptions,
+    SeveralModelOptions,
+    UsageError,
+    find_images,
+    in_options,
+    warnings_in_one_line,
+)
 from image_reward.images import open_image
 from image_reward.scorers import load
 
@@ -165,7 +173,7 @@ def test_what_a_folder_holds_besides_is_named(tmp_path: Path, capsys: pytest.Cap
 def test_every_option_of_load_is_an_option_of_commands() -> None:
     of_load = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items() if name != "shared"}
     of_load.pop("model")  # or several
-    of_commands = LoadingOptions().loading
+    of_commands = {option.name: option.default for kind in (InferenceOptions, ReadingOptions) for option in fields(kind)}
     assert of_commands.keys() == of_load.keys()
     own = {"dtype"}  # is always named
     assert [name for name in of_load.keys() - own if of_load[name] != of_commands[name]] == []

@@ -19,8 +19,8 @@ _SPLITS = ("train", "validation", "test")
 class Check(OutputOptions):
     """Look for problems in human rankings that would mislead training; the exit code is 1 if there are any.
 
-    Several files are splits of one data set. Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and rejected images,
-    ratings, folders that `save_to_disk` wrote, and JSONL, CSV or Parquet files of your own.
+    Several files are splits of one data set. Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and rejected
+    images, ratings, folders that `save_to_disk` wrote, and JSONL, CSV or Parquet files of your own.
     """
 
     paths: Annotated[
@@ -58,12 +58,13 @@ class Check(OutputOptions):
 
 @dataclass
 class Convert(OutputOptions):
-    """Write comparisons of any form that is read as JSONL, with the images that are inside tables as files in a folder beside it.
+    """Convert human rankings of any form that is read to JSONL, and write images that are inside tables to a folder beside it.
 
-    mine.jsonl gets mine-images. Image files stay where they are. Nothing is overwritten, and the file appears whole or not at all.
+    The images of mine.jsonl are in mine-images. Image files stay where they are. Nothing is overwritten, and the file appears whole or not
+    at all.
     """
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE", help="A file of comparisons, or a folder of a data set.")]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings, or a folder of a data set.")]
     output: Annotated[
         Path,
         tyro.conf.Positional,
@@ -71,7 +72,7 @@ class Convert(OutputOptions):
     ]
     image_root: ImageRoot = None
     skip_wrong: bool = False
-    """Leave out rows that make no sense and images that are none, and count them, instead of stopping."""
+    """Leave out and count invalid rows and images, instead of stopping."""
 
     def run(self) -> int:
         from image_reward.cli.progress import progress

@@ -159,8 +159,8 @@ class Convert:
 
 @dataclass
 class Info(OutputOptions):
-    """Describe a model: the meaning and range of its score, its sizes, image transform, token limit and reward scale,
-    and the ways in which its linear layers compute on this processor (see docs/performance.md)."""
+    """Describe a model: the meaning and range of its score, its sizes, image transform, token limit and reward scale, and how its linear
+    layers are computed on this processor (see docs/performance.md)."""
 
     model: Model
     config: Config = None

@@ -60,7 +60,7 @@ class InferenceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
+class ReadingOptions:
     """How image files are read."""
 
     orient: bool = False
@@ -79,7 +79,7 @@ class LoadingOptions:
 
     model: str | tuple[str, ...] = ()
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = field(default_factory=InferenceOptions)
-    image: tyro.conf.OmitArgPrefixes[ImageOptions] = field(default_factory=ImageOptions)
+    image: tyro.conf.OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -368,7 +368,7 @@ def in_options(message: str) -> str:
     >>> in_options('pass allow_truncated=True; allow this with long_prompts="truncate"; see max_pixels/a.png')
     'pass --allow-truncated; allow this with --long-prompts truncate; see max_pixels/a.png'
     """
-    names = "|".join(option.name for kind in (InferenceOptions, ImageOptions) for option in fields(kind) if "_" in option.name)
+    names = "|".join(option.name for kind in (InferenceOptions, ReadingOptions) for option in fields(kind) if "_" in option.name)
 
     def spelled(match: re.Match[str]) -> str:
         option, value = f"--{match['name'].replace('_', '-')}", match["value"]

@@ -1,19 +1,35 @@
-"""A progress bar for work that takes a while."""
+"""Progress of work that takes a while."""
 
 from __future__ import annotations
 
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from image_reward.terminal import StatusLine, duration
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on standard error, where that is a terminal. Yields a function to call with how much is done, and of how much (if known)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """A line on standard error, where that is a terminal. Yields a function that takes how much is done, and of how much (if known)."""
+    line, start = StatusLine(), time.monotonic()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    def update(done: int, total: int | None) -> None:
+        if line.is_terminal:
+            line.show(lambda: state(what, done, total, time.monotonic() - start))
+
+    try:
+        yield update
+    finally:
+        line.clear()
+
+
+def state(what: str, done: int, total: int | None, seconds: float) -> str:
+    """
+    >>> state("images", 500, 2000, 100.0), state("images", 0, None, 1.0)
+    ('500 of 2,000 images, 5 min left', '0 images')
+    """
+    if total is None:
+        return f"{done:,} {what}"
+    left = f", {duration(seconds / done * (total - done))} left" if 0 < done < total else ""
+    return f"{done:,} of {total:,} {what}{left}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +19,7 @@ from image_reward.cli.options import (
     print_json,
     print_notices,
 )
-from image_reward.terminal import note, printable
+from image_reward.terminal import StatusLine, duration, printable
 
 if TYPE_CHECKING:
     from image_reward.jobs import JobResult, Progress
@@ -59,8 +57,7 @@ class WorkerOptions:
     ray_address: str | None = None
     """Address of a running cluster, such as auto or ray://HOST:10001; by default Ray is started on this machine."""
     workers: int | None = None
-    """Number of workers; by default one per CUDA device, or one per core as far as memory allows. On a cluster, the largest number.
-    0 scores within this process, as for a debugger."""
+    """Number of workers (on a cluster, the largest); by default one per CUDA device, or per core as memory allows. 0: this process."""
     decoders: int | None = None
     """Processes per worker that prepare batches; by default none on a CPU, and an equal share of the cores on CUDA."""
     shard_size: int | None = None
@@ -91,7 +88,7 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
     log_json: bool = field(default=False, kw_only=True)
     """Report progress in JSON, one object per line of standard error."""
     log_seconds: float | None = field(default=None, kw_only=True)
-    """Seconds between progress reports; by default 0.5 on a terminal, 10 elsewhere."""
+    """Seconds between progress reports; by default 0.2 on a terminal, 10 elsewhere."""
     inference: tyro.conf.OmitArgPrefixes[JobInferenceOptions] = field(default_factory=JobInferenceOptions, kw_only=True)
     row: tyro.conf.OmitArgPrefixes[RowOptions] = field(default_factory=RowOptions, kw_only=True)
     worker: tyro.conf.OmitArgPrefixes[WorkerOptions] = field(default_factory=WorkerOptions, kw_only=True)
@@ -151,40 +148,24 @@ def describe(result: JobResult) -> list[str]:
 
 
 class _ProgressPrinter:
-    """Progress on standard error: one line that is written over on a terminal, a line now and then elsewhere, JSON for programs."""
+    """Progress on standard error, for people or as JSON for programs."""
 
-    def __init__(self, as_json: bool, every: float | None) -> None:
+    def __init__(self, as_json: bool, seconds: float | None) -> None:
         self.as_json = as_json
-        self.over = sys.stderr.isatty() and not as_json
-        self.every = every if every is not None else 0.5 if self.over else 10.0
-        self.printed = time.monotonic()
+        self.line = StatusLine(seconds, rewrite=not as_json)
         self.last: Progress | None = None
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: Progress, now: bool = False) -> None:
         self.last = progress
-        if time.monotonic() - self.printed >= self.every:
-            self._print()
+        self.line.show(lambda: json.dumps(progress.as_dict()) if self.as_json else in_words(progress), now)
 
     def note(self, text: str) -> None:
-        if self.over:
-            print("\r\x1b[K", end="", file=sys.stderr)
-        note(json.dumps({"note": text}) if self.as_json else text)
+        self.line.note(json.dumps({"note": text}) if self.as_json else text)
 
     def end(self) -> None:
         if self.last is not None:
-            self._print()
-        if self.over:
-            print(file=sys.stderr)
-
-    def _print(self) -> None:
-        assert self.last is not None
-        self.printed = time.monotonic()
-        if self.as_json:
-            print(json.dumps(self.last.as_dict()), file=sys.stderr, flush=True)
-        elif self.over:
-            print(f"\r\x1b[K{in_words(self.last)}", end="", file=sys.stderr, flush=True)
-        else:
-            print(in_words(self.last), file=sys.stderr, flush=True)
+            self.update(self.last, now=True)
+        self.line.end()
 
 
 def in_words(progress: Progress) -> str:
@@ -198,13 +179,7 @@ def in_words(progress: Progress) -> str:
         return f"{parts[0]}, loading"
     parts.append(f"{progress.rows_per_second:.1f} rows/s")
     if progress.seconds_left is not None and progress.num_rows < progress.total:
-        parts.append(f"{_duration(progress.seconds_left)} left")
+        parts.append(f"{duration(progress.seconds_left)} left")
     parts.append(f"{progress.num_errors:,} error{'' if progress.num_errors == 1 else 's'}")
     parts.append(f"devices busy {100 * progress.busy:.0f} %")
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

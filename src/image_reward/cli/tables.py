@@ -57,15 +57,13 @@ def _probability(probability: float) -> str:
 def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = empty_table("Models", "`image-reward models path NAME` prints where the files of a model are on this machine.")
     table.leading = 1
-    table.add_column("model, and what its score means", min_width=28)
-    for column in ("range of the score", "licence"):
-        table.add_column(column, max_width=15)
+    table.add_column("model, what its score means, its range, licence")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("here", min_width=4)
     for row in rows:
-        name = Text.assemble((row["name"], "bold"), "\n", row["description"])
+        name = Text.assemble((row["name"], "bold"), f"\n{row['description']}\n", (f"{row['range']}; {row['licence']}", "dim"))
         size = "-" if row["bytes"] is None else _size(row["bytes"])
-        table.add_row(name, Text(row["range"]), Text(row["licence"]), size, "no" if row["paths"] is None else "yes")
+        table.add_row(name, size, "no" if row["paths"] is None else "yes")
     return table
 
 
