@@ -4,8 +4,10 @@
     python benchmarks/scoring.py --sections throughput memory
 
 The plain way is what a straightforward program does: transformers' BLIP modules with explicit softmax attention, one image per call, the
-prompt padded to 35 tokens. Both ways compute the same rewards (checked). Runs are interleaved in one process, figures are medians, and
-every figure is a ratio to something measured in the same run. Sections that need a fresh process start one for each repetition.
+prompt padded to 35 tokens. The port is the same modules, the image tower with fused attention, eight images per call. All compute the same
+rewards (checked). Runs are interleaved in one process, figures are medians, and every figure is a ratio to something measured in the same
+run: the peak is the best rate of any way to multiply any of the shapes that occur. Sections that need a fresh process start one for each
+repetition.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,12 +169,16 @@ class Plain:
         return self
 
     def score(self, prompt: str, path: str) -> float:
+        return self.score_batch(prompt, [path])[0]
+
+    def score_batch(self, prompt: str, paths: list[str]) -> list[float]:
         import torch
 
         device = self.mlp[0].weight.device
         with torch.inference_mode():
-            tokens = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(device)
-            image = self.vision(self.preprocess(path)[None].to(device)).last_hidden_state
+            prompts = [prompt] * len(paths)
+            tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt").to(device)
+            image = self.vision(torch.stack([self.preprocess(path) for path in paths]).to(device)).last_hidden_state
             hidden = self.text(
                 tokens.input_ids,
                 attention_mask=tokens.attention_mask,
@@ -179,8 +186,85 @@ class Plain:
                 encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long, device=device),
                 is_decoder=False,
             ).last_hidden_state
-            reward = (self.mlp(hidden[:, 0]) - 0.16717362830052426) / 1.0333394966054072
-            return reward.item()
+            return ((self.mlp(hidden[:, 0])[:, 0] - 0.16717362830052426) / 1.0333394966054072).tolist()
+
+
+class Port(Plain):
+    """As ``Plain``, the image tower with fused attention, which transformers' BLIP does not offer."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(checkpoint)
+        for layer in self.vision.encoder.layers:
+            layer.self_attn.forward = partial(fused_attention, layer.self_attn)
+
+
+def fused_attention(attention: Any, hidden_states: Any, **_: Any) -> tuple[Any, None]:
+    import torch
+
+    qkv = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    context = torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(0))
+    return attention.projection(context.transpose(1, 2).flatten(2)), None
+
+
+# --- the peak -----------------------------------------------------------------------------------------------------------------------
+
+
+def multiplications(dtype: Any) -> dict[str, Callable[[], Any]]:
+    """Every way at hand to multiply the shapes that eight images make in the image tower, by a name that begins with the shape."""
+    import torch
+    from torch.nn.functional import linear
+
+    from image_reward.models.linear import WAYS
+
+    ways: dict[str, Callable[[], Any]] = {}
+    for fan_in, fan_out in ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)):
+        x, w, bias = (torch.randn(*shape).to(dtype) for shape in ((8 * 197, fan_in), (fan_out, fan_in), (fan_out,)))
+        shape = f"{len(x)}x{fan_in}x{fan_out}"
+        for name, way in WAYS.items():
+            ways[f"{shape} {name}"] = lambda way=way, x=x, w=w, bias=bias: way(x, w, bias, False)
+        ways[f"{shape} without a bias"] = lambda x=x, w=w: linear(x, w)
+
+        def packed(x: Any = x, w: Any = w, bias: Any = bias, copies: list[Any] = []) -> Any:  # noqa: B006 - packed at the first call
+            copies or copies.append(torch.ops.mkldnn._reorder_linear_weight(w, len(x)))
+            return torch.ops.mkldnn._linear_pointwise(x, copies[0], bias, "none", [], "")
+
+        ways[f"{shape} onednn, packed weights"] = packed
+    works: dict[str, Callable[[], Any]] = {}
+    for name, work in ways.items():
+        with torch.inference_mode():
+            try:
+                work()
+            except Exception as error:  # what this build or processor does not have
+                print(f"  {name}: not here ({str(error).splitlines()[0]:.60})")
+            else:
+                works[name] = work
+    return works
+
+
+def operations_of(scorer: Any, image: str) -> int:
+    """Floating-point operations of one image with one prompt."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as flops, torch.inference_mode():
+        scorer(scorer.prepare([PROMPT], [image]))
+    return flops.get_total_flops()
+
+
+def rate_of(name: str, taken: float) -> float:
+    """Floating-point operations a second of one of ``multiplications``."""
+    rows, fan_in, fan_out = map(int, name.split()[0].split("x"))
+    return 2 * rows * fan_in * fan_out / taken
+
+
+def print_peak(taken: dict[str, float]) -> float:
+    """The best rate of any shape and way; prints the best of each way."""
+    rates = {name: rate_of(name, seconds) for name, seconds in taken.items()}
+    best = max(rates, key=lambda name: rates[name])
+    for way in dict.fromkeys(name.split(maxsplit=1)[1] for name in rates):
+        print(f"  matrix multiplication, {way:<22} {max(r for n, r in rates.items() if n.split(maxsplit=1)[1] == way) / 1e9:6.0f} GFLOP/s")
+    print(f"  the peak is {rates[best] / 1e9:.0f} GFLOP/s: {best}")
+    return rates[best]
 
 
 # --- sections -----------------------------------------------------------------------------------------------------------------------
@@ -205,31 +289,34 @@ def interleaved(repeats: int, **ways: Callable[[], Any]) -> dict[str, float]:
 
 def measure_throughput(b: Benchmark, checkpoint: Path, images: list[str]) -> None:
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     import image_reward as ir
+    from image_reward.models.linear import linear_ways
 
-    scorer, plain = ir.load(checkpoint, "cpu"), Plain(checkpoint)
+    scorer, plain, port = ir.load(checkpoint, "cpu"), Plain(checkpoint), Port(checkpoint)
     apart = max(abs(scorer.score(PROMPT, image) - plain.score(PROMPT, image)) for image in images[:4])
-    assert apart < 1e-3, f"the two ways do not compute the same rewards: {apart}"
-    with FlopCounterMode(display=False) as flops, torch.inference_mode():
-        scorer(scorer.prepare([PROMPT], images[:1]))
-    operations = flops.get_total_flops()
-    square, wide = torch.randn(4096, 4096), torch.randn(8 * 197, 1024)
-    weight = torch.randn(4096, 1024)
-    multiplications = {"square": (square, square), "wide": (wide, weight)}
-    ways: dict[str, Callable[[], Any]] = {"plain": lambda: [plain.score(PROMPT, image) for image in images]}
+    apart = max(apart, *(abs(a - b) for a, b in zip(scorer.score(PROMPT, images[:4]), port.score_batch(PROMPT, images[:4]), strict=True)))
+    assert apart < 1e-3, f"the ways do not compute the same rewards: {apart}"
+    operations = operations_of(scorer, images[0])
+    print(f"Throughput, float32, from JPEG file to reward ({operations / 1e9:.1f} GFLOP an image)")
+    ways: dict[str, Callable[[], Any]] = {
+        "plain": lambda: [plain.score(PROMPT, image) for image in images],
+        "port": lambda: [port.score_batch(PROMPT, images[i : i + 8]) for i in range(0, len(images), 8)],
+    }
     for size in b.batch_sizes:
         ways[f"batch {size}"] = lambda size=size: score_in_batches(scorer, images, size)
-    for name, (x, w) in multiplications.items():
-        ways[name] = lambda x=x, w=w: [torch.nn.functional.linear(x, w) for _ in range(4)]
-    taken = interleaved(b.repeats, **ways)
-    peak = max(4 * 2 * x.shape[0] * x.shape[1] * w.shape[0] / taken[name] for name, (x, w) in multiplications.items())
-    print(f"Throughput, float32, from JPEG file to reward ({operations / 1e9:.1f} GFLOP an image; matrix peak {peak / 1e9:.0f} GFLOP/s)")
-    for name in ["plain", *(f"batch {size}" for size in b.batch_sizes)]:
+    products = multiplications(torch.float32)
+    with torch.inference_mode():
+        taken = interleaved(b.repeats, **ways, **products)
+    peak = print_peak({name: taken[name] for name in products})
+    print(f"  linear layers of ours: {', '.join(f'{count} {way}' for way, count in linear_ways(scorer).items())}")
+    for name in ways:
         rate = len(images) / taken[name]
-        print(f"  {name:<10} {rate:7.2f} images/s   {taken['plain'] / taken[name]:5.2f}x plain   {rate * operations / peak:5.2f} of peak")
-    print(f"  largest difference from the plain rewards: {apart:.1e}\n")
+        print(
+            f"  {name:<10} {rate:7.2f} images/s   {taken['plain'] / taken[name]:5.2f}x plain   {taken['port'] / taken[name]:5.2f}x port   "
+            f"{rate * operations / peak:5.2f} of peak"
+        )
+    print(f"  largest difference from the rewards of the others: {apart:.1e}\n")
 
 
 def score_in_batches(scorer: Any, images: list[str], size: int) -> list[float]:
@@ -322,10 +409,13 @@ def measure_precision(b: Benchmark, checkpoint: Path, images: list[str]) -> None
     import torch
 
     import image_reward as ir
+    from image_reward.models.linear import linear_ways
     from image_reward.scorers.precision import agreement
 
     plain, prompts = Plain(checkpoint), make_prompts(8)
-    reference = ir.load(checkpoint, "cpu").matrix(prompts, images)
+    exact = ir.load(checkpoint, "cpu")
+    reference, operations = exact.matrix(prompts, images), operations_of(exact, images[0])
+    del exact
     print(f"Precision, batch 8, from JPEG file to reward; agreement with float32 over {len(prompts)} prompts x {len(images)} images")
     for way in b.precisions:  # one in memory at a time, each in turns with the plain way
         dtype, _, compiled = way.partition("+")
@@ -334,12 +424,18 @@ def measure_precision(b: Benchmark, checkpoint: Path, images: list[str]) -> None
         scorer.score(PROMPT, images[:8])
         first = time.perf_counter() - start
         found = agreement(reference, scorer.matrix(prompts, images))
-        taken = interleaved(
-            b.repeats,
-            plain=lambda: [plain.score(PROMPT, image) for image in images[:8]],
-            ours=lambda scorer=scorer: scorer.score(PROMPT, images),
-        )
+        products = {} if dtype == "int8" else multiplications(getattr(torch, dtype))
+        with torch.inference_mode():
+            taken = interleaved(
+                b.repeats,
+                plain=lambda: [plain.score(PROMPT, image) for image in images[:8]],
+                ours=lambda scorer=scorer: scorer.score(PROMPT, images),
+                **products,
+            )
         rate = len(images) / taken["ours"]
+        if products:
+            peak = print_peak({name: taken[name] for name in products})
+            print(f"  {way}: {rate * operations / peak:5.2f} of peak; linear layers: {linear_ways(scorer)}")
         print(
             f"  {way:<17} {rate:6.2f} images/s   {rate * taken['plain'] / len(images[:8]):5.2f}x plain   first rewards {first:6.1f} s   "
             f"Spearman {found.spearman:.4f}   flips {found.num_flips} of {found.num_pairs}   "

@@ -190,6 +190,17 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_DOWNLOAD = 1 << 37  # bytes, of a file whose size nobody says
 
 
+def is_copy(path: Path, file: HubFile | WebFile) -> bool:
+    """Whether a file has the published size and sha256 of another, so far as both are published."""
+    if file.size is None or file.sha256 is None or path.stat().st_size != file.size:
+        return False
+    try:
+        verify(path, file)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -126,11 +126,11 @@ def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.
             raise ImageReadError(f"{name} is a closed image; open it again, or pass its path")
         with _readable(name, options):
             # Only the bytes of a JPEG can be given the end that makes its decoder hand out what it has.
-            return _decoded(source, name, options, options.allow_truncated and source.format not in ("JPEG", "MPO"))
+            return _decoded(source, name, options, options.allow_truncated and source.format not in ("JPEG", "MPO"), from_file=False)
     content = _content(source, name)
     with _readable(name, options, content), _Source(_pixels_only(content, options)) as file, _identified(file, name) as image:
         file.exhausted = False
-        picture = _decoded(image, name, options, options.allow_truncated)
+        picture = _decoded(image, name, options, options.allow_truncated, from_file=True)
         if ImageFile.LOAD_TRUNCATED_IMAGES and file.exhausted and not options.allow_truncated:
             raise OSError("image file is truncated")  # Pillow does not say so where the program has set its switch
         return picture
@@ -183,10 +183,11 @@ class _Source(io.BytesIO):
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_EXIF = b"Exif\0\0"
 
 
 def _pixels_only(content: bytes, options: ImageOptions) -> bytes:
-    """A PNG or JPEG file without metadata that no reward depends on; any other file as it is.
+    """A PNG, JPEG or TIFF file without metadata that no reward depends on; any other file as it is.
 
     Pillow refuses a whole PNG for the size of its texts or colour profile, and warns of, or trips over, much else that is only metadata.
     The EXIF block is left where the orientation is asked for. Malformed parts are kept, so that the decoder reports them.
@@ -196,7 +197,7 @@ def _pixels_only(content: bytes, options: ImageOptions) -> bytes:
     if content.startswith(b"\xff\xd8"):
         # Given an end-of-image marker, the decoder returns the rows that a truncated file has.
         return _jpeg_pixels(content, options.orient) + (b"\xff\xd9" if options.allow_truncated else b"")
-    return content
+    return _tiff_pixels(content)
 
 
 def _png_pixels(content: bytes, exif: bool) -> bytes:
@@ -219,7 +220,7 @@ def _has_checksum(chunk: bytes) -> bool:
 
 def _jpeg_pixels(content: bytes, exif: bool) -> bytes:
     """Without comments and application data, but for those that say what the colours are: JFIF (APP0) and Adobe (APP14)."""
-    dropped = {0xFE, *range(0xE1, 0xF0)} - {0xEE} - ({0xE1} if exif else set())
+    dropped = {0xFE, *range(0xE1, 0xF0)} - {0xEE}
     parts, at = [content[:2]], 2
     while at + 4 <= len(content) and content[at] == 0xFF and 0xC0 <= content[at + 1] <= 0xFE and content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
@@ -227,8 +228,55 @@ def _jpeg_pixels(content: bytes, exif: bool) -> bytes:
             break
         if content[at + 1] not in dropped:
             parts.append(content[at:end])
+        elif exif and content[at + 1] == 0xE1 and (orientation := _exif_orientation(content[at + 4 : end])) in _TRANSPOSITIONS:
+            block = _EXIF + b"II*\0" + struct.pack("<IHHHIII", 8, 1, ExifTags.Base.Orientation, 3, 1, orientation, 0)
+            parts.append(b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block)
         at = end
     return b"".join(parts) + content[at:]
+
+
+# What decides pixels and orientation: sizes, depth, compression, colours, strips and tiles, and tables of JPEG and LERC.
+_TIFF_PIXEL_TAGS = frozenset((254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325))
+_TIFF_PIXEL_TAGS |= {338, 339, 347, *range(512, 522), 529, 530, 531, 532, 37439, 50674}
+
+
+def _tiff_pixels(content: bytes) -> bytes:
+    """A TIFF file with its first directory alone, and in it what decides pixels and orientation; any other file as it is."""
+    if (parsed := _tiff_directory(content)) is None:
+        return content
+    order, start, entries = parsed
+    end = start + 2 + 12 * len(entries)
+    kept = [entry for tag, entry in entries if tag in _TIFF_PIXEL_TAGS]
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)  # no directory follows
+    return content[:start] + directory.ljust(end + 4 - start, b"\0") + content[end + 4 :]
+
+
+def _tiff_directory(content: bytes) -> tuple[str, int, list[tuple[int, bytes]]] | None:
+    """The byte order, the place of the first directory, and its entries [(tag, 12 bytes)] as far as they are there; None for no TIFF."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
+    if order is None or len(content) < 10:
+        return None
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    if start + 2 > len(content):
+        return None
+    (num,) = struct.unpack_from(f"{order}H", content, start)
+    end = start + 2 + 12 * min(num, (len(content) - start - 2) // 12)
+    entries = [content[at : at + 12] for at in range(start + 2, end, 12)]
+    return order, start, [(struct.unpack_from(f"{order}H", entry)[0], entry) for entry in entries]
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """The orientation in an EXIF block, which is a TIFF file without pixels; None where that cannot be read.
+
+    Pillow's reader looks at all tags, and warns of those that are broken.
+    """
+    if (parsed := _tiff_directory(exif.removeprefix(_EXIF))) is None:
+        return None
+    order, _, entries = parsed
+    entry = dict(entries).get(ExifTags.Base.Orientation, b"")
+    kinds = {3: "H", 4: "I"}
+    kind = kinds.get(struct.unpack_from(f"{order}H", entry, 2)[0]) if entry else None
+    return int(struct.unpack_from(f"{order}{kind}", entry, 8)[0]) if kind else None
 
 
 def _identified(file: _Source, name: str) -> Image.Image:
@@ -250,7 +298,7 @@ def _identified(file: _Source, name: str) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _decoded(image: Image.Image, name: str, options: ImageOptions, allow_truncated: bool) -> Image.Image:
+def _decoded(image: Image.Image, name: str, options: ImageOptions, allow_truncated: bool, from_file: bool) -> Image.Image:
     if image.format in _REFUSED:
         raise ImageReadError(f"{name} is {_REFUSED[image.format]}; save it as PNG")
     if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) == 1:
@@ -264,7 +312,7 @@ def _decoded(image: Image.Image, name: str, options: ImageOptions, allow_truncat
         image.tile = []  # type: ignore[attr-defined] # skip the missing rows and keep the decoded ones
         image.load()
     if options.orient:
-        image = _upright(image)
+        image = _upright(image, from_file)
     return _resizable(image, name)
 
 
@@ -284,10 +332,11 @@ _TRANSPOSITIONS = {
 }
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where that cannot be read."""
+def _upright(image: Image.Image, from_file: bool) -> Image.Image:
+    """The image turned as its EXIF orientation says, which programs can change in images of their own; as it is where it cannot be read."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        stored = image.info.get("exif") if from_file else None
+        orientation = _exif_orientation(stored) if isinstance(stored, bytes) else image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises errors of many kinds for junk
         return image
     return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image

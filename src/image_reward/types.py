@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any, Literal, get_args, overload
 
 LONGEST_PROMPT = 200_000
 """Characters. A text beyond this is not a prompt but a file read by mistake, and splitting it into tokens takes minutes."""
@@ -19,27 +22,52 @@ def check_convention(convention: str) -> None:
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """Images of one prompt in the order a scorer prefers them; both lists are in the order of the images passed.
+class RankedImage:
+    """One image of a ``Ranking``."""
 
-    >>> Ranking.from_rewards([0.1, 1.5, -2.0])
+    rank: int
+    """1 for the best."""
+    reward: float
+    image: Any
+    """The image as it was passed: a path, a PIL image, …"""
+    index: int
+    """Its place among the images passed, from 0."""
+
+
+@dataclass(frozen=True)
+class Ranking(Sequence[RankedImage]):
+    """Images of one prompt in the order a scorer prefers them.
+
+    The lists are in the order of the images passed; as a sequence it goes from best to worst.
+
+    >>> ranking = Ranking.from_rewards([0.1, 1.5, -2.0], ["a.png", "b.png", "c.png"])
+    >>> ranking
     Ranking(ranking=[2, 1, 3], rewards=[0.1, 1.5, -2.0])
+    >>> ranking[0]
+    RankedImage(rank=1, reward=1.5, image='b.png', index=1)
+    >>> [best.image for best in ranking.top_k(2)], ranking.paths
+    (['b.png', 'a.png'], ['b.png', 'a.png', 'c.png'])
     """
 
     ranking: list[int]
     """The rank of each image: a permutation of 1..n, 1 for the best. Equal rewards are ranked in the order of the images."""
     rewards: list[float]
     """The reward of each image."""
+    images: list[Any] = field(default_factory=list, repr=False, compare=False)
+    """The images as they were passed; empty if they are not known."""
 
     @classmethod
-    def from_rewards(cls, rewards: list[float]) -> Ranking:
+    def from_rewards(cls, rewards: Sequence[float], images: Sequence[Any] = ()) -> Ranking:
+        """Raises ``ValueError`` for NaN, and for images that are not one for each reward."""
         if any(math.isnan(reward) for reward in rewards):
             raise ValueError(f"rewards that are not numbers have no order: {rewards}")
+        if images and len(images) != len(rewards):
+            raise ValueError(f"{len(images)} images and {len(rewards)} rewards: there must be one reward for each image")
         order = sorted(range(len(rewards)), key=lambda i: -rewards[i])  # stable: equal rewards keep their order
         ranking = [0] * len(rewards)
         for rank, index in enumerate(order, start=1):
             ranking[index] = rank
-        return cls(ranking=ranking, rewards=list(rewards))
+        return cls(ranking=ranking, rewards=list(rewards), images=list(images))
 
     @property
     def order(self) -> list[int]:
@@ -50,8 +78,54 @@ class Ranking:
         """
         return sorted(range(len(self.ranking)), key=self.ranking.__getitem__)
 
+    @property
+    def paths(self) -> list[str | None]:
+        """The paths of the images from best to worst; None for an image that was not passed as a path."""
+        return [os.fspath(item.image) if isinstance(item.image, str | os.PathLike) else None for item in self]
+
+    def top_k(self, k: int) -> list[RankedImage]:
+        """The k best, or all if there are fewer. Raises ``ValueError`` for k below 1."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        return self[:k]
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"ranking": self.ranking, "rewards": self.rewards}
+
+    def __len__(self) -> int:
+        return len(self.ranking)
+
+    @overload
+    def __getitem__(self, place: int) -> RankedImage: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[RankedImage]: ...
+
+    def __getitem__(self, place: int | slice) -> RankedImage | list[RankedImage]:
+        """The image at a place of the order, 0 for the best; a slice gives a list."""
+        indices = self.order[place]
+        return [self._ranked(i) for i in indices] if isinstance(indices, list) else self._ranked(indices)
+
+    def __iter__(self) -> Iterator[RankedImage]:
+        return iter(self[:])
+
+    def _ranked(self, index: int) -> RankedImage:
+        return RankedImage(self.ranking[index], self.rewards[index], self.images[index] if self.images else None, index)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table, best first."""
+        rows = [(str(item.rank), _name(item), f"{item.reward:+.4f}") for item in self]
+        return _table(("rank", "image", "reward"), rows)
+
+
+def _name(item: RankedImage) -> str:
+    return os.fspath(item.image) if isinstance(item.image, str | os.PathLike) else f"[{item.index}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line("th", head) + "".join(line("td", row) for row in rows) + "</table>"
 
 
 @dataclass(frozen=True)
@@ -89,3 +163,8 @@ class Preference:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table."""
+        outcomes = {"first is better": self.a_better, "tie": self.tie, "second is better": self.b_better}
+        return _table(("outcome", "probability"), [(outcome, f"{100 * share:.1f} %") for outcome, share in outcomes.items()])

@@ -12,7 +12,9 @@ import torch
 
 import seeded
 from image_reward.cli import main
-from image_reward.scorers import MODELS
+from image_reward.evaluation import published_results
+from image_reward.evaluation.published_results import PublishedExample
+from image_reward.scorers import MODELS, load
 
 
 def test_models_list_and_path(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,3 +61,52 @@ def test_models_convert_verify_info(
     half = tmp_path / "half"
     assert main(["models", "convert", str(converted), str(half), "--dtype", "float16"]) == 0
     assert os.path.getsize(half / "model.safetensors") < 0.6 * os.path.getsize(converted / "model.safetensors")  # noqa: PTH202
+
+
+def test_info_before_a_download(
+    run_json: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    info = run_json("models", "info", "CLIP")
+    assert info["licence"] == "MIT"
+    assert info["bytes"] == 1_710_540_580
+    assert info["files"]["weights"] == "model.safetensors of openai/clip-vit-large-patch14"
+    assert "parameters" not in info
+    assert main(["models", "info", "HPSv2"]) == 0
+    captured = capsys.readouterr()
+    assert "image-reward models download HPSv2" in captured.err
+    assert "bytes" not in captured.out  # nobody has published them
+
+
+@pytest.fixture
+def published(model_folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Two images of an example whose published rewards are what the model gives."""
+    seeded.image("rings", 32, 32, 3).save(tmp_path / "a.png")
+    seeded.image("rings", 32, 32, 4).save(tmp_path / "b.png")
+    rewards = load(model_folder).score("a cat", [str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+    example = PublishedExample("a cat", dict(zip(["a.png", "b.png"], rewards, strict=True)), "https://example.org/images", 1e-6)
+    monkeypatch.setattr(published_results, "EXAMPLES", {model_folder: example})
+    return tmp_path
+
+
+def test_rewards_are_compared_with_those_published(model_folder: str, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["models", "verify", model_folder, "--published", str(published)]
+    assert main(command) == 0
+    assert "the rewards are the published ones, to 1e-06" in capsys.readouterr().out
+    seeded.image("rings", 32, 32, 9).save(published / "b.png")
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "a.png" in captured.out
+    assert "not the published ones, to 1e-06: compare the images with those at https://example.org/images. Processor" in captured.err
+    (published / "b.png").unlink()
+    assert main(command) == 2
+    assert "lacks b.png; they are at https://example.org/images" in capsys.readouterr().err
+    assert main(["models", "verify", "ImageReward-mini", "--published", str(published)]) == 2
+    assert "no rewards are published for ImageReward-mini" in capsys.readouterr().err
+
+
+def test_the_example_of_image_reward_1_is_that_of_its_documentation() -> None:
+    example = published_results.EXAMPLES["ImageReward-v1.0"]
+    assert list(example.rewards) == ["1.webp", "2.webp", "3.webp", "4.webp"]
+    assert sorted(example.rewards.values(), reverse=True) == list(example.rewards.values())

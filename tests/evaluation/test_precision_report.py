@@ -12,6 +12,9 @@ def test_differences_flips_and_speeds_are_in_the_table() -> None:
     report = precision_report("S", "int8", found, 2.0, 3.0)
     assert report.title == "S in int8 against float32"
     assert report.lead == "2 prompts, each with 3 images."
+    assert report.answer == (
+        "In int8, S scores 1.50 times as many images per second as in float32 and changes the order of 16.67 % of the pairs of images."
+    )
     [grid] = report.blocks
     assert isinstance(grid, Grid)
     cells = dict(grid.rows)

@@ -62,6 +62,17 @@ def test_a_metric_that_scorers_have_on_different_prompts_says_so() -> None:
     assert cells(table, "Kendall's tau-b")[-1] == "11"
 
 
+def test_the_answer_names_the_best_and_what_is_not_significant() -> None:
+    result = evaluation()
+    report = scorers_report(result, "mine")
+    assert report.answer.startswith("perfect orders 96.97 [")
+    assert "% of the pairs of images as the annotators do, reversed 3.03 [" in report.answer
+    assert report.answer.endswith(" perfect is significantly better than the other.")
+    undecided = replace(result, differences=[replace(row, p_holm=0.3) for row in result.differences])
+    assert scorers_report(undecided, "mine").answer.endswith(" perfect is not significantly better than reversed.")
+    assert scorers_report(evaluation(1), "mine").answer.endswith("as the annotators do.")
+
+
 def test_few_prompts_are_said_to_be_few() -> None:
     assert scorers_report(evaluation(), "mine").lead.endswith(
         "With 10 distinct prompts, intervals are too narrow and p-values too small: take at least 20."

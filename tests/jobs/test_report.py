@@ -23,6 +23,7 @@ def grids(report: Report) -> dict[str, Grid]:
 def test_rewards_counts_and_errors_are_tables() -> None:
     report = job_report(SUMMARY, Path, plots=False)
     assert (report.title, report.lead) == ("Rewards of runs/x", "4 rows; 2 have a reward and 2 an error.")
+    assert "the mean reward is" in report.answer
     tables = grids(report)
     assert [column.title for column in tables["Rewards"].columns] == [
         "scorer",

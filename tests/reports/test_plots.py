@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import matplotlib
@@ -71,6 +73,29 @@ def test_svg_keeps_text_as_text_whatever_it_says() -> None:
     plots.intervals(axes, ["cost $1 to $2", "<b>|&", "絵画"], [0, 1, 2], [0, 1, 2], [0, 1, 2])
     axes.set_xlabel("reward")
     assert {"cost $1 to $2", "<b>|&", "絵画", "reward"} <= set(texts(plots.to_svg(figure)))
+
+
+def test_text_in_any_script_is_drawn_without_a_warning_and_without_touching_the_filters() -> None:
+    names = ["漢字 😀", "नमस्ते", "plain"]
+    filters = list(warnings.filters)
+    figure = plots.figure()
+    plots.heat_map(figure.subplots(), [[1, 2, 3]], names, ["行"])
+    assert {*names, "行"} <= set(texts(plots.to_svg(figure)))  # a warning would be an error
+    assert_labels_fit(figure)
+    assert warnings.filters == filters
+
+
+def test_threads_that_draw_leave_the_settings_as_they_were() -> None:
+    before = dict(matplotlib.rcParams)
+
+    def draw(number: int) -> str:
+        figure = plots.figure()
+        plots.intervals(figure.subplots(), NAMES, range(7), range(7), [number + 7] * 7)
+        return plots.to_svg(figure)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(draw, range(8))) == [draw(number) for number in range(8)]
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_the_house_s_colours_follow_the_page_and_others_do_not() -> None:

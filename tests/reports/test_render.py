@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ def test_a_page_fetches_nothing_and_runs_nothing(written: Callable[[str], str]) 
     assert all(link is not None and link.startswith(("data:image/webp;base64,", "#")) for link in links)
     assert all(link.startswith("#") for link in re.findall(r"url\(([^)]*)\)", text))
     assert "@import" not in text
+    (policy,) = (a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline';")
     assert page.text.count(HOSTILE) >= 4  # in title, table, plot and card, as it was given
 
 
@@ -111,6 +115,20 @@ def test_a_page_holds_every_block(written: Callable[[str], str]) -> None:
         assert said in page.text
 
 
+def test_a_page_opens_with_its_answer_and_a_list_of_contents_if_it_is_long(report: Report, tmp_path: Path) -> None:
+    answered = replace(report, answer="One is best.")
+    for name in ("a.html", "a.md"):
+        write(answered, tmp_path / name)
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert text.index("One is best.") < text.index("Lead &amp; all.")
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    titled = [f"#{a['id']}" for a in page.all("section")]
+    assert [a["href"] for a in page.all("a")] == titled
+    assert len(titled) == 4
+    write(replace(report, blocks=report.blocks[:3]), tmp_path / "short.html")
+    assert not Page((tmp_path / "short.html").read_text(encoding="utf-8")).all("nav", "a")
+
+
 def test_figures_of_one_page_share_no_id(written: Callable[[str], str]) -> None:
     text = written(".html")
     ids = [attributes["id"] for _, attributes in Page(text).elements if "id" in attributes]
@@ -118,7 +136,7 @@ def test_figures_of_one_page_share_no_id(written: Callable[[str], str]) -> None:
     assert ids
     assert len(ids) == len(set(ids))
     assert used == set(ids)
-    assert {str(name).rsplit("-", 1)[0] for name in ids} == {"figure-3", "figure-4"}
+    assert {str(name).rsplit("-", 1)[0] for name in ids} == {"part", "figure-3", "figure-4"}
 
 
 def test_a_page_knows_both_schemes(written: Callable[[str], str]) -> None:
@@ -126,7 +144,7 @@ def test_a_page_knows_both_schemes(written: Callable[[str], str]) -> None:
     style = text[text.index("<style>") : text.index("</style>")]
     variables = set(re.findall(r"var\((--[a-z0-9-]+)", text))
     assert {"--series-1", "--ink", "--card", "--axis"} <= variables
-    assert all(f"{name}:" in style for name in variables)
+    assert all(f"{name}:" in style for name in variables - {"--widest"})  # which each plot has of its own
     assert len(re.findall("--series-6: #", style)) == 2  # on light ground and on dark
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+import seeded
 from conftest import tiny
+from image_reward.config import RewardConfig
 from image_reward.errors import CheckpointError
 from image_reward.scorers import MODELS, ImageRewardScorer, LoadOptions, ModelSpec, load, load_all
 from image_reward.scorers.loading import find, locate
@@ -51,3 +56,19 @@ def test_folders_say_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"describes no model .* is None"):
         load(tmp_path)
+
+
+def test_percentiles_are_those_of_published_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights without a config may be anybody's, on another scale."""
+    path = tmp_path / "weights.pt"
+    torch.save(seeded.weights(seeded.TINY, 7), path)
+    assert load(path, "cpu", config=seeded.TINY).reference == seeded.TINY.reward.reference
+    spec = MODELS["ImageReward-v1.0"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    published = replace(spec.files["weights"], size=path.stat().st_size, sha256=digest)
+    monkeypatch.setitem(MODELS, "ImageReward-v1.0", replace(spec, files={"weights": published}, config=seeded.TINY))
+    assert load(path, "cpu").reference == "ImageReward-v1.0"
+    torch.save(seeded.weights(seeded.TINY, 8), path)
+    sizes = replace(seeded.TINY, reward=RewardConfig(reference=None))
+    monkeypatch.setattr("image_reward.scorers.build.ScorerConfig", lambda reward: replace(sizes, reward=reward))
+    assert load(path, "cpu").reference is None

@@ -23,6 +23,8 @@ import seeded
 import shared
 from image_reward import Ranking, load
 from image_reward.config import RewardConfig, ScorerConfig
+from image_reward.models.linear import VARIABLE
+from image_reward.models.linear import WAYS as LINEAR_WAYS
 from image_reward.scorers import BlipScorer, ImageRewardScorer
 from upstream import DATA, TOLERANCE, WAYS, Original, assert_pixels, tiny
 
@@ -66,6 +68,17 @@ def test_rewards_and_rankings_equal_the_originals(folder: Path, original: Origin
     rewards = WAYS[way](load(folder, "cpu", exact=exact), original.prompts, original.images)
     np.testing.assert_allclose(rewards, original.rewards, rtol=0, atol=TOLERANCE)
     assert [Ranking.from_rewards(row.tolist()).ranking for row in rewards] == original.rankings
+
+
+@pytest.mark.parametrize("linear", LINEAR_WAYS)
+def test_rewards_equal_the_originals_in_every_way_of_multiplying(
+    folder: Path, weights: Weights, original: Original, linear: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, linear)
+    ask = WAYS["matrix in batches of 3"]
+    np.testing.assert_allclose(ask(load(folder, "cpu"), original.prompts, original.images), original.rewards, rtol=0, atol=TOLERANCE)
+    blip = BlipScorer.from_tensors(weights, "seeded weights", seeded.TINY.network).requires_grad_(False)
+    np.testing.assert_allclose(ask(blip, original.prompts, original.images), original.blip_itc, rtol=0, atol=TOLERANCE)
 
 
 def test_rewards_of_tensors_equal_the_originals(folder: Path, original: Original) -> None:

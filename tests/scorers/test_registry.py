@@ -89,7 +89,7 @@ def test_packages_that_are_broken_are_warned_of_by_name(site: Path) -> None:
     text = [str(warning.message) for warning in seen]
     assert any(t == "the scorer Broken of the package broken cannot be loaded: RuntimeError: half installed" for t in text)
     assert any(t == "the scorer Quits of the package quits cannot be loaded: SystemExit: 3" for t in text)
-    assert any(t == "the scorer Nonsense of the package nonsense is no ModelSpec: nonsense:SPEC is 'a string'" for t in text)
+    assert any(t == "the scorer Nonsense of the package nonsense is not a ModelSpec: nonsense:SPEC is 'a string'" for t in text)
     assert any("the package taker names a scorer BLIP, but the name is taken: this package's own is used" in t for t in text)
 
 

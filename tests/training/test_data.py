@@ -8,9 +8,10 @@ import pytest
 import squares
 import torch
 
-from image_reward.errors import ImageReadError
+import seeded
+from image_reward.errors import ImageReadError, LongPromptWarning
 from image_reward.images import ImageTransform
-from image_reward.prompts import PromptTokenizer
+from image_reward.prompts import PromptTokenizer, long_prompt_warnings_suppressed
 from image_reward.scorers import TwoTowerProcessor
 from image_reward.training.data import TrainingSteps, fingerprint, pack, plan, select_usable, shard_across_ranks
 from image_reward.types import Comparison
@@ -105,6 +106,18 @@ def test_a_micro_batch_has_each_image_once_and_the_pairs_people_ranked() -> None
     assert micro.target.tolist() == [1, 1, 1]
     assert micro.num_terms == 3
     assert steps_of(comparisons, "plackett-luce").micro_batch([0, 1]).num_terms == 2
+
+
+def test_long_prompts_are_reported_once_and_cut_as_the_scorer_cuts_them() -> None:
+    comparison = Comparison(seeded.LONG_PROMPT, (GREY, 255 - GREY), (1, 2))
+    with pytest.warns(LongPromptWarning) as reported:
+        steps = steps_of([comparison, Comparison("a", (GREY, GREY), (1, 2))])
+    assert len(reported) == 1
+    batch = steps.micro_batch([0, 1]).batch  # a warning would be an error
+    with long_prompt_warnings_suppressed():
+        expected = PREPARE([seeded.LONG_PROMPT] * 2 + ["a"] * 2, [GREY, 255 - GREY, GREY, GREY])
+    assert torch.equal(batch.ids, expected.ids)
+    assert torch.equal(batch.mask, expected.mask)
 
 
 def test_a_tie_model_sees_the_ties_and_soft_labels_the_votes() -> None:

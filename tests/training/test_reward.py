@@ -111,7 +111,10 @@ def test_validation_data_that_repeat_prompts_of_the_training_data_are_warned_of(
     result = train(squares.config(tmp_path / "run", max_steps=1), squares.comparisons(8), [*repeated, replace(repeated[0], prompt="new")])
     assert (result.num_validation, result.num_shared_prompts) == (3, 2)
     assert "warning: 2 prompts of the validation data are also in the training data, the first is 'Prompt 0'" in capsys.readouterr().err
-    assert "3 comparisons; 2 of their prompts are training prompts too" in (tmp_path / "run/model/README.md").read_text()
+    assert (
+        "ordered pairs, too few to tell steps apart; 2 of their prompts are training prompts too"
+        in (tmp_path / "run/model/README.md").read_text()
+    )
 
 
 # --- what gives the same ---
@@ -198,8 +201,10 @@ def test_little_data_and_a_run_that_learnt_nothing_are_said_plainly(tmp_path: Pa
     result = train(config, squares.comparisons(8))
     printed = capsys.readouterr().err
     assert result.is_start
-    assert f"validation on 1 comparisons with {result.num_validation_pairs} ordered pairs" in printed
-    assert f"warning: only {result.num_validation_pairs} ordered pairs of 1 comparisons choose the best step" in printed
+    assert "1 of 8 comparisons, of 1 prompt, are held out for validation (validation_share 0.05, seed 0)" in printed
+    assert f"validation on 1 comparison with {result.num_validation_pairs} ordered pairs" in printed
+    assert f"warning: the best step is chosen on only {result.num_validation_pairs} ordered pairs of 1 comparison, which" in printed
+    assert f"{result.num_validation_pairs} ordered pairs, too few" in (tmp_path / "run/model/README.md").read_text()
     assert "warning: nothing was learnt: no evaluation was better than the first" in printed
 
 

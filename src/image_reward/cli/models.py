@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
 from image_reward.cli.options import Config, OutputOptions, UsageError, print_json
 from image_reward.terminal import note
+
+if TYPE_CHECKING:
+    from image_reward.scorers import ModelSpec, Scorer
 
 Model = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="A registered name, a file, a folder or a hub id OWNER/NAME.")
@@ -84,13 +87,52 @@ class Verify:
 
     model: Model
     config: Config = None
+    published: Path | None = None
+    """A folder with the images of the example in the model's documentation: their rewards are compared with those published."""
 
     def run(self) -> int:
         from image_reward.scorers import load
 
+        images = self._published_images()  # before the model is loaded
         scorer = load(self.model, "cpu", config=self.config)
         print(f"{self.model} is valid: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
-        return 0
+        return self._compare(scorer, images) if images else 0
+
+    def _published_images(self) -> list[str]:
+        from image_reward.evaluation.published_results import EXAMPLES
+
+        if self.published is None:
+            return []
+        example = EXAMPLES.get(self.model)
+        if example is None:
+            raise UsageError(f"no rewards are published for {self.model}; --published is for {', '.join(EXAMPLES)}")
+        images = [str(self.published / name) for name in example.rewards]
+        if missing := [image for image in images if not Path(image).is_file()]:
+            raise UsageError(f"{self.published} lacks {', '.join(Path(image).name for image in missing)}; they are at {example.source}")
+        return images
+
+    def _compare(self, scorer: Scorer[Any], images: list[str]) -> int:
+        import platform
+
+        import torch
+
+        from image_reward import __version__
+        from image_reward.evaluation.published_results import EXAMPLES
+
+        example = EXAMPLES[self.model]
+        rewards = scorer.score(example.prompt, images)
+        off = [abs(reward - published) for reward, published in zip(rewards, example.rewards.values(), strict=True)]
+        for name, published, reward, difference in zip(example.rewards, example.rewards.values(), rewards, off, strict=True):
+            print(f"{name}: {reward:+.4f}, published {published:+.4f}, difference {difference:.1e}")
+        if max(off) <= example.tolerance:
+            print(f"the rewards are the published ones, to {example.tolerance:g}")
+            return 0
+        note(
+            f"the rewards are not the published ones, to {example.tolerance:g}: compare the images with those at {example.source}. "
+            f"Processor {platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
+            f"PyTorch {torch.__version__}, Python {platform.python_version()}, image-reward {__version__}"
+        )
+        return 1
 
 
 @dataclass
@@ -124,21 +166,12 @@ class Info(OutputOptions):
     config: Config = None
 
     def run(self) -> int:
-        from image_reward.models.linear import linear_ways
-        from image_reward.scorers import load
         from image_reward.scorers.registry import spec_of
 
-        scorer = load(self.model, "cpu", config=self.config)
-        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
-        if spec := spec_of(self.model):
+        spec = spec_of(self.model)
+        facts = self._facts_of_spec(spec) if spec and spec.local_paths() is None else self._facts()
+        if spec:
             facts |= {"score": spec.description, "range": spec.range, "licence": spec.licence}
-        config = getattr(scorer, "config", None)
-        if is_dataclass(config) and not isinstance(config, type):
-            facts |= asdict(config)
-        elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
-            facts["image"] = asdict(transform)
-        if ways := linear_ways(scorer):
-            facts["linear_layers"] = ways
         if self.json:
             print_json(facts)
             return 0
@@ -148,6 +181,27 @@ class Info(OutputOptions):
 
         show(facts_table(facts))
         return 0
+
+    def _facts_of_spec(self, spec: ModelSpec) -> dict[str, Any]:
+        """What is known before a download."""
+        note(f"{self.model} is not on this machine, so its sizes are not shown; `image-reward models download {self.model}` gets it")
+        files = {part: f"{file.name} of {file.source}" for part, file in spec.files.items()}
+        return {"name": self.model} | ({} if spec.size is None else {"bytes": spec.size}) | {"files": files}
+
+    def _facts(self) -> dict[str, Any]:
+        from image_reward.models.linear import linear_ways
+        from image_reward.scorers import load
+
+        scorer = load(self.model, "cpu", config=self.config)
+        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
+        config = getattr(scorer, "config", None)
+        if is_dataclass(config) and not isinstance(config, type):
+            facts |= asdict(config)
+        elif is_dataclass(transform := getattr(scorer.prepare, "transform", None)) and not isinstance(transform, type):
+            facts["image"] = asdict(transform)
+        if ways := linear_ways(scorer):
+            facts["linear_layers"] = ways
+        return facts
 
 
 @dataclass

@@ -26,10 +26,15 @@ def precision_report(name: str, method: str, agreement: Agreement, reference_spe
         rows,
         caption="Differences are absolute, spread is a standard deviation; correlation and spread are means over prompts.",
     )
+    answer = f"In {method}, {name} scores {speedup:.2f} times as many images per second as in float32"
+    if agreement.num_pairs:
+        answer += f" and changes the order of {percent(agreement.share_flipped)} % of the pairs of images"
+    answer += "."
     speeds = {"float32": reference_speed, "reduced": reduced_speed, "ratio": speedup}
     return Report(
         f"{name} in {method} against float32",
         f"{counted(agreement.num_prompts, 'prompt')}, each with {counted(agreement.num_images, 'image')}.",
         [grid],
         {"model": name, "way": method} | agreement.as_dict() | {"images_per_second": speeds},
+        answer,
     )

@@ -111,3 +111,27 @@ def plain_name(name: str) -> str:
     True
     """
     return re.sub(r"[^a-z0-9]", "", name.rpartition("/")[2].casefold())
+
+
+@dataclass(frozen=True)
+class PublishedExample:
+    """Rewards that a model's authors published for images that anybody can have."""
+
+    prompt: str
+    rewards: Mapping[str, float]
+    """File name -> reward."""
+    source: str
+    """Where the images are."""
+    tolerance: float
+    """How far rewards computed on another processor, or with another version of a library, may be from them."""
+
+
+EXAMPLES: Mapping[str, PublishedExample] = {
+    "ImageReward-v1.0": PublishedExample(
+        "a painting of an ocean with clouds and birds, day time, low depth field effect",
+        {"1.webp": 0.5811622738838196, "2.webp": 0.2745276093482971, "3.webp": -1.4131819009780884, "4.webp": -2.029569625854492},
+        "https://github.com/THUDM/ImageReward/tree/main/assets/images",
+        0.01,
+    )
+}
+"""Registered name -> the example in the documentation of its weights."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from image_reward.evaluation.agreement import Agreement, Matrix
+from image_reward.evaluation.prompt_sets import first_few
 from image_reward.evaluation.published_results import PublishedAccuracy, PublishedResults
 from image_reward.evaluation.scorers import ACCURACIES, CALIBRATION_ERROR, PER_PROMPT, POOLED, AnnotatorAgreement, Evaluation, Group
 from image_reward.metrics import Interval
@@ -63,7 +64,25 @@ def scorers_report(evaluation: Evaluation, data: str, plots: bool = False) -> Re
     if evaluation.annotators:
         blocks.append(_annotators(evaluation.annotators))
     title = f"{scorers[0]} against human rankings" if len(scorers) == 1 else f"{len(scorers)} scorers against human rankings"
-    return Report(title, lead, blocks, data={"data": data, **evaluation.as_dict()})
+    return Report(title, lead, blocks, data={"data": data, **evaluation.as_dict()}, answer=_answer(evaluation))
+
+
+def _answer(evaluation: Evaluation) -> str:
+    """Which scorer agrees most with the annotators, and whether it is significantly better than the others."""
+    accuracies = {name: measured.metrics[POOLED] for name, measured in evaluation.scorers.items()}
+    best, *others = sorted(accuracies, key=lambda name: -(accuracies[name].value or 0.0))
+    shares = [f"{name} {with_interval(accuracies[name], percent)} %" for name in others]
+    answer = f"{best} orders {with_interval(accuracies[best], percent)} % of the pairs of images as the annotators do"
+    answer = ", ".join([answer, *shares]) + "."
+    if not others:
+        return answer
+    level = 1 - evaluation.confidence + 1e-12
+    pairs = [row for row in evaluation.differences if row.metric == POOLED and best in (row.a, row.b)]
+    worse = {row.b if row.a == best else row.a for row in pairs if row.p_holm <= level}
+    undecided = [name for name in others if name not in worse]
+    if undecided:
+        return f"{answer} {best} is not significantly better than {first_few(undecided)}."
+    return f"{answer} {best} is significantly better than {'the other' if len(others) == 1 else 'all others'}."
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------------------

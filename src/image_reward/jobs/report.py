@@ -26,7 +26,8 @@ def job_report(summary: JobSummary, image: Callable[[str], Any], plots: bool = T
         for rows, title in ((scorer.best, f"The best{of}"), (scorer.worst, f"The worst{of}")):
             if rows:
                 blocks.append(_cards(rows, title, image))
-    return Report(f"Rewards of {summary.folder}", lead, blocks, summary.as_dict())
+    means = " ".join(f"By {s.name}, the mean reward is {decimal(s.mean)}." for s in summary.scorers if s.num)
+    return Report(f"Rewards of {summary.folder}", lead, blocks, summary.as_dict(), means)
 
 
 def _rewards(summary: JobSummary) -> Grid:

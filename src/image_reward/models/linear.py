@@ -101,6 +101,8 @@ def _onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> 
 
 
 def _float32(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    if x.dtype is torch.float32:  # named by ``VARIABLE``
+        return _plain(x, weight, bias, gelu)
     return _fastest(x.float(), weight.float(), None if bias is None else bias.float(), gelu).to(x.dtype)
 
 
@@ -124,8 +126,8 @@ class _Key(NamedTuple):
 _chosen: dict[_Key, str] = {}  # written in single steps, so that threads need no lock, which a fork could leave locked
 
 _SMALLEST = 1 << 15  # weights; less than that takes no time worth a choice
-_ROWS, _WORK = (64, 512), 1 << 27  # rows that are multiplied to measure a way, as many as make so many products: some milliseconds
-_LEAST_SECONDS, _LEAST_ROUNDS = 0.005, 2
+_ROWS, _WORK = (64, 512), 1 << 25  # rows that are multiplied to measure a way, as many as make so many products: some milliseconds
+_LEAST_SECONDS, _LEAST_ROUNDS = 0.001, 2
 _HOPELESS = 2.0  # times what another has taken: not tried again
 _MARGIN = 1.1  # by which a way must be faster than those before it, because a choice among equals would be noise, and with it the rounding
 
@@ -215,6 +217,8 @@ def _choose(key: _Key, weight: Tensor, bias: Tensor | None) -> str:
 
 
 def _others(key: _Key) -> list[str]:
-    """The ways beside ``F.linear`` that are something else for these tensors, and that ``VARIABLE`` leaves."""
-    same = {PLAIN, "onednn-gelu" if not key.gelu else "", "float32" if key.dtype is torch.float32 else ""}
-    return [name for name in WAYS if name not in same and key.named in ("auto", name)]
+    """The way that ``VARIABLE`` names, or all that differ from ``F.linear`` for these tensors."""
+    if key.named != "auto":
+        return [key.named]
+    same = {PLAIN, "" if key.gelu else "onednn-gelu", "float32" if key.dtype is torch.float32 else ""}
+    return [name for name in WAYS if name not in same]

@@ -1,4 +1,4 @@
-"""What a report is made of, before it becomes a terminal's tables, Markdown, or one self-contained page."""
+"""The parts of a report, before they become a terminal's tables, Markdown, or one self-contained page."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Plot:
     figure: Figure
     title: str
     description: str
-    """What it shows, in words, for those who cannot see it."""
+    """What it shows, in words, for readers who cannot see it."""
     caption: str = ""
 
 
@@ -76,22 +76,25 @@ Block = Union[str, Grid, Plot, Cards]
 
 @dataclass(frozen=True)
 class Report:
-    """A title, what it rests on in a sentence or two, and blocks; a ``str`` block is a paragraph."""
+    """A title, the answer, the data behind it, and blocks; a ``str`` block is a paragraph."""
 
     title: str
     lead: str
+    """The data and methods behind the numbers, in a sentence or two."""
     blocks: Sequence[Block]
     data: Mapping[str, Any] = field(default_factory=dict)
     """The same for programs: JSON values only, None where there is no number."""
+    answer: str = ""
+    """The result in a sentence or two, which opens the report."""
 
 
 _FEW_PROMPTS = 20
 
 
 def few_prompts(num: int) -> str:
-    """What a report's lead must add where it rests on few prompts; else nothing.
+    """A warning for the lead of a report on few prompts; else nothing.
 
-    The bootstrap knows no more than the prompts it draws from: where all of four favour one side, so does every resample.
+    A bootstrap draws only from these prompts: where all of four favour one side, so does every resample.
 
     >>> few_prompts(100)
     ''

@@ -35,11 +35,11 @@ class _Card:
 def write_gallery(path: Path, rows: Sequence[RewardRow], prompt: str, model: str, notes: Sequence[str] = ()) -> None:
     """Write the gallery of one prompt's images, best first. ``notes`` are sentences shown under the title."""
     ordered = sorted(rows, key=lambda row: -row.reward)
-    page = filled("gallery.html", title=prompt or "(empty prompt)", rows=[_card(row) for row in ordered], model=model, notes=notes)
+    page = render_template("gallery.html", title=prompt or "(empty prompt)", rows=[_card(row) for row in ordered], model=model, notes=notes)
     write_text(path, page)
 
 
-def filled(template: str, **values: Any) -> str:
+def render_template(template: str, **values: Any) -> str:
     """A page from one of the templates; everything in ``values`` is escaped."""
     environment = Environment(loader=PackageLoader("image_reward.reports"), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True

@@ -1,14 +1,15 @@
 """Plots in one visual language: readable at half their size, by the colour-blind, on light pages and on dark ones.
 
-Drawing goes through ``Figure`` objects and never through pyplot, so that nothing global changes and nothing needs a display.
-Matplotlib is optional and is imported when a figure is made.
+Drawing goes through ``Figure`` objects and never through pyplot, so that nothing needs a display. Matplotlib's settings belong to the whole
+process: they are changed for the time of a drawing alone, by one thread at a time. Matplotlib is optional and is imported when a figure is
+made.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import warnings
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,12 +40,15 @@ _VARIABLES |= {_INK: "--ink", _SOFT: "--axis", _LINE: "--line", _GROUND: "--card
 _LONGEST_NAME = 28  # characters beside an axis; longer names lose their middle
 
 
+_SETTINGS = threading.RLock()  # two threads that change and restore the settings in turns would leave one's to the other
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """The house style for what is drawn inside. The helpers here apply it themselves; artists of your own need it around them."""
     import matplotlib
 
-    with matplotlib.rc_context(fname=str(files("image_reward").joinpath("assets/image_reward.mplstyle"))):
+    with _SETTINGS, matplotlib.rc_context(fname=str(files("image_reward").joinpath("assets/image_reward.mplstyle"))):
         yield
 
 
@@ -54,7 +58,10 @@ def figure(width: float = 7.2, height: float = 4.0) -> Figure:
     Raises ``ModuleNotFoundError`` without matplotlib.
     """
     with _needs_matplotlib(), style():
-        return _house_figure()(figsize=(width, height))
+        house_figure, house_canvas = _house_classes()
+        drawn = house_figure(figsize=(width, height))
+        house_canvas(drawn)
+        return drawn
 
 
 @contextmanager
@@ -68,7 +75,8 @@ def _needs_matplotlib() -> Iterator[None]:
 
 
 @cache
-def _house_figure() -> type[Figure]:
+def _house_classes() -> tuple[type[Figure], type[Any]]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
     from matplotlib.figure import Figure
 
     class HouseFigure(Figure):
@@ -76,7 +84,40 @@ def _house_figure() -> type[Figure]:
             with style():
                 return super().add_subplot(*args, **kwargs)
 
-    return HouseFigure
+        def draw(self, renderer: Any) -> None:
+            super().draw(_measuring_known_glyphs(renderer))
+
+    class HouseCanvas(FigureCanvasSVG):
+        def get_renderer(self) -> Any:  # what the layout measures with
+            width, height = self.figure.get_size_inches() * 72
+            return _measuring_known_glyphs(RendererSVG(width, height, io.StringIO()))
+
+    return HouseFigure, HouseCanvas
+
+
+def _measuring_known_glyphs(renderer: Any) -> Any:
+    """The renderer, which measures a wide letter in place of each character that Matplotlib's font lacks.
+
+    Only measuring needs the glyph, since the page's font has it. Silencing Matplotlib's warning about it would change the warning filters
+    of all threads.
+    """
+    measure = renderer.get_text_width_height_descent
+    known = _known_characters()
+    if not getattr(measure, "knows_glyphs", False):
+
+        def measure_known(text: str, *args: Any) -> Any:
+            return measure("".join(c if ord(c) in known else "M" for c in text), *args)
+
+        measure_known.knows_glyphs = True  # type: ignore[attr-defined]
+        renderer.get_text_width_height_descent = measure_known
+    return renderer
+
+
+@cache
+def _known_characters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 # --- figures as text -----------------------------------------------------------------------------------------------------------------
@@ -90,8 +131,7 @@ def to_svg(figure: Figure, prefix: str = "") -> str:
     on one page need different ones.
     """
     buffer = io.StringIO()
-    with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # only measuring fails: the page's font has it
+    with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _page_svg(buffer.getvalue(), prefix)
 

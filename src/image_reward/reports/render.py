@@ -15,13 +15,13 @@ from rich.text import Text
 from image_reward.errors import InputError
 from image_reward.reports import tables
 from image_reward.reports.document import Block, Cards, Grid, Plot, Report
-from image_reward.reports.gallery import filled, picture, write_text
+from image_reward.reports.gallery import picture, render_template, write_text
 from image_reward.reports.plots import COLOURS, ON_DARK, to_svg
 
 
 def show(report: Report) -> None:
     """Print a report to standard output. Plots are described in words, images listed by their titles."""
-    parts: list[RenderableType] = [Text(report.title, style="bold"), Text(report.lead)]
+    parts: list[RenderableType] = [Text(report.title, style="bold"), *map(Text, filter(None, (report.answer, report.lead)))]
     for block in report.blocks:
         parts += [Text(), *_printed(block)]
     tables.show(*parts)
@@ -40,8 +40,8 @@ def _printed(block: Block) -> list[RenderableType]:
 
 def _listed(block: Cards) -> list[str]:
     """The cards in words, numbered."""
-    said = [f"{card.title}: {'; '.join(card.lines)}" if card.lines else card.title for card in block.cards]
-    return [f"{number}. {words}" for number, words in enumerate(said, start=1)]
+    texts = [f"{card.title}: {'; '.join(card.lines)}" if card.lines else card.title for card in block.cards]
+    return [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
 
 
 def write(report: Report, path: Path) -> None:
@@ -68,12 +68,16 @@ def _json(report: Report) -> str:
 
 # --- a page --------------------------------------------------------------------------------------------------------------------------
 
-_NATURAL, _NARROWEST, _WIDEST = 72, 0.66, 1.25  # px to an inch of figure; how far it may shrink on a phone and grow on a desk
+_NATURAL, _NARROWEST, _WIDEST = 72, 0.66, 1.25  # px to an inch of figure; the least and the greatest scale on a page
+_LEAST_CONTENTS = 4  # titles: fewer are seen without a list of contents
 
 
 def _html(report: Report) -> str:
-    blocks = [_on_page(block, f"figure-{number}-") for number, block in enumerate(report.blocks, start=1)]
-    return filled("report.html", title=report.title, lead=report.lead, blocks=blocks, series=list(zip(COLOURS, ON_DARK, strict=False)))
+    blocks = [(number, *_on_page(block, f"figure-{number}-")) for number, block in enumerate(report.blocks, start=1)]
+    titles = [(number, block.title) for number, block in enumerate(report.blocks, start=1) if not isinstance(block, str) and block.title]
+    series = list(zip(COLOURS, ON_DARK, strict=False))
+    contents = titles if len(titles) >= _LEAST_CONTENTS else []
+    return render_template("report.html", title=report.title, report=report, blocks=blocks, contents=contents, series=series)
 
 
 def _on_page(block: Block, prefix: str) -> tuple[str, Any]:
@@ -101,7 +105,7 @@ _RULES = {"left": ":---", "right": "---:", "center": ":---:"}
 
 
 def _markdown(report: Report) -> str:
-    parts = [f"# {_escaped(report.title)}", _paragraph(report.lead)]
+    parts = [f"# {_escaped(report.title)}", _paragraph(report.answer), _paragraph(report.lead)]
     for block in report.blocks:
         parts += _marked(block)
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -94,6 +94,12 @@ class Scorer(nn.Module, ABC, Generic[B]):
         else:
             super().__setattr__(name, value)
 
+    def __repr__(self) -> str:
+        """One line, where a module would print all of its parts; those of its networks print as ever."""
+        weights = list(self.parameters())
+        dtype = str(weights[0].dtype).removeprefix("torch.") if weights else "no weights"
+        return f"{type(self).__name__}({self.name!r}, {self.device}, {dtype}, {sum(p.numel() for p in weights):,} parameters)"
+
     @property
     def device(self) -> torch.device:
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
@@ -171,7 +177,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
         """The images of one prompt in order of reward. Raises ``ValueError`` for no images: there is nothing to rank."""
         if not isinstance(images, list | tuple) or not images:
             raise ValueError("rank() takes a list of at least one image")
-        return Ranking.from_rewards(self._score_pairs([prompt] * len(images), list(images)))
+        return Ranking.from_rewards(self._score_pairs([prompt] * len(images), list(images)), images)
 
     def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Preference:
         """How likely people are to prefer ``a`` to ``b`` for a prompt, by the model the rewards were learned with.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, blip_pretraining_weights, read_checkpoint
-from image_reward.config import ScorerConfig
+from image_reward.config import RewardConfig, ScorerConfig
 from image_reward.errors import CheckpointError, InputError
 from image_reward.files import read_json
 from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
@@ -43,16 +43,16 @@ def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageReward
     tensors, carried = read_checkpoint(path)
     if blip_pretraining_weights(tensors) is not None:
         raise CheckpointError(f"{path} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
-    given = options.config
-    if given is not None and not isinstance(given, ScorerConfig):
-        given = ScorerConfig.from_values(read_json(Path(given)), os.fspath(given))
-    known = given or carried or options.registered
+    config = options.config
+    if config is not None and not isinstance(config, ScorerConfig):
+        config = ScorerConfig.from_values(read_json(Path(config)), os.fspath(config))
+    known = config or carried or options.registered
     if known is not None and known.architecture != "ImageReward":
         raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")
     hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
     scorer = kind.from_tensors(
         tensors,
-        known or ScorerConfig(),
+        known or ScorerConfig(reward=RewardConfig(reference=None)),  # other weights have another scale
         str(path),
         hint,
         name=options.name,

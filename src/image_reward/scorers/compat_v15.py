@@ -583,13 +583,12 @@ def load(
     """
     if (spec := spec_of(name)) and spec.build is not build_imagereward:  # before it is downloaded
         raise UnknownModelError(f"{name} is not an ImageReward model; load_score() or image_reward.load() loads it")
-    found = find(name, download_root)
-    if found.build is not build_imagereward:
+    paths, shown, registered, build = find(name, download_root)
+    if build is not build_imagereward:
         raise UnknownModelError(f"{name} is not an ImageReward model; image_reward.load() loads it")
-    config = found.config
-    if config is None and med_config is not None and checkpoint_of(found.paths).suffix in (".pt", ".pth"):  # weights that carry none
-        config = _config(Path(med_config))
-    model: ImageReward = build_imagereward(found.paths, LoadOptions(found.name, registered=config), ImageReward)
+    if registered is None and med_config is not None and checkpoint_of(paths).suffix in (".pt", ".pth"):  # weights that carry none
+        registered = _config(Path(med_config))
+    model: ImageReward = build_imagereward(paths, LoadOptions(shown, registered=registered), ImageReward)
     if med_config is not None:
         _check_med_config(Path(med_config), model.config.network)
     return model.to(choose_device(device))

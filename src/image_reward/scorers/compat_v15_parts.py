@@ -31,6 +31,7 @@ from image_reward.images import ImageTransform
 from image_reward.models import blip
 from image_reward.models.blip import Blip, BlipConfig, merge_heads, split_heads
 from image_reward.models.heads import LinearHead, is_changed
+from image_reward.models.linear import Linear
 from image_reward.prompts import transformers_tokenizer
 
 if TYPE_CHECKING:
@@ -434,7 +435,7 @@ def _refuse(**arguments: Any) -> None:
 
 _KINDS = (
     *(BertModel, BertEncoder, BertLayer, BertAttention, BertSelfAttention, BertEmbeddings, blip.AddAndNorm, blip.TextIntermediate),
-    *(nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Identity),
+    *(nn.ModuleList, Linear, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Identity),
 )
 _FORWARDS = {kind: kind.forward for kind in _KINDS}
 
@@ -584,8 +585,8 @@ class BLIP_Pretrain(Part, Blip):  # noqa: N801 - the name in 1.5
         nn.Module.__init__(self)
         self.sizes = config
         self.visual_encoder, self.text_encoder = VisionTransformer.of(config), BertModel.of(config)
-        self.vision_proj = nn.Linear(config.vision_width, config.projection_width)
-        self.text_proj = nn.Linear(config.text_width, config.projection_width)
+        self.vision_proj = Linear(config.vision_width, config.projection_width)
+        self.text_proj = Linear(config.text_width, config.projection_width)
 
     @property
     def tokenizer(self) -> Any:

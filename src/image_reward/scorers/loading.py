@@ -14,7 +14,7 @@ import torch
 
 from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
 from image_reward.config import ScorerConfig
-from image_reward.downloads import HubFile, fetch_newest
+from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageOptions
@@ -33,7 +33,7 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-class Found(NamedTuple):
+class FoundModel(NamedTuple):
     """What ``find`` makes of a name, a path or a hub id."""
 
     paths: Paths
@@ -53,51 +53,45 @@ class Found(NamedTuple):
         return self.build(self.paths, own)
 
 
-def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Found:
+def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> FoundModel:
     """A registered name, a path or a hub id -> local files, fetched and verified if need be, and what builds a scorer from them.
 
     A name wins over a file of the same name; write ``./NAME`` for the file.
     """
-    given = os.fspath(model)
-    if spec := spec_of(given):
-        return Found(spec.fetch(Path(cache_dir) if cache_dir else None), given, spec.config, spec.build)
+    name = os.fspath(model)
+    if spec := spec_of(name):
+        return FoundModel(spec.fetch(Path(cache_dir) if cache_dir else None), name, spec.config, spec.build)
     try:
-        path = Path(given).expanduser()
-        is_here = bool(given) and path.exists()
+        path = Path(name).expanduser()
+        is_here = bool(name) and path.exists()
     except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
-        path, is_here = Path(given), False
+        path, is_here = Path(name), False
     if is_here:
-        name = path.resolve().name if path.is_dir() else path.stem
-        name = given if name in MODELS else name  # a folder called CLIP need not hold that CLIP
-        if path.is_dir():
-            config = path / CONFIG_NAME
-            # A folder without a config goes to ImageReward's reader, which says what it lacks.
-            return Found({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
-        if path.suffix != ".json":
-            return Found({"weights": path}, name, None, build_imagereward)
-        kind = _kind_of(path)
-        if kind.files:
-            raise CheckpointError(f"{path} is the config of a model whose other files are beside it; give the folder {path.parent}")
-        return Found({"config": path}, name, None, kind.build)
+        return _find_here(path, name)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"):
-        raise FileNotFoundError(f"no such checkpoint: {given}")
-    if _HUB_ID.fullmatch(given):
-        return _find_on_hub(given)
+        raise FileNotFoundError(f"no such checkpoint: {name}")
+    if _HUB_ID.fullmatch(name):
+        return _find_on_hub(name)
     points = scorer_entry_points()
-    if given in points:
-        raise UnknownModelError(f"the scorer {given} of {package_of(points[given])} cannot be loaded: see the warning; update that package")
+    if name in points:
+        raise UnknownModelError(f"the scorer {name} of {package_of(points[name])} cannot be loaded: see the warning; update that package")
     names = [*MODELS, *points]
-    near = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
-    hint = next((f" Did you mean {name}?" for name in names if near and name.lower() == near[0]), "")
+    near = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1, cutoff=0.4)
+    hint = next((f" Did you mean {known}?" for known in names if near and known.lower() == near[0]), "")
     raise UnknownModelError(
-        f"no model, file or folder is called {given!r}.{hint} Known names: {', '.join(names)}; a hub id has the form OWNER/NAME"
+        f"no model, file or folder is called {name!r}.{hint} Known names: {', '.join(names)}; a hub id has the form OWNER/NAME"
     )
 
 
 def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | None]:
     """As ``find``, for whoever reads checkpoints: the file of weights or the folder, a name to show, the registered config."""
-    found = find(model)
-    return checkpoint_of(found.paths), found.name, found.config
+    paths, name, registered, _ = find(model)
+    return checkpoint_of(paths), name, registered
+
+
+def _published_config(path: Path) -> ScorerConfig | None:
+    """What the table of names says of the published checkpoint that a file is a copy of, if it is one."""
+    return next((spec.config for spec in MODELS.values() if spec.config and any(is_copy(path, file) for file in spec.files.values())), None)
 
 
 def _kind_of(config: Path) -> Kind:
@@ -111,7 +105,23 @@ def _kind_of(config: Path) -> Kind:
     return KINDS[kind]
 
 
-def _find_on_hub(repo: str) -> Found:
+def _find_here(path: Path, asked: str) -> FoundModel:
+    """A file or folder of this machine."""
+    name = path.resolve().name if path.is_dir() else path.stem
+    name = asked if name in MODELS else name  # a folder called CLIP need not hold that CLIP
+    if path.is_dir():
+        config = path / CONFIG_NAME
+        # A folder without a config goes to ImageReward's reader, which says what it lacks.
+        return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
+    if path.suffix != ".json":
+        return FoundModel({"weights": path}, name, _published_config(path), build_imagereward)
+    kind = _kind_of(path)
+    if kind.files:
+        raise CheckpointError(f"{path} is the config of a model whose other files are beside it; give the folder {path.parent}")
+    return FoundModel({"config": path}, name, None, kind.build)
+
+
+def _find_on_hub(repo: str) -> FoundModel:
     """A model folder from the hub, or the hub cache."""
     what = f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
     try:
@@ -124,7 +134,7 @@ def _find_on_hub(repo: str) -> Found:
             next(filter(None, (fetch_newest(HubFile(repo, name)) for name in alternatives)), None)
     except DownloadError as error:
         raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
-    return Found({"folder": config.parent}, repo, None, kind.build)
+    return FoundModel({"folder": config.parent}, repo, None, kind.build)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------

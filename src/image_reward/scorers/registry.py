@@ -136,12 +136,12 @@ def spec_of(name: str) -> ModelSpec | None:
 
 def scorer_entry_points() -> dict[str, EntryPoint]:
     """By name; a name that is taken is a warning."""
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name in MODELS or found.setdefault(point.name, point) != point:
-            by = "this package's own" if point.name in MODELS else f"that of {package_of(found[point.name])}"
+        if point.name in MODELS or points.setdefault(point.name, point) != point:
+            by = "this package's own" if point.name in MODELS else f"that of {package_of(points[point.name])}"
             warnings.warn(f"{package_of(point)} names a scorer {point.name}, but the name is taken: {by} is used", stacklevel=3)
-    return found
+    return points
 
 
 def _spec_of(point: EntryPoint) -> ModelSpec | None:
@@ -151,7 +151,7 @@ def _spec_of(point: EntryPoint) -> ModelSpec | None:
         warnings.warn(f"the scorer {point.name} of {package_of(point)} cannot be loaded: {type(error).__name__}: {error}", stacklevel=3)
         return None
     if not isinstance(spec, ModelSpec):
-        warnings.warn(f"the scorer {point.name} of {package_of(point)} is no ModelSpec: {point.value} is {spec!r:.80}", stacklevel=3)
+        warnings.warn(f"the scorer {point.name} of {package_of(point)} is not a ModelSpec: {point.value} is {spec!r:.80}", stacklevel=3)
         return None
     return spec
 

@@ -88,11 +88,12 @@ class ModelSpec:
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files; None where it is not known before the download."""
+        """Bytes of all files whose size is published; None where that of the weights is not. Configs and tokenizers are small."""
         if self.packaged:
             return (self._folder / WEIGHTS_NAME).stat().st_size
-        sizes = [file.size for file in self.files.values() if file.size is not None]
-        return sum(sizes) if len(sizes) == len(self.files) else None
+        if any(file.size is None for part, file in self.files.items() if part in ("weights", "head")):
+            return None
+        return sum(file.size or 0 for file in self.files.values())
 
     @property
     def _folder(self) -> Path:

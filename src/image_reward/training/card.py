@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from image_reward.files import written_whole
+from image_reward.reports.plots import figure, style
 from image_reward.runs import RunFolder
-from image_reward.training.config import RewardTraining
+from image_reward.training.config import FEW_PAIRS, RewardTraining
 
 
 def training_card(config: RewardTraining, result: Mapping[str, Any]) -> str:
     """The section of the model card on the training: data, results and recipe."""
-    shared = result["num_shared_prompts"]
+    shared, pairs = result["num_shared_prompts"], result["num_validation_pairs"]
     rows = {
         "data": ", ".join(config.data) or "passed by a program",
         "trained on": f"{result['num_comparisons']:,} comparisons of {result['num_images']:,} images",
-        "validation": f"{result['num_validation']:,} comparisons"
+        "validation": f"{result['num_validation']:,} comparisons, {pairs:,} ordered pairs"
+        + (", too few to tell steps apart" if 0 < pairs < FEW_PAIRS else "")
         + (f"; {shared:,} of their prompts are training prompts too" if shared else ""),
         "start": config.start,
         "loss": config.loss,
@@ -39,26 +41,19 @@ def _percent(share: float | None) -> str:
 
 def draw_curves(folder: RunFolder) -> Path | None:
     """Loss and pairwise accuracy against steps as ``curves.png``; None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    if find_spec("matplotlib") is None:
         return None
-    with matplotlib.rc_context(fname=str(files("image_reward").joinpath("assets/image_reward.mplstyle"))):
-        return _draw_curves(folder)
-
-
-def _draw_curves(folder: RunFolder) -> Path:
-    from matplotlib.figure import Figure
-
     history = folder.history()
-    figure = Figure(figsize=(10, 4))
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for kind, style in (("train", {"alpha": 0.4}), ("validation", {"marker": "o"})):
-            points = [(line["step"], line[key]) for line in history if line["kind"] == kind and line.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=kind, **style)
-        axes.set(xlabel="step", ylabel={"loss": "loss", "accuracy": "pairwise accuracy"}[key])
-        axes.legend()
-    with written_whole(folder.path / "curves.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    drawn = figure(10, 4)
+    with style():
+        for axes, key in zip(drawn.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for kind, look in (("train", {"alpha": 0.4}), ("validation", {"marker": "o"})):
+                points = [(line["step"], line[key]) for line in history if line["kind"] == kind and line.get(key) is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=kind, **look)
+            axes.set(xlabel="step", ylabel={"loss": "loss", "accuracy": "pairwise accuracy"}[key])
+            if axes.get_lines():
+                axes.legend()
+        with written_whole(folder.path / "curves.png") as temporary:
+            drawn.savefig(temporary, format="png", dpi=120)
     return folder.path / "curves.png"

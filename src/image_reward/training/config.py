@@ -10,6 +10,8 @@ from image_reward.runs import Recipe, Schedule
 from image_reward.training.losses import Loss
 
 SCRATCH = "scratch"
+FEW_PAIRS = 50
+"""With fewer validation pairs than this, an accuracy has a standard error above 7 points, so that a choice by it comes with a warning."""
 
 
 @dataclass(frozen=True)

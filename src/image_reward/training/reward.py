@@ -29,15 +29,16 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 
 from image_reward.checkpoints import read_checkpoint, save_checkpoint
-from image_reward.comparisons import shared_prompts, split
+from image_reward.comparisons import normalized_prompt, shared_prompts, split
 from image_reward.config import RewardConfig, TieConfig
 from image_reward.errors import InputError, TrainingError
 from image_reward.metrics import num_pairs
+from image_reward.reports.numbers import counted
 from image_reward.runs import MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import frozen_features
 from image_reward.training.card import draw_curves, training_card
-from image_reward.training.config import RewardTraining
+from image_reward.training.config import FEW_PAIRS, RewardTraining
 from image_reward.training.data import MicroBatch, TrainingSteps, fingerprint, name_of, pack, plan, select_usable
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
 from image_reward.training.frozen_features import FrozenFeatures, FrozenFeatureScorer
@@ -51,8 +52,6 @@ CONSTANT = 1e-3
 """Rewards whose standard deviation within a prompt is below this are constant: the loss is within 1e-3 of log 2 whatever the ranks."""
 CONSTANT_STEPS = 50
 """The run stops after this many consecutive steps with constant rewards."""
-FEW_PAIRS = 50
-"""With fewer validation pairs than this, an accuracy has a standard error above 7 points, so that a choice by it comes with a warning."""
 
 
 @dataclass(frozen=True)
@@ -217,17 +216,23 @@ class _Data:
             )
         if self.validation and self.num_validation_pairs < FEW_PAIRS:
             self.notes.append(
-                f"warning: only {self.num_validation_pairs} ordered pairs of {len(self.validation)} comparisons choose the best step, "
+                f"warning: the best step is chosen on only {counted(self.num_validation_pairs, 'ordered pair')} of "
+                f"{counted(len(self.validation), 'comparison')}, "
                 "which is little better than chance: use more validation data, or validation_share = 0 to keep the last step"
             )
 
     def _hold_out(self, config: RewardTraining) -> None:
-        share = config.validation_share
+        share, num_usable = config.validation_share, len(self.train)
         try:
             self.train, self.validation = split(self.train, (1 - share, share), config.seed)
         except ValueError as error:
             remedy = "use validation data, or set validation_share = 0"
             raise InputError(f"no prompts can be held out for validation: {error}, {remedy}") from None
+        prompts = {normalized_prompt(c.prompt) for c in self.validation}
+        self.notes.append(
+            f"{len(self.validation):,} of {num_usable:,} comparisons, of {counted(len(prompts), 'prompt')}, are held out for validation "
+            f"(validation_share {share:g}, seed {config.seed})"
+        )
 
 
 class _Run:
@@ -296,9 +301,10 @@ class _Run:
             self.progress.say(note)
         weights = f"{sum(p.numel() for p in self.trained):,} of {sum(p.numel() for p in self.learner.parameters()):,} weights are trained"
         self.progress.say(
-            f"{len(data.train):,} comparisons of {sum(self.sizes):,} images in {self.num_steps:,} steps on "
-            f"{accelerator.num_processes} x {accelerator.device.type}; validation on {len(data.validation):,} comparisons with "
-            f"{data.num_validation_pairs:,} ordered pairs; {weights}" + (f"; continued after step {self.state.step}" if continued else "")
+            f"{counted(len(data.train), 'comparison')} of {sum(self.sizes):,} images in {self.num_steps:,} steps on "
+            f"{accelerator.num_processes} x {accelerator.device.type}; validation on {counted(len(data.validation), 'comparison')} with "
+            f"{counted(data.num_validation_pairs, 'ordered pair')}; {weights}"
+            + (f"; continued after step {self.state.step}" if continued else "")
         )
 
     def _once(self, comparisons: Sequence[Comparison], features: FrozenFeatures | None) -> TrainingSteps:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_tables() -> None:
     assert len(tables["S: differences of means"].rows) == 3
     assert [column.title for column in tables["S: best of n"].columns] == ["best of", "1", "2", "3"]
     assert "per_prompt" not in report.data
+
+
+def test_the_answer_names_the_best_and_what_is_not_significant() -> None:
+    far = benchmarked(3, num_prompts=30)
+    assert generators_report(far).answer.startswith(f"By S, g0 has the highest mean reward ({far.scorers[0].generators[0].mean.value:.4f})")
+    [scorer] = far.scorers
+    names = [row.b for row in scorer.differences if row.a == "g0"]
+    for p_values, ending in (((0.01, 0.01), "significantly above all others."), ((0.01, 0.2), f"not significantly above {names[1]}.")):
+        known = dict(zip(names, p_values, strict=True))
+        rows = [replace(row, p_holm=known.get(row.b, row.p_holm) if row.a == "g0" else row.p_holm) for row in scorer.differences]
+        assert generators_report(replace(far, scorers=[replace(scorer, differences=rows)])).answer.endswith(f", {ending}")
+    assert generators_report(benchmarked(1)).answer.startswith("By S, the mean reward of g0 is ")
 
 
 def test_of_many_generators_neighbours_are_shown() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,11 +86,15 @@ def test_what_is_not_there_or_not_clear(tmp_path: Path) -> None:
         read_all(f"{tmp_path}/*.csv")
 
 
-def test_the_web_only_on_request_and_only_known_places() -> None:
+def test_the_web_only_on_request_and_only_known_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Any:
+        raise ImportError("Install s3fs to access S3")
+
     with pytest.raises(JobError, match="is on the web, and fetching was not allowed; pass --allow-https"):
         open_input("https://example.org/rows.csv")
     with pytest.raises(JobError, match=r"ftp:// is not read here; known are s3, gs, gcs, az, abfs, hdfs and https"):
         Access(allow_https=True).read("ftp://example.org/a.png")
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     with pytest.raises(JobError, match="s3:// needs a package that is not installed: pip install s3fs"):
         open_input("s3://bucket/rows.csv")
 

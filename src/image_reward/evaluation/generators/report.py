@@ -8,6 +8,7 @@ import numpy as np
 
 from image_reward.evaluation.generators.human import HumanRanking
 from image_reward.evaluation.generators.statistics import Benchmark, BenchmarkPrompt, ScorerResult
+from image_reward.evaluation.prompt_sets import first_few
 from image_reward.metrics import Interval
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report, few_prompts
 from image_reward.reports.numbers import between, confidence_level, counted, decimal, p_value, percent, short
@@ -51,7 +52,25 @@ def generators_report(benchmark: Benchmark, pictures: bool = False) -> Report:
         f"Intervals: bootstrap of prompts, {level}, {benchmark.num_resamples:,} resamples, seed {benchmark.seed}."
     )
     lead += few_prompts(len({prompt.prompt for prompt in benchmark.per_prompt}))
-    return Report("Generators against each other", lead, blocks, benchmark.as_dict(per_prompt=False))
+    return Report("Generators against each other", lead, blocks, benchmark.as_dict(per_prompt=False), _answer(benchmark))
+
+
+def _answer(benchmark: Benchmark) -> str:
+    """Which generator each scorer puts first, and whether it is significantly better than the others."""
+    sentences = []
+    for scorer in benchmark.scorers:
+        best = scorer.generators[0]
+        sentence = f"By {scorer.name}, {best.name} has the highest mean reward ({decimal(best.mean.value)})"
+        differences = [row for row in scorer.differences if row.a == best.name]
+        close = [row.b for row in differences if row.p_holm > 1 - benchmark.confidence + 1e-12]
+        if len(scorer.generators) == 1:
+            sentence = f"By {scorer.name}, the mean reward of {best.name} is {decimal(best.mean.value)}"
+        elif close:
+            sentence += f", not significantly above {first_few(close)}"
+        else:
+            sentence += f", significantly above {'the other' if len(differences) == 1 else 'all others'}"
+        sentences.append(f"{sentence}.")
+    return " ".join(sentences)
 
 
 def _left_out(benchmark: Benchmark) -> str:
