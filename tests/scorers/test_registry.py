@@ -123,4 +123,5 @@ def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     (row,) = (line for line in lines if line.lstrip().startswith("BLIP-ITM"))
-    assert row.split()[-3:] == ["BSD-3-Clause", "-", "no"]
+    assert row.split() == ["BLIP-ITM", "-", "no"]
+    assert "BSD-3-Clause" in "".join(lines[lines.index(row) :])
