@@ -23,7 +23,7 @@ from huggingface_hub import constants, file_download, hf_hub_download
 
 import hub as hubs
 import seeded
-from image_reward import checkpoints, downloads
+from image_reward import checkpoints
 from image_reward.downloads import HubFile, WebFile, fetch, find_local, verify
 from image_reward.errors import CheckpointError, DownloadError
 from image_reward.scorers import MODELS, ImageRewardScorer, ModelSpec, load
@@ -589,24 +589,30 @@ def test_a_registered_file_is_verified(registered: Path, scorer: ImageRewardScor
         verify(registered, MODELS["tiny-v1"].files["weights"])
 
 
-def test_the_hash_is_computed_once(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[Path] = []
-    sha256 = downloads._sha256
-    monkeypatch.setattr(downloads, "_sha256", lambda path: hashed.append(path) or sha256(path))
+def test_a_file_that_passed_is_hashed_again_when_it_may_have_changed(registered: Path) -> None:
     file = MODELS["tiny-v1"].files["weights"]
-    for _ in range(3):
+    good, time = registered.read_bytes(), registered.stat().st_mtime_ns
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    verified = Path(os.environ["XDG_CACHE_HOME"], "image-reward/verified.json")
+
+    def replace_with(content: bytes, time: int) -> None:  # which changes neither size nor, if so asked, the time
+        registered.write_bytes(content)
+        os.utime(registered, ns=(time, time))
+
+    for damaged in ("[1, 2", "[]"):  # or from another program
+        replace_with(good, time)
         verify(registered, file)
-    assert hashed == [registered]
-    os.utime(registered, (1, 1))
+        replace_with(bad, time)
+        verify(registered, file)  # size and time are as they were, so it is not read
+        verified.write_text(damaged)
+        with pytest.raises(CheckpointError, match="it has sha256"):
+            verify(registered, file)
+        verified.unlink()
+    replace_with(good, time)
     verify(registered, file)
-    assert hashed == [registered] * 2
-    (downloads._verified_list()).write_text("[1, 2")  # damaged, or from another program
-    verify(registered, file)
-    assert hashed == [registered] * 3
-    downloads._verified_list().write_text("[]")
-    verify(registered, file)
-    verify(registered, file)
-    assert hashed == [registered] * 4
+    replace_with(bad, time + 1)
+    with pytest.raises(CheckpointError, match="it has sha256"):
+        verify(registered, file)
 
 
 def test_a_home_that_cannot_be_written_costs_only_time(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

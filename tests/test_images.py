@@ -712,7 +712,8 @@ def test_padding_is_black_and_even() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_stretching_is_plain_resizing_in_rgb(shape: tuple[int, int], mode: str) -> None:
     image = Image.merge(mode, [Image.fromarray(noise(*shape, 1, seed=i)[..., 0]) for i in range(len(mode))])
-    if int(PIL.__version__.split(".")[0]) < 13 and images._rows_first(shape, (32, 32)):
+    width, height = shape
+    if int(PIL.__version__.split(".")[0]) < 13 and height - 32 > max(0, 2 * (width - 32)):
         pytest.skip("this Pillow resizes tall images in another order")
     expected = image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(fitted(image, fit="stretch"), np.asarray(expected))

@@ -27,6 +27,7 @@ def test_the_names_of_the_package() -> None:
         "ImageReadError",
         "ImageRewardError",
         "ImageRewardScorer",
+        "InputError",
         "JobError",
         "LongPromptWarning",
         "Preference",

@@ -6,7 +6,6 @@ Names load on first use, so that ``import image_reward`` itself is immediate and
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
         DownloadError,
         ImageReadError,
         ImageRewardError,
+        InputError,
         JobError,
         LongPromptWarning,
         PromptError,
@@ -37,6 +37,7 @@ _HOMES = {
         "DownloadError",
         "ImageReadError",
         "ImageRewardError",
+        "InputError",
         "JobError",
         "LongPromptWarning",
         "PromptError",
@@ -58,6 +59,7 @@ __all__ = [
     "ImageReadError",
     "ImageRewardError",
     "ImageRewardScorer",
+    "InputError",
     "JobError",
     "LongPromptWarning",
     "Preference",
@@ -75,6 +77,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # a third of the time before a command's help
+
         return version("image-reward")
     if name in _HOME_OF:
         return getattr(import_module(_HOME_OF[name]), name)

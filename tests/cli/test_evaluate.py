@@ -112,7 +112,7 @@ def test_errors(capsys: pytest.CaptureFixture[str], rewards: str, tmp_path: Path
             1,
             "fewer.json: there are no rewards for 2 of 3 prompts: 0002 ('A  Dog in the snow'), 0003",
         ),
-        ([*data, str(tmp_path / "nan.json")], 1, "the reward of image 2 of 0003 is nan"),
+        ([*data, str(tmp_path / "nan.json")], 1, "nan.json is not JSON: NaN is not a number that JSON has"),
         ([*data, rewards, "--k", "0"], 2, "--k takes integers from 1"),
         ([*data, rewards, "--k", "1", "3"], 1, "no prompt has more than 3 images, which recall@3 needs"),
         ([*data, rewards, "--limit", "0"], 2, "--limit must be at least 1"),
@@ -126,7 +126,7 @@ def test_errors(capsys: pytest.CaptureFixture[str], rewards: str, tmp_path: Path
         ([*data, f"={rewards}"], 2, "write NAME=FILE"),
         (["evaluate", str(tmp_path / "fewer.json"), "--rewards", rewards], 1, "is of no known form"),
         (["evaluate", str(TINY), "--rewards", str(tmp_path / "none.json")], 1, "no such file of rewards"),
-        (["evaluate", str(tmp_path / "tied.jsonl"), "--rewards", str(tmp_path / "tied.json")], 1, "every pair of images is tied here"),
+        (["evaluate", str(tmp_path / "tied.jsonl"), "--rewards", str(tmp_path / "tied.json")], 1, "every pair of images is tied, so"),
     ]:
         assert main(arguments) == code, arguments
         assert words in capsys.readouterr().err

@@ -85,7 +85,7 @@ def published(model_folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     seeded.image("rings", 32, 32, 3).save(tmp_path / "a.png")
     seeded.image("rings", 32, 32, 4).save(tmp_path / "b.png")
     rewards = load(model_folder).score("a cat", [str(tmp_path / "a.png"), str(tmp_path / "b.png")])
-    example = PublishedExample("a cat", dict(zip(["a.png", "b.png"], rewards, strict=True)), "https://example.org/images", 0.01)
+    example = PublishedExample("a cat", dict(zip(["a.png", "b.png"], rewards, strict=True)), "https://example.org/images", 1e-6)
     monkeypatch.setattr(published_results, "EXAMPLES", {model_folder: example})
     return tmp_path
 
@@ -93,12 +93,12 @@ def published(model_folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_rewards_are_compared_with_those_published(model_folder: str, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["models", "verify", model_folder, "--published", str(published)]
     assert main(command) == 0
-    assert "the rewards are the published ones, to 0.01" in capsys.readouterr().out
+    assert "the rewards are the published ones, to 1e-06" in capsys.readouterr().out
     seeded.image("rings", 32, 32, 9).save(published / "b.png")
     assert main(command) == 1
     captured = capsys.readouterr()
     assert "a.png" in captured.out
-    assert "not the published ones, to 0.01: compare the images with those at https://example.org/images. Processor" in captured.err
+    assert "not the published ones, to 1e-06: compare the images with those at https://example.org/images. Processor" in captured.err
     (published / "b.png").unlink()
     assert main(command) == 2
     assert "lacks b.png; they are at https://example.org/images" in capsys.readouterr().err

@@ -5,12 +5,13 @@ import json
 import pickle
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import label
 
 from image_reward.comparisons import shapes
 from image_reward.comparisons.shapes import Candidate, Scene, SceneObject, comparisons, draw, pair_kind
@@ -128,9 +129,12 @@ def test_splits_never_share_a_prompt(many: list[Comparison]) -> None:
 
 
 def test_the_stated_share_of_prompts_is_held_out() -> None:
-    draws = shapes._Draws("share")
-    splits = Counter(shapes.split_of(shapes._prompt_spec(draws).prompt) for _ in range(4000))
-    assert abs(splits["test"] / 4000 - shapes.TEST_FRACTION) < 0.02
+    objects = [SceneObject(*parts) for parts in product(shapes.SHAPES, shapes.COLOURS, (*shapes.SIZES, None))]
+    pairs = [(a, b) for a, b in product(objects, objects) if a.colour != b.colour]
+    specs = [shapes.PromptSpec(pair, relation=relation) for pair in pairs for relation in shapes.RELATIONS]
+    splits = Counter(shapes.split_of(spec.prompt) for spec in specs)
+    share = shapes.TEST_FRACTION
+    assert abs(splits["test"] / len(specs) - share) < 4 * (share * (1 - share) / len(specs)) ** 0.5  # four standard errors
 
 
 # --- the rule ------------------------------------------------------------------------------------------------------------------------
@@ -232,22 +236,19 @@ def test_objects_have_their_size_and_lie_whole_inside(shape: str) -> None:
 
 
 def test_shapes_cover_what_geometry_says() -> None:
-    r = 800
-    areas = {
-        "circle": np.pi * r * r * 0.92,
-        "ring": np.pi * r * r * 0.70,
-        "square": (2 * 0.82 * r) ** 2,
-        "cross": 4 * 0.62 * r * r - (0.62 * r) ** 2,
-        "triangle": 3 * 3**0.5 * (570 / 1024 * r) ** 2,
-        # ten triangles with a corner in the middle, at a tip and at an inner corner; the lines pass the middle at 340 / 1024 r
-        "star": 5 * (340 / 1024 * r) ** 2 / np.cos(2 * np.pi / 5) / np.cos(np.pi / 5) * np.sin(np.pi / 5),
+    areas = {  # of radius 1
+        "circle": np.pi * 0.92,
+        "ring": np.pi * 0.70,
+        "square": (2 * 0.82) ** 2,
+        "cross": 4 * 0.62 - 0.62**2,
+        "triangle": 3 * 3**0.5 * (570 / 1024) ** 2,
+        # ten triangles with a corner in the middle, at a tip and at an inner corner; the lines pass the middle at 340 / 1024
+        "star": 5 * (340 / 1024) ** 2 / np.cos(2 * np.pi / 5) / np.cos(np.pi / 5) * np.sin(np.pi / 5),
     }
-    for shape, area in areas.items():
-        for turn in shapes._TURNS:
-            covered = shapes._coverage(SceneObject(shape, "red"), 2048, 2048, r, 64, turn)
-            assert covered
-            assert covered[2].max() <= 16
-            assert covered[2].sum() / 16 * 64**2 == pytest.approx(area, rel=0.03), shape
+    for seed in range(12):  # which decides the radius and the turn, whatever the shape
+        drawn = {shape: where(replace(plain(SceneObject(shape, "red", "large"), seed=seed), size=256), "red").sum() for shape in areas}
+        for shape, area in areas.items():
+            assert drawn[shape] / drawn["square"] == pytest.approx(area / areas["square"], rel=0.04), shape
 
 
 def test_sizes_show_the_same_scene() -> None:
@@ -259,8 +260,17 @@ def test_sizes_show_the_same_scene() -> None:
 
 def test_a_crowded_frame_still_holds_its_objects() -> None:
     for seed in range(20):
-        crowd = plain(*[SceneObject("circle", "red", "large")] * 4, extra=SceneObject("star", "blue", "small"), seed=seed)
-        assert len(shapes._layout(crowd, shapes._Draws(crowd.seed))) == 5
+        crowd = replace(
+            plain(*[SceneObject("circle", "red", "large")] * 4, extra=SceneObject("star", "blue", "small"), seed=seed), size=256
+        )
+        assert num_regions(where(crowd, "red")) == 4
+        assert num_regions(where(crowd, "blue")) == 1
+
+
+def num_regions(mask: np.ndarray) -> int:
+    """The connected regions of more than a few pixels."""
+    labels, _ = label(mask)
+    return int((np.bincount(labels.ravel())[1:] > 50).sum())
 
 
 def test_defects_do_what_their_names_say() -> None:
@@ -284,12 +294,20 @@ def test_defects_do_what_their_names_say() -> None:
         assert red.sum() < left * where(plain(item), "red").sum()
 
 
-def test_block_transform_leaves_flat_blocks_and_quantises_the_rest() -> None:
-    flat = np.full((16, 16, 3), 100, dtype=np.int64)
-    assert abs(shapes._block_transform(flat, 1) - 100).max() <= 3
-    ramp = np.broadcast_to(np.arange(16, dtype=np.int64)[:, None, None] * 10, (16, 16, 3))
-    fine, coarse = (abs(shapes._block_transform(ramp, c) - ramp).mean() for c in (1, 8))
-    assert fine < 4 < coarse
+@pytest.mark.parametrize("severity", [1, 2])
+def test_block_compression_keeps_the_means_of_blocks_and_loses_detail(severity: int) -> None:
+    item = SceneObject("star", "red", "large")
+    clean, compressed = (draw(plain(item, **kind)).astype(int) for kind in ({}, {"defect": "jpeg", "severity": severity}))
+
+    def means(pixels: np.ndarray) -> np.ndarray:
+        return pixels.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3))
+
+    # A block's mean moves by at most half a step of its first component, an eighth of 10 times the coarseness, twice that in the two
+    # chroma planes; green is (256 luma - 77 red - 29 blue) / 150. Two more for rounding and for what leaves [0, 255] and is clipped.
+    luma = 10 * {1: 3, 2: 8}[severity] / 2 / 8
+    largest = (256 * luma + (77 + 29) * 3 * luma) / 150 + 2
+    assert abs(means(compressed) - means(clean)).max() <= largest
+    assert abs(compressed - clean).mean() > abs(means(compressed) - means(clean)).mean()
 
 
 # --- misuse and files ----------------------------------------------------------------------------------------------------------------

@@ -211,11 +211,6 @@ def test_a_table_may_have_no_title_and_no_rows(tmp_path: Path) -> None:
     assert (tmp_path / "a.md").read_text() == "# t\n\n| generator | reward | interval |\n| :--- | ---: | :---: |\n"
 
 
-def test_a_row_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="row 2 of the table 'Rates' has 1 cells for 3 columns"):
-        Grid(COLUMNS, [["a", "b", "c"], ["a"]], "Rates")
-
-
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'image-reward\[report\]'"):

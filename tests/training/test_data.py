@@ -113,7 +113,7 @@ def test_long_prompts_are_reported_once_and_cut_as_the_scorer_cuts_them() -> Non
     with pytest.warns(LongPromptWarning) as reported:
         steps = steps_of([comparison, Comparison("a", (GREY, GREY), (1, 2))])
     assert len(reported) == 1
-    batch = steps.micro([0, 1]).batch  # a warning would be an error
+    batch = steps.micro_batch([0, 1]).batch  # a warning would be an error
     with long_prompt_warnings_suppressed():
         expected = PREPARE([seeded.LONG_PROMPT] * 2 + ["a"] * 2, [GREY, 255 - GREY, GREY, GREY])
     assert torch.equal(batch.ids, expected.ids)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from image_reward.errors import CheckpointError
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
-from image_reward.models.heads import LinearHead
-from image_reward.models.initial import grid_positions, new_head, new_network
+from image_reward.models.initial import new_network
 from image_reward.training.initial_scorer import initial_scorer
 
 
@@ -22,34 +21,6 @@ def rewards(network: ImageRewardNetwork, num_images: int = 6) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randn(num_images, 3, network.config.image_size, network.config.image_size, generator=draw)
     return network.eval()(pixels, torch.tensor([[101, 2000, 102]]).expand(num_images, -1))
-
-
-# --- random weights ---
-
-
-def test_a_fresh_head_spreads_rewards_and_the_originals_does_not() -> None:
-    features = torch.randn(64, 768, generator=torch.Generator().manual_seed(0))
-    head = LinearHead(768).eval()
-    new_head(head, torch.Generator().manual_seed(0))
-    assert 0.3 < head(features).std().item() < 3
-    for name, parameter in head.named_parameters():
-        torch.nn.init.normal_(parameter, std=1 / 769) if name.endswith("weight") else torch.nn.init.zeros_(parameter)
-    assert head(features).std().item() < 1e-5
-
-
-def test_a_network_from_scratch_follows_from_its_seed_and_tells_images_apart() -> None:
-    network = new_network(squares.NETWORK, seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), new_network(squares.NETWORK, seed=3).parameters(), strict=True))
-    assert float(rewards(network).std()) > 0.05
-    assert not torch.equal(rewards(network), rewards(new_network(squares.NETWORK, seed=4)))
-    assert all(parameter.isfinite().all() for parameter in network.parameters())
-
-
-def test_grid_positions_tell_rows_from_columns() -> None:
-    positions = grid_positions(4, 18).view(4, 4, 18)
-    assert torch.equal(positions[2, :, :8], positions[2, :1, :8].expand(4, -1))  # the first half says the row
-    assert torch.equal(positions[:, 1, 8:16], positions[:1, 1, 8:16].expand(4, -1))
-    assert len(torch.unique(positions.flatten(0, 1), dim=0)) == 16
 
 
 # --- BLIP's pretraining checkpoint ---

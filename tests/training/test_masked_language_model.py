@@ -10,7 +10,6 @@ import image_reward as ir
 from image_reward.comparisons import shapes
 from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import BlipConfig
-from image_reward.models.initial import new_network, whiten_patches
 from image_reward.training import MaskedLanguageTraining, RewardTraining, pretrain, train
 
 NETWORK = BlipConfig(
@@ -76,14 +75,3 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **wrong)
-
-
-def test_whitened_patches_are_seen_at_the_same_strength() -> None:
-    torch.manual_seed(0)
-    network = new_network(NETWORK, seed=0)
-    pixels = torch.randn(400, 3, 1, 1) + torch.randn(400, 3, 32, 32) * 0.3 + 5  # mostly one colour, a little grain
-    whiten_patches(network, pixels, seed=0, floor=0.0)
-    seen = network.blip.visual_encoder.patch_embed(pixels).flatten(0, 1)
-    assert seen.mean(dim=0).abs().max() < 0.01
-    # Seen in a random basis, what is kept has unit variance in every direction.
-    torch.testing.assert_close(torch.cov(seen.T, correction=0), torch.eye(32), rtol=0, atol=0.01)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_reward.errors import JobError
+from image_reward.errors import InputError, JobError
 from image_reward.jobs.arrow import text_array
 from image_reward.jobs.database import database
 from image_reward.jobs.files import Access, Folder, join, scheme, whole_file, writing
@@ -144,13 +144,13 @@ def filter_rows(
     Returns how many rows were kept. Raises ``JobError`` or ``ValueError``.
     """
     if sum(value is not None for value in (min_reward, top_fraction, best_per_prompt)) != 1:
-        raise ValueError("give one of min_reward, top_fraction and best_per_prompt")
+        raise InputError("give one of min_reward, top_fraction and best_per_prompt")
     if min_reward is not None and math.isnan(min_reward):
-        raise ValueError("min_reward is not a number")
+        raise InputError("min_reward is not a number")
     if top_fraction is not None and not 0 < top_fraction <= 1:
-        raise ValueError(f"top_fraction must be in (0, 1], not {top_fraction}")
+        raise InputError(f"top_fraction must be in (0, 1], not {top_fraction}")
     if best_per_prompt is not None and best_per_prompt < 1:
-        raise ValueError(f"best_per_prompt must be at least 1, not {best_per_prompt}")
+        raise InputError(f"best_per_prompt must be at least 1, not {best_per_prompt}")
     scored = Scored(folder)
     reward, prompt = scored.sql(scored.column(by)), scored.sql(scored.prompt_column)
     query = f"SELECT part, row FROM parts WHERE {reward} IS NOT NULL"
@@ -183,9 +183,9 @@ def filter_rows(
     path = Path(output)
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv", ".jsonl"):
-        raise ValueError(f"{path}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
+        raise InputError(f"{path}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
     if part_numbers([path.name]) and os.path.realpath(path.parent) == os.path.realpath(scored.folder.path):
-        raise ValueError(f"{path} is a part of the job itself; give the rows another name")
+        raise InputError(f"{path} is a part of the job itself; give the rows another name")
     with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(str(path)), whole_file(path) as file:

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal, Union, get_args
 
-from image_reward.errors import JobError
+from image_reward.errors import InputError, JobError
 from image_reward.jobs.driver import MAX_TRIES, Driver, Pool, Progress
 from image_reward.jobs.files import Access
 from image_reward.jobs.folder import SUMMARY, Format, JobFolder
@@ -129,10 +129,10 @@ def score_files(
     least = {"workers": 1 if engine == "ray" else 0, "decoders": 0, "batch_size": 1, "shard_size": 1}
     for name, value in (("workers", workers), ("decoders", decoders), ("batch_size", batch_size), ("shard_size", shard_size)):
         if value is not None and value < least[name]:
-            raise ValueError(f"{name} must be at least {least[name]}, not {value}")
+            raise InputError(f"{name} must be at least {least[name]}, not {value}")
     for name, choice, known in (("engine", engine, get_args(Engine)), ("format", format, get_args(Format))):
         if choice not in known:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, not {choice!r}")
+            raise InputError(f"{name} must be {' or '.join(map(repr, known))}, not {choice!r}")
     job = JobFolder(output)
     names = Names(prompt_column, image_column, id_column)
     source = open_input(os.fspath(rows), names, prompt, Access(allow_https))

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union
 
-from image_reward.images import ImageLike
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from image_reward.images import ImageLike
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from image_reward.files import written_whole
-from image_reward.images import ImageLike, ImageOptions, open_image
-from image_reward.scorers.distribution import RewardRow
+
+if TYPE_CHECKING:
+    from image_reward.images import ImageLike
+    from image_reward.scorers.distribution import RewardRow
 
 _LONGEST_SIDE = 640  # px: sharp on a phone, and a hundred images stay below ten megabytes
 _ENLARGED_BELOW = 160  # px: smaller images are shown with their pixels, not blurred
@@ -73,6 +75,8 @@ def _card(row: RewardRow) -> _Card:
 
 
 def _thumbnail(source: ImageLike) -> Image.Image:
+    from image_reward.images import ImageOptions, open_image  # PyTorch, which a report without images does not need
+
     image = open_image(source, ImageOptions(orient=True, allow_truncated=True, max_pixels=None))
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     return image.convert("RGBA" if image.mode in ("RGBA", "LA") else "RGB")

@@ -67,7 +67,7 @@ def build_blip(paths: Paths, options: LoadOptions, kind: Any = BlipScorer) -> An
     """One of BLIP's own checkpoints, of the large network."""
     _refuse_config(options)
     weights = paths["weights"]
-    tensors = options.once(("tensors", weights.resolve()), lambda: read_checkpoint(weights)[0])
+    tensors = options.once(("tensors", os.path.realpath(weights)), lambda: read_checkpoint(weights)[0])
     scorer = kind.from_tensors(tensors, str(weights), name=options.name, options=options.images, long_prompts=options.long_prompts)
     scorer.set_exact(options.exact)
     return scorer
@@ -129,7 +129,7 @@ def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
 def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:
     _refuse_config(options)
     return options.once(
-        ("CLIP", *(file.resolve() for file in files if file), settings),
+        ("CLIP", *(os.path.realpath(file) for file in files if file), settings),
         lambda: clip_from_files(files, settings, name=options.name, options=options.images, long_prompts=options.long_prompts),
     )
 

@@ -129,3 +129,14 @@ def test_rows_that_all_have_keys_of_their_own_are_refused(tmp_path: Path) -> Non
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "a", "image": "b", f"key{n}": n}) + "\n" for n in range(3000)))
     with pytest.raises(JobError, match=r"the objects of .*rows\.jsonl have more than 1,000 different keys, such as 'key998'"):
         read_all(tmp_path / "rows.jsonl")
+
+
+def test_json_lines_of_which_none_is_valid_show_the_first_problem(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for text, problem in [
+        ("\nx\ny\n", r"that at byte 1 of .*rows\.jsonl is not JSON"),
+        ("3\n[1]\n", r"that at byte 0 of .*rows\.jsonl is "),
+    ]:
+        path.write_text(text)
+        with pytest.raises(JobError, match=f"no line of .* is an object with columns: {problem}"):
+            read_all(path)

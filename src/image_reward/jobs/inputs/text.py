@@ -160,6 +160,12 @@ class JsonLinesInput(Input):
     """An object on each line. A column that holds different types, or lists or objects, becomes text (JSON)."""
 
     kind = "JSONL"
+    _first_problem = ""
+
+    def _check_columns(self) -> None:
+        if not self.schema.names and self._first_problem:
+            raise JobError(f"no line of {self.path} is an object with columns: {self._first_problem}")
+        super()._check_columns()
 
     def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
         while True:
@@ -192,6 +198,8 @@ class JsonLinesInput(Input):
                                 f"the objects of {file} have more than {_MOST_COLUMNS:,} different keys, such as {list(kinds)[-1]!r:.60}; "
                                 "each would be a column: put those that differ from row to row under one key"
                             )
+                    elif not self._first_problem:
+                        self._first_problem = f"that at byte {start:,} of {file} {row}"
                     yield start, stop
 
             yield from cut_records(records(), self._size)

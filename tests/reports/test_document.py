@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from image_reward.reports.document import Column, Grid, few_prompts
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    columns = [Column("generator", "left"), Column("reward"), Column("interval", "center")]
+    with pytest.raises(ValueError, match="row 2 of the table 'Rates' has 1 cells for 3 columns"):
+        Grid(columns, [["a", "b", "c"], ["a"]], "Rates")
+
+
+def test_a_table_is_headed_if_a_column_has_a_title() -> None:
+    assert Grid([Column(""), Column("number")], []).headed
+    assert not Grid([Column(""), Column("")], []).headed
+
+
+@pytest.mark.parametrize(("num", "start"), [(0, " With 0 distinct prompts,"), (1, " With 1 prompt,"), (19, " With 19 distinct prompts,")])
+def test_few_prompts_are_a_warning(num: int, start: str) -> None:
+    assert few_prompts(num).startswith(start)
+    assert few_prompts(num).endswith("take at least 20.")
+
+
+def test_enough_prompts_are_none() -> None:
+    assert few_prompts(20) == ""
