@@ -218,7 +218,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise FileKindError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+        raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist")
     remove_unfinished(path.parent)
     with _own_folder(path.parent / _UNFINISHED) as folder:
         temporary = folder / path.name

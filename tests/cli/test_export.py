@@ -29,7 +29,9 @@ def test_the_difference_from_pytorch_is_printed(
     assert capsys.readouterr().out == f"{output}: 1.5 MB; largest difference from PyTorch's rewards 1.5e-06\n"
 
 
-@pytest.mark.parametrize(("output", "message"), [("mini.bin", "ends in .onnx"), ("no/mini.onnx", "there is no folder no")])
+@pytest.mark.parametrize(
+    ("output", "message"), [("mini.bin", "ends in .onnx"), ("no/mini.onnx", "OUTPUT no/mini.onnx: the folder no does not exist")]
+)
 def test_wrong_usage(output: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", output, "--model", "ImageReward-mini"]) == 2
     assert message in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_as_json(scored: Path, run_json: Callable[..., Any]) -> None:
     [
         (["--show", "-1"], "--show must be at least 0, not -1"),
         (["--report", "page.pdf"], "--report page.pdf: a report is written as .html, .md or .json"),
-        (["--report", "no/such/page.md"], "there is no folder no/such"),
+        (["--report", "no/such/page.md"], "the folder no/such does not exist"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

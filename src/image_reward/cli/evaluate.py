@@ -60,7 +60,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
         if self.per_prompt:
             if find_spec("pyarrow") is None:
                 raise UsageError("--per-prompt writes Parquet, which needs pyarrow: pip install 'image-reward[data]'")
-            check_output("per-prompt", self.per_prompt)
+            check_output("--per-prompt", self.per_prompt)
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import read

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import DEFAULT_MODEL, Config, OutputOptions, UsageError, print_json
+from image_reward.cli.options import DEFAULT_MODEL, Config, OutputOptions, UsageError, check_output, print_json
 
 
 @dataclass
@@ -32,8 +32,7 @@ class Export(OutputOptions):
     def run(self) -> int:
         if self.output.suffix != ".onnx":
             raise UsageError(f"{self.output}: the name of an ONNX file ends in .onnx")
-        if not self.output.parent.is_dir():
-            raise UsageError(f"{self.output}: there is no folder {self.output.parent}")
+        check_output("OUTPUT", self.output)
 
         from image_reward.scorers import load
         from image_reward.scorers.onnx import export_onnx

@@ -164,7 +164,7 @@ class ReportOptions(OutputOptions):
         for path in self.report:
             if path.suffix.lower() not in (".html", ".md", ".json"):
                 raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
-            check_output("report", path)
+            check_output("--report", path)
             if self.plots and path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
                 raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
 
@@ -214,14 +214,14 @@ class EstimateOptions(ReportOptions):
         super().check_report()
 
 
-def check_output(option: str, path: Path) -> None:
-    """Raise ``UsageError`` for a file that cannot be written where it is."""
+def check_output(argument: str, path: Path) -> None:
+    """Raise ``UsageError`` for a file that cannot be written where it is. ``argument``: as it is called on the command line."""
     if not path.parent.is_dir():
-        raise UsageError(f"--{option} {path}: there is no folder {path.parent}")
+        raise UsageError(f"{argument} {path}: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise UsageError(f"--{option} {path} is a folder; give the name of a file")
+        raise UsageError(f"{argument} {path} is a folder; give the name of a file")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--{option} {path}: the folder {path.parent} cannot be written to")
+        raise UsageError(f"{argument} {path}: the folder {path.parent} cannot be written to")
 
 
 @dataclass(kw_only=True)
