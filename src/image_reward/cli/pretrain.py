@@ -9,8 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import UsageError
-from image_reward.cli.recipes import from_recipe, read_sources
+from image_reward.cli.recipes import from_recipe, read_training_data
 from image_reward.training import MaskedLanguageTraining
 
 
@@ -34,8 +33,6 @@ class Pretrain:
     def run(self) -> int:
         from image_reward.training import pretrain
 
-        if not self.training.data:
-            raise UsageError("there is no training data: use --data FILE …, or a recipe with data = [FILE, …]")
-        result = pretrain(self.training, read_sources(self.training.data, "train"))
+        result = pretrain(self.training, read_training_data(self.training.data))
         print(f"{result.model}: {result.steps} steps, {result.accuracy:.3f} of masked tokens predicted correctly")
         return 0

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from image_reward.cli.options import UsageError
 from image_reward.comparisons import read, shapes
 from image_reward.errors import InputError
 from image_reward.runs import Recipe, read_toml
@@ -27,6 +28,13 @@ def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | No
         return None, defaults
     path = Path(named[-1])
     return path, read_toml(path, defaults)
+
+
+def read_training_data(sources: Sequence[str]) -> list[Comparison]:
+    """``read_sources`` of a recipe's ``data``, which must name some. Raises ``UsageError``."""
+    if not sources:
+        raise UsageError("no training data: use --data FILE …, or set data = [FILE, …] in the recipe")
+    return read_sources(sources, "train")
 
 
 def read_sources(sources: Sequence[str], split: Literal["train", "test"]) -> list[Comparison]:

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import UsageError
-from image_reward.cli.recipes import from_recipe, read_sources
+from image_reward.cli.recipes import from_recipe, read_sources, read_training_data
 from image_reward.training import RewardTraining
 
 
@@ -33,9 +32,7 @@ class Train:
         from image_reward.training import train
 
         config = self.training
-        if not config.data:
-            raise UsageError("there is no training data: use --data FILE …, or a recipe with data = [FILE, …]")
-        result = train(config, read_sources(config.data, "train"), read_sources(config.validation, "test"))
+        result = train(config, read_training_data(config.data), read_sources(config.validation, "test"))
         start = " (the initial weights: nothing was learnt)" if result.is_start else ""
         pairs = f"{result.num_validation_pairs:,} pairs of {result.num_validation:,} comparisons"
         accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation ({pairs})"
