@@ -12,6 +12,7 @@ from image_reward.cli.options import Config, OutputOptions, UsageError, print_js
 from image_reward.terminal import note
 
 if TYPE_CHECKING:
+    from image_reward.evaluation.published_results import PublishedExample
     from image_reward.scorers import ModelSpec, Scorer
 
 Model = Annotated[
@@ -93,38 +94,39 @@ class Verify:
     def run(self) -> int:
         from image_reward.scorers import load
 
-        images = self._published_images()  # before the model is loaded
+        example = self._example() if self.published else None  # before the model is loaded
         scorer = load(self.model, "cpu", config=self.config)
         print(f"{self.model} is valid: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
-        return self._compare(scorer, images) if images else 0
+        return self._compare(scorer, example) if example else 0
 
-    def _published_images(self) -> list[str]:
+    def _example(self) -> PublishedExample:
+        """Raises ``UsageError`` where nothing is published for the model, or ``published`` lacks an image."""
         from image_reward.evaluation.published_results import EXAMPLES
 
-        if self.published is None:
-            return []
         example = EXAMPLES.get(self.model)
         if example is None:
             raise UsageError(f"no rewards are published for {self.model}; --published is for {', '.join(EXAMPLES)}")
-        images = [str(self.published / name) for name in example.rewards]
-        if missing := [image for image in images if not Path(image).is_file()]:
-            raise UsageError(f"{self.published} lacks {', '.join(Path(image).name for image in missing)}; they are at {example.source}")
-        return images
+        if missing := [name for name in example.rewards if not self._image(name).is_file()]:
+            raise UsageError(f"{self.published} lacks {', '.join(missing)}; they are at {example.source}")
+        return example
 
-    def _compare(self, scorer: Scorer[Any], images: list[str]) -> int:
+    def _image(self, name: str) -> Path:
+        assert self.published is not None
+        return self.published / name
+
+    def _compare(self, scorer: Scorer[Any], example: PublishedExample) -> int:
         import platform
 
         import torch
 
         from image_reward import __version__
-        from image_reward.evaluation.published_results import EXAMPLES
 
-        example = EXAMPLES[self.model]
-        rewards = scorer.score(example.prompt, images)
-        off = [abs(reward - published) for reward, published in zip(rewards, example.rewards.values(), strict=True)]
-        for name, published, reward, difference in zip(example.rewards, example.rewards.values(), rewards, off, strict=True):
-            print(f"{name}: {reward:+.4f}, published {published:+.4f}, difference {difference:.1e}")
-        if max(off) <= example.tolerance:
+        rewards = scorer.score(example.prompt, [str(self._image(name)) for name in example.rewards])
+        largest = 0.0
+        for (name, published), reward in zip(example.rewards.items(), rewards, strict=True):
+            largest = max(largest, abs(reward - published))
+            print(f"{name}: {reward:+.4f}, published {published:+.4f}, difference {abs(reward - published):.1e}")
+        if largest <= example.tolerance:
             print(f"the rewards are the published ones, to {example.tolerance:g}")
             return 0
         note(
