@@ -211,20 +211,9 @@ class BertSelfAttention(_KeepsWeights, blip.Projections):
 class BertAttention(blip.TextAttention):
     projections_kind = BertSelfAttention
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_value: Any = None,
-        output_attentions: bool = False,
-    ) -> tuple[Any, ...]:
+    def forward(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Any, ...]:
         """As ``BertSelfAttention``, with the residual added to the context."""
-        outputs = self.self(
-            hidden_states, attention_mask, head_mask, encoder_hidden_states, encoder_attention_mask, past_key_value, output_attentions
-        )
+        outputs = self.self(hidden_states, *arguments, **named)
         return self.output(outputs[0], hidden_states), *outputs[1:]
 
 
