@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from image_reward.comparisons.forms import Record
+from image_reward.comparisons.forms import MOST_EXAMPLES, Record
 from image_reward.comparisons.readers import PathLike, records
 from image_reward.comparisons.split import normalized_prompt
 from image_reward.errors import ImageReadError
@@ -27,7 +27,6 @@ from image_reward.prompts import bert_tokenizer
 # which training copes with; contradictions of an annotator with themselves should be rare.
 MOST_CONTRADICTED = 0.05
 
-_MOST_EXAMPLES = 20
 
 # ImageRewardDB as published: prompts -> images, to the precision published. The test split's pairs are those of its JSON list.
 _PUBLISHED_TRAIN = {1000: "6.2k", 2000: "12.5k", 4000: "25.1k", 8000: "49.9k"}
@@ -135,7 +134,7 @@ class _Findings:
     def add(self, kind: str, level: Literal["error", "warning"], message: str, where: str, num: int = 1) -> None:
         finding = self.by_kind.setdefault(kind, Finding(kind, level, message))
         finding.num += num
-        if len(finding.examples) < _MOST_EXAMPLES:
+        if len(finding.examples) < MOST_EXAMPLES:
             finding.examples.append(where.encode(errors="backslashreplace").decode())  # a file's name need not be UTF-8; a report must be
 
     def sorted(self) -> list[Finding]:

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from image_reward.comparisons.forms import Record
+from image_reward.comparisons.forms import MOST_EXAMPLES, Record
 from image_reward.comparisons.readers import PathLike, records, relative, write_lines
 from image_reward.errors import ComparisonError, ImageReadError
 from image_reward.files import written_whole
 from image_reward.images import open_image
 from image_reward.rows import ParquetImage
-
-_MOST_EXAMPLES = 20
 
 _SUFFIXES = {
     rb"\x89PNG\r\n\x1a\n": ".png",
@@ -86,13 +84,13 @@ def convert(
             for record in records(path, images):
                 if record.left_out:
                     result.num_left_out += 1
-                    result.left_out += [f"{record.where}: {record.left_out}"][: _MOST_EXAMPLES - len(result.left_out)]
+                    result.left_out += [f"{record.where}: {record.left_out}"][: MOST_EXAMPLES - len(result.left_out)]
                 elif problem := record.problem or extracted.take(record):
                     if not skip_wrong:
                         remedy = "`image-reward data check` lists all such rows; --skip-wrong, in Python skip_wrong=True, leaves them out"
                         raise ComparisonError(f"{os.fspath(path)}, {record.where}: {problem} ({remedy})")
                     result.num_wrong += 1
-                    result.wrong += [f"{record.where}: {problem}"][: _MOST_EXAMPLES - len(result.wrong)]
+                    result.wrong += [f"{record.where}: {problem}"][: MOST_EXAMPLES - len(result.wrong)]
                 else:
                     assert record.comparison is not None
                     result.num_comparisons += 1

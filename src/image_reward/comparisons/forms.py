@@ -50,6 +50,9 @@ RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
 MOST_IMAGES = 1000
 """Of one comparison. All that is done with it grows with the number of pairs, and no annotator ranks this many."""
 
+MOST_EXAMPLES = 20
+"""Places that are named of one kind of fault."""
+
 _HIGHEST_RANK = 10**9
 
 
