@@ -4,33 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from squares import NETWORK, rewards_of_noise
 
-from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import grid_positions, new_head, new_network, whiten_patches
 
-NETWORK = BlipConfig(
-    image_size=16,
-    patch_size=8,
-    vision_width=16,
-    vision_layers=3,
-    vision_heads=2,
-    text_width=16,
-    text_layers=2,
-    text_heads=2,
-    text_hidden=32,
-    projection_width=8,
-    head_widths=(16,),
-)
 WIDE = replace(NETWORK, image_size=32, vision_width=32, vision_layers=1)
-
-
-@torch.no_grad()
-def rewards(network: ImageRewardNetwork, num_images: int = 6) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(num_images, 3, network.config.image_size, network.config.image_size, generator=draw)
-    return network.eval()(pixels, torch.tensor([[101, 2000, 102]]).expand(num_images, -1))
 
 
 def test_a_fresh_head_spreads_rewards_and_the_originals_does_not() -> None:
@@ -46,8 +25,8 @@ def test_a_fresh_head_spreads_rewards_and_the_originals_does_not() -> None:
 def test_a_network_from_scratch_follows_from_its_seed_and_tells_images_apart() -> None:
     network = new_network(NETWORK, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), new_network(NETWORK, seed=3).parameters(), strict=True))
-    assert float(rewards(network).std()) > 0.05
-    assert not torch.equal(rewards(network), rewards(new_network(NETWORK, seed=4)))
+    assert float(rewards_of_noise(network).std()) > 0.05
+    assert not torch.equal(rewards_of_noise(network), rewards_of_noise(new_network(NETWORK, seed=4)))
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from image_reward.models.blip import BlipConfig
+from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.training import RewardTraining
 from image_reward.types import Comparison
 
@@ -25,6 +27,14 @@ NETWORK = BlipConfig(
     projection_width=8,
     head_widths=(16,),
 )
+
+
+@torch.no_grad()
+def rewards_of_noise(network: ImageRewardNetwork, num_images: int = 6) -> Tensor:
+    """Rewards [num_images] of the same random pixels every time, with one prompt."""
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randn(num_images, 3, network.config.image_size, network.config.image_size, generator=draw)
+    return network.eval()(pixels, torch.tensor([[101, 2000, 102]]).expand(num_images, -1))
 
 
 def comparisons(number: int, seed: int = 0, sizes: tuple[int, ...] = (4, 5, 2, 6), ties: bool = False) -> list[Comparison]:

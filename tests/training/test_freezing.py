@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import squares
 import torch
-from torch import Tensor
 
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.initial import new_network
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
-
-
-@torch.no_grad()
-def rewards(network: ImageRewardNetwork, num_images: int = 6) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(num_images, 3, network.config.image_size, network.config.image_size, generator=draw)
-    return network.eval()(pixels, torch.tensor([[101, 2000, 102]]).expand(num_images, -1))
 
 
 def test_freezing_is_the_published_one_at_full_size() -> None:
@@ -40,20 +32,20 @@ def test_freezing_nothing_and_everything() -> None:
 
 def test_low_rank_updates_start_at_nothing_and_merge_into_the_weights() -> None:
     network = new_network(squares.NETWORK, 0)
-    names, before = list(network.state_dict()), rewards(network)
+    names, before = list(network.state_dict()), squares.rewards_of_noise(network)
     add_low_rank(network, rank=2, alpha=4.0, seed=0)
-    assert torch.allclose(rewards(network), before, atol=1e-5)
+    assert torch.allclose(squares.rewards_of_noise(network), before, atol=1e-5)
     learning = [name for name, p in network.named_parameters() if p.requires_grad and not name.startswith("mlp.")]
     assert len(learning) == 2 * (3 * 2 + 2 * 2 * 4)  # down and up, of two layers in each block and of two times four in each text layer
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith(".up"):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    changed, weights = rewards(network), plain_weights(network, names)
+    changed, weights = squares.rewards_of_noise(network), plain_weights(network, names)
     assert not torch.allclose(changed, before)
     merge_low_rank(network)
-    assert torch.allclose(rewards(network), changed, atol=1e-5)
+    assert torch.allclose(squares.rewards_of_noise(network), changed, atol=1e-5)
     assert set(network.state_dict()) == set(names)
     other = new_network(squares.NETWORK, 1)
     other.load_state_dict(weights)
-    assert torch.allclose(rewards(other), changed, atol=1e-5)
+    assert torch.allclose(squares.rewards_of_noise(other), changed, atol=1e-5)
