@@ -332,7 +332,7 @@ def bootstrap(
         raise ValueError(f"num_resamples must be at least 1, not {num_resamples}")
     totals, weight = _totals(values, weights)
     if not len(totals):
-        raise ValueError("there is no prompt to resample")
+        raise ValueError("no prompts to resample")
     if groups is not None:
         place = {group: i for i, group in enumerate(sorted(set(groups)))}  # an array of strings is as wide as the longest prompt
         index = np.array([place[group] for group in groups])

@@ -71,7 +71,7 @@ def test_split_writes_files_that_share_no_prompt(capsys: pytest.CaptureFixture[s
 
 def test_errors(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     for arguments, code, words in [
-        (["check"], 2, "there is no file of human rankings to check"),
+        (["check"], 2, "name at least one file of human rankings to check"),
         (["check", "none.json"], 1, "no such file of comparisons: none.json"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "1.0"], 2, "two or three numbers, not 1"),
         (["split", str(data), str(tmp_path / "x"), "--fractions", "0.5", "0.2"], 1, "sum to 1, not 0.5, 0.2"),

@@ -60,11 +60,11 @@ def test_flips_cannot_be_judged_without_pairs(capsys: pytest.CaptureFixture[str]
     ("arguments", "code", "words"),
     [
         (["--prompt", "x"], 2, "nothing to compare: use --dtype"),
-        (["--dtype", "int8"], 2, "there is no prompt: use --prompt TEXT or --prompts FILE"),
+        (["--dtype", "int8"], 2, "no prompts: use --prompt TEXT or --prompts FILE"),
         (["--dtype", "int8", "--prompt", "x", "--max-flips", "2"], 2, "from 0 to 1, not 2"),
         (["--dtype", "int8", "--prompt", "x", "--repeats", "0"], 2, "--repeats must be at least 1"),
         (["--dtype", "int8", "--prompt", "x", "--report", "r.pdf"], 2, "r.pdf: a report is written as .html, .md or .json"),
-        (["--dtype", "int8", "--prompt", "x", "--report", "no/such/r.md"], 2, "there is no folder"),
+        (["--dtype", "int8", "--prompt", "x", "--report", "no/such/r.md"], 2, "the folder no/such does not exist"),
         (["--dtype", "int8", "--prompts", "none.txt"], 1, "'none.txt' is neither a file nor a known set of prompts"),
     ],
 )

@@ -36,7 +36,7 @@ class Check(OutputOptions):
 
     def run(self) -> int:
         if not self.paths:
-            raise UsageError("there is no file of human rankings to check: name at least one")
+            raise UsageError("name at least one file of human rankings to check")
         if self.max_tokens < 3:
             raise UsageError(f"--max-tokens includes [CLS] and [SEP] and must be at least 3, not {self.max_tokens}")
 

@@ -73,7 +73,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
         for prompt in self.prompt:
             self.check_prompt(prompt, "--prompts reads prompts from a file.")
         if not self.prompt and not self.prompts:
-            raise UsageError("there is no prompt: use --prompt TEXT or --prompts FILE")
+            raise UsageError("no prompts: use --prompt TEXT or --prompts FILE")
         if self.inference.dtype == "float32" and not self.inference.compile:
             raise UsageError("there is nothing to compare: use --dtype bfloat16, float16 or int8, or --compile")
         if self.max_flips is not None and not 0 <= self.max_flips <= 1:

@@ -257,7 +257,7 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
     if twice:
         raise ComparisonError(f"the id {twice[0]!r} is used twice; give each comparison an id of its own, or none")
     if not any(metrics.num_pairs(c.ranks)[0] for c in comparisons):
-        raise ComparisonError("every pair of images is tied, so there is no order to agree with; use data with an order")
+        raise ComparisonError("every pair of images is tied, so agreement cannot be measured; use rankings with untied pairs")
     most = max(len(c.images) for c in comparisons)
     if ks is None:
         return tuple(k for k in DEFAULT_KS if k < most)

@@ -86,7 +86,7 @@ def group_rows(rows: Rows, image_column: str, access: Access) -> tuple[list[Grou
         if same != source:
             by_source[same] += by_source.pop(source)
     names, prompts = rows.table.column(image_column).to_pylist(), rows.prompts
-    groups = [Group(source, str(names[found[0]]), tuple(found), tuple(prompts[n] for n in found)) for source, found in by_source.items()]
+    groups = [Group(source, str(names[own[0]]), tuple(own), tuple(prompts[n] for n in own)) for source, own in by_source.items()]
     return groups, errors
 
 

@@ -22,7 +22,7 @@ from image_reward.jobs.signals import STOP_SIGNALS, end_with_parent, sheltered_f
 from image_reward.jobs.worker import Worker
 
 Answer = TypeVar("Answer")
-_SECONDS_TO_END = 5.0  # for a worker that is told to, before it is killed
+_SECONDS_TO_END = 5.0  # that a worker has to exit before it is killed
 
 # --- in a worker process ---
 
@@ -83,7 +83,7 @@ class _Executor(ProcessPoolExecutor):
 
     def end(self) -> None:
         """Let the process end, once it has done what it was asked for."""
-        with suppress(BrokenExecutor, RuntimeError):  # it is dead, or was told before
+        with suppress(BrokenExecutor, RuntimeError):  # it is dead or exiting
             self.submit(_close)
         self.shutdown(wait=False)
 

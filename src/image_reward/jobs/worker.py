@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Worker:
     """A ``ShardScorer`` that fails in three ways only, each of which every engine can send to the driver.
 
-    ``JobError`` is what every worker would run into: the disk is full, the input has changed, there is no such model.
+    ``JobError`` is a failure that every worker would meet: a full disk, a changed input, an unknown model.
     ``WorkerDiedError`` is what another process may survive. ``DefectError`` is all else.
     """
 

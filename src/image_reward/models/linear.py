@@ -126,7 +126,7 @@ class _Key(NamedTuple):
 _chosen: dict[_Key, str] = {}  # written in single steps, so that threads need no lock, which a fork could leave locked
 
 _SMALLEST = 1 << 15  # weights; less than that takes no time worth a choice
-_ROWS, _WORK = (64, 512), 1 << 25  # rows that are multiplied to measure a way, as many as make so many products: some milliseconds
+_ROWS, _WORK = (64, 512), 1 << 25  # rows of a measured product, and its multiplications, which take some milliseconds
 _LEAST_SECONDS, _LEAST_ROUNDS = 0.001, 2
 _HOPELESS = 2.0  # times what another has taken: not tried again
 _MARGIN = 1.1  # by which a way must be faster than those before it, because a choice among equals would be noise, and with it the rounding

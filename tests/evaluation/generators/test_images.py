@@ -56,7 +56,7 @@ def test_missing_images_are_named() -> None:
     assert select(PROMPTS, counts, allow_missing=True) == Selection(PROMPTS[:1], [1], ["p2"], {"a": 5, "c": 5})
     with pytest.raises(ValueError, match=r"a: 1 of 2 prompts: p2 \(0 of 1\)"):
         select(PROMPTS, {"a": {"p1": 2}})  # a prompt that nobody made images for
-    with pytest.raises(ValueError, match="no prompt that all generators have an image of"):
+    with pytest.raises(ValueError, match="no prompt has an image from every generator"):
         select(PROMPTS, {"a": {"p1": 2}, "b": {"p2": 2}}, allow_missing=True)
     assert select(PROMPTS, {"a": {"p1": 4, "p2": 2}, "b": {"p1": 4, "p2": 2}}) == Selection(PROMPTS, [4, 2], [], {})
 

@@ -197,7 +197,7 @@ def select(prompts: Sequence[Prompt], counts: Mapping[str, Mapping[str, int]], a
     least = {name: min(images.get(name, 0) for images in counts.values()) for name in expected}
     kept = [prompt for prompt in prompts if least[prompt.id]]
     if not kept:
-        raise InputError("there is no prompt that all generators have an image of; are these the prompts the images were made for?")
+        raise InputError("no prompt has an image from every generator; check that these are the prompts the images were made for")
     left_out = {generator: sum(num - least[name] for name, num in images.items() if name in least) for generator, images in counts.items()}
     return Selection(
         prompts=kept,
