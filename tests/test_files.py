@@ -217,6 +217,30 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {f"{i}.txt": str(i) for i in range(8)}
 
 
+def test_the_folder_of_unfinished_files_vanishes_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir, tries = Path.mkdir, []
+
+    def vanishing(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == ".unfinished":
+            tries.append(path)
+            if len(tries) == 1:  # as pathlib does where another process removes the folder between mkdir and is_dir
+                raise FileExistsError(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", vanishing)
+    with written_whole(tmp_path / "a.txt") as temporary:
+        temporary.write_text("a")
+    assert len(tries) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_in_the_place_of_the_folder_of_unfinished_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished").write_text("precious")
+    with pytest.raises(FileKindError, match=r"\.unfinished is not a folder.*move it away"), written_whole(tmp_path / "a.txt"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == [".unfinished"]
+
+
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
     program = f"""
 import pathlib, sys, time

@@ -238,9 +238,13 @@ def _own_folder(parent: Path) -> Iterator[Path]:
             parent.mkdir(exist_ok=True)
             folder.mkdir()
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             if not parent.parent.is_dir():
                 raise
+            if parent.exists() and not parent.is_dir():
+                raise FileKindError(
+                    f"{parent} is not a folder, and unfinished files are kept in a folder of that name; move it away"
+                ) from None
             continue  # another writer, who is done, removed what it took for an empty folder
         with suppress(OSError):  # a file system without locks
             _lock(lock, wait=True)
