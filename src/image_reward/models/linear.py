@@ -86,14 +86,23 @@ def _way_of(layer: Linear) -> str:
 # --- the ways ------------------------------------------------------------------------------------------------------------------------
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """What every way computes, and what is computed where none may be chosen."""
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
 
+# GELU in place saves a tenth of the image tower's time: memory for its result comes fresh from the system every time, page by page.
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return torch.ops.aten.gelu_(y) if gelu else y
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.gelu(y) if gelu else y
+    return torch.ops.aten.gelu_(y) if gelu else y
 
 
 def _onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
@@ -137,14 +146,14 @@ _clock = time.perf_counter if sys.platform == "win32" else time.thread_time
 
 def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     if not _is_usable(x, weight, bias):
-        return _plain(x, weight, bias, gelu)
+        return _reference(x, weight, bias, gelu)
     key, name = _choice(weight, bias, gelu)
     if name == PLAIN:
         return _plain(x, weight, bias, gelu)
     try:
         return WAYS[name](x, weight, bias, gelu)
     except Exception:  # whatever an operation that is not public raises
-        y = _plain(x, weight, bias, gelu)  # which raises too, if the arguments were at fault
+        y = _reference(x, weight, bias, gelu)  # which raises too, if the arguments were at fault
         _chosen[key] = PLAIN
         return y
 
@@ -191,7 +200,7 @@ def _choose(key: _Key, weight: Tensor, bias: Tensor | None) -> str:
         return PLAIN
     rows = min(max(_ROWS[0], _WORK // weight.numel()), _ROWS[1])
     x = torch.arange(rows * key.in_features, dtype=torch.float32, device="cpu").sin().view(rows, -1).to(key.dtype)
-    expected = _plain(x, weight, bias, key.gelu).float()
+    expected = _reference(x, weight, bias, key.gelu).float()
     rounding = max(64 * torch.finfo(torch.float32).eps, 2 * torch.finfo(key.dtype).eps) * expected.abs().max()
     ways = [PLAIN]
     for name in _others(key):
