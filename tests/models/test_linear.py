@@ -137,6 +137,92 @@ def test_gradients() -> None:
         assert_right(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent.double() @ linear.weight.double().T)
 
 
+def trained(linear: Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
+    """The output, and the gradients of the input and of all that is trained."""
+    x = x.clone().requires_grad_()
+    y = linear(x)
+    (y * weights).sum().backward()
+    return [y.detach(), *(tensor.grad for tensor in (x, *linear.parameters()) if tensor.grad is not None)]
+
+
+@in_every_way
+@pytest.mark.parametrize("shape", [(150,), (2, 75), (3, 5, 10)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_gradients_of_training(shape: tuple[int, ...], bias: bool) -> None:
+    """Of products that are large enough for a choice."""
+    linear = layer(bias=bias).requires_grad_(True)
+    x, weights = rows(*shape), torch.randn(*shape, OUT, generator=torch.Generator().manual_seed(2))
+    reference = trained(copy.deepcopy(linear).double(), x.double(), weights.double())
+    for tensor, right in zip(trained(linear, x, weights), reference, strict=True):
+        assert float((tensor - right).abs().max()) <= 1e-5 * float(right.abs().max())
+
+
+def test_training_takes_onednn_for_all_three_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "onednn")
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+
+    def recorded(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+        shapes.append((x.shape, weight.shape))
+        return multiply(x, weight, *arguments)
+
+    replace_operation(monkeypatch, recorded)
+    linear = layer(OUT + 12).requires_grad_(True)
+    trained(linear, rows(100), torch.ones(()))
+    shapes.clear()  # of the choice
+    linear.weight.requires_grad_(True)
+    trained(linear, rows(100), torch.ones(()))
+    out = OUT + 12
+    assert shapes == [((100, IN), (out, IN)), ((100, out), (IN, out)), ((out, 100), (IN, 100))]
+    shapes.clear()
+    linear.weight.requires_grad_(False)  # frozen: no gradient of it is computed
+    trained(linear, rows(100), torch.ones(()))
+    assert len(shapes) == 2
+    shapes.clear()
+    trained(layer(OUT + 12).requires_grad_(True), rows(4), torch.ones(()))
+    assert not shapes  # small products are ``F.linear``
+
+
+@in_every_way
+def test_second_derivatives() -> None:
+    linear, x = layer().requires_grad_(True), rows(100).requires_grad_()
+    (first,) = torch.autograd.grad((linear(x) ** 2).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad((first**2).sum(), linear.weight)
+    weight = linear.weight.detach().double().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    (right,) = torch.autograd.grad((F.linear(wide, weight, linear.bias.double()) ** 2).sum(), wide, create_graph=True)
+    (right,) = torch.autograd.grad((right**2).sum(), weight)
+    assert float((second - right).abs().max()) <= 1e-5 * float(right.abs().max())
+
+
+@in_every_way
+def test_a_weight_changed_between_forward_and_backward_is_noticed() -> None:
+    linear, x = layer().requires_grad_(True), rows(100).requires_grad_()
+    y = linear(x).sum()
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_training_where_the_operation_is_missing_raises_or_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "onednn")
+    calls: list[int] = []
+
+    def broken(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) > 3:  # those of the choice
+            raise RuntimeError("could not create a primitive")
+        return multiply(*arguments)
+
+    for number, operations in enumerate([{}, {"_linear_pointwise": broken}, {"_linear_pointwise": lambda *x: multiply(*x) + 1e-2}]):
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**operations))
+        linear = layer(OUT + 13 + number).requires_grad_(True)
+        for _ in range(2):
+            y = trained(linear, rows(100), torch.ones(()))[0]
+            assert torch.equal(y, plain_linear(rows(100), linear.weight, linear.bias).detach())
+    assert len(calls) == 4
+
+
 @in_every_way
 def test_function_transforms() -> None:
     linear = layer()

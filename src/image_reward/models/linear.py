@@ -1,4 +1,4 @@
-"""Linear layers that multiply, where a CPU computes without gradients, in whichever of PyTorch's own ways is fastest on that processor.
+"""Linear layers that multiply, on a CPU, in whichever of PyTorch's own ways is fastest on that processor.
 
 ``F.linear`` leaves float32 to MKL, which runs AVX2 code on processors that are not Intel's, and half types to oneDNN, whose code for a
 processor without instructions for them is slower than float32. Which way is faster depends on processor, build, shape and threads, so it
@@ -17,7 +17,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +79,7 @@ def linear_ways(network: nn.Module) -> dict[str, int]:
 
 def _way_of(layer: Linear) -> str:
     x = layer.weight.new_empty(1, layer.in_features)
-    with torch.no_grad():
-        usable = not layer.plain and _is_usable(x, layer.weight, layer.bias)
+    usable = not layer.plain and _is_usable(x, layer.weight, layer.bias)
     return _choice(layer.weight, layer.bias, layer.gelu_follows)[1] if usable else PLAIN
 
 
@@ -119,6 +119,80 @@ WAYS: Mapping[str, Way] = {PLAIN: _plain, "onednn": _onednn, "onednn-gelu": _one
 """``F.linear``; oneDNN; oneDNN with GELU in the same operation; half types as float32, in whichever of these is fastest for that."""
 
 
+# --- gradients -------------------------------------------------------------------------------------------------------------------------
+
+
+class _Differentiable(torch.autograd.Function):
+    """x [..., in], weight [out, in], bias [out] -> [..., out] through oneDNN, and so are both products that the gradient is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias, False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, weight.shape[0])
+        # Gradients are recorded here only if they will be differentiated again, which oneDNN's operation cannot be.
+        multiply = torch.matmul if torch.is_grad_enabled() else _matmul
+        return (
+            multiply(rows, weight).view_as(x) if for_x else None,
+            multiply(rows.t(), x.reshape(-1, x.shape[-1])) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """[n, k] times [k, m]; a transposed matrix is read as it lies."""
+    return _onednn(a, b.t(), None, False)
+
+
+_LEAST_TRAINING_WORK = 1 << 22  # multiplications; less than that takes no time worth a choice, and then resumed runs are equal to the bit
+_TRAINING_MARGIN = 1.25  # wide, so that the processes of a run, and one that resumes it, choose alike
+
+
+def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.dtype is not torch.float32 or x.numel() * weight.shape[0] < _LEAST_TRAINING_WORK:
+        return F.linear(x, weight, bias)
+    out_features, in_features = weight.shape
+    named = os.environ.get(VARIABLE, "auto")
+    key = _Key(weight.dtype, out_features, in_features, False, torch.get_num_threads(), named, training=True)
+    if (name := _chosen.get(key)) is None:
+        name = _chosen.setdefault(key, _choose_for_training(key, weight.detach()))
+    if name == PLAIN:
+        return F.linear(x, weight, bias)
+    try:
+        return _Differentiable.apply(x, weight, bias)
+    except Exception:  # as in ``_fastest``
+        y = F.linear(x, weight, bias)
+        _chosen[key] = PLAIN
+        return y
+
+
+@torch.no_grad()
+def _choose_for_training(key: _Key, weight: Tensor) -> str:
+    _check_name(key.named)
+    if key.named not in ("auto", "onednn"):
+        return PLAIN
+    rows = _measured_rows(weight)
+    x, gradient = _wave(rows, key.in_features, key.dtype), _wave(rows, key.out_features, key.dtype)
+
+    def step(multiply: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return multiply(x, weight.t()), multiply(gradient, weight), multiply(gradient.t(), x)
+
+    try:
+        if not all(map(_is_rounding, step(_matmul), step(torch.matmul))):
+            return PLAIN
+    except Exception:  # the operation is missing, or not made for this processor
+        return PLAIN
+    if key.named != "auto":
+        return key.named
+    seconds = _measure({PLAIN: lambda: step(torch.matmul), "onednn": lambda: step(_matmul)})
+    return "onednn" if seconds["onednn"] * _TRAINING_MARGIN < seconds[PLAIN] else PLAIN
+
+
 # --- the choice ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +204,7 @@ class _Key(NamedTuple):
     threads: int
     named: str
     """The value of ``VARIABLE``."""
+    training: bool = False
 
 
 _chosen: dict[_Key, str] = {}  # written in single steps, so that threads need no lock, which a fork could leave locked
@@ -147,6 +222,9 @@ _clock = time.perf_counter if sys.platform == "win32" else time.thread_time
 def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     if not _is_usable(x, weight, bias):
         return _reference(x, weight, bias, gelu)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        y = _differentiable(x, weight, bias)
+        return F.gelu(y) if gelu else y
     key, name = _choice(weight, bias, gelu)
     if name == PLAIN:
         return _plain(x, weight, bias, gelu)
@@ -159,7 +237,7 @@ def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tens
 
 
 def _is_usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are dense tensors of one kind on a CPU, and nobody differentiates, traces or transforms what is computed."""
+    """Whether these are dense tensors of one kind on a CPU, and nobody traces or transforms what is computed."""
     return (
         not torch.jit.is_tracing()
         and type(x) is Tensor
@@ -174,7 +252,6 @@ def _is_usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.ndim > 1
         and x.shape[-1] == weight.shape[1]
         and x.numel() > 0
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)))
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and forward_ad._current_level < 0
@@ -194,35 +271,59 @@ def _choice(weight: Tensor, bias: Tensor | None, gelu: bool) -> tuple[_Key, str]
 @torch.no_grad()
 def _choose(key: _Key, weight: Tensor, bias: Tensor | None) -> str:
     """The fastest of the ways that compute what ``F.linear`` does, or the one that ``VARIABLE`` names, if it does."""
-    if key.named not in ("auto", *WAYS):
-        raise ValueError(f"{VARIABLE} must be auto or one of {', '.join(WAYS)}, not {key.named!r}")
+    _check_name(key.named)
     if key.named == "auto" and key.out_features * key.in_features < _SMALLEST:
         return PLAIN
-    rows = min(max(_ROWS[0], _WORK // weight.numel()), _ROWS[1])
-    x = torch.arange(rows * key.in_features, dtype=torch.float32, device="cpu").sin().view(rows, -1).to(key.dtype)
-    expected = _reference(x, weight, bias, key.gelu).float()
-    rounding = max(64 * torch.finfo(torch.float32).eps, 2 * torch.finfo(key.dtype).eps) * expected.abs().max()
+    x = _wave(_measured_rows(weight), key.in_features, key.dtype)
+    expected = _reference(x, weight, bias, key.gelu)
     ways = [PLAIN]
     for name in _others(key):
         with suppress(Exception):  # the operation is missing, or not made for this processor
-            if bool(((WAYS[name](x, weight, bias, key.gelu).float() - expected).abs() <= rounding).all()):
+            if _is_rounding(WAYS[name](x, weight, bias, key.gelu), expected):
                 ways.append(name)
     if key.named != "auto":
         return ways[-1]
-    seconds = dict.fromkeys(ways, math.inf)
-    start, rounds = _clock(), 0
-    while len(ways) > 1 and (rounds < _LEAST_ROUNDS or _clock() - start < _LEAST_SECONDS * len(ways)):
-        for name in ways:
-            before = _clock()
-            WAYS[name](x, weight, bias, key.gelu)
-            seconds[name] = min(seconds[name], _clock() - before)
-        ways = [name for name in ways if seconds[name] <= _HOPELESS * min(seconds.values())]
-        rounds += 1
     best = PLAIN
+    seconds = _measure({name: partial(WAYS[name], x, weight, bias, key.gelu) for name in ways})
     for name, taken in seconds.items():
         if taken * _MARGIN < seconds[best]:
             best = name
     return best
+
+
+def _check_name(named: str) -> None:
+    if named not in ("auto", *WAYS):
+        raise ValueError(f"{VARIABLE} must be auto or one of {', '.join(WAYS)}, not {named!r}")
+
+
+def _measured_rows(weight: Tensor) -> int:
+    return min(max(_ROWS[0], _WORK // weight.numel()), _ROWS[1])
+
+
+def _wave(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Values for a measurement, without drawing from a random generator of the program's."""
+    return torch.arange(rows * columns, dtype=torch.float32, device="cpu").sin().view(rows, -1).to(dtype)
+
+
+def _is_rounding(y: Tensor, expected: Tensor) -> bool:
+    """Whether two results differ by no more than rounding explains."""
+    expected, largest = expected.float(), expected.float().abs().max()
+    rounding = max(64 * torch.finfo(torch.float32).eps, 2 * torch.finfo(y.dtype).eps) * largest
+    return bool(((y.float() - expected).abs() <= rounding).all())
+
+
+def _measure(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """The fewest seconds that each has taken, measured in turns; what is hopeless is not repeated."""
+    seconds = dict.fromkeys(ways, math.inf)
+    names, start, rounds = list(ways), _clock(), 0
+    while len(names) > 1 and (rounds < _LEAST_ROUNDS or _clock() - start < _LEAST_SECONDS * len(names)):
+        for name in names:
+            before = _clock()
+            ways[name]()
+            seconds[name] = min(seconds[name], _clock() - before)
+        names = [name for name in names if seconds[name] <= _HOPELESS * min(seconds.values())]
+        rounds += 1
+    return seconds
 
 
 def _others(key: _Key) -> list[str]:
