@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
-from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError
+from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError, InputError
 
 try:
     import fcntl
@@ -141,7 +141,8 @@ def fill(record: Any, values: Mapping[str, Any], source: str, error: type[ValueE
     """A dataclass from the plain values of a JSON or TOML file, strictly.
 
     Of a class every field must be there; an instance keeps what the values do not say. An unknown or missing key, a value of another type,
-    or one that the dataclass itself refuses with a ``ValueError``, is an ``error`` that names ``source`` and the key.
+    or one that the dataclass itself refuses with an ``InputError`` or ``CheckpointError``, is an ``error`` that names ``source`` and the
+    key.
     """
     whole = isinstance(record, type)
     kind: Any = record if whole else type(record)
@@ -162,7 +163,7 @@ def fill(record: Any, values: Mapping[str, Any], source: str, error: type[ValueE
             checked[name] = _checked(types[name], value, f"{source}: {name} of {kind.__name__}", source, error)
     try:
         return kind(**checked) if whole else replace(record, **checked)
-    except ValueError as fault:
+    except (InputError, CheckpointError) as fault:
         raise error(f"{source}: {fault}") from None
 
 

@@ -20,7 +20,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
+from image_reward.errors import CheckpointError, InputError, LongPromptWarning, PromptError
 from image_reward.types import LONGEST_PROMPT, Convention, check_convention
 
 LongPrompts = Literal["truncate", "error"]
@@ -117,9 +117,9 @@ class BaseTokenizer(ABC):
 
     def __post_init__(self) -> None:
         if self.long_prompts not in get_args(LongPrompts):
-            raise ValueError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
+            raise InputError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
         if self.max_tokens < 3:
-            raise ValueError(f"max_tokens counts {self.first} and {self.last} and must be at least 3, not {self.max_tokens}")
+            raise InputError(f"max_tokens counts {self.first} and {self.last} and must be at least 3, not {self.max_tokens}")
 
     @abstractmethod
     def token_id(self, token: str) -> int:
@@ -287,10 +287,10 @@ def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_vocabulary(vocabulary: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` for a vocabulary that ``PromptTokenizer`` cannot use."""
+    """Raise ``InputError`` for a vocabulary that ``PromptTokenizer`` cannot use."""
     strange = [token for token in vocabulary if bert_tokenizer().token_to_id(token) is None]
     if strange or vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(vocabulary)) < len(vocabulary):
-        raise ValueError(
+        raise InputError(
             f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
             + (f"; {strange[0]!r:.60} is not one" if strange else "")
         )

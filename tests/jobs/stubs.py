@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from image_reward.errors import InputError
 from image_reward.images import ImageTransform
 from image_reward.jobs import score_files
 from image_reward.prompts import PromptTokenizer
@@ -50,7 +51,7 @@ class Brightness(TwoTowerScorer[Tensor]):
         if (ids == self.kill).any():
             os.kill(os.getpid(), signal.SIGKILL)
         if (ids == self.refuse).any():
-            raise ValueError("the stub refuses this prompt")
+            raise InputError("the stub refuses this prompt")
         if (ids == self.crash).any():
             raise TypeError("the stub has a defect")
         rewards = self.weight * features[:, None] + mask.sum(dim=-1) - 2

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stubs
+import torch
 
-from image_reward.errors import ImageRewardError, JobError
+from image_reward.errors import ImageRewardError, InputError, JobError
+from image_reward.images import ImageLike
 from image_reward.jobs import decoders, files
 from image_reward.jobs.folder import JobFolder, part_name
 from image_reward.jobs.inputs.text import CsvInput
 from image_reward.jobs.messages import DefectError
 from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
+from image_reward.scorers import MODELS, LoadOptions, ModelSpec, Processor, TwoTowerBatch, TwoTowerProcessor
 
 
 @pytest.fixture
@@ -249,6 +254,46 @@ def test_a_defect_ends_the_job_and_names_the_row(rows: Path, tmp_path: Path, mon
         stubs.score_here(rows, tmp_path / "out", stubs.load)
     with pytest.raises(DefectError, match="the scorers cannot be loaded: AttributeError: "):
         stubs.score_here(rows, tmp_path / "out", lambda device: device.scorers)  # type: ignore[union-attr]
+
+
+def test_a_value_error_of_a_registered_scorer_is_a_defect(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it comes of preparing a row or of scoring it. With ``InputError`` a scorer refuses a row."""
+
+    @dataclass
+    class Strict(Processor[TwoTowerBatch]):
+        processor: TwoTowerProcessor
+
+        def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> TwoTowerBatch:
+            if "a few" in prompts:
+                raise ValueError("shape mismatch")
+            if "a lot" in prompts:
+                raise InputError("this scorer does not know how many a lot are")
+            return self.processor(prompts, images)
+
+    class Registered(stubs.Brightness):
+        def __init__(self, _: object, options: LoadOptions) -> None:
+            super().__init__(options.name)
+            self.prepare = Strict(self.prepare)  # type: ignore[assignment]
+
+        def score_pairs(self, features: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            if (mask.sum(dim=-1) == 2 + 5).any():  # a prompt of five words
+                raise ValueError("shapes differ")
+            return super().score_pairs(features, ids, mask)
+
+    spec = ModelSpec("refuses some prompts", licence="MIT", range="any", build=Registered)
+    monkeypatch.setitem(MODELS, "Registered", spec)
+    text = rows.read_text()
+    lines = text.splitlines(keepends=True)
+    lines[8], lines[14] = "r7,a lot,2.png\n", "r13,a few,3.png\n"
+    rows.write_text("".join(lines))
+    with pytest.raises(DefectError, match=r"rows\.csv, row 14 \(id r13\): ValueError: shape mismatch"):
+        stubs.score_here(rows, tmp_path / "out", "Registered", device="cpu", shard_size=5)
+    table = result(tmp_path / "out")
+    assert table["error"] == [None] * 7 + ["InputError: this scorer does not know how many a lot are"] + [None] * 2
+    assert table["reward"][:7] == pytest.approx(EXPECTED[:7])
+    rows.write_text(text.replace("r3,a a a a ", "r3,a a a a a"))
+    with pytest.raises(DefectError, match=r"rows\.csv, row 4 \(id r3\): ValueError: shapes differ"):
+        stubs.score_here(rows, tmp_path / "again", "Registered", device="cpu", shard_size=5)
 
 
 def test_a_defect_in_a_process_shows_its_traceback(rows: Path, tmp_path: Path) -> None:

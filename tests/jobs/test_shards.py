@@ -89,7 +89,7 @@ def test_every_wrong_row_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert errors[17].startswith("FileNotFoundError: no such image: ")
     assert errors[-5:] == [
         "PromptError: the row has no prompt",
-        "ValueError: the stub refuses this prompt",
+        "InputError: the stub refuses this prompt",
         "RewardError: brightness gave a reward that is not a finite number; try dtype float32",
         "RowError: the row names no image",
         None,

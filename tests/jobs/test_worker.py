@@ -6,7 +6,7 @@ import pytest
 import stubs
 import torch
 
-from image_reward.errors import ImageReadError, JobError
+from image_reward.errors import ImageReadError, InputError, JobError
 from image_reward.jobs.inputs import open_input
 from image_reward.jobs.messages import DefectError, Task, WorkerDiedError
 from image_reward.jobs.shards import ShardScorer, Work
@@ -46,7 +46,8 @@ def test_a_worker_fails_in_three_ways(
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (ValueError("no such dtype"), JobError, "^no such dtype$"),
+        (InputError("no such dtype"), JobError, "^no such dtype$"),
+        (ValueError("shape mismatch"), DefectError, "the scorers cannot be loaded: ValueError: shape mismatch"),
         (KeyError("state"), DefectError, "the scorers cannot be loaded: KeyError: 'state'"),
     ],
 )

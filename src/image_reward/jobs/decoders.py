@@ -20,8 +20,6 @@ from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Batch
 from image_reward.scorers.together import Prepare, options_of, prepare_together
 
-REFUSALS = (ImageRewardError, ValueError, ArithmeticError)
-"""What a scorer raises to refuse a row: the row gets it as its error. Anything else is a defect, which ends the job."""
 _UNREADABLE = (ImageRewardError, OSError, MemoryError)
 """What reading and decoding an image raises where the image is to blame."""
 
@@ -116,7 +114,7 @@ class _Opening:
 def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], access: Access) -> Prepared:
     """Open, decode and tokenize. Whatever is wrong with an image or a prompt is an error of its rows, never of the others.
 
-    Raises ``RowDefectError`` for what no image or prompt may cause.
+    A scorer refuses an image or a prompt with an error of this package. Raises ``RowDefectError`` for anything else.
     """
     done = Prepared()
     prompts: list[str] = []
@@ -142,7 +140,7 @@ def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], acces
                 try:
                     prepare_together(processors, [prompts[place]], [images[place]])
                     keep.append(place)
-                except (*REFUSALS, MemoryError) as error:
+                except (ImageRewardError, MemoryError) as error:
                     done.errors[row] = in_words(error)
                 except Exception as error:
                     raise RowDefectError(row, in_words(error)) from error

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_reward.errors import JobError
-from image_reward.jobs.decoders import REFUSALS, Decoders, Group, Prepared, RowDefectError, group_rows, in_words, prepare_groups
+from image_reward.errors import ImageRewardError, JobError
+from image_reward.jobs.decoders import Decoders, Group, Prepared, RowDefectError, group_rows, in_words, prepare_groups
 from image_reward.jobs.files import Folder
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.messages import DefectError, ShardResult
@@ -211,7 +211,7 @@ class ShardScorer:
             if is_out_of_memory(error) or is_lost_device(error):
                 raise
             if len(prepared.rows) == 1:
-                if not isinstance(error, REFUSALS):
+                if not isinstance(error, ImageRewardError):
                     raise RowDefectError(prepared.rows[0], in_words(error)) from error
                 errors[prepared.rows[0]] = in_words(error)
                 return

@@ -28,7 +28,7 @@ class Worker:
         """What the scorers are."""
         from image_reward.jobs.shards import ShardScorer
 
-        with _failures("the scorers cannot be loaded", ValueError):
+        with _failures("the scorers cannot be loaded"):
             self.scorer = ShardScorer(self.work, self.device)
             return self.scorer.identity()
 
@@ -46,7 +46,7 @@ class Worker:
 
 
 @contextmanager
-def _failures(doing: str, *expected: type[Exception]) -> Iterator[None]:
+def _failures(doing: str) -> Iterator[None]:
     from image_reward.jobs.shards import is_lost_device, is_out_of_memory
 
     try:
@@ -56,6 +56,6 @@ def _failures(doing: str, *expected: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error) or is_lost_device(error):
             raise WorkerDiedError(f"{type(error).__name__}: {error}") from None
-        if isinstance(error, (ImageRewardError, OSError, *expected)):
+        if isinstance(error, ImageRewardError | OSError):
             raise JobError(str(error)) from None
         raise DefectError(f"{doing}: {type(error).__name__}: {error}") from error

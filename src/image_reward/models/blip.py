@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from image_reward.errors import InputError
 from image_reward.models.heads import LinearHead
 from image_reward.models.linear import Linear, gelu, set_plain
 
@@ -44,16 +45,16 @@ class BlipConfig:
             largest = 200 if name.endswith("_layers") else 1 << 14 if name == "image_size" else 1 << 20
             for size in value if isinstance(value, tuple) else (value,):
                 if not 1 <= size <= largest:
-                    raise ValueError(f"{name} must be from 1 to {largest:,}, not {size}")
+                    raise InputError(f"{name} must be from 1 to {largest:,}, not {size}")
         if len(self.head_widths) > 100:
-            raise ValueError(f"head_widths has {len(self.head_widths):,} layers; at most 100 can be built")
+            raise InputError(f"head_widths has {len(self.head_widths):,} layers; at most 100 can be built")
         for whole, part in [
             ("image_size", "patch_size"),
             ("vision_width", "vision_heads"),
             ("text_width", "text_heads"),
         ]:
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part} ({getattr(self, part)})")
+                raise InputError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part} ({getattr(self, part)})")
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

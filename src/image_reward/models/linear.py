@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from image_reward.errors import InputError
 from image_reward.models.heads import is_changed
 
 VARIABLE = "IMAGE_REWARD_LINEAR"
@@ -135,6 +136,13 @@ _MARGIN = 1.1  # by which a way must be faster than those before it, because a c
 _clock = time.perf_counter if sys.platform == "win32" else time.thread_time
 
 
+def check_variable(named: str | None = None) -> None:
+    """Raise ``InputError`` unless the value of ``VARIABLE``, by default that of this process, is a way."""
+    named = os.environ.get(VARIABLE, "auto") if named is None else named
+    if named not in ("auto", *WAYS):
+        raise InputError(f"{VARIABLE} must be auto or one of {', '.join(WAYS)}, not {named!r}")
+
+
 def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     if not _is_usable(x, weight, bias):
         return _plain(x, weight, bias, gelu)
@@ -185,8 +193,7 @@ def _choice(weight: Tensor, bias: Tensor | None, gelu: bool) -> tuple[_Key, str]
 @torch.no_grad()
 def _choose(key: _Key, weight: Tensor, bias: Tensor | None) -> str:
     """The fastest of the ways that compute what ``F.linear`` does, or the one that ``VARIABLE`` names, if it does."""
-    if key.named not in ("auto", *WAYS):
-        raise ValueError(f"{VARIABLE} must be auto or one of {', '.join(WAYS)}, not {key.named!r}")
+    check_variable(key.named)
     if key.named == "auto" and key.out_features * key.in_features < _SMALLEST:
         return PLAIN
     rows = min(max(_ROWS[0], _WORK // weight.numel()), _ROWS[1])

@@ -18,6 +18,7 @@ from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageOptions
+from image_reward.models.linear import check_variable
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.build import KINDS, Kind, build_imagereward, checkpoint_of
@@ -214,6 +215,7 @@ def _place(
         dtype = DTYPES[dtype]
     if dtype is not None and dtype not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
+    check_variable()
     chosen = choose_device(device)
     parts = single_scorers([scorer])
     for part in parts:
