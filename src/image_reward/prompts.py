@@ -70,23 +70,31 @@ def transformers_tokenizer() -> Any:
 
 # Python's own way to silence warnings changes the filters of the whole process, so threads would interfere. A context
 # variable holds for one thread (or one asynchronous task) alone.
-_SUPPRESSED: ContextVar[bool] = ContextVar("_SUPPRESSED", default=False)
+_COLLECTED: ContextVar[list[str] | None] = ContextVar("_COLLECTED", default=None)
+
+
+@contextmanager
+def long_prompt_warnings_collected() -> Iterator[list[str]]:
+    """Within the block, and in this thread alone, what a ``LongPromptWarning`` would say is added to the list instead."""
+    collected: list[str] = []
+    token = _COLLECTED.set(collected)
+    try:
+        yield collected
+    finally:
+        _COLLECTED.reset(token)
 
 
 @contextmanager
 def long_prompt_warnings_suppressed() -> Iterator[None]:
     """Within the block, and in this thread alone, long prompts are cut without a warning, because they have been reported already."""
-    token = _SUPPRESSED.set(True)
-    try:
+    with long_prompt_warnings_collected():
         yield
-    finally:
-        _SUPPRESSED.reset(token)
 
 
 def report_long_prompts(num_tokens: Mapping[str, int], max_tokens: int, long_prompts: LongPrompts) -> None:
     """One ``LongPromptWarning`` for those prompts that have more tokens than the model reads, or with "error" a ``PromptError``."""
     num_cut = {prompt: num - max_tokens for prompt, num in num_tokens.items() if num > max_tokens}
-    if not num_cut or (_SUPPRESSED.get() and long_prompts == "truncate"):
+    if not num_cut:
         return
     prompt, most = max(num_cut.items(), key=lambda item: item[1])
     message = (
@@ -96,7 +104,10 @@ def report_long_prompts(num_tokens: Mapping[str, int], max_tokens: int, long_pro
     if long_prompts == "error":
         raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
     others = f" ({len(num_cut)} prompts are cut)" if len(num_cut) > 1 else ""
-    warnings.warn(message + others, LongPromptWarning, stacklevel=3)
+    if (collected := _COLLECTED.get()) is not None:
+        collected.append(message + others)
+    else:
+        warnings.warn(message + others, LongPromptWarning, stacklevel=3)
 
 
 @dataclass
