@@ -31,11 +31,11 @@ class RewardTraining(Recipe):
     start: str = "ImageReward-v1.0"
     """A model's name, file or folder; a BLIP pretraining checkpoint such as model_large.pth; or "scratch"."""
     network: BlipConfig = field(default_factory=BlipConfig)
-    """Sizes of the network, for a start that does not store them."""
+    """Sizes of the network, if ``start`` does not store them."""
     max_tokens: int = 35
-    """Tokens of a prompt that are read, counting the first and last; for a start that does not store it."""
+    """Tokens of a prompt that are read, counting the first and last, if ``start`` does not store it."""
     new_head: bool = False
-    """Initialize the head anew. A BLIP checkpoint has none, so there it is always new."""
+    """Initialize a new head, as always for a BLIP checkpoint, which has none."""
     freeze: float = 0.7
     """The share of each tower's layers, from the bottom, that are frozen; with any, the embeddings are too."""
     lora_rank: int = 0
@@ -85,7 +85,7 @@ class RewardTraining(Recipe):
     shard: bool = False
     """Shard the weights across processes (FSDP), for networks that do not fit on one device."""
     cpu: bool = False
-    """Train on the CPU even where there is a GPU."""
+    """Train on the CPU even if a GPU is available."""
     workers: int = 2
     """Processes that open images; 0 opens them in the training process."""
     skip_unreadable: bool = False
@@ -169,7 +169,7 @@ class MaskedLanguageTraining(Recipe):
     workers: int = 2
     """Processes that open images; 0 opens them in the training process."""
     cpu: bool = False
-    """Train on the CPU even where there is a GPU."""
+    """Train on the CPU even if a GPU is available."""
     log_every: int = 100
     """Steps between lines of the log."""
 
