@@ -112,7 +112,7 @@ MODELS: dict[str, ModelSpec] = {
         files={"weights": WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward")},
     ),
     "BLIP-ITM": ModelSpec(
-        description="whether the prompt describes the image: the log odds of BLIP's matching head, fine-tuned on COCO (Li et al. 2022)",
+        description="whether the prompt describes the image: log odds of BLIP's matching head, fine-tuned on COCO (Li et al., ICML 2022)",
         licence="BSD-3-Clause",
         range="any; 0 is even odds",
         build=build_blip_matching,

@@ -31,9 +31,9 @@ class RewardTraining(Recipe):
     start: str = "ImageReward-v1.0"
     """A model's name, file or folder; a BLIP pretraining checkpoint such as model_large.pth; or "scratch"."""
     network: BlipConfig = field(default_factory=BlipConfig)
-    """Sizes of the network, if ``start`` does not store them."""
+    """Sizes of the network, if the model of `--start` does not store them."""
     max_tokens: int = 35
-    """Tokens of a prompt that are read, counting the first and last, if ``start`` does not store it."""
+    """Tokens of a prompt that are read, counting the first and last, if the model of `--start` does not store it."""
     new_head: bool = False
     """Initialize a new head, as always for a BLIP checkpoint, which has none."""
     freeze: float = 0.7
