@@ -22,7 +22,7 @@ def shards(count: int, num_rows: int = 10) -> list[Shard]:
 
 
 def done(task: Task, **facts: Any) -> ShardResult:
-    return ShardResult(task.shard.number, task.shard.num_rows, facts.pop("num_errors", 0), 1.0, 0.5, **facts)
+    return ShardResult(task.shard.number, task.shard.num_rows, facts.pop("num_errors", 0), 0.5, **facts)
 
 
 class ScriptedPool:
@@ -245,7 +245,7 @@ def test_workers_with_nothing_left_to_do_are_let_go(folder: JobFolder) -> None:
     def on_progress(progress: Progress) -> None:
         seen.append(progress)
         if sum(kind == "stop" for kind, _ in pool.asked) == 2 and not release.done():
-            release.set_result(ShardResult(0, 10, 0, 1.0, 0.5))
+            release.set_result(ShardResult(0, 10, 0, 0.5))
 
     driver(pool, folder, shards(4), on_progress=on_progress).run()
     assert [worker for kind, worker in pool.asked if kind == "stop"] == [2, 3]

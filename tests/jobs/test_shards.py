@@ -47,7 +47,7 @@ def test_rewards_are_those_of_the_scorer(tmp_path: Path) -> None:
     assert table["image"].to_pylist() == [name for _, name in rows]
     assert table["error"].null_count == len(rows)
     assert (result.num_rows, result.num_errors) == (10, 0)
-    assert 0 < result.busy < result.seconds
+    assert result.busy > 0
 
 
 def test_several_scorers_have_a_column_each(tmp_path: Path) -> None:

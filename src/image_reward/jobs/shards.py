@@ -181,10 +181,10 @@ class ShardScorer:
 
     def _score_rows(self, feed: _Feed, upcoming: Shard | None, on_progress: Callable[[int, int], None]) -> ShardResult:
         shard = feed.shard
-        started, busy = time.perf_counter(), self.scoring.busy
+        busy = self.scoring.busy
         rewards = torch.full((len(self.scorers), shard.num_rows), torch.nan)
         errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
-        reported = started
+        reported = time.perf_counter()
         num_done = 0
         for prepared in feed.run(upcoming):
             errors |= prepared.errors
@@ -197,9 +197,7 @@ class ShardScorer:
                 reported = time.perf_counter()
                 on_progress(num_done, len(errors))
         self._write(shard, feed.rows.table, rewards, errors, digests)
-        return ShardResult(
-            shard.number, shard.num_rows, len(errors), time.perf_counter() - started, self.scoring.busy - busy, tuple(dict.fromkeys(heard))
-        )
+        return ShardResult(shard.number, shard.num_rows, len(errors), self.scoring.busy - busy, tuple(dict.fromkeys(heard)))
 
     def _score(self, prepared: Prepared, rewards: Tensor, errors: dict[int, str]) -> None:
         try:
@@ -229,7 +227,7 @@ class ShardScorer:
         rows = self.work.input.read(shard)
         errors = dict.fromkeys(range(shard.num_rows), f"Quarantined: {reason}")
         self._write(shard, rows.table, torch.full((len(self.scorers), shard.num_rows), torch.nan), errors, {})
-        return ShardResult(shard.number, shard.num_rows, shard.num_rows, 0.0, 0.0)
+        return ShardResult(shard.number, shard.num_rows, shard.num_rows, 0.0)
 
     def close(self) -> None:
         if self.decoders is not None:
