@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
-from image_reward.errors import CheckpointError, ComparisonError, FileKindError, FileSizeError
+from image_reward.errors import CheckpointError, ComparisonError, FileKindError, FileSizeError, InputError
 from image_reward.files import fill, open_regular, parse_json, read_json, read_regular, remove_unfinished, written_whole
 
 
@@ -117,7 +117,7 @@ class Outer:
 
     def __post_init__(self) -> None:
         if self.share < 0:
-            raise ValueError("share must be at least 0")
+            raise InputError("share must be at least 0")
 
 
 WHOLE = {"share": 1, "inner": {"size": 2, "names": ["x"]}, "kind": "b", "pair": [1, 2], "inners": [{"size": 1, "names": []}]}

@@ -71,6 +71,8 @@ def draw(folder: Path, count: int, side: int = 8) -> list[str]:
 
 
 def stop_this_process() -> None:
-    """As a system does that stops a whole process group."""
+    """As a signal does that the process did not start with blocked."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -31,7 +31,7 @@ from image_reward.jobs.inputs.text import CsvInput
 from image_reward.jobs.messages import DefectError
 from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
-from image_reward.scorers import MODELS, LoadOptions, ModelSpec, Processor, TwoTowerBatch, TwoTowerProcessor
+from image_reward.scorers import MODELS, LoadOptions, ModelSpec, Processor, Scorer, TwoTowerBatch, TwoTowerProcessor
 
 
 @pytest.fixture
@@ -270,15 +270,17 @@ def test_a_value_error_of_a_registered_scorer_is_a_defect(rows: Path, tmp_path: 
                 raise InputError("this scorer does not know how many a lot are")
             return self.processor(prompts, images)
 
-    class Registered(stubs.Brightness):
+    class Registered(Scorer[TwoTowerBatch]):
         def __init__(self, _: object, options: LoadOptions) -> None:
-            super().__init__(options.name)
-            self.prepare = Strict(self.prepare)  # type: ignore[assignment]
+            super().__init__()
+            self.name = options.name
+            self.brightness = stubs.Brightness()
+            self.prepare = Strict(self.brightness.prepare)
 
-        def score_pairs(self, features: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            if (mask.sum(dim=-1) == 2 + 5).any():  # a prompt of five words
+        def forward(self, batch: TwoTowerBatch) -> torch.Tensor:
+            if (batch.mask.sum(dim=-1) == 2 + 5).any():  # a prompt of five words
                 raise ValueError("shapes differ")
-            return super().score_pairs(features, ids, mask)
+            return self.brightness(batch)
 
     spec = ModelSpec("refuses some prompts", licence="MIT", range="any", build=Registered)
     monkeypatch.setitem(MODELS, "Registered", spec)
