@@ -54,7 +54,7 @@ def file_name(network: ImageRewardNetwork, depth: int, data: str) -> str:
     """A name that changes with the frozen weights, their depth and the data."""
     digest = hashlib.sha256(f"{depth} {data}".encode())
     for tensor in network.image_weights_to(depth).values():
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return f"features-{digest.hexdigest()[:16]}.npy"
 
 
