@@ -28,6 +28,12 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         open_regular(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("path", ["a\0.txt", "\ud800.txt"])
+def test_what_no_file_can_be_called_is_not_found(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: '.+\.txt'"):
+        open_regular(path)
+
+
 def test_a_named_pipe_does_not_block_and_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileKindError, match=r"pipe is a named pipe, not a file"):

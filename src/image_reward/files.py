@@ -42,6 +42,8 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     try:
         # Without blocking, so that the check can follow the opening: between a check and an opening the file could be replaced.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError:  # a zero byte, which no path has
+        raise FileNotFoundError(f"no such file: {os.fspath(path)!r:.200}") from None
     except OSError as error:
         if error.errno == errno.ENXIO:  # only a socket, or a device without a driver, answers so
             raise FileKindError(f"{os.fspath(path)} is a socket or a device, not a file; save its content to a file") from None
