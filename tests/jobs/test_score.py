@@ -336,6 +336,8 @@ def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
         stubs.score_here(rows, tmp_path / "out", stubs.load, format="xml")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decoders must be at least 0, not -1"):
         stubs.score_here(rows, tmp_path / "out", stubs.load, decoders=-1)
+    with pytest.raises(InputError, match=r"shard_size must be less than 2\^31, not 1000"):
+        stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=10**30)
     with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
         stubs.score_here(rows, tmp_path / "deep" / "out", stubs.load, ray_address="auto")
     assert not (tmp_path / "deep" / "out").exists()  # of a job that never began nothing stays
@@ -590,6 +592,18 @@ def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytes
     store.pipe_file("/bucket/in/rows.parquet", sink.getvalue())
     stubs.score_here("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
     assert result(tmp_path / "local")["reward"] == pytest.approx([1 + 3 / 255])
+
+
+def test_a_row_that_kills_a_decoder_costs_its_shard_alone(rows: Path, tmp_path: Path) -> None:
+    lines = rows.read_text().splitlines(keepends=True)
+    lines[8] = "r7,kill,2.png\n"
+    rows.write_text("".join(lines[:11]))
+    done = stubs.score_here(rows, tmp_path / "out", stubs.load_killed_decoders, decoders=1, shard_size=5)
+    assert (done.num_rows, done.num_quarantined) == (10, 5)
+    table = result(tmp_path / "out")
+    assert table["reward"] == [*map(pytest.approx, EXPECTED[:5]), *[None] * 5]
+    reason = "a process that prepares batches died, as it does when memory runs out"
+    assert set(table["error"][5:]) == {f"Quarantined: the worker died 3 times on this shard: {reason}"}
 
 
 def test_decoders_prepare_ahead(rows: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from image_reward.jobs.worker import Worker
         (MemoryError("no memory"), WorkerDiedError, "MemoryError: no memory"),
         (torch.OutOfMemoryError("no memory"), WorkerDiedError, "OutOfMemoryError: no memory"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), WorkerDiedError, "CUDA error: an illegal"),
+        (BrokenProcessPool("a decoder died"), WorkerDiedError, "a process that prepares batches died"),
         (RuntimeError("mat1 and mat2"), DefectError, r"rows\.csv, rows 3 to 4: RuntimeError: mat1 and mat2"),
         (ValueError("not a row's"), DefectError, r"rows\.csv, rows 3 to 4: ValueError: not a row's"),
         (KeyError("key"), DefectError, r"rows\.csv, rows 3 to 4: KeyError: 'key'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ def _failures(doing: str) -> Iterator[None]:
     except (DefectError, WorkerDiedError):
         raise
     except Exception as error:
+        if isinstance(error, BrokenExecutor):  # of its decoders
+            raise WorkerDiedError("a process that prepares batches died, as it does when memory runs out") from None
         if is_out_of_memory(error) or is_lost_device(error):
             raise WorkerDiedError(f"{type(error).__name__}: {error}") from None
         if isinstance(error, ImageRewardError | OSError):
