@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
-from image_reward.errors import CheckpointError, ComparisonError, FileKindError, FileSizeError
+from image_reward.errors import CheckpointError, ComparisonError, FileKindError, FileSizeError, InputError
 from image_reward.files import fill, open_regular, parse_json, read_json, read_regular, remove_unfinished, written_whole
 
 
@@ -26,6 +26,12 @@ def test_a_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         open_regular(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("path", ["a\0.txt", "\ud800.txt"])
+def test_what_no_file_can_be_called_is_not_found(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: '.+\.txt'"):
+        open_regular(path)
 
 
 def test_a_named_pipe_does_not_block_and_is_named(tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ class Outer:
 
     def __post_init__(self) -> None:
         if self.share < 0:
-            raise ValueError("share must be at least 0")
+            raise InputError("share must be at least 0")
 
 
 WHOLE = {"share": 1, "inner": {"size": 2, "names": ["x"]}, "kind": "b", "pair": [1, 2], "inners": [{"size": 1, "names": []}]}

@@ -25,7 +25,7 @@ from pyarrow.parquet import write_table
 
 from image_reward.comparisons import ParquetImage, read, records, write
 from image_reward.errors import ImageReadError, RowsError
-from image_reward.rows import LONGEST_ROW, is_address, read_rows
+from image_reward.rows import LONGEST_ROW, LongLineError, TextLines, is_address, read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +224,7 @@ def test_exports_of_spreadsheets_that_are_not_read_name_the_cause(tmp_path: Path
         ),
         (LINE.replace("[1, 2]", f"[1, {'9' * 5000}]"), "line 1 is not JSON"),
         (LINE.replace('"ranks"', '"images"'), "line 1 is not JSON: the key 'images' occurs twice in one object"),
-        ('{"prompt": "' + "a" * (LONGEST_ROW + 1) + '"}', "line 1 has more than 16,777,216 characters"),
+        ('{"prompt": "' + "a" * (LONGEST_ROW + 1) + '"}', "line 1 is a line of more than 16,777,216 bytes"),
         ('[{"prompt": "' + "a" * (2 * LONGEST_ROW) + '"}]', "entry 1 .line 1. has more than 16,777,216 characters"),
     ],
     ids=str.__len__,
@@ -233,6 +233,48 @@ def test_json_that_is_not_read_is_refused_at_its_place(tmp_path: Path, content: 
     (tmp_path / "rankings.json").write_text(content)
     with pytest.raises(RowsError, match=f"rankings.json,? {problem}"):
         read(tmp_path / "rankings.json")
+
+
+def test_lines_are_those_of_pythons_universal_newlines_with_the_byte_where_each_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("image_reward.rows.LONGEST_ROW", 4)  # so that reads end within lines, and between CR and LF
+    draw = random.Random(0)
+    path = tmp_path / "lines"
+    for _ in range(500):
+        parts = [draw.choice(["", "a", "bc", "é"]) + draw.choice(["\n", "\r", "\r\n"]) for _ in range(draw.randrange(8))]
+        text = "".join(parts) + draw.choice(["", "end"])
+        path.write_bytes(text.encode())
+        with path.open(encoding="utf-8", newline="") as file:
+            expected = list(file)
+        with path.open("rb") as stream:
+            lines, ends = TextLines(stream), []
+            assert [(line, ends.append(lines.end))[0] for line in lines] == expected
+            assert ends == [len("".join(expected[: n + 1]).encode()) for n in range(len(expected))]
+            if len(ends) > 2:
+                assert list(TextLines(stream, ends[0], ends[-2])) == expected[1:-1]
+                lines.skip_line(ends[0])
+                assert list(lines) == expected[2:]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n", b""])
+def test_a_long_line_is_an_error_and_can_be_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
+    monkeypatch.setattr("image_reward.rows.LONGEST_ROW", 100)
+    monkeypatch.setattr("image_reward.rows._LONGEST_SKIPPED", 1000)
+    path = tmp_path / "lines"
+    for length in (100, 101, 200, 999):
+        path.write_bytes(b"a\r" + b"x" * length + end + (b"b" if end else b""))
+        with path.open("rb") as stream:
+            lines = TextLines(stream)
+            assert next(lines) == "a\r"
+            with pytest.raises(LongLineError, match="is a line of more than 100 bytes"):
+                next(lines)
+            lines.skip_line(2)
+            assert lines.end == 2 + length + len(end)
+            assert list(lines) == (["b"] if end else [])
+    path.write_bytes(b"x" * 2000)
+    with path.open("rb") as stream, pytest.raises(RowsError, match="at byte 0 begins a line of more than 1,000 bytes"):
+        TextLines(stream).skip_line(0)
 
 
 def test_parquet_that_is_cut_off_or_turned_around_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Score a file of rows on this machine, keep the best rows, and write a report: the whole way, with the embedded model, in seconds.
+"""Score a file of rows on this machine with the embedded model, select the best rows, and summarize the results.
 
     python examples/jobs/score_shapes.py
 
-Stop it with Ctrl-C, or kill it, and run it again: it goes on where it was.
+Stop it with Ctrl-C, or kill it, and run it again: it resumes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "scored-shapes")
     output.mkdir(parents=True, exist_ok=True)
     rows = output / "rows.csv"
-    if not rows.exists():  # written once: a job refuses an input that has changed since it began
+    if not rows.exists():  # written once: a job rejects an input that has changed since it began
         images = sorted((HERE.parent / "shapes").resolve().glob("*.png"))
         with rows.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -9,12 +9,23 @@ from __future__ import annotations
 class ImageRewardError(Exception):
     """Base of every error that whoever uses the package can cause or mend, except ``FileNotFoundError`` and what the operating system says.
 
-    A plain ``ValueError`` or ``TypeError`` is for whoever writes a program: arguments that no option, file or image could have led to.
+    A scorer raises one to refuse a row of a job, which becomes the row's error. A plain ``ValueError`` or ``TypeError`` is for whoever
+    writes a program: arguments that no option, file or image could have led to. Where a job or a command meets one, it is a defect.
     """
 
 
 class InputError(ImageRewardError, ValueError):
     """An argument, an option or a file makes no sense; the message names it and the remedy. Kinds of files have errors of their own."""
+
+
+def is_defect(error: BaseException) -> bool:
+    """Whether an error is a defect of this package or of an extension, and not of the input or the environment.
+
+    The operating system's own errors (no permission, a full disk, a name that is too long) carry a number. Libraries also raise
+    ``OSError`` without one, for what they cannot read: where a user's file can cause that, it is converted where the file is read.
+    """
+    refused_by_system = isinstance(error, OSError) and error.errno is not None
+    return not (refused_by_system or isinstance(error, ImageRewardError | FileNotFoundError))
 
 
 class FileKindError(ImageRewardError, OSError):

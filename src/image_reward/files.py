@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
-from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError
+from image_reward.errors import CheckpointError, FileKindError, FileSizeError, ImageRewardError, InputError
 
 try:
     import fcntl
@@ -42,6 +42,8 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     try:
         # Without blocking, so that the check can follow the opening: between a check and an opening the file could be replaced.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError:  # a zero byte, which no path has
+        raise FileNotFoundError(f"no such file: {os.fspath(path)!r:.200}") from None
     except OSError as error:
         if error.errno == errno.ENXIO:  # only a socket, or a device without a driver, answers so
             raise FileKindError(f"{os.fspath(path)} is a socket or a device, not a file; save its content to a file") from None
@@ -141,7 +143,8 @@ def fill(record: Any, values: Mapping[str, Any], source: str, error: type[ValueE
     """A dataclass from the plain values of a JSON or TOML file, strictly.
 
     Of a class every field must be there; an instance keeps what the values do not say. An unknown or missing key, a value of another type,
-    or one that the dataclass itself refuses with a ``ValueError``, is an ``error`` that names ``source`` and the key.
+    or one that the dataclass itself refuses with an ``InputError`` or ``CheckpointError``, is an ``error`` that names ``source`` and the
+    key.
     """
     whole = isinstance(record, type)
     kind: Any = record if whole else type(record)
@@ -162,7 +165,7 @@ def fill(record: Any, values: Mapping[str, Any], source: str, error: type[ValueE
             checked[name] = _checked(types[name], value, f"{source}: {name} of {kind.__name__}", source, error)
     try:
         return kind(**checked) if whole else replace(record, **checked)
-    except ValueError as fault:
+    except (InputError, CheckpointError) as fault:
         raise error(f"{source}: {fault}") from None
 
 

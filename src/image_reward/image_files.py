@@ -93,7 +93,7 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageReadError(str(error)) from None
     except PermissionError as error:
         raise ImageReadError(f"{name} may not be read: {error.strerror}; change its permissions") from None
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: what cannot be a path, such as a zero byte
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"no such image: {name:.200}") from None
     except OSError as error:
         if not os.path.lexists(name):  # too long for a path, such as a prompt

@@ -20,7 +20,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from image_reward.errors import CheckpointError, LongPromptWarning, PromptError
+from image_reward.errors import CheckpointError, InputError, LongPromptWarning, PromptError
 from image_reward.types import LONGEST_PROMPT, Convention, check_convention
 
 LongPrompts = Literal["truncate", "error"]
@@ -70,23 +70,31 @@ def transformers_tokenizer() -> Any:
 
 # Python's own way to silence warnings changes the filters of the whole process, so threads would interfere. A context
 # variable holds for one thread (or one asynchronous task) alone.
-_SUPPRESSED: ContextVar[bool] = ContextVar("_SUPPRESSED", default=False)
+_COLLECTED: ContextVar[list[str] | None] = ContextVar("_COLLECTED", default=None)
+
+
+@contextmanager
+def long_prompt_warnings_collected() -> Iterator[list[str]]:
+    """Within the block, and in this thread alone, what a ``LongPromptWarning`` would say is added to the list instead."""
+    collected: list[str] = []
+    token = _COLLECTED.set(collected)
+    try:
+        yield collected
+    finally:
+        _COLLECTED.reset(token)
 
 
 @contextmanager
 def long_prompt_warnings_suppressed() -> Iterator[None]:
     """Within the block, and in this thread alone, long prompts are cut without a warning, because they have been reported already."""
-    token = _SUPPRESSED.set(True)
-    try:
+    with long_prompt_warnings_collected():
         yield
-    finally:
-        _SUPPRESSED.reset(token)
 
 
 def report_long_prompts(num_tokens: Mapping[str, int], max_tokens: int, long_prompts: LongPrompts) -> None:
     """One ``LongPromptWarning`` for those prompts that have more tokens than the model reads, or with "error" a ``PromptError``."""
     num_cut = {prompt: num - max_tokens for prompt, num in num_tokens.items() if num > max_tokens}
-    if not num_cut or (_SUPPRESSED.get() and long_prompts == "truncate"):
+    if not num_cut:
         return
     prompt, most = max(num_cut.items(), key=lambda item: item[1])
     message = (
@@ -96,7 +104,10 @@ def report_long_prompts(num_tokens: Mapping[str, int], max_tokens: int, long_pro
     if long_prompts == "error":
         raise PromptError(f'{message}; shorten it, or allow this with long_prompts="truncate"')
     others = f" ({len(num_cut)} prompts are cut)" if len(num_cut) > 1 else ""
-    warnings.warn(message + others, LongPromptWarning, stacklevel=3)
+    if (collected := _COLLECTED.get()) is not None:
+        collected.append(message + others)
+    else:
+        warnings.warn(message + others, LongPromptWarning, stacklevel=3)
 
 
 @dataclass
@@ -117,9 +128,9 @@ class BaseTokenizer(ABC):
 
     def __post_init__(self) -> None:
         if self.long_prompts not in get_args(LongPrompts):
-            raise ValueError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
+            raise InputError(f"long_prompts must be one of {get_args(LongPrompts)}, not {self.long_prompts!r}")
         if self.max_tokens < 3:
-            raise ValueError(f"max_tokens counts {self.first} and {self.last} and must be at least 3, not {self.max_tokens}")
+            raise InputError(f"max_tokens counts {self.first} and {self.last} and must be at least 3, not {self.max_tokens}")
 
     @abstractmethod
     def token_id(self, token: str) -> int:
@@ -287,10 +298,10 @@ def vocabulary_of(prompts: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_vocabulary(vocabulary: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` for a vocabulary that ``PromptTokenizer`` cannot use."""
+    """Raise ``InputError`` for a vocabulary that ``PromptTokenizer`` cannot use."""
     strange = [token for token in vocabulary if bert_tokenizer().token_to_id(token) is None]
     if strange or vocabulary[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS or len(set(vocabulary)) < len(vocabulary):
-        raise ValueError(
+        raise InputError(
             f"a vocabulary is {', '.join(SPECIAL_TOKENS)} and then tokens of bert-base-uncased, each once"
             + (f"; {strange[0]!r:.60} is not one" if strange else "")
         )

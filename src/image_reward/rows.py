@@ -26,7 +26,10 @@ from image_reward.errors import FileKindError, ImageReadError, RowsError
 from image_reward.files import distinct_keys, open_regular
 
 LONGEST_ROW = 1 << 24
-"""Characters. A row of a thousand images has some hundred thousand; what is longer is not one row, and would fill the memory."""
+"""Bytes of a line, or characters of an object in a JSON list. A row of a thousand images has some hundred thousand; what is longer is not
+one row, and would fill the memory."""
+_LONGEST_SKIPPED = 1 << 28  # bytes: a file of zeros, or one that does not end, need not be read to its end
+_LINE_ENDS = (b"\n", b"\r")
 
 _CHUNK = 1 << 16
 _BLANK = b" \t\r\n"
@@ -218,16 +221,85 @@ def _check_text(text: str, path: Path, line: int) -> None:
         raise RowsError(f"{path}, line {line + text.count(chr(10), 0, place)} {problem}")
 
 
+class LongLineError(RowsError):
+    """A line is longer than any row. The message is the end of a sentence about it."""
+
+
+class TextLines:
+    """The lines of a file as text, each with its end, and the byte where the last one ended.
+
+    A line ends with LF, CR LF or CR, or where the file does. A byte order mark at the beginning is left out, and bytes that are not UTF-8
+    become lone surrogates. A ``csv.reader`` over it takes the lines of a quoted cell together.
+
+    Iterating raises ``LongLineError`` for a line of more than ``LONGEST_ROW`` bytes; ``skip_line`` gets past it.
+    """
+
+    def __init__(self, file: IO[bytes], start: int = 0, stop: int | None = None) -> None:
+        """The lines that begin at the bytes from ``start``, where one must, to ``stop``, or to the end."""
+        self.file, self.stop = file, stop
+        self._go_to(start)
+
+    def _go_to(self, start: int) -> None:
+        self.file.seek(start)
+        self.end = start
+        self._chunk, self._at = b"", 0  # read from the file, and how much of it has been returned
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.stop is not None and self.end >= self.stop:
+            raise StopIteration
+        line = self._part()
+        if not line:
+            raise StopIteration
+        is_first = self.end == 0
+        self.end += len(line)
+        if len(line) >= LONGEST_ROW and not line.endswith(_LINE_ENDS):
+            raise LongLineError(f"is a line of more than {LONGEST_ROW:,} bytes, which is too long for a row")
+        return (line.removeprefix(b"\xef\xbb\xbf") if is_first else line).decode("utf-8", "surrogateescape")
+
+    def skip_line(self, start: int) -> None:
+        """Let the line after the one that begins at byte ``start`` be the next. Raises ``RowsError`` where that one does not end."""
+        self._go_to(start)
+        while (part := self._part()) and not part.endswith(_LINE_ENDS):
+            self.end += len(part)
+            if self.end - start > _LONGEST_SKIPPED:
+                raise RowsError(f"is not text of rows: at byte {start:,} begins a line of more than {_LONGEST_SKIPPED:,} bytes")
+        self.end += len(part)
+
+    def _part(self) -> bytes:
+        """The next line, or, of one that is too long, the next ``LONGEST_ROW`` bytes."""
+        if self._at == len(self._chunk):
+            self._chunk, self._at = self.file.readline(LONGEST_ROW), 0  # to the next LF; there may be any number of CR before it
+        place = self._chunk.find(b"\r", self._at)
+        if place < 0 and self._at and not self._chunk.endswith(b"\n"):  # the beginning of a line whose rest is still in the file
+            rest = self._chunk[self._at :]
+            self._chunk, self._at = rest + self.file.readline(LONGEST_ROW - len(rest)), 0
+            place = self._chunk.find(b"\r")
+        stop = len(self._chunk)
+        if place + 1 == stop and place >= 0 and (following := self.file.read(1)):
+            if following == b"\n":
+                self._chunk += following
+                stop += 1
+            else:
+                self.file.seek(-1, os.SEEK_CUR)
+        elif place >= 0 and self._chunk[place + 1 : place + 2] != b"\n":
+            stop = place + 1
+        start, self._at = self._at, stop
+        return self._chunk[start:stop]
+
+
 def _lines(path: Path) -> Iterator[str]:
-    """Lines that end with LF, CR LF or CR."""
-    with _text(path) as text:
-        number = 0
-        while line := text.readline(LONGEST_ROW + 1):
-            number += 1
-            if len(line) > LONGEST_ROW:
-                raise RowsError(f"{path}, line {number} has more than {LONGEST_ROW:,} characters, which is too long for a row")
-            _check_text(line, path, number)
-            yield line
+    with _opened(path) as stream:
+        number = 1
+        try:
+            for line in TextLines(stream):
+                _check_text(line, path, number)
+                yield line
+                number += 1
+        except LongLineError as error:
+            raise RowsError(f"{path}, line {number} {error}") from None
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------------------------

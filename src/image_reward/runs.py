@@ -59,17 +59,17 @@ class Recipe:
     def check_positive(self, *names: str) -> None:
         for name in names:
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+                raise InputError(f"{name} must be greater than 0, not {getattr(self, name)}")
 
     def check_not_negative(self, *names: str) -> None:
         for name in names:
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     def check_seed(self) -> None:
         seed = self.seed  # type: ignore[attr-defined]
         if not 0 <= seed < _HIGHEST_SEED:
-            raise ValueError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
+            raise InputError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
 
 
 def read_toml(path: Path, defaults: Settings) -> Settings:

@@ -159,6 +159,6 @@ def test_a_report_that_cannot_be_written(world: Path, capsys: pytest.CaptureFixt
 def test_one_model_under_two_spellings_is_refused(
     world: Path, scorer: ImageRewardScorer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("image_reward.cli.options.LoadingOptions.load_models", lambda _, models: [scorer for _ in models])
+    monkeypatch.setattr("image_reward.cli.options.LoadingOptions.load_models", lambda _, models, *__: [scorer for _ in models])
     assert main(command(world, "--model", f"{world}/./tiny")) == 2
     assert "are the same model; name it once" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pyarrow.parquet import read_table
 
 from image_reward.cli import main
 from image_reward.cli import options as cli_options
+from image_reward.errors import DownloadError
 from image_reward.scorers import ImageRewardScorer
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
@@ -88,9 +89,10 @@ def test_the_default_model_is_loaded_only_where_nothing_is_named(
 ) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def load(_: object, models: tuple[str, ...]) -> list[object]:
+    def load(_: object, models: tuple[str, ...], taken: list[str]) -> list[object]:
+        assert taken == []
         asked.append(models)
-        raise ValueError("no network here")
+        raise DownloadError("no network here")
 
     monkeypatch.setattr(cli_options.LoadingOptions, "load_models", load)
     assert main(["evaluate", str(TINY), "--rewards", rewards, "--resamples", "10"]) == 0

@@ -26,7 +26,7 @@ from image_reward.cli import main
 from image_reward.errors import ImageRewardError
 
 MODEL = "ImageReward-mini"
-REFUSALS = (ImageRewardError, FileNotFoundError, ValueError)
+REFUSALS = (ImageRewardError, FileNotFoundError)
 """What users can cause is one of these."""
 CLOSE = 1e-5
 GIB = 1 << 30

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_reward.images import ImageTransform
+from image_reward.errors import InputError
+from image_reward.images import ImageLike, ImageTransform
 from image_reward.jobs import score_files
 from image_reward.prompts import PromptTokenizer
-from image_reward.scorers import TwoTowerProcessor, TwoTowerScorer
+from image_reward.scorers import Processor, Scorer, TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
 
 score_here = partial(score_files, workers=0)
 """Jobs that need no worker processes, which take seconds to start."""
@@ -50,11 +53,41 @@ class Brightness(TwoTowerScorer[Tensor]):
         if (ids == self.kill).any():
             os.kill(os.getpid(), signal.SIGKILL)
         if (ids == self.refuse).any():
-            raise ValueError("the stub refuses this prompt")
+            raise InputError("the stub refuses this prompt")
         if (ids == self.crash).any():
             raise TypeError("the stub has a defect")
         rewards = self.weight * features[:, None] + mask.sum(dim=-1) - 2
         return torch.where((ids == self.nan).any(dim=-1), torch.nan, rewards)
+
+
+@dataclass
+class KillingProcessor(Processor[TwoTowerBatch]):
+    """As that of ``Brightness``, but the prompt "kill" ends the process that prepares it, unless that is the job's own."""
+
+    inner: TwoTowerProcessor
+
+    def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> TwoTowerBatch:
+        if "kill" in prompts and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner(prompts, images)
+
+
+class KilledDecoders(Scorer[TwoTowerBatch]):
+    """``Brightness``, prepared by a ``KillingProcessor``."""
+
+    name = "brightness"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.brightness = Brightness()
+        self.prepare = KillingProcessor(self.brightness.prepare)
+
+    def forward(self, batch: TwoTowerBatch) -> Tensor:
+        return self.brightness(batch)
+
+
+def load_killed_decoders(_: str | None) -> list[KilledDecoders]:
+    return [KilledDecoders()]
 
 
 def load(device: str | None, names: Iterable[str] = ("brightness",), **options: Any) -> list[Brightness]:
@@ -67,3 +100,11 @@ def draw(folder: Path, count: int, side: int = 8) -> list[str]:
     for number in range(count):
         Image.new("RGB", (side, side), (number % 256,) * 3).save(folder / f"{number}.png")
     return [f"{number}.png" for number in range(count)]
+
+
+def stop_this_process() -> None:
+    """As a signal does that the process did not start with blocked."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -60,6 +60,14 @@ def test_rows_whose_images_are_gone_are_a_table(tmp_path: Path) -> None:
     assert "some of them cannot be opened from here" in tables["The best"].caption
 
 
+def test_a_defect_is_not_taken_for_an_image_that_is_gone() -> None:
+    def fail(_: str) -> bytes:
+        raise ValueError("shape mismatch")
+
+    with pytest.raises(ValueError, match="shape mismatch"):
+        job_report(SUMMARY, fail)
+
+
 def test_the_data_are_the_summary() -> None:
     report = job_report(SUMMARY, Path, plots=False)
     assert report.data == SUMMARY.as_dict()

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stubs
+import torch
 
-from image_reward.errors import ImageRewardError, JobError
+from image_reward.errors import ImageRewardError, InputError, JobError
+from image_reward.images import ImageLike
 from image_reward.jobs import decoders, files
 from image_reward.jobs.folder import JobFolder, part_name
 from image_reward.jobs.inputs.text import CsvInput
 from image_reward.jobs.messages import DefectError
 from image_reward.jobs.results import filter_rows, summarize
 from image_reward.jobs.shards import ShardScorer
+from image_reward.scorers import MODELS, LoadOptions, ModelSpec, Processor, Scorer, TwoTowerBatch, TwoTowerProcessor
 
 
 @pytest.fixture
@@ -251,6 +256,48 @@ def test_a_defect_ends_the_job_and_names_the_row(rows: Path, tmp_path: Path, mon
         stubs.score_here(rows, tmp_path / "out", lambda device: device.scorers)  # type: ignore[union-attr]
 
 
+def test_a_value_error_of_a_registered_scorer_is_a_defect(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it comes of preparing a row or of scoring it. With ``InputError`` a scorer refuses a row."""
+
+    @dataclass
+    class Strict(Processor[TwoTowerBatch]):
+        processor: TwoTowerProcessor
+
+        def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> TwoTowerBatch:
+            if "a few" in prompts:
+                raise ValueError("shape mismatch")
+            if "a lot" in prompts:
+                raise InputError("this scorer does not know how many a lot are")
+            return self.processor(prompts, images)
+
+    class Registered(Scorer[TwoTowerBatch]):
+        def __init__(self, _: object, options: LoadOptions) -> None:
+            super().__init__()
+            self.name = options.name
+            self.brightness = stubs.Brightness()
+            self.prepare = Strict(self.brightness.prepare)
+
+        def forward(self, batch: TwoTowerBatch) -> torch.Tensor:
+            if (batch.mask.sum(dim=-1) == 2 + 5).any():  # a prompt of five words
+                raise ValueError("shapes differ")
+            return self.brightness(batch)
+
+    spec = ModelSpec("refuses some prompts", licence="MIT", range="any", build=Registered)
+    monkeypatch.setitem(MODELS, "Registered", spec)
+    text = rows.read_text()
+    lines = text.splitlines(keepends=True)
+    lines[8], lines[14] = "r7,a lot,2.png\n", "r13,a few,3.png\n"
+    rows.write_text("".join(lines))
+    with pytest.raises(DefectError, match=r"rows\.csv, row 14 \(id r13\): ValueError: shape mismatch"):
+        stubs.score_here(rows, tmp_path / "out", "Registered", device="cpu", shard_size=5)
+    table = result(tmp_path / "out")
+    assert table["error"] == [None] * 7 + ["InputError: this scorer does not know how many a lot are"] + [None] * 2
+    assert table["reward"][:7] == pytest.approx(EXPECTED[:7])
+    rows.write_text(text.replace("r3,a a a a ", "r3,a a a a a"))
+    with pytest.raises(DefectError, match=r"rows\.csv, row 4 \(id r3\): ValueError: shapes differ"):
+        stubs.score_here(rows, tmp_path / "again", "Registered", device="cpu", shard_size=5)
+
+
 def test_a_defect_in_a_process_shows_its_traceback(rows: Path, tmp_path: Path) -> None:
     rows.write_text(rows.read_text().replace("r13,a a ", "r13,a crash "))
     for num in (0, 1):
@@ -289,6 +336,8 @@ def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:
         stubs.score_here(rows, tmp_path / "out", stubs.load, format="xml")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decoders must be at least 0, not -1"):
         stubs.score_here(rows, tmp_path / "out", stubs.load, decoders=-1)
+    with pytest.raises(InputError, match=r"shard_size must be less than 2\^31, not 1000"):
+        stubs.score_here(rows, tmp_path / "out", stubs.load, shard_size=10**30)
     with pytest.raises(JobError, match="a Ray address was given, but the engine is 'local'"):
         stubs.score_here(rows, tmp_path / "deep" / "out", stubs.load, ray_address="auto")
     assert not (tmp_path / "deep" / "out").exists()  # of a job that never began nothing stays
@@ -543,6 +592,18 @@ def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytes
     store.pipe_file("/bucket/in/rows.parquet", sink.getvalue())
     stubs.score_here("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
     assert result(tmp_path / "local")["reward"] == pytest.approx([1 + 3 / 255])
+
+
+def test_a_row_that_kills_a_decoder_costs_its_shard_alone(rows: Path, tmp_path: Path) -> None:
+    lines = rows.read_text().splitlines(keepends=True)
+    lines[8] = "r7,kill,2.png\n"
+    rows.write_text("".join(lines[:11]))
+    done = stubs.score_here(rows, tmp_path / "out", stubs.load_killed_decoders, decoders=1, shard_size=5)
+    assert (done.num_rows, done.num_quarantined) == (10, 5)
+    table = result(tmp_path / "out")
+    assert table["reward"] == [*map(pytest.approx, EXPECTED[:5]), *[None] * 5]
+    reason = "a process that prepares batches died, as it does when memory runs out"
+    assert set(table["error"][5:]) == {f"Quarantined: the worker died 3 times on this shard: {reason}"}
 
 
 def test_decoders_prepare_ahead(rows: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_rewards_are_those_of_the_scorer(tmp_path: Path) -> None:
     assert table["image"].to_pylist() == [name for _, name in rows]
     assert table["error"].null_count == len(rows)
     assert (result.num_rows, result.num_errors) == (10, 0)
-    assert 0 < result.busy < result.seconds
+    assert result.busy > 0
 
 
 def test_several_scorers_have_a_column_each(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_every_wrong_row_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert errors[17].startswith("FileNotFoundError: no such image: ")
     assert errors[-5:] == [
         "PromptError: the row has no prompt",
-        "ValueError: the stub refuses this prompt",
+        "InputError: the stub refuses this prompt",
         "RewardError: brightness gave a reward that is not a finite number; try dtype float32",
         "RowError: the row names no image",
         None,

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import stubs
 import torch
 
-from image_reward.errors import ImageReadError, JobError
+from image_reward.errors import ImageReadError, InputError, JobError
 from image_reward.jobs.inputs import open_input
 from image_reward.jobs.messages import DefectError, Task, WorkerDiedError
 from image_reward.jobs.shards import ShardScorer, Work
@@ -21,6 +22,7 @@ from image_reward.jobs.worker import Worker
         (MemoryError("no memory"), WorkerDiedError, "MemoryError: no memory"),
         (torch.OutOfMemoryError("no memory"), WorkerDiedError, "OutOfMemoryError: no memory"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), WorkerDiedError, "CUDA error: an illegal"),
+        (BrokenProcessPool("a decoder died"), WorkerDiedError, "a process that prepares batches died"),
         (RuntimeError("mat1 and mat2"), DefectError, r"rows\.csv, rows 3 to 4: RuntimeError: mat1 and mat2"),
         (ValueError("not a row's"), DefectError, r"rows\.csv, rows 3 to 4: ValueError: not a row's"),
         (KeyError("key"), DefectError, r"rows\.csv, rows 3 to 4: KeyError: 'key'"),
@@ -46,7 +48,8 @@ def test_a_worker_fails_in_three_ways(
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (ValueError("no such dtype"), JobError, "^no such dtype$"),
+        (InputError("no such dtype"), JobError, "^no such dtype$"),
+        (ValueError("shape mismatch"), DefectError, "the scorers cannot be loaded: ValueError: shape mismatch"),
         (KeyError("state"), DefectError, "the scorers cannot be loaded: KeyError: 'state'"),
     ],
 )

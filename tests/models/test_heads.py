@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from image_reward.models.heads import LinearHead
+from image_reward.models.heads import LinearHead, is_changed
 
 
 @pytest.fixture
@@ -92,6 +92,23 @@ def test_layers_that_programs_hook_or_replace_are_called(head: LinearHead, featu
     other = nn.Linear(48, 1)
     head.layers = other  # type: ignore[assignment]
     assert torch.equal(head(features), other(features))
+
+
+def test_every_kind_of_hook_is_noticed_until_it_is_removed() -> None:
+    layer = nn.Linear(2, 2)
+    assert not is_changed(layer)
+    for add in (
+        lambda: layer.register_forward_hook(lambda _module, _inputs, _output: None),
+        lambda: layer.register_forward_pre_hook(lambda _module, _inputs: None),
+        lambda: layer.register_full_backward_hook(lambda _module, _into, _out: None),
+        lambda: layer.register_full_backward_pre_hook(lambda _module, _out: None),
+    ):
+        hook = add()
+        assert is_changed(layer)
+        hook.remove()
+        assert not is_changed(layer)
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert is_changed(layer)
 
 
 def test_a_narrow_head_needs_no_dropout_between_its_layers() -> None:

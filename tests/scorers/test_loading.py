@@ -49,6 +49,18 @@ def test_what_scorers_have_in_common_is_made_once(monkeypatch: pytest.MonkeyPatc
     assert len(made) == 2
 
 
+def test_scorers_of_one_name_are_built_with_the_names_that_were_asked_for(tmp_path: Path) -> None:
+    folders = [tmp_path / run / "model" for run in ("a", "b", "c")]
+    for folder in folders:
+        tiny(ImageRewardScorer).save_pretrained(folder)
+    assert [scorer.name for scorer in load_all(folders[:1], "cpu")] == ["model"]
+    assert [scorer.name for scorer in load_all(folders[:2], "cpu")] == [str(folder) for folder in folders[:2]]
+    assert [scorer.name for scorer in load_all([folders[2], "ImageReward-mini"], "cpu", taken=["model"])] == [
+        str(folders[2]),
+        "ImageReward-mini",
+    ]
+
+
 def test_folders_say_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(CheckpointError, match=r"config\.json describes no model .* is 'vit' and not one of image-reward,"):

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     from image_reward.cli.options import UsageError, in_options, warnings_in_one_line
-    from image_reward.errors import ImageRewardError
+    from image_reward.errors import is_defect
     from image_reward.terminal import encodable_output, note
 
     with encodable_output():
@@ -60,22 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             note(f"{PROGRAM}: {str(error) or 'interrupted'}")
             return 130
         except Exception as error:
-            if _is_environment(error) or isinstance(error, ImageRewardError | FileNotFoundError):
+            if not is_defect(error):
                 line = in_options(_message(error)).replace("\n", "\\n")  # a name may hold a line end
             else:
                 line = "this is a defect, not a mistake of yours; please report it with the lines above"
                 note(traceback.format_exc().rstrip())
             note(f"{PROGRAM}: {line}")
             return 1
-
-
-def _is_environment(error: Exception) -> bool:
-    """Whether the operating system refused something: no permission, a full disk, a folder for a file, a name that is too long.
-
-    Only its own errors carry a number. Libraries also raise ``OSError`` without one, for what they cannot read: where a user's file can
-    cause that, it is converted where the file is read.
-    """
-    return isinstance(error, OSError) and error.errno is not None
 
 
 def _message(error: Exception) -> str:
@@ -90,6 +81,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
     from image_reward.cli.help import CONFIG, without_empty_defaults
     from image_reward.cli.options import UsageError
+    from image_reward.errors import InputError
 
     if not arguments or arguments[0] not in COMMANDS:  # an overview, or a misspelt command, which tyro answers and exits
         options = tuple(
@@ -108,7 +100,7 @@ def parse(arguments: Sequence[str]) -> Any:
     without_empty_defaults(command)
     try:
         return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
-    except ValueError as error:  # what a class of settings says of values that tyro filled in
+    except InputError as error:  # what a class of settings says of values that tyro filled in
         raise UsageError(str(error)) from None
 
 

@@ -19,8 +19,8 @@ _SPLITS = ("train", "validation", "test")
 class Check(OutputOptions):
     """Look for problems in human rankings that would mislead training; the exit code is 1 if there are any.
 
-    Several files are splits of one data set. Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and rejected
-    images, ratings, folders that `save_to_disk` wrote, and JSONL, CSV or Parquet files of your own.
+    Several files are treated as splits of one data set. Reads ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, GenAI-Bench, MMRB2, chosen and
+    rejected images, ratings, folders written by `save_to_disk`, and JSONL, CSV or Parquet files of your own.
     """
 
     paths: Annotated[
@@ -58,7 +58,7 @@ class Check(OutputOptions):
 
 @dataclass
 class Convert(OutputOptions):
-    """Convert human rankings of any form that is read to JSONL, and write images that are inside tables to a folder beside it.
+    """Convert human rankings in any supported format to JSONL, and write images inside tables to a folder beside it.
 
     The images of mine.jsonl are in mine-images. Image files stay where they are. Nothing is overwritten, and the file appears whole or not
     at all.

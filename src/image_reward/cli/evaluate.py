@@ -17,11 +17,11 @@ from image_reward.cli.options import EstimateOptions, ImageRoot, SeveralModelOpt
 class Evaluate(SeveralModelOptions, EstimateOptions):
     """Measure how well models agree with human rankings of images, several models at once with `--model A --model B`.
 
-    Accuracy is the share of the pairs that the annotators put in an order in which the model agrees: pooled, every pair weighs the same;
-    per prompt, every prompt does. recall@k is how often the image ranked first is among the model's top k, and filter@k the same for
-    the last; prompts with k images or fewer are left out of them. Kendall's tau-b and Spearman's rho are means over the prompts in which
-    neither side ties everything. Log loss and calibration are those of the probability that `compare` gives, over the pairs that
-    the annotators put in an order.
+    Accuracy is the share of the pairs ordered by the annotators on which the model agrees: pooled, every pair has the same weight; per
+    prompt, every prompt does. recall@k is how often the image ranked first is among the model's top k, and filter@k how often the image
+    ranked last is among its bottom k, over prompts with more than k images. Kendall's tau-b and Spearman's rho are means over the prompts
+    for which neither side ties all images. Log loss and calibration error are those of the probability given by `compare`, over the pairs
+    ordered by the annotators.
     """
 
     data: Annotated[
@@ -43,7 +43,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
     k: tuple[int, ...] | None = None
     """Values of k for recall@k and filter@k; by default those of 1, 2 and 4 below the largest number of images of a prompt."""
     predicted_ties: Literal["wrong", "half", "excluded"] = "wrong"
-    """How accuracies count a pair that the annotators put in an order but the model gives equal rewards."""
+    """How accuracies count a pair that the annotators ordered and the model gives equal rewards."""
     human_ties: Literal["excluded", "half"] = "excluded"
     """How accuracies count a pair that the annotators tied."""
     per_prompt: Path | None = None

@@ -29,7 +29,7 @@ class Filter:
     best_per_prompt: int | None = None
     """Keep at most this number of rows per prompt, those with the highest rewards."""
     by: str | None = None
-    """The scorer whose rewards count, where there are several."""
+    """The scorer to select by, if there are several."""
     output: Path | None = None
     """A .parquet, .csv or .jsonl file; image paths in it are relative to it. By default JSONL on standard output, with absolute paths."""
 

@@ -86,11 +86,12 @@ class LoadingOptions:
         """The options of ``image_reward.load``."""
         return asdict(self.inference) | asdict(self.image)
 
-    def load_models(self, models: Sequence[str]) -> list[Scorer[Any]]:
+    def load_models(self, models: Sequence[str], taken: Sequence[str] = ()) -> list[Scorer[Any]]:
+        """``taken``: names that none of them may have."""
         from image_reward.scorers import load_all
 
         print_notices(models)
-        return load_all(models, **self.loading)
+        return load_all(models, taken=taken, **self.loading)
 
 
 def print_notices(models: Iterable[str]) -> None:
@@ -127,20 +128,12 @@ class SeveralModelOptions(LoadingOptions):
             raise UsageError(f"{twice[0]} occurs twice, and a table of results needs different names: leave one out, or rename it")
 
     def load_all(self, others: Sequence[str] = ()) -> list[Scorer[Any]]:
-        """The models in the order of the command line; files and towers that they have in common are loaded once.
-
-        Models of one name, such as runs/a/model and runs/b/model, or of the name of one of ``others``, are called what the command line
-        calls them.
-        """
+        """The models in the order of the command line, under names that differ from each other and from ``others``."""
         arguments = self.model or (DEFAULT_MODEL,)
-        models = self.load_models(arguments)
+        models = self.load_models(arguments, others)
         for a, b in combinations(range(len(models)), 2):
             if models[a] is models[b]:
                 raise UsageError(f"{arguments[a]} and {arguments[b]} are the same model; name it once")
-        names = [*others, *(model.name for model in models)]
-        for model, argument in zip(models, arguments, strict=True):
-            if names.count(model.name) > 1:
-                model.name = argument
         return models
 
 

@@ -17,7 +17,7 @@ from image_reward.training import MaskedLanguageTraining
 class Pretrain:
     """Pretrain a network from random weights by masked language modelling on the best-ranked images of human rankings.
 
-    The result is what training starts from: image-reward train --start OUTPUT.
+    To train from the result: image-reward train --start OUTPUT.
 
     Several processes: torchrun --nproc-per-node NUMBER -m image_reward.cli pretrain …
     """

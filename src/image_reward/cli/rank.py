@@ -35,7 +35,7 @@ class Rank(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
     prompt: Prompt
     images: Images
     top: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Show, and copy, only the N best."""
+    """Show and copy only the best N images."""
     copy_to: Path | None = None
     """Copy the images shown to this folder, their names prefixed with their ranks."""
 

@@ -61,7 +61,7 @@ class WorkerOptions:
     decoders: int | None = None
     """Processes per worker that prepare batches; by default none on a CPU, and an equal share of the cores on CUDA."""
     shard_size: int | None = None
-    """Rows per shard, which is lost on an interruption; by default 500, or the size that the job was started with."""
+    """Rows per shard; shards in progress are lost on an interruption. By default 500, or as the job was started."""
     retry_quarantined: bool = False
     """Retry shards that were given up because their workers died."""
 

@@ -27,7 +27,8 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
     """Measure the effect of `--dtype` and `--compile` on rewards and speed, with your own images.
 
     The model is loaded twice, in float32 and with these options, and scores every prompt with every image. A pair of images of one prompt
-    flips if the two do not agree on its order. Speed is measured from image file to reward, on at most 32 of the images, in turns.
+    flips if the two do not agree on its order. Speed is measured from image file to reward, alternating between the two, on at
+    most 32 of the images.
     """
 
     images: Images

@@ -16,12 +16,10 @@ from image_reward.images import ImageOptions, describe, open_image
 from image_reward.jobs.files import Access, ImageSource, PackageError, digest
 from image_reward.jobs.rows import Rows
 from image_reward.jobs.signals import end_with_parent
-from image_reward.prompts import check_prompts
+from image_reward.prompts import check_prompts, long_prompt_warnings_collected
 from image_reward.scorers.base import Batch
 from image_reward.scorers.together import Prepare, options_of, prepare_together
 
-REFUSALS = (ImageRewardError, ValueError, ArithmeticError)
-"""What a scorer raises to refuse a row: the row gets it as its error. Anything else is a defect, which ends the job."""
 _UNREADABLE = (ImageRewardError, OSError, MemoryError)
 """What reading and decoding an image raises where the image is to blame."""
 
@@ -58,6 +56,7 @@ class Prepared:
     digests: dict[int, bytes] = field(default_factory=dict)
     """Row -> digest of its image file."""
     warnings: tuple[str, ...] = ()
+    """Of prompts that were cut."""
 
 
 def group_rows(rows: Rows, image_column: str, access: Access) -> tuple[list[Group], dict[int, str]]:
@@ -116,7 +115,7 @@ class _Opening:
 def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], access: Access) -> Prepared:
     """Open, decode and tokenize. Whatever is wrong with an image or a prompt is an error of its rows, never of the others.
 
-    Raises ``RowDefectError`` for what no image or prompt may cause.
+    A scorer refuses an image or a prompt with an error of this package. Raises ``RowDefectError`` for anything else.
     """
     done = Prepared()
     prompts: list[str] = []
@@ -130,8 +129,7 @@ def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], acces
             done.rows.append(row)
             prompts.append(prompt)  # type: ignore[arg-type]
             images.append(image)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with long_prompt_warnings_collected() as collected:
         try:
             done.batches = prepare_together(processors, prompts, images)
         except PackageError:
@@ -142,14 +140,14 @@ def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], acces
                 try:
                     prepare_together(processors, [prompts[place]], [images[place]])
                     keep.append(place)
-                except (*REFUSALS, MemoryError) as error:
+                except (ImageRewardError, MemoryError) as error:
                     done.errors[row] = in_words(error)
                 except Exception as error:
                     raise RowDefectError(row, in_words(error)) from error
             done.rows = [done.rows[place] for place in keep]
             prompts, images = [prompts[place] for place in keep], [images[place] for place in keep]
             done.batches = prepare_together(processors, prompts, images)
-    done.warnings = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    done.warnings = tuple(dict.fromkeys(collected))
     done.digests = {row: image.digest for row, image in zip(done.rows, images, strict=True) if image.digest}
     if failed := {row: image.error for row, image in zip(done.rows, images, strict=True) if image.error}:
         done.errors |= failed
@@ -168,6 +166,11 @@ def _prompt_problem(prompt: object) -> str | None:
     return None
 
 
+def _begin() -> None:
+    end_with_parent()
+    warnings.simplefilter("ignore")  # of libraries, as in workers; those of prompts come with what is prepared
+
+
 class Decoders:
     """Processes that prepare groups, each with a copy of the processors."""
 
@@ -175,7 +178,7 @@ class Decoders:
         from multiprocessing import get_context
 
         self.ahead = 2 * count
-        self.pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)
+        self.pool = ProcessPoolExecutor(count, get_context("spawn"), _begin)
         self.processors, self.access = list(processors), access
 
     def submit(self, groups: Sequence[Group]) -> Future[Prepared]:

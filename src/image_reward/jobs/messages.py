@@ -25,7 +25,6 @@ class ShardResult:
     shard: int
     num_rows: int
     num_errors: int
-    seconds: float
     busy: float
     """Seconds in which the device computed."""
     warnings: tuple[str, ...] = ()

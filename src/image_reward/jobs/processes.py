@@ -153,7 +153,7 @@ class ThisProcess:
         self.worker = Worker(work, device)
 
     def start(self, worker: int) -> Future[Any]:
-        del worker
+        self.stop(worker)
         self.worker = Worker(self.work, self.device)
         return _done(self.worker.load)
 

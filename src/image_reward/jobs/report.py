@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from image_reward.errors import ImageRewardError
 from image_reward.images import ImageOptions, open_image
 from image_reward.jobs.results import JobSummary, RewardSummary, ShownRow
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report
@@ -75,7 +76,7 @@ def _cards(rows: Sequence[ShownRow], title: str, image: Callable[[str], Any]) ->
     """The rows as images; as a table where one of them cannot be opened any more."""
     try:
         cards = [Card(_opened(image, row.image), f"{row.reward:+.4f}", [short(row.prompt or ""), row.image]) for row in rows]
-    except (OSError, ValueError, RuntimeError, LookupError):
+    except (ImageRewardError, OSError):
         cells = [[f"{row.row + 1:,}", f"{row.reward:+.4f}", short(row.prompt or ""), row.image] for row in rows]
         columns = [Column("row"), Column("reward"), Column("prompt", "left"), Column("image", "left")]
         return Grid(columns, cells, title, "Images are not shown: some of them cannot be opened from here.")

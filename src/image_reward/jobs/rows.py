@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PLAN = b"image_reward.plan.2"  # key of the metadata of a plan; plans of another form are as none
-_PROMPT_KEYS = ("prompt", "caption", "text")  # in the .json of a WebDataset sample, which has no columns to choose from
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,8 @@ def score_files(
     for name, value in (("workers", workers), ("decoders", decoders), ("batch_size", batch_size), ("shard_size", shard_size)):
         if value is not None and value < least[name]:
             raise InputError(f"{name} must be at least {least[name]}, not {value}")
+        if value is not None and value >= 1 << 31:
+            raise InputError(f"{name} must be less than 2^31, not {value}")
     for name, choice, known in (("engine", engine, get_args(Engine)), ("format", format, get_args(Format))):
         if choice not in known:
             raise InputError(f"{name} must be {' or '.join(map(repr, known))}, not {choice!r}")

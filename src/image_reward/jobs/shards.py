@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_reward.errors import JobError
-from image_reward.jobs.decoders import REFUSALS, Decoders, Group, Prepared, RowDefectError, group_rows, in_words, prepare_groups
+from image_reward.errors import ImageRewardError, JobError
+from image_reward.jobs.decoders import Decoders, Group, Prepared, RowDefectError, group_rows, in_words, prepare_groups
 from image_reward.jobs.files import Folder
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.messages import DefectError, ShardResult
@@ -181,10 +181,10 @@ class ShardScorer:
 
     def _score_rows(self, feed: _Feed, upcoming: Shard | None, on_progress: Callable[[int, int], None]) -> ShardResult:
         shard = feed.shard
-        started, busy = time.perf_counter(), self.scoring.busy
+        busy = self.scoring.busy
         rewards = torch.full((len(self.scorers), shard.num_rows), torch.nan)
         errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
-        reported = started
+        reported = time.perf_counter()
         num_done = 0
         for prepared in feed.run(upcoming):
             errors |= prepared.errors
@@ -197,9 +197,7 @@ class ShardScorer:
                 reported = time.perf_counter()
                 on_progress(num_done, len(errors))
         self._write(shard, feed.rows.table, rewards, errors, digests)
-        return ShardResult(
-            shard.number, shard.num_rows, len(errors), time.perf_counter() - started, self.scoring.busy - busy, tuple(dict.fromkeys(heard))
-        )
+        return ShardResult(shard.number, shard.num_rows, len(errors), self.scoring.busy - busy, tuple(dict.fromkeys(heard)))
 
     def _score(self, prepared: Prepared, rewards: Tensor, errors: dict[int, str]) -> None:
         try:
@@ -211,7 +209,7 @@ class ShardScorer:
             if is_out_of_memory(error) or is_lost_device(error):
                 raise
             if len(prepared.rows) == 1:
-                if not isinstance(error, REFUSALS):
+                if not isinstance(error, ImageRewardError):
                     raise RowDefectError(prepared.rows[0], in_words(error)) from error
                 errors[prepared.rows[0]] = in_words(error)
                 return
@@ -229,7 +227,7 @@ class ShardScorer:
         rows = self.work.input.read(shard)
         errors = dict.fromkeys(range(shard.num_rows), f"Quarantined: {reason}")
         self._write(shard, rows.table, torch.full((len(self.scorers), shard.num_rows), torch.nan), errors, {})
-        return ShardResult(shard.number, shard.num_rows, shard.num_rows, 0.0, 0.0)
+        return ShardResult(shard.number, shard.num_rows, shard.num_rows, 0.0)
 
     def close(self) -> None:
         if self.decoders is not None:

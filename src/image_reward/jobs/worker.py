@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ class Worker:
         """What the scorers are."""
         from image_reward.jobs.shards import ShardScorer
 
-        with _failures("the scorers cannot be loaded", ValueError):
+        with _failures("the scorers cannot be loaded"):
             self.scorer = ShardScorer(self.work, self.device)
             return self.scorer.identity()
 
@@ -46,7 +47,7 @@ class Worker:
 
 
 @contextmanager
-def _failures(doing: str, *expected: type[Exception]) -> Iterator[None]:
+def _failures(doing: str) -> Iterator[None]:
     from image_reward.jobs.shards import is_lost_device, is_out_of_memory
 
     try:
@@ -54,8 +55,10 @@ def _failures(doing: str, *expected: type[Exception]) -> Iterator[None]:
     except (DefectError, WorkerDiedError):
         raise
     except Exception as error:
+        if isinstance(error, BrokenExecutor):  # of its decoders
+            raise WorkerDiedError("a process that prepares batches died, as it does when memory runs out") from None
         if is_out_of_memory(error) or is_lost_device(error):
             raise WorkerDiedError(f"{type(error).__name__}: {error}") from None
-        if isinstance(error, (ImageRewardError, OSError, *expected)):
+        if isinstance(error, ImageRewardError | OSError):
             raise JobError(str(error)) from None
         raise DefectError(f"{doing}: {type(error).__name__}: {error}") from error

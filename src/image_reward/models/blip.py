@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from image_reward.errors import InputError
 from image_reward.models.heads import LinearHead
 from image_reward.models.linear import Linear, gelu, set_plain
 
@@ -44,16 +45,16 @@ class BlipConfig:
             largest = 200 if name.endswith("_layers") else 1 << 14 if name == "image_size" else 1 << 20
             for size in value if isinstance(value, tuple) else (value,):
                 if not 1 <= size <= largest:
-                    raise ValueError(f"{name} must be from 1 to {largest:,}, not {size}")
+                    raise InputError(f"{name} must be from 1 to {largest:,}, not {size}")
         if len(self.head_widths) > 100:
-            raise ValueError(f"head_widths has {len(self.head_widths):,} layers; at most 100 can be built")
+            raise InputError(f"head_widths has {len(self.head_widths):,} layers; at most 100 can be built")
         for whole, part in [
             ("image_size", "patch_size"),
             ("vision_width", "vision_heads"),
             ("text_width", "text_heads"),
         ]:
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part} ({getattr(self, part)})")
+                raise InputError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part} ({getattr(self, part)})")
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -156,6 +157,14 @@ class VisionTransformer(nn.Module):
     def finish(self, x: Tensor, depth: int) -> Tensor:
         """The output of the first ``depth`` blocks -> image tokens, both [I, T, W]."""
         return self.norm(self._through(x, depth, len(self.blocks)))
+
+    def weights_to(self, depth: int) -> dict[str, Tensor]:
+        """The weights that ``begin(pixels, depth)`` computes with, by name."""
+
+        def is_before(name: str) -> bool:
+            return int(name.split(".")[1]) < depth if name.startswith("blocks.") else not name.startswith("norm.")
+
+        return {name: tensor for name, tensor in self.state_dict().items() if is_before(name)}
 
     def _through(self, x: Tensor, start: int, end: int) -> Tensor:
         for block in list(self.blocks)[start:end]:
@@ -362,9 +371,42 @@ class CrossEncoder(nn.Module):
         """Normalised pixels [I, 3, S, S] -> every layer's cross-attention keys and values, which serve any number of prompts."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder(pixels))
 
+    @property
+    def image_layers(self) -> list[nn.Module]:
+        """The blocks of the image tower, from the input on."""
+        return list(self.blip.visual_encoder.blocks)
+
+    @property
+    def text_layers(self) -> list[nn.Module]:
+        """The layers of the text tower, from the input on."""
+        return list(self.blip.text_encoder.encoder.layer)
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """[vocabulary, W]"""
+        return self.blip.text_encoder.embeddings.word_embeddings.weight
+
+    @property
+    def image_tokens_shape(self) -> tuple[int, int]:
+        """T and W of what ``begin_images`` gives."""
+        _, num_tokens, width = self.blip.visual_encoder.pos_embed.shape
+        return num_tokens, width
+
+    def begin_images(self, pixels: Tensor, depth: int) -> Tensor:
+        """Normalised pixels [I, 3, S, S] -> the output of the image tower's first ``depth`` blocks, [I, T, W], for ``finish_images``."""
+        return self.blip.visual_encoder.begin(pixels, depth)
+
+    def image_weights_to(self, depth: int) -> dict[str, Tensor]:
+        """The weights that ``begin_images(pixels, depth)`` computes with, by name."""
+        return self.blip.visual_encoder.weights_to(depth)
+
     def finish_images(self, tokens: Tensor, depth: int) -> list[KeysValues]:
-        """As ``encode_images``, from what left the first ``depth`` blocks of the image tower, [I, T, W]."""
+        """As ``encode_images``, from what ``begin_images`` gave for that depth."""
         return self.blip.text_encoder.read_image(self.blip.visual_encoder.finish(tokens, depth))
+
+    def encode_pairs(self, images: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
+        """As ``score_pairs``, but the output of the text tower for every token [N, L, W]."""
+        return self.blip.text_encoder.encode(ids, mask, images)
 
     def score_pairs(self, images: list[KeysValues], ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encoded images (I of them), token ids [N, L] and mask [N, L] -> raw rewards [N], float32; an image's prompts are consecutive."""
@@ -373,6 +415,11 @@ class CrossEncoder(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised pixels [I, 3, S, S] and token ids [N, L], N a multiple of I -> raw rewards [N], float32."""
         return self.score_pairs(self.encode_images(pixels), ids, mask)
+
+    def freeze_projections(self) -> None:
+        """Take the projections of BLIP's contrastive score, which no reward depends on, out of training."""
+        for projection in (self.blip.vision_proj, self.blip.text_proj):
+            projection.requires_grad_(False)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the towers compute in ``dtype``; the head stays in float32."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, InputError
 from image_reward.models.linear import make_fast
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ _OTHERS = ("hidden_act", "layer_norm_eps", "eos_token_id")
 
 
 def clip_config_from_json(values: Mapping[str, Any]) -> CLIPConfig:
-    """The sizes in the object of transformers' ``config.json``. Raises ``ValueError``, or whatever transformers raises.
+    """The sizes in the object of transformers' ``config.json``. Raises ``InputError``, or whatever transformers raises.
 
     Only what determines the network is passed on: other keys could make transformers build tables of any size, or return tuples.
     """
@@ -184,7 +184,7 @@ def clip_config_from_json(values: Mapping[str, Any]) -> CLIPConfig:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise ValueError(f"{name!r} is not an object but {value!r:.60}")
+            raise InputError(f"{name!r} is not an object but {value!r:.60}")
         return {key: value[key] for key in (*_SIZES, *_OTHERS) if key in value}
 
     parts = {name: part(name) for name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict")}
@@ -194,12 +194,12 @@ def clip_config_from_json(values: Mapping[str, Any]) -> CLIPConfig:
         for key, largest in _SIZES.items():
             size = getattr(tower, key, 1)
             if type(size) is not int or not 1 <= size <= largest:
-                raise ValueError(f"{key} must be a whole number from 1 to {largest:,}, not {size!r:.60}")
+                raise InputError(f"{key} must be a whole number from 1 to {largest:,}, not {size!r:.60}")
         if not 0 < getattr(tower, "layer_norm_eps", 1e-5) <= 0.1:
-            raise ValueError(f"layer_norm_eps must be above 0 and at most 0.1, not {tower.layer_norm_eps}")
+            raise InputError(f"layer_norm_eps must be above 0 and at most 0.1, not {tower.layer_norm_eps}")
     vision = config.vision_config
     if vision.num_channels != 3 or vision.patch_size > vision.image_size:
-        raise ValueError(f"no image of {vision.image_size} px and 3 channels has patches of {vision.patch_size} px, {vision.num_channels}")
+        raise InputError(f"no image of {vision.image_size} px and 3 channels has patches of {vision.patch_size} px, {vision.num_channels}")
     return config
 
 

@@ -62,6 +62,10 @@ def _is_plain_dropout(layer: nn.Module) -> bool:
 
 
 def is_changed(module: nn.Module) -> bool:
-    """Whether a program has hooked a module or given it another ``forward``, which only calling the module runs."""
+    """Whether a program has hooked a module or given it another ``forward``, which only calling the module runs.
+
+    PyTorch has public functions to add hooks and none to ask for them. These are the dictionaries that its own
+    ``nn.TransformerEncoder`` looks into before it takes its fast path; nothing else of this package reads them.
+    """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return "forward" in vars(module) or any(hooks)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from image_reward.errors import InputError
 from image_reward.models.heads import is_changed
 
 VARIABLE = "IMAGE_REWARD_LINEAR"
@@ -173,7 +174,7 @@ def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def _choose_for_training(key: _Key, weight: Tensor) -> str:
-    _check_name(key.named)
+    check_variable(key.named)
     if key.named not in ("auto", "onednn"):
         return PLAIN
     rows = _measured_rows(weight)
@@ -217,6 +218,13 @@ _MARGIN = 1.1  # by which a way must be faster than those before it, because a c
 
 # Of this thread, because other programs on the machine are not the ways' fault. Windows counts that in steps of 16 ms.
 _clock = time.perf_counter if sys.platform == "win32" else time.thread_time
+
+
+def check_variable(named: str | None = None) -> None:
+    """Raise ``InputError`` unless the value of ``VARIABLE``, by default that of this process, is a way."""
+    named = os.environ.get(VARIABLE, "auto") if named is None else named
+    if named not in ("auto", *WAYS):
+        raise InputError(f"{VARIABLE} must be auto or one of {', '.join(WAYS)}, not {named!r}")
 
 
 def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
@@ -271,7 +279,7 @@ def _choice(weight: Tensor, bias: Tensor | None, gelu: bool) -> tuple[_Key, str]
 @torch.no_grad()
 def _choose(key: _Key, weight: Tensor, bias: Tensor | None) -> str:
     """The fastest of the ways that compute what ``F.linear`` does, or the one that ``VARIABLE`` names, if it does."""
-    _check_name(key.named)
+    check_variable(key.named)
     if key.named == "auto" and key.out_features * key.in_features < _SMALLEST:
         return PLAIN
     x = _wave(_measured_rows(weight), key.in_features, key.dtype)
@@ -289,11 +297,6 @@ def _choose(key: _Key, weight: Tensor, bias: Tensor | None) -> str:
         if taken * _MARGIN < seconds[best]:
             best = name
     return best
-
-
-def _check_name(named: str) -> None:
-    if named not in ("auto", *WAYS):
-        raise ValueError(f"{VARIABLE} must be auto or one of {', '.join(WAYS)}, not {named!r}")
 
 
 def _measured_rows(weight: Tensor) -> int:

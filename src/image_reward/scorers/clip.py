@@ -51,7 +51,7 @@ class ClipSettings:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 3:
-            raise ValueError(f"max_tokens counts the two tokens around a prompt and must be at least 3, not {self.max_tokens}")
+            raise InputError(f"max_tokens counts the two tokens around a prompt and must be at least 3, not {self.max_tokens}")
 
 
 class _ClipImages(TwoTowerScorer[Tensor]):
@@ -310,6 +310,8 @@ def clip_from_files(
     try:
         config = clip_config_from_json(values)
         network = clip_network(config)
+    except InputError as error:
+        raise CheckpointError(f"{files.config} describes no CLIP that can be built: {error}") from None
     except Exception as error:  # nearly anything, from a wrong type to a division by zero
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"{files.config} describes no CLIP that can be built: {reason}") from error

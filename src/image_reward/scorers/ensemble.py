@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.config import LARGEST_SCALE, check_scale, check_version
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, InputError, UnknownModelError
 from image_reward.files import fill, read_json
 from image_reward.images import ImageLike
 from image_reward.scorers.base import Scorer
@@ -97,13 +97,13 @@ class Ensemble(CompositeScorer):
             references: by name; by default the one that this package has for the scorer.
             reward: what ``score`` and all else return: the mean, or the mean less ``penalty`` times the disagreement.
 
-        Raises ``ValueError`` for what makes no sense, and for a member without a reference.
+        Raises ``InputError`` for what makes no sense, and for a member without a reference.
         """
         super().__init__()
         if not members or any(isinstance(member, Ensemble) for member in members.values()):
-            raise ValueError("an ensemble needs members, and an ensemble cannot be one")
+            raise InputError("an ensemble needs members, and an ensemble cannot be one")
         for unknown in {*(weights or {}), *(references or {})} - set(members):
-            raise ValueError(f"{unknown!r} is not a member; those are {', '.join(members)}")
+            raise InputError(f"{unknown!r} is not a member; those are {', '.join(members)}")
         self.reward = reward
         self.penalty = penalty
         self.name = name
@@ -137,7 +137,7 @@ class Ensemble(CompositeScorer):
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{file}: {error}") from None
-        except ValueError as error:
+        except (CheckpointError, InputError, UnknownModelError) as error:
             raise CheckpointError(f"{file}: {error}") from error
 
     def combine(self, rewards: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Ensemble(CompositeScorer):
     @reward.setter
     def reward(self, reward: Reward) -> None:
         if reward not in get_args(Reward):
-            raise ValueError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
+            raise InputError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
         self._reward: Reward = reward
 
     @property
@@ -166,7 +166,7 @@ class Ensemble(CompositeScorer):
     @penalty.setter
     def penalty(self, penalty: float) -> None:
         if not 0 <= penalty <= LARGEST_SCALE:
-            raise ValueError(f"penalty must be at least 0 and at most {LARGEST_SCALE:g}, not {penalty}")
+            raise InputError(f"penalty must be at least 0 and at most {LARGEST_SCALE:g}, not {penalty}")
         self._penalty = penalty
 
     @property
@@ -179,7 +179,7 @@ class Ensemble(CompositeScorer):
         values = [float(weight) for weight in weights]
         if len(values) != len(self.member_names) or not all(1 / LARGEST_SCALE <= weight <= LARGEST_SCALE for weight in values):
             limits = f"from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
-            raise ValueError(f"weights must be positive, {limits}, one for each of {', '.join(self.member_names)}, not {values}")
+            raise InputError(f"weights must be positive, {limits}, one for each of {', '.join(self.member_names)}, not {values}")
         self._weights = tuple(weight / sum(values) for weight in values)
 
     def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> Judgement:
@@ -206,7 +206,7 @@ class Ensemble(CompositeScorer):
 
 def _no_reference(name: str) -> Reference:
     example = f"references={{{name!r}: ...}}"
-    raise ValueError(
+    raise InputError(
         f"{name} has no reference to normalise its rewards on. Score many images as you will ask it to judge, make one with "
         f"Reference.from_rewards(rewards, origin), and give it as {example}, or as 'reference' in the ensemble's JSON file"
     )

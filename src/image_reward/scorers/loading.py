@@ -18,6 +18,7 @@ from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.images import ImageOptions
+from image_reward.models.linear import check_variable
 from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.build import KINDS, Kind, build_imagereward, checkpoint_of
@@ -142,7 +143,7 @@ def _find_on_hub(repo: str) -> FoundModel:
 
 @torch.inference_mode(False)  # weights that are made in that mode could never give gradients
 def load(
-    model: str | os.PathLike[str] = "ImageReward-v1.0",
+    model: str | os.PathLike[str] | FoundModel = "ImageReward-v1.0",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     *,
@@ -161,7 +162,7 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder.
+            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder; or what ``find`` made of one of these.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
@@ -185,21 +186,28 @@ def load(
         exact=exact,
         shared={} if shared is None else shared,
     )
-    return _place(find(model).built(options), device, dtype, batch_size, compile).requires_grad_(False)
+    found = model if isinstance(model, FoundModel) else find(model)
+    return _place(found.built(options), device, dtype, batch_size, compile).requires_grad_(False)
 
 
 def load_all(
     models: Sequence[str | os.PathLike[str]],
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    taken: Sequence[str] = (),
     **options: Any,
 ) -> list[Scorer[Any]]:
     """Several scorers, which load the files and towers that they have in common once. Options and errors are those of ``load``.
 
-    ``score_together`` then also computes with them once.
+    ``score_together`` then also computes with them once. Scorers of one name, such as runs/a/model and runs/b/model, or with a name in
+    ``taken``, are named as in ``models``.
     """
     shared: dict[Hashable, Any] = {}
-    return [load(model, device, dtype, shared=shared, **options) for model in models]
+    found = [find(model) for model in models]
+    names = [*taken, *(model.name for model in found)]
+    named = [one._replace(name=os.fspath(model)) if names.count(one.name) > 1 else one for model, one in zip(models, found, strict=True)]
+    return [load(one, device, dtype, shared=shared, **options) for one in named]
 
 
 def _place(
@@ -214,6 +222,7 @@ def _place(
         dtype = DTYPES[dtype]
     if dtype is not None and dtype not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
+    check_variable()
     chosen = choose_device(device)
     parts = single_scorers([scorer])
     for part in parts:

@@ -46,7 +46,7 @@ _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/mo
 
 MODELS: dict[str, ModelSpec] = {
     "ImageReward-mini": ModelSpec(
-        description="a careful person's preference among drawn shapes; a small model to try things with",
+        description="a careful annotator's preference among drawn shapes; a small model for trying things out",
         licence="Apache-2.0",
         range="mean 0, std 1 on drawings",
         build=build_imagereward,
@@ -84,35 +84,35 @@ MODELS: dict[str, ModelSpec] = {
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
     ),
     "HPSv2.1": ModelSpec(
-        description="as HPSv2, trained on more data; on a scale of its own",
+        description="as HPSv2, trained on more data; on its own scale",
         licence="Apache-2.0",
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
     ),
     "CLIP": ModelSpec(
-        description="how near image and prompt are: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
+        description="how well image and prompt match: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
         licence="MIT",
         range="[-1, 1], about 0.1 to 0.35",
         build=build_openai_clip,
         files=_CLIP,
     ),
     "Aesthetic": ModelSpec(
-        description="how good an image looks, whatever the prompt: a head on CLIP's image embedding (Schuhmann 2022)",
+        description="how good an image looks, regardless of the prompt: a head on CLIP's image embedding (Schuhmann 2022)",
         licence="Apache-2.0",
         range="1 to 10, about 4 to 7",
         build=build_aesthetic,
         files={"head": _AESTHETIC_HEAD, **_CLIP},
     ),
     "BLIP": ModelSpec(
-        description="how near image and prompt are: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",
+        description="how well image and prompt match: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",
         licence="BSD-3-Clause",
         range="[-1, 1]",
         build=build_blip,
         files={"weights": WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward")},
     ),
     "BLIP-ITM": ModelSpec(
-        description="whether the prompt describes the image: the log odds of BLIP's matching head, tuned on COCO (Li et al., ICML 2022)",
+        description="whether the prompt describes the image: log odds of BLIP's matching head, fine-tuned on COCO (Li et al., ICML 2022)",
         licence="BSD-3-Clause",
         range="any; 0 is even odds",
         build=build_blip_matching,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from image_reward.errors import InputError
 from image_reward.models.blip import BlipConfig
 from image_reward.runs import Recipe, Schedule
 from image_reward.training.losses import Loss
@@ -30,11 +31,11 @@ class RewardTraining(Recipe):
     start: str = "ImageReward-v1.0"
     """A model's name, file or folder; a BLIP pretraining checkpoint such as model_large.pth; or "scratch"."""
     network: BlipConfig = field(default_factory=BlipConfig)
-    """Sizes of the network, for a start that does not store them."""
+    """Sizes of the network, if the model of `--start` does not store them."""
     max_tokens: int = 35
-    """Tokens of a prompt that are read, counting the first and last; for a start that does not store it."""
+    """Tokens of a prompt that are read, counting the first and last, if the model of `--start` does not store it."""
     new_head: bool = False
-    """Initialize the head anew. A BLIP checkpoint has none, so there it is always new."""
+    """Initialize a new head, as always for a BLIP checkpoint, which has none."""
     freeze: float = 0.7
     """The share of each tower's layers, from the bottom, that are frozen; with any, the embeddings are too."""
     lora_rank: int = 0
@@ -84,7 +85,7 @@ class RewardTraining(Recipe):
     shard: bool = False
     """Shard the weights across processes (FSDP), for networks that do not fit on one device."""
     cpu: bool = False
-    """Train on the CPU even where there is a GPU."""
+    """Train on the CPU even if a GPU is available."""
     workers: int = 2
     """Processes that open images; 0 opens them in the training process."""
     skip_unreadable: bool = False
@@ -106,20 +107,20 @@ class RewardTraining(Recipe):
         self.check_not_negative("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib")
         for name in ("max_steps", "evaluate_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name, below in (("freeze", False), ("validation_share", True), ("ema", True)):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below and value == 1):
-                raise ValueError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+                raise InputError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
         self.check_seed()
         if self.start == SCRATCH and (self.freeze or self.lora_rank):
-            raise ValueError("a network trained from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
+            raise InputError("a network trained from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
         if self.lora_rank and self.shard:
-            raise ValueError("lora_rank and shard cannot be combined: low-rank updates need little memory as they are")
+            raise InputError("lora_rank and shard cannot be combined: low-rank updates need little memory as they are")
         if self.cache_features and not self.freeze and not self.lora_rank:
-            raise ValueError("cache_features keeps the output of frozen layers, and freeze is 0")
+            raise InputError("cache_features keeps the output of frozen layers, and freeze is 0")
         if self.cache_features and self.lora_rank:
-            raise ValueError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
+            raise InputError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
 
     without_effect = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
 
@@ -168,7 +169,7 @@ class MaskedLanguageTraining(Recipe):
     workers: int = 2
     """Processes that open images; 0 opens them in the training process."""
     cpu: bool = False
-    """Train on the CPU even where there is a GPU."""
+    """Train on the CPU even if a GPU is available."""
     log_every: int = 100
     """Steps between lines of the log."""
 
@@ -177,6 +178,6 @@ class MaskedLanguageTraining(Recipe):
         self.check_not_negative("warmup_steps", "weight_decay", "workers", "cache_mib")
         self.check_seed()
         if not 0 < self.mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
+            raise InputError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
         if not 0 <= self.short_share <= 1:
-            raise ValueError(f"short_share must be from 0 to 1, not {self.short_share}")
+            raise InputError(f"short_share must be from 0 to 1, not {self.short_share}")

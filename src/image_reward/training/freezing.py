@@ -20,11 +20,9 @@ def freeze(network: ImageRewardNetwork, ratio: float) -> int:
     reward depends on them. A frozen prefix costs no gradient: autograd records nothing before the first trained weight. Returns the number
     of frozen blocks of the image tower.
     """
-    blip = network.blip
-    for projection in (blip.vision_proj, blip.text_proj):
-        projection.requires_grad_(False)
-    vision, text = blip.visual_encoder, blip.text_encoder
-    for tower, layers in ((vision, vision.blocks), (text, text.encoder.layer)):
+    network.freeze_projections()
+    towers = network.blip.visual_encoder, network.blip.text_encoder
+    for tower, layers in zip(towers, (network.image_layers, network.text_layers), strict=True):
         num_frozen = int(len(layers) * ratio)
         if num_frozen == len(layers):
             tower.requires_grad_(False)
@@ -32,9 +30,9 @@ def freeze(network: ImageRewardNetwork, ratio: float) -> int:
             for name, parameter in tower.named_parameters():
                 if name.startswith(("cls_token", "pos_embed", "patch_embed", "embeddings")):
                     parameter.requires_grad_(False)
-            for layer in list(layers)[:num_frozen]:
+            for layer in layers[:num_frozen]:
                 layer.requires_grad_(False)
-    return int(len(vision.blocks) * ratio)
+    return int(len(network.image_layers) * ratio)
 
 
 class LowRank(nn.Module):

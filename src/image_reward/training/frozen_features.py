@@ -53,22 +53,21 @@ class FrozenFeatures:
 def file_name(network: ImageRewardNetwork, depth: int, data: str) -> str:
     """A name that changes with the frozen weights, their depth and the data."""
     digest = hashlib.sha256(f"{depth} {data}".encode())
-    for name, tensor in network.blip.visual_encoder.state_dict().items():
-        if not name.startswith("blocks.") or int(name.split(".")[1]) < depth:
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for tensor in network.image_weights_to(depth).values():
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return f"features-{digest.hexdigest()[:16]}.npy"
 
 
 @torch.no_grad()
 def compute(path: Path, scorer: ImageRewardScorer, depth: int, crops: Iterable[tuple[Tensor, Tensor]], num_images: int) -> None:
     """``crops`` gives, in order, uint8 images [I, 3, S, S] and which of them are readable [I]. The file appears whole or not at all."""
-    tower = scorer.network.blip.visual_encoder
-    shape = (num_images, *tower.pos_embed.shape[1:])
+    shape = (num_images, *scorer.network.image_tokens_shape)
     with written_whole(path) as temporary:
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         start = 0
         for images, readable in crops:
-            tokens = tower.begin(scorer.prepare.transform.normalize(images.to(scorer.device)), depth).float().cpu()
+            pixels = scorer.prepare.transform.normalize(images.to(scorer.device))
+            tokens = scorer.network.begin_images(pixels, depth).float().cpu()
             rows[start : start + len(images)] = torch.where(readable[:, None, None], tokens, torch.nan).numpy()
             start += len(images)
         rows.flush()

@@ -53,9 +53,8 @@ class MaskedLanguageModel(nn.Module):
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor, masked: Tensor) -> Tensor:
         """Normalised pixels [I, 3, S, S]; ids with [MASK], attention mask and masked positions [N, L] -> logits [masked, vocabulary]."""
-        text = self.network.blip.text_encoder
-        hidden = text.encode(ids, mask, self.network.encode_images(pixels))[masked]
-        embeddings = text.embeddings.word_embeddings.weight[self.vocabulary]
+        hidden = self.network.encode_pairs(self.network.encode_images(pixels), ids, mask)[masked]
+        embeddings = self.network.token_embeddings[self.vocabulary]
         # Of unit length: the LayerNorm that follows the embeddings hides their lengths from the network, so they must not count here.
         return F.linear(hidden, F.normalize(embeddings, dim=1), self.bias) * 4
 
@@ -82,8 +81,8 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     network = replace(config.network, vocab_size=len(own_vocabulary)) if own_vocabulary else config.network
     own = ScorerConfig(network=network, image=transform, max_tokens=config.max_tokens, vocabulary=own_vocabulary, reward=raw)
     scorer = ImageRewardScorer(new_network(network, config.seed), own, name=folder.name)
-    for unused in (scorer.network.mlp, scorer.network.blip.vision_proj, scorer.network.blip.text_proj):
-        unused.requires_grad_(False)
+    scorer.network.mlp.requires_grad_(False)
+    scorer.network.freeze_projections()
 
     process = (accelerator.process_index, accelerator.num_processes)
     all_images = TrainingSteps(best, scorer.prepare, "pairwise", config.batch_images, process, cache_mib=config.cache_mib)

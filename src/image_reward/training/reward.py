@@ -275,8 +275,8 @@ class _Run:
         # --- what is trained ---
         self.learner = RewardLoss(scorer, config.loss).to(accelerator.device)
         if config.shard:
-            for block in scorer.network.blip.visual_encoder.blocks:
-                fully_shard(block)
+            for layer in scorer.network.image_layers:
+                fully_shard(layer)
             fully_shard(self.learner)
         optimizer, self.highest_rates = _optimizer(self.learner, config)
         self.model: Any = self.learner

@@ -29,6 +29,10 @@ def test_parquet_of_paths_bytes_and_structs_over_row_groups(tmp_path: Path) -> N
     assert [row[0]["picture"] for row in rows] == ["hf.pq.parquet#0", "y.png", None]
     assert image_named(source.base, "hf.pq.parquet#0", "picture", Access()) == b"12"
     assert image_named(source.base, "y.png", "picture", Access()) == f"{tmp_path}/y.png"
+    assert image_named(source.base, "hf.pq.parquet#y.png", "picture", Access()) == f"{tmp_path}/hf.pq.parquet#y.png"
+    for name, column in (("hf.pq.parquet#3", "picture"), ("hf.pq.parquet#0", "image")):  # of another file of that name
+        with pytest.raises(JobError, match=rf"hf\.pq\.parquet has no row {name[-1]} with an '{column}'"):
+            image_named(source.base, name, column, Access())
     pq.write_table(pa.table({"prompt": ["a"], "image": [b"34"]}), tmp_path / "bytes.parquet")
     assert read_all(tmp_path / "bytes.parquet")[1][0][2] == b"34"
     with pytest.raises(JobError, match=r"has other columns than .*a\.parquet: prompt string, image string instead of"):

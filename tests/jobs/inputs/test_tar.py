@@ -38,6 +38,9 @@ def test_a_web_dataset(tmp_path: Path) -> None:
         assert isinstance(rows[0][2], Member)
         assert [Access().read(row[2]) for row in rows[:3]] == [b"A" * 600, b"B", b"C"]
         assert image_named(source.base, rows[2][0]["image"], "image", Access()) == b"C"
+    (tmp_path / "damaged.tar").write_bytes(b"not a tar")
+    with pytest.raises(JobError, match=r"damaged\.tar is not a whole, uncompressed tar"):
+        image_named(str(tmp_path), "damaged.tar#a.png", "image", Access())
     (tmp_path / "bad.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:700])
     with pytest.raises(JobError, match=r"bad\.tar is not a whole, uncompressed tar"):
         read_all(tmp_path / "bad.tar")

@@ -128,4 +128,6 @@ def image_named(base: str, name: str, image_column: str, access: Access) -> Any:
     container, suffix, inside = join(base, match[1]), match[2].lower(), match[3]
     if suffix == ".tar":
         return image_in_tar(container, inside, access)
+    if not inside.isdecimal():
+        return path
     return image_in_table(container, int(inside), image_column, access)

@@ -147,16 +147,18 @@ def _arrow_stream(file: str, stamp: str, access: Access) -> Any:
         return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
 
 
-def image_in_table(path: str, row: int, image_column: str, access: Access) -> Any:
-    """The image in a row of a Parquet or Arrow file, counted from 0: bytes, or a path."""
-    stamp = access.stamp(path)
+def image_in_table(path: str, number: int, image_column: str, access: Access) -> Any:
+    """The image in a row of a Parquet or Arrow file, counted from 0: bytes, or a path. Raises ``JobError`` where there is none."""
+    stamp, row = access.stamp(path), number
     if path.lower().endswith(".arrow"):
         table = _arrow_stream(path, stamp, access)
     else:
         group, groups = 0, _row_groups(path, stamp, access)
-        while row >= groups[group]:
+        while group < len(groups) - 1 and row >= groups[group]:
             row -= groups[group]
             group += 1
         table = _row_group(path, stamp, access, group)
+    if image_column not in table.column_names or row >= len(table):
+        raise JobError(f"{path} has no row {number} with an {image_column!r}; it is not the file that was scored")
     value = table.column(image_column)[row].as_py()
     return value["bytes"] if isinstance(value, Mapping) else value

@@ -183,9 +183,12 @@ def _not_plain(member: tarfile.TarInfo) -> str | None:
 
 
 def image_in_tar(path: str, name: str, access: Access) -> bytes:
-    """The member that the image column of a result names. Raises ``FileNotFoundError`` where there is none."""
-    with access.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            if name in (clean(member.name), clean(f"{member.name}@{member.offset_data}")):
-                return access.read(Member(path, member.offset_data, member.size))
+    """The member that the image column of a result names. Raises ``FileNotFoundError``, or ``JobError`` for a damaged tar."""
+    try:
+        with access.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                if name in (clean(member.name), clean(f"{member.name}@{member.offset_data}")):
+                    return access.read(Member(path, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise JobError(f"{path} is not a whole, uncompressed tar: {error}") from None
     raise FileNotFoundError(f"{path} has no member {name}")

@@ -9,58 +9,15 @@ from typing import IO, Any
 
 from image_reward.errors import JobError, RowsError
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
-from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
-from image_reward.rows import csv_header, csv_misfit, csv_problem, json_object, other_kind
-
-_LONGEST_SKIPPED = 1 << 28  # bytes: a file of zeros, or one that does not end, need not be read to its end
+from image_reward.rows import LongLineError, TextLines, csv_header, csv_misfit, csv_problem, json_object, other_kind
 
 
-class _LongLineError(csv.Error):
-    """A line is longer than any row."""
-
-
-class _CountedLines:
-    """Lines of a file as text, and where the last one ended. Bytes that are not UTF-8 become lone surrogates.
-
-    A line too long to be a row is passed over with a ``_LongLineError``, and one that does not end is a ``JobError``.
-    """
-
-    def __init__(self, file: IO[bytes], name: str, start: int = 0, stop: int | None = None) -> None:
-        file.seek(start)
-        self.file, self.name, self.end, self.stop = file, name, start, stop
-        self.byte_order_mark = start == 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def go_on_after_line(self, start: int) -> None:
-        """Let the line after the one that begins at ``start`` be the next."""
-        self.file.seek(start)
-        self.end = start
-        self._skip_line()
-
-    def _skip_line(self) -> None:
-        start, part = self.end, b" "
-        while part and not part.endswith(b"\n"):
-            part = self.file.readline(LARGEST_TEXT)
-            self.end += len(part)
-            if self.end - start > _LONGEST_SKIPPED:
-                raise JobError(f"{self.name} is not text of rows: at byte {start:,} begins a line of more than {_LONGEST_SKIPPED:,} bytes")
-
-    def __next__(self) -> str:
-        if self.stop is not None and self.end >= self.stop:
-            raise StopIteration
-        line = self.file.readline(LARGEST_TEXT)
-        if not line:
-            raise StopIteration
-        self.end += len(line)
-        if len(line) == LARGEST_TEXT and not line.endswith(b"\n"):
-            self._skip_line()
-            raise _LongLineError(f"is a line of more than {LARGEST_TEXT:,} bytes")
-        if self.byte_order_mark:
-            line, self.byte_order_mark = line.removeprefix(b"\xef\xbb\xbf"), False
-        return line.decode("utf-8", "surrogateescape")
+def _skip_line(lines: TextLines, start: int, file: str) -> None:
+    try:
+        lines.skip_line(start)
+    except RowsError as error:
+        raise JobError(f"{file} {error}") from None
 
 
 def _head(stream: IO[bytes], file: str) -> bytes:
@@ -83,13 +40,12 @@ class CsvInput(Input):
     def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int]:
         """The columns, and the byte after them. Raises ``JobError``."""
         _head(stream, file)
-        lines = _CountedLines(stream, file)
+        lines = TextLines(stream)
         try:
             cells = next((cells for cells in csv.reader(lines, strict=True) if any(cells)), [])
             header = csv_header(cells, file) if cells else []
-        except csv.Error as error:
-            cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
-            raise JobError(f"the first line of {file} is not CSV: {cause}; save it as CSV with a row on each line") from None
+        except (csv.Error, LongLineError) as error:
+            raise JobError(f"the first line of {file} is not CSV: {error}; save it as CSV with a row on each line") from None
         except RowsError as error:
             raise JobError(str(error)) from None
         if not header or not all(map(is_clean, header)):
@@ -98,7 +54,7 @@ class CsvInput(Input):
             raise JobError(f"the cells of {file} are separated by tabs; save it as CSV with commas")
         return header, lines.end
 
-    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, list[str] | str]]:
+    def _records(self, file: str, lines: TextLines) -> Iterator[tuple[int, int, list[str] | str]]:
         """First byte, byte after the last, and the cells, or what is wrong with them."""
         reader = csv.reader(lines, strict=True)
         while True:
@@ -107,12 +63,9 @@ class CsvInput(Input):
                 cells: list[str] | str = next(reader)
             except StopIteration:
                 return
-            except _LongLineError as error:
-                cells = str(error)
-                reader = csv.reader(lines, strict=True)
-            except csv.Error as error:  # of this record, however far it was read
-                cells = csv_problem(error)
-                lines.go_on_after_line(start)
+            except (csv.Error, LongLineError) as error:  # of this record, however far it was read
+                cells = csv_problem(error) if isinstance(error, csv.Error) else str(error)
+                _skip_line(lines, start, file)
                 reader = csv.reader(lines, strict=True)
             if cells:
                 yield start, lines.end, cells
@@ -128,7 +81,7 @@ class CsvInput(Input):
             place = header.index(self.id_column) if self.id_column in header else None
 
             def records() -> Iterator[tuple[int, int]]:
-                for start, stop, cells in self._records(_CountedLines(stream, file, end)):
+                for start, stop, cells in self._records(file, TextLines(stream, end)):
                     if place is not None and isinstance(cells, list) and not csv_misfit(cells, header):
                         self._ids.add(cells[place])
                     yield start, stop
@@ -141,7 +94,7 @@ class CsvInput(Input):
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
             for number, (_, _, cells) in enumerate(
-                self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
+                self._records(shard.file, TextLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
             ):
                 values = cells if isinstance(cells, list) else []
                 problem = csv_misfit(values, columns) if isinstance(cells, list) else cells
@@ -167,7 +120,7 @@ class JsonLinesInput(Input):
             raise JobError(f"no line of {self.path} is an object with columns: {self._first_problem}")
         super()._check_columns()
 
-    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    def _records(self, file: str, lines: TextLines) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
         while True:
             start = lines.end
             try:
@@ -177,8 +130,9 @@ class JsonLinesInput(Input):
                 if not line.strip():
                     continue
                 value = _json_row(line)
-            except _LongLineError as error:
+            except LongLineError as error:
                 value = str(error)
+                _skip_line(lines, start, file)
             yield start, lines.end, value
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
@@ -188,7 +142,7 @@ class JsonLinesInput(Input):
                 raise JobError(f"{file} is one JSON list; write one object on each line, without brackets and commas around them")
 
             def records() -> Iterator[tuple[int, int]]:
-                for start, stop, row in self._records(_CountedLines(stream, file)):
+                for start, stop, row in self._records(file, TextLines(stream)):
                     if isinstance(row, dict):
                         self._ids.add(row.get(self.id_column))
                         for name, value in row.items():
@@ -215,7 +169,7 @@ class JsonLinesInput(Input):
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
             for number, (_, _, row) in enumerate(
-                self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
+                self._records(shard.file, TextLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
             ):
                 objects.append(row if isinstance(row, dict) else {})
                 problems.append(None if isinstance(row, dict) else f"row {number} {row}")
