@@ -170,8 +170,8 @@ class ReportOptions(OutputOptions):
 
     def write_report(self, make: Callable[[bool], Report]) -> None:
         """Print the report or its JSON, and write its files. ``make`` takes whether to add pictures, which only pages have."""
-        from image_reward.reports.render import show, write
-
+        if self.report:
+            from image_reward.reports.render import write
         for path in self.report:
             write(make(path.suffix.lower() == ".html"), path)
             note(f"report: {path.resolve()}")
@@ -179,6 +179,8 @@ class ReportOptions(OutputOptions):
         if self.json:
             print_json(report.data)
         else:
+            from image_reward.reports.printing import show
+
             show(report)
 
 

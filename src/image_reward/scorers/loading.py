@@ -12,23 +12,47 @@ from typing import Any, NamedTuple
 
 import torch
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
-from image_reward.config import ScorerConfig
+from image_reward.config import CONFIG_NAME, HEAD_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
-from image_reward.images import ImageOptions
-from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.build import KINDS, Kind, build_imagereward, checkpoint_of
+from image_reward.scorers.build import build_clip, build_ensemble, build_imagereward, checkpoint_of
+from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
 from image_reward.scorers.registry import MODELS, package_of, scorer_entry_points, spec_of
 from image_reward.scorers.spec import Build, LoadOptions, Paths
 from image_reward.scorers.together import single_scorers
+from image_reward.types import ImageOptions, LongPrompts
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # --- finding -------------------------------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """A kind of model folder."""
+
+    files: tuple[tuple[str, ...], ...]
+    """What is fetched of a hub repository besides config.json: of each group the first that is there, if any."""
+    build: Build
+
+
+KINDS: dict[str, Kind] = {
+    "image-reward": Kind(((WEIGHTS_NAME,),), build_imagereward),
+    "clip": Kind(
+        (
+            (WEIGHTS_NAME, "pytorch_model.bin"),
+            (PREPROCESSOR_NAME,),
+            (TOKENIZER_NAME, "vocab.json"),
+            ("merges.txt",),
+            (HEAD_NAME,),
+        ),
+        build_clip,
+    ),
+    ENSEMBLE_FORMAT: Kind((), build_ensemble),
+}
+"""What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
