@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MODEL = "ImageReward-v1.0"
-MODEL_HELP = "A registered name (see `image-reward models list`), a file, a folder, a hub id OWNER/NAME, or the JSON file of an ensemble."
+MODEL_HELP = (
+    "A registered name (see `image-reward models list`), a file, what `image-reward export` wrote, a folder, a hub id OWNER/NAME, "
+    "or the JSON file of an ensemble."
+)
 
 
 class UsageError(Exception):

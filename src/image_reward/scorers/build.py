@@ -83,6 +83,18 @@ def _blip(kind: Any, paths: Paths, options: LoadOptions) -> Any:
     return scorer
 
 
+def build_onnx(paths: Paths, options: LoadOptions) -> Any:
+    """What ``image-reward export`` wrote."""
+    from image_reward.scorers.onnx import OnnxScorer
+
+    path = paths["onnx"]
+    if options.config is not None:
+        raise InputError(f"a config is for checkpoints that carry none, and {path} carries its own; leave it out")
+    if options.exact:
+        raise InputError(f"exact is an order of operations of PyTorch's, which {path} does not have; load the model it was exported from")
+    return OnnxScorer(path, options.name, options.images, options.long_prompts)
+
+
 def build_ensemble(paths: Paths, options: LoadOptions) -> Ensemble:
     """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
     from image_reward.scorers.ensemble import Ensemble

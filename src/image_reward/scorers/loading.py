@@ -17,8 +17,9 @@ from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.build import build_clip, build_ensemble, build_imagereward, checkpoint_of
+from image_reward.scorers.build import build_clip, build_ensemble, build_imagereward, build_onnx, checkpoint_of
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
+from image_reward.scorers.onnx import OnnxScorer
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
 from image_reward.scorers.registry import MODELS, package_of, scorer_entry_points, spec_of
 from image_reward.scorers.spec import Build, LoadOptions, Paths
@@ -92,7 +93,7 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
         path, is_here = Path(name), False
     if is_here:
         return _find_here(path, name)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"):
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx"):
         raise FileNotFoundError(f"no such checkpoint: {name}")
     if _HUB_ID.fullmatch(name):
         return _find_on_hub(name)
@@ -137,6 +138,8 @@ def _find_here(path: Path, asked: str) -> FoundModel:
         config = path / CONFIG_NAME
         # A folder without a config goes to ImageReward's reader, which says what it lacks.
         return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
+    if path.suffix == ".onnx":
+        return FoundModel({"onnx": path}, name, None, build_onnx)
     if path.suffix != ".json":
         return FoundModel({"weights": path}, name, _published_config(path), build_imagereward)
     kind = _kind_of(path)
@@ -185,7 +188,8 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder.
+            ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an
+            ensemble, or the hub id of a model folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
@@ -238,8 +242,11 @@ def _place(
         dtype = DTYPES[dtype]
     if dtype is not None and dtype not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
-    chosen = choose_device(device)
     parts = single_scorers([scorer])
+    on_cpu = next((part for part in parts if isinstance(part, OnnxScorer)), None)
+    chosen = choose_device("cpu" if on_cpu and device is None else device)
+    if on_cpu and chosen.type != "cpu":
+        raise InputError(f"{on_cpu.name} is an ONNX file, which is computed on the CPU; for {device} load the model it was exported from")
     for part in parts:
         if not is_quantized(part):  # its tower may be another's that was placed before
             part.cast(dtype or torch.float32)
