@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
-from image_reward.models.blip import BlipConfig
+from image_reward.models.blip_config import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.scorers import ImageRewardScorer, TwoTowerBatch
 from image_reward.training.data import TrainingSteps

@@ -10,7 +10,7 @@ import pytest
 import seeded
 from image_reward.config import ScorerConfig
 from image_reward.errors import CheckpointError
-from image_reward.models.blip import BlipConfig
+from image_reward.models.blip_config import BlipConfig
 
 
 def edited(*path: str, value: Any) -> str:

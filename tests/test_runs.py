@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from image_reward.errors import TrainingError
-from image_reward.runs import MovingAverage, Recipe, RunFolder, rate_factor, read_toml, seed_step, weight_groups
+from image_reward.recipes import Recipe, read_toml
+from image_reward.runs import MovingAverage, RunFolder, rate_factor, seed_step, weight_groups
 
 
 @dataclass(frozen=True)

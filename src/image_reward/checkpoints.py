@@ -20,13 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from image_reward.config import ScorerConfig
+from image_reward.config import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.errors import CheckpointError, FileKindError
 from image_reward.files import open_regular, read_json, written_whole
 
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
-CARD_NAME = "README.md"
 _WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _LARGEST_HEADER = 16 << 20  # bytes; of safetensors, in which a tensor takes about 120
 _LARGEST_DIRECTORY = 4 << 20  # bytes; of a zip archive, in which a tensor takes about 100

@@ -7,9 +7,16 @@ from dataclasses import asdict, dataclass, field
 
 from image_reward.errors import CheckpointError
 from image_reward.files import fill, parse_json
-from image_reward.images import ImageTransform
-from image_reward.models.blip import BlipConfig
-from image_reward.prompts import check_vocabulary
+from image_reward.models.blip_config import BlipConfig
+from image_reward.types import CLIP_MEAN, CLIP_STD
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+TOKENIZER_NAME = "tokenizer.json"
+HEAD_NAME = "head.safetensors"
+"""The files of a model folder; the last three are in CLIP's."""
 
 LARGEST_SCALE = 1e6
 
@@ -61,8 +68,8 @@ class TransformConfig:
     """How an image is prepared for the network."""
 
     size: int = 224
-    mean: tuple[float, float, float] = ImageTransform.mean
-    std: tuple[float, float, float] = ImageTransform.std
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
         for mean, std in zip(self.mean, self.std, strict=True):
@@ -89,6 +96,8 @@ class ScorerConfig:
             whose = "BLIP's vocabulary, which null stands for," if self.vocabulary is None else "the vocabulary"
             raise CheckpointError(f"{whose} has {num_tokens} tokens and the network {self.network.vocab_size} embeddings")
         if self.vocabulary is not None:
+            from image_reward.prompts import check_vocabulary  # loads PyTorch and the tokenizers, which released sizes need not
+
             check_vocabulary(self.vocabulary)
         if not 3 <= self.max_tokens <= self.network.max_positions:
             raise CheckpointError(f"max_tokens must be from 3 to the network's {self.network.max_positions}, not {self.max_tokens}")

@@ -25,7 +25,7 @@ from torch import Tensor
 from image_reward.errors import ImageReadError
 from image_reward.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from image_reward.image_files import LARGEST_FILE, being_read, foreign_format, read_image_file
-from image_reward.types import Convention, check_convention
+from image_reward.types import CLIP_MEAN, CLIP_STD, Convention, ImageOptions, check_convention
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,21 +58,6 @@ _REFUSED = {  # formats whose header does not bound the cost of decoding, or tha
     "HDF5": "a file of measurements",
 }
 _LONGEST_RESIZED_WHOLE = 8192  # px; longer strips are resized only where the centre crop will look
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How strictly images are opened."""
-
-    orient: bool = False
-    """Apply the EXIF orientation. The original ignores it, and so do published scores."""
-    allow_truncated: bool = False
-    """Accept a file whose end is missing; the missing part is grey or black. Pillow can do this for PNG, JPEG, GIF, BMP, TIFF, PPM, TGA
-    and JPEG 2000, and not for WebP and AVIF, which need the whole file."""
-    max_pixels: int | None = 178_956_970
-    """Refuse images with more pixels (a decompression bomb fills the memory); None accepts any size."""
-    min_side: int = 2
-    """Refuse images with a shorter side, such as 1 x 1 tracking pixels: they show nothing to judge."""
 
 
 def describe(source: object) -> str:
@@ -449,8 +434,8 @@ class ImageTransform:
     """Resize, crop or pad, normalise: how images are prepared. The default is OpenAI CLIP's, which BLIP and ImageReward share."""
 
     size: int = 224
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
     options: ImageOptions = field(default_factory=ImageOptions)
     fit: Fit = "crop"
     """How an image of any shape becomes a square.

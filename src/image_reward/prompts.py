@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from image_reward.errors import CheckpointError, InputError, LongPromptWarning, PromptError
-from image_reward.types import LONGEST_PROMPT, Convention, check_convention
-
-LongPrompts = Literal["truncate", "error"]
+from image_reward.types import LONGEST_PROMPT, Convention, LongPrompts, check_convention
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shared by all training runs: recipes, the run's folder, schedules, a moving average of weights, and progress.
+"""Shared by all training runs: the run's folder, schedules, a moving average of weights, and progress.
 
 A run is a folder with the recipe, the state to continue from, a log and the result. It belongs to this one run: the same recipe continues
 where a killed run stopped, another is refused.
@@ -9,98 +9,19 @@ from __future__ import annotations
 import errno
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from image_reward.errors import InputError, TrainingError
-from image_reward.files import fill, read_regular, remove_unfinished, written_whole
+from image_reward.files import remove_unfinished, written_whole
+from image_reward.recipes import Recipe, Schedule, read_toml
 from image_reward.terminal import StatusLine, duration
-
-Settings = TypeVar("Settings", bound="Recipe")
-Record = TypeVar("Record")
-Schedule = Literal["cosine", "linear", "constant"]
-
-_LARGEST_RECIPE = 1 << 20
-_HIGHEST_SEED = 2**32
-
-# --- recipes -------------------------------------------------------------------------------------------------------------------------
-
-
-class Recipe:
-    """Base of the dataclasses that hold all settings of a run; flags and a TOML file both fill them."""
-
-    without_effect: ClassVar[tuple[str, ...]] = ()
-    """Settings that may change between the parts of one run: its result does not depend on them."""
-
-    def difference(self, other: Recipe) -> list[str]:
-        """The settings that differ and affect the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
-        return [
-            f"{f.name}: {getattr(self, f.name)!r} there, {getattr(other, f.name)!r} here"
-            for f in fields(self)  # type: ignore[arg-type]
-            if f.name not in self.without_effect and getattr(self, f.name) != getattr(other, f.name)
-        ]
-
-    def to_toml(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if value is not None}  # type: ignore[call-overload]
-        tables = {name: values.pop(name) for name in list(values) if isinstance(values[name], dict)}
-        lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
-        for table, entries in tables.items():
-            lines += ["", f"[{table}]", *(f"{name} = {_toml(value)}" for name, value in entries.items())]
-        return "\n".join(lines) + "\n"
-
-    def check_positive(self, *names: str) -> None:
-        for name in names:
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be greater than 0, not {getattr(self, name)}")
-
-    def check_not_negative(self, *names: str) -> None:
-        for name in names:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
-
-    def check_seed(self) -> None:
-        seed = self.seed  # type: ignore[attr-defined]
-        if not 0 <= seed < _HIGHEST_SEED:
-            raise InputError(f"seed must be at least 0 and less than {_HIGHEST_SEED:,}, not {seed}")
-
-
-def read_toml(path: Path, defaults: Settings) -> Settings:
-    """A recipe: ``defaults`` overridden by the file.
-
-    Raises ``FileNotFoundError``, or ``ValueError`` that names the file, the key and the likely key.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        content = read_regular(path, _LARGEST_RECIPE)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such recipe: {path}") from None
-    try:
-        values = tomllib.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
-    return fill(defaults, values, str(path), InputError)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)
-
 
 # --- the folder ----------------------------------------------------------------------------------------------------------------------
 

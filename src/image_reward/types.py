@@ -16,9 +16,32 @@ Convention = Literal["openai", "transformers"]
 """Whose program's handling of prompts and images a CLIP score repeats; they differ in details that move scores."""
 
 
+LongPrompts = Literal["truncate", "error"]
+"""What becomes of a prompt that is longer than the model reads."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""By which CLIP, BLIP and ImageReward normalise red, green and blue in [0, 1]."""
+
+
 def check_convention(convention: str) -> None:
     if convention not in get_args(Convention):
         raise ValueError(f"convention must be one of {get_args(Convention)}, not {convention!r}")
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How strictly images are opened."""
+
+    orient: bool = False
+    """Apply the EXIF orientation. The original ignores it, and so do published scores."""
+    allow_truncated: bool = False
+    """Accept a file whose end is missing; the missing part is grey or black. Pillow can do this for PNG, JPEG, GIF, BMP, TIFF, PPM, TGA
+    and JPEG 2000, and not for WebP and AVIF, which need the whole file."""
+    max_pixels: int | None = 178_956_970
+    """Refuse images with more pixels (a decompression bomb fills the memory); None accepts any size."""
+    min_side: int = 2
+    """Refuse images with a shorter side, such as 1 x 1 tracking pixels: they show nothing to judge."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from image_reward.reports import plots
 from image_reward.reports.document import Card, Cards, Column, Grid, Plot, Report
-from image_reward.reports.render import show, write
+from image_reward.reports.printing import show
+from image_reward.reports.render import write
 
 HOSTILE = '<script>alert("1")</script> | ![x](http://evil.example/x.png) `c` *b* $x$'
 PROMPT = "絵画、海と鳥 🐦 — «кот»"

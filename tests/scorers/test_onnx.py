@@ -6,13 +6,16 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 import image_reward as ir
 from image_reward.cli import main
 from image_reward.comparisons import shapes
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, InputError
 from image_reward.scorers import onnx as exporting
+from image_reward.scorers.identity import identity_of
 from image_reward.scorers.onnx import export_onnx
 
 # PyTorch's exporter writes of itself in warnings, which the function leaves alone: filters belong to the whole process.
@@ -79,3 +82,76 @@ def test_what_cannot_be_exported(mini: ir.Scorer, tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"pip install 'image-reward\[export\]'"):
         export_onnx(mini, tmp_path / "mini.onnx")
+
+
+# --- the file as a scorer ---
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> ir.Scorer:
+    return ir.load(exported)
+
+
+def test_a_loaded_file_scores_as_what_it_was_exported_from(mini: ir.Scorer, loaded: ir.Scorer) -> None:
+    drawn = [image for comparison in shapes.comparisons(4, seed=3) for image in comparison.images]
+    prompts = ["a red circle", "a large green square above a blue star"]
+    assert loaded.score(prompts[1], drawn) == pytest.approx(mini.score(prompts[1], drawn), abs=1e-5)
+    assert loaded.matrix(prompts, drawn) == pytest.approx(mini.matrix(prompts, drawn), abs=1e-5)
+    assert loaded.rank(prompts[0], drawn).ranking == mini.rank(prompts[0], drawn).ranking
+    theirs, ours = mini.compare(prompts[0], *drawn[:2]), loaded.compare(prompts[0], *drawn[:2])
+    assert ours.a_better == pytest.approx(theirs.a_better, abs=1e-5)
+    assert loaded.score(prompts[0], []) == []
+    assert (loaded.name, loaded.config, loaded.prepare) == ("mini", mini.config, mini.prepare)
+
+
+def test_commands_take_the_file(
+    mini: ir.Scorer, exported: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(image_folder / f"{name}.png") for name in "abc"]
+    expected = mini.score("a red circle", images)
+    assert main(["rank", "a red circle", *images, "--model", str(exported), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["images"]
+    assert [row["reward"] for row in rows] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "a red circle", "image": image}) + "\n" for image in images))
+    ir.score_files(tmp_path / "rows.jsonl", tmp_path / "out", str(exported), workers=0)
+    (result,) = (tmp_path / "out").rglob("*.parquet")
+    assert pq.read_table(result).column("reward").to_pylist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_another_file_has_another_identity(loaded: ir.Scorer, exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    model.doc_string = "changed"
+    onnx.save_model(model, tmp_path / "mini.onnx")
+    ours, other = identity_of(loaded), identity_of(ir.load(tmp_path / "mini.onnx"))
+    assert {name for name in ours if ours[name] != other[name]} == {"weights"}
+
+
+def test_what_an_onnx_file_cannot(loaded: ir.Scorer, exported: Path) -> None:
+    for options, message in (
+        ({"dtype": "bfloat16"}, "computes in float32"),
+        ({"dtype": "int8"}, "int8 is for scorers with an image tower"),
+        ({"compile": True}, "compile is for scorers with an image tower"),
+        ({"exact": True}, "load the model it was exported from"),
+        ({"config": "config.json"}, "carries its own"),
+        ({"device": "meta"}, "computed on the CPU"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ir.load(exported, **options)
+    with pytest.raises(ValueError, match="gives no gradients to pixels"):
+        loaded.rewards("a", torch.zeros(1, 3, 64, 64))
+
+
+def test_a_file_that_is_no_scorer_is_named(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: none\.onnx"):
+        ir.load("none.onnx")
+    (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:10_000])
+    with pytest.raises(CheckpointError, match=r"half\.onnx is damaged, or not an ONNX file \(.*image-reward export"):
+        ir.load(tmp_path / "half.onnx")
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    onnx.save_model(model, tmp_path / "foreign.onnx")
+    with pytest.raises(CheckpointError, match=r"foreign\.onnx is an ONNX file of another program"):
+        ir.load(tmp_path / "foreign.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match="pip install onnxruntime"):
+        ir.load(exported)

@@ -11,7 +11,7 @@ import pytest
 import squares
 import torch
 
-from image_reward.models.blip import BlipConfig
+from image_reward.models.blip_config import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.training import RewardTraining, train
 

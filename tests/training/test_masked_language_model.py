@@ -9,7 +9,7 @@ import torch
 import image_reward as ir
 from image_reward.comparisons import shapes
 from image_reward.errors import InputError, TrainingError
-from image_reward.models.blip import BlipConfig
+from image_reward.models.blip_config import BlipConfig
 from image_reward.training import MaskedLanguageTraining, RewardTraining, pretrain, train
 
 NETWORK = BlipConfig(

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MODEL = "ImageReward-v1.0"
-MODEL_HELP = "A registered name (see `image-reward models list`), a file, a folder, a hub id OWNER/NAME, or the JSON file of an ensemble."
+MODEL_HELP = (
+    "A registered name (see `image-reward models list`), a file, what `image-reward export` wrote, a folder, a hub id OWNER/NAME, "
+    "or the JSON file of an ensemble."
+)
 
 
 class UsageError(Exception):
@@ -163,8 +166,8 @@ class ReportOptions(OutputOptions):
 
     def write_report(self, make: Callable[[bool], Report]) -> None:
         """Print the report or its JSON, and write its files. ``make`` takes whether to add pictures, which only pages have."""
-        from image_reward.reports.render import show, write
-
+        if self.report:
+            from image_reward.reports.render import write
         for path in self.report:
             write(make(path.suffix.lower() == ".html"), path)
             note(f"report: {path.resolve()}")
@@ -172,6 +175,8 @@ class ReportOptions(OutputOptions):
         if self.json:
             print_json(report.data)
         else:
+            from image_reward.reports.printing import show
+
             show(report)
 
 

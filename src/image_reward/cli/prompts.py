@@ -33,7 +33,7 @@ class List(OutputOptions):
             )
         else:
             from image_reward.evaluation.prompt_sets_report import prompt_sets_report
-            from image_reward.reports.render import show
+            from image_reward.reports.printing import show
 
             show(prompt_sets_report(PROMPT_SETS))
         return 0

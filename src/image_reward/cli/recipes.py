@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from image_reward.cli.options import UsageError
-from image_reward.comparisons import read, shapes
 from image_reward.errors import InputError
-from image_reward.runs import Recipe, read_toml
-from image_reward.types import Comparison
+from image_reward.recipes import Recipe, read_toml
+
+if TYPE_CHECKING:
+    from image_reward.types import Comparison
 
 Settings = TypeVar("Settings", bound=Recipe)
 
@@ -43,6 +44,8 @@ def read_sources(sources: Sequence[str], split: Literal["train", "test"]) -> lis
     ``shapes:PROMPTS`` or ``shapes:PROMPTS:SEED`` are drawn from the train or the test side of the shapes world; anything else is a path
     that ``comparisons.read`` takes.
     """
+    from image_reward.comparisons import read, shapes
+
     comparisons: list[Comparison] = []
     for source in sources:
         kind, _, numbers = source.partition(":")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from image_reward.comparisons import Audit
-from image_reward.comparisons.audit import FileSummary
 from image_reward.reports.tables import empty_table
-from image_reward.scorers.distribution import RewardRow
-from image_reward.types import Preference
+
+if TYPE_CHECKING:
+    from image_reward.comparisons import Audit
+    from image_reward.comparisons.audit import FileSummary
+    from image_reward.scorers.distribution import RewardRow
+    from image_reward.types import Preference
 
 
 def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:

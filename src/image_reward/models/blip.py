@@ -7,54 +7,16 @@ N = I * P pairs, T image tokens (class token first), L prompt tokens, W width, H
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from image_reward.errors import InputError
+from image_reward.models.blip_config import BlipConfig
 from image_reward.models.heads import LinearHead
 from image_reward.models.linear import Linear, gelu, set_plain
 
 KeysValues = tuple[Tensor, Tensor]  # each [I, H, T, D]
-
-
-@dataclass(frozen=True)
-class BlipConfig:
-    """Sizes of the network; the defaults are the released model's (ViT-L/16 and BERT-base)."""
-
-    image_size: int = 224
-    patch_size: int = 16
-    vision_width: int = 1024
-    vision_layers: int = 24
-    vision_heads: int = 16
-    text_width: int = 768
-    text_layers: int = 12
-    text_heads: int = 12
-    text_hidden: int = 3072
-    vocab_size: int = 30524
-    max_positions: int = 512
-    projection_width: int = 256
-    head_widths: tuple[int, ...] = (1024, 128, 64, 16)
-
-    def __post_init__(self) -> None:
-        # Bounds far beyond any real network, so that a damaged config is refused before anything is built or overflows.
-        for name, value in vars(self).items():
-            largest = 200 if name.endswith("_layers") else 1 << 14 if name == "image_size" else 1 << 20
-            for size in value if isinstance(value, tuple) else (value,):
-                if not 1 <= size <= largest:
-                    raise InputError(f"{name} must be from 1 to {largest:,}, not {size}")
-        if len(self.head_widths) > 100:
-            raise InputError(f"head_widths has {len(self.head_widths):,} layers; at most 100 can be built")
-        for whole, part in [
-            ("image_size", "patch_size"),
-            ("vision_width", "vision_heads"),
-            ("text_width", "text_heads"),
-        ]:
-            if getattr(self, whole) % getattr(self, part):
-                raise InputError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part} ({getattr(self, part)})")
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -70,6 +70,11 @@ class Cards:
     title: str
     caption: str = ""
 
+    def listed(self) -> list[str]:
+        """The cards in words, numbered."""
+        texts = [f"{card.title}: {'; '.join(card.lines)}" if card.lines else card.title for card in self.cards]
+        return [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
+
 
 Block = Union[str, Grid, Plot, Cards]
 

@@ -1,4 +1,4 @@
-"""A report as a terminal's text, one self-contained page, Markdown, or JSON."""
+"""A report as a file: one self-contained page, Markdown, or JSON."""
 
 from __future__ import annotations
 
@@ -9,39 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from rich.console import RenderableType
-from rich.text import Text
 
 from image_reward.errors import InputError
-from image_reward.reports import tables
-from image_reward.reports.document import Block, Cards, Grid, Plot, Report
+from image_reward.reports.document import Block, Grid, Plot, Report
 from image_reward.reports.gallery import picture, render_template, write_text
 from image_reward.reports.plots import COLOURS, ON_DARK, to_svg
-
-
-def show(report: Report) -> None:
-    """Print a report to standard output. Plots are described in words, images listed by their titles."""
-    parts: list[RenderableType] = [Text(report.title, style="bold"), *map(Text, filter(None, (report.answer, report.lead)))]
-    for block in report.blocks:
-        parts += [Text(), *_printed(block)]
-    tables.show(*parts)
-
-
-def _printed(block: Block) -> list[RenderableType]:
-    if isinstance(block, str):
-        return [Text(block)]
-    if isinstance(block, Grid):
-        return [tables.GridTable(block)]
-    title, caption = Text(block.title, style="bold"), Text(block.caption, style="table.caption")
-    if isinstance(block, Plot):
-        return [title, Text(block.description), *([caption] if block.caption else [])]
-    return [title, *map(Text, _listed(block)), *([caption] if block.caption else [])]
-
-
-def _listed(block: Cards) -> list[str]:
-    """The cards in words, numbered."""
-    texts = [f"{card.title}: {'; '.join(card.lines)}" if card.lines else card.title for card in block.cards]
-    return [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
 
 
 def write(report: Report, path: Path) -> None:
@@ -122,7 +94,7 @@ def _marked(block: Block) -> list[str]:
         return [title, "\n".join(head + body), caption]
     if isinstance(block, Plot):
         return [title, _paragraph(block.description), caption]
-    return [title, "\n".join(_escaped(item) for item in _listed(block)), caption]
+    return [title, "\n".join(_escaped(item) for item in block.listed()), caption]
 
 
 def _row(cells: Sequence[str], strong: bool = False) -> str:

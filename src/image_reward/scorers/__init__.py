@@ -1,15 +1,36 @@
-"""Scorers: a prompt and an image -> a reward. One class per way of scoring, one table of names."""
+"""Scorers: a prompt and an image -> a reward. One class per way of scoring, one table of names.
 
-from image_reward.scorers.base import Batch, Processor, Scorer
-from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
-from image_reward.scorers.compat_v15 import ImageReward
-from image_reward.scorers.ensemble import Ensemble, Reference
-from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.loading import load, load_all
-from image_reward.scorers.registry import MODELS
-from image_reward.scorers.spec import LoadOptions, ModelSpec
-from image_reward.scorers.together import score_together
-from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
+Names load on first use: the table of names, and what a name stands for, need no PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from image_reward.scorers.base import Batch, Processor, Scorer
+    from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
+    from image_reward.scorers.compat_v15 import ImageReward
+    from image_reward.scorers.ensemble import Ensemble, Reference
+    from image_reward.scorers.imagereward import ImageRewardScorer
+    from image_reward.scorers.loading import load, load_all
+    from image_reward.scorers.registry import MODELS
+    from image_reward.scorers.spec import LoadOptions, ModelSpec
+    from image_reward.scorers.together import score_together
+    from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
+
+_HOMES = {
+    "base": ["Batch", "Processor", "Scorer"],
+    "blip": ["BlipMatchingScorer", "BlipScorer"],
+    "compat_v15": ["ImageReward"],
+    "ensemble": ["Ensemble", "Reference"],
+    "imagereward": ["ImageRewardScorer"],
+    "loading": ["load", "load_all"],
+    "registry": ["MODELS"],
+    "spec": ["LoadOptions", "ModelSpec"],
+    "together": ["score_together"],
+    "two_tower": ["TwoTowerBatch", "TwoTowerProcessor", "TwoTowerScorer"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "MODELS",
@@ -31,3 +52,9 @@ __all__ = [
     "load_all",
     "score_together",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -1,32 +1,24 @@
-"""How each kind of scorer is built from its files."""
+"""How each kind of scorer is built from its files.
+
+The table of names refers to these functions, and must not load PyTorch: each imports what it builds with when it is called.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME, blip_pretraining_weights, read_checkpoint
-from image_reward.config import RewardConfig, ScorerConfig
+from image_reward.config import CONFIG_NAME, RewardConfig, ScorerConfig
 from image_reward.errors import CheckpointError, InputError
 from image_reward.files import read_json
-from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
-from image_reward.scorers.clip import (
-    HEAD_NAME,
-    PREPROCESSOR_NAME,
-    TOKENIZER_NAME,
-    AestheticScorer,
-    ClipFiles,
-    ClipScorer,
-    ClipSettings,
-    clip_from_files,
-    clip_from_state_dict,
-)
-from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
-from image_reward.scorers.ensemble import Ensemble
-from image_reward.scorers.imagereward import ImageRewardScorer
-from image_reward.scorers.spec import Build, LoadOptions, Paths
+from image_reward.scorers.spec import LoadOptions, Paths
+
+if TYPE_CHECKING:
+    from image_reward.scorers.clip import AestheticScorer, ClipFiles, ClipScorer, ClipSettings
+    from image_reward.scorers.ensemble import Ensemble
+    from image_reward.scorers.imagereward import ImageRewardScorer
 
 
 def checkpoint_of(paths: Paths) -> Path:
@@ -37,8 +29,11 @@ def checkpoint_of(paths: Paths) -> Path:
     return path
 
 
-def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageRewardScorer] = ImageRewardScorer) -> Any:
-    """A checkpoint of the released layout, or a folder or file of this package's own format."""
+def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageRewardScorer] | None = None) -> Any:
+    """A checkpoint of the released layout, or a folder or file of this package's own format; ``kind`` is a subclass to build."""
+    from image_reward.checkpoints import blip_pretraining_weights, read_checkpoint
+    from image_reward.scorers.imagereward import ImageRewardScorer
+
     path = checkpoint_of(paths)
     tensors, carried = read_checkpoint(path)
     if blip_pretraining_weights(tensors) is not None:
@@ -50,7 +45,7 @@ def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageReward
     if known is not None and known.architecture != "ImageReward":
         raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")
     hint = "" if known else ". It carries no config, so it was taken for the released layout; give its config if it is of another size"
-    scorer = kind.from_tensors(
+    scorer = (kind or ImageRewardScorer).from_tensors(
         tensors,
         known or ScorerConfig(reward=RewardConfig(reference=None)),  # other weights have another scale
         str(path),
@@ -63,8 +58,23 @@ def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageReward
     return scorer
 
 
-def build_blip(paths: Paths, options: LoadOptions, kind: Any = BlipScorer) -> Any:
-    """One of BLIP's own checkpoints, of the large network."""
+def build_blip(paths: Paths, options: LoadOptions) -> Any:
+    """The cosine of one of BLIP's own checkpoints, of the large network."""
+    from image_reward.scorers.blip import BlipScorer
+
+    return _blip(BlipScorer, paths, options)
+
+
+def build_blip_matching(paths: Paths, options: LoadOptions) -> Any:
+    """The matching head of one of BLIP's own checkpoints, of the large network."""
+    from image_reward.scorers.blip import BlipMatchingScorer
+
+    return _blip(BlipMatchingScorer, paths, options)
+
+
+def _blip(kind: Any, paths: Paths, options: LoadOptions) -> Any:
+    from image_reward.checkpoints import read_checkpoint
+
     _refuse_config(options)
     weights = paths["weights"]
     tensors = options.once(("tensors", os.path.realpath(weights)), lambda: read_checkpoint(weights)[0])
@@ -73,12 +83,22 @@ def build_blip(paths: Paths, options: LoadOptions, kind: Any = BlipScorer) -> An
     return scorer
 
 
-def build_blip_matching(paths: Paths, options: LoadOptions) -> Any:
-    return build_blip(paths, options, BlipMatchingScorer)
+def build_onnx(paths: Paths, options: LoadOptions) -> Any:
+    """What ``image-reward export`` wrote."""
+    from image_reward.scorers.onnx import OnnxScorer
+
+    path = paths["onnx"]
+    if options.config is not None:
+        raise InputError(f"a config is for checkpoints that carry none, and {path} carries its own; leave it out")
+    if options.exact:
+        raise InputError(f"exact is an order of operations of PyTorch's, which {path} does not have; load the model it was exported from")
+    return OnnxScorer(path, options.name, options.images, options.long_prompts)
 
 
 def build_ensemble(paths: Paths, options: LoadOptions) -> Ensemble:
     """An ensemble's JSON file. Its members are loaded with the same options and share what they have in common."""
+    from image_reward.scorers.ensemble import Ensemble
+
     if options.config is not None:
         raise InputError("a config is for ImageReward checkpoints; give the members of an ensemble as folders, which carry theirs")
     file = paths.get("config") or paths["folder"] / CONFIG_NAME
@@ -89,16 +109,23 @@ def build_ensemble(paths: Paths, options: LoadOptions) -> Ensemble:
 
 def build_clip(paths: Paths, options: LoadOptions) -> Any:
     """A folder of transformers' format that holds a CLIP, as this package wrote it or as any program did."""
+    from image_reward.scorers.clip import ClipFiles
+
     return _clip(ClipFiles.in_folder(paths["folder"]), options)
 
 
 def build_openai_clip(paths: Paths, options: LoadOptions) -> ClipScorer:
     """OpenAI's CLIP in transformers' format, prompts and images handled as by OpenAI's program."""
+    from image_reward.scorers.clip import ClipFiles, ClipSettings
+
     return _clip(ClipFiles(**paths), options, ClipSettings(convention="openai"))
 
 
 def build_aesthetic(paths: Paths, options: LoadOptions) -> AestheticScorer:
     """A head, and the files of the CLIP that it is on."""
+    from image_reward.checkpoints import read_checkpoint
+    from image_reward.scorers.clip import AestheticScorer
+
     _refuse_config(options)
     clip = {name: path for name, path in paths.items() if name != "head"}
     base = build_openai_clip(clip, replace(options, name="CLIP"))  # the one that CLIP is, if both are loaded
@@ -107,11 +134,16 @@ def build_aesthetic(paths: Paths, options: LoadOptions) -> AestheticScorer:
 
 def build_pickscore(paths: Paths, options: LoadOptions) -> ClipScorer:
     """A CLIP's config and weights, and the preprocessor and tokenizer of the CLIP that it was tuned from."""
+    from image_reward.scorers.clip import ClipFiles, ClipSettings
+
     return _clip(ClipFiles(**paths), options, ClipSettings(scaled=True))
 
 
 def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
     """A file of OpenCLIP's names, and a tokenizer.json."""
+    from image_reward.checkpoints import read_checkpoint
+    from image_reward.scorers.clip import ClipSettings, clip_from_state_dict
+
     _refuse_config(options)
     settings = ClipSettings(convention="openai", fit="pad")
     return clip_from_state_dict(
@@ -127,6 +159,8 @@ def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
 
 
 def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:
+    from image_reward.scorers.clip import clip_from_files
+
     _refuse_config(options)
     return options.once(
         ("CLIP", *(os.path.realpath(file) for file in files if file), settings),
@@ -137,28 +171,3 @@ def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None 
 def _refuse_config(options: LoadOptions) -> None:
     if options.config is not None:
         raise InputError(f"a config is for ImageReward checkpoints; {options.name} has its own sizes")
-
-
-class Kind(NamedTuple):
-    """A kind of model folder."""
-
-    files: tuple[tuple[str, ...], ...]
-    """What is fetched of a hub repository besides config.json: of each group the first that is there, if any."""
-    build: Build
-
-
-KINDS: dict[str, Kind] = {
-    "image-reward": Kind(((WEIGHTS_NAME,),), build_imagereward),
-    "clip": Kind(
-        (
-            (WEIGHTS_NAME, "pytorch_model.bin"),
-            (PREPROCESSOR_NAME,),
-            (TOKENIZER_NAME, "vocab.json"),
-            ("merges.txt",),
-            (HEAD_NAME,),
-        ),
-        build_clip,
-    ),
-    ENSEMBLE_FORMAT: Kind((), build_ensemble),
-}
-"""What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""

@@ -14,8 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_reward.checkpoints import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, load_strictly, read_checkpoint, save_folder
-from image_reward.config import TransformConfig, check_version
+from image_reward.checkpoints import load_strictly, read_checkpoint, save_folder
+from image_reward.config import (
+    CARD_NAME,
+    CONFIG_NAME,
+    HEAD_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    TransformConfig,
+    check_version,
+)
 from image_reward.errors import CheckpointError, InputError
 from image_reward.files import fill, read_json
 from image_reward.images import Fit, ImageOptions, ImageTransform
@@ -28,9 +37,6 @@ from image_reward.types import Convention
 if TYPE_CHECKING:
     from transformers import CLIPModel
 
-PREPROCESSOR_NAME = "preprocessor_config.json"
-TOKENIZER_NAME = "tokenizer.json"
-HEAD_NAME = "head.safetensors"
 SETTINGS_KEY = "image_reward"
 """What transformers' config.json carries for us, beside what it has for transformers."""
 

@@ -12,24 +12,49 @@ from typing import Any, NamedTuple
 
 import torch
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
-from image_reward.config import ScorerConfig
+from image_reward.config import CONFIG_NAME, HEAD_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
-from image_reward.images import ImageOptions
 from image_reward.models.linear import check_variable
-from image_reward.prompts import LongPrompts
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.build import KINDS, Kind, build_imagereward, checkpoint_of
+from image_reward.scorers.build import build_clip, build_ensemble, build_imagereward, build_onnx, checkpoint_of
+from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
+from image_reward.scorers.onnx import OnnxScorer
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
 from image_reward.scorers.registry import MODELS, package_of, scorer_entry_points, spec_of
 from image_reward.scorers.spec import Build, LoadOptions, Paths
 from image_reward.scorers.together import single_scorers
+from image_reward.types import ImageOptions, LongPrompts
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # --- finding -------------------------------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """A kind of model folder."""
+
+    files: tuple[tuple[str, ...], ...]
+    """What is fetched of a hub repository besides config.json: of each group the first that is there, if any."""
+    build: Build
+
+
+KINDS: dict[str, Kind] = {
+    "image-reward": Kind(((WEIGHTS_NAME,),), build_imagereward),
+    "clip": Kind(
+        (
+            (WEIGHTS_NAME, "pytorch_model.bin"),
+            (PREPROCESSOR_NAME,),
+            (TOKENIZER_NAME, "vocab.json"),
+            ("merges.txt",),
+            (HEAD_NAME,),
+        ),
+        build_clip,
+    ),
+    ENSEMBLE_FORMAT: Kind((), build_ensemble),
+}
+"""What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -69,7 +94,7 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
         path, is_here = Path(name), False
     if is_here:
         return _find_here(path, name)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"):
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx"):
         raise FileNotFoundError(f"no such checkpoint: {name}")
     if _HUB_ID.fullmatch(name):
         return _find_on_hub(name)
@@ -114,6 +139,8 @@ def _find_here(path: Path, asked: str) -> FoundModel:
         config = path / CONFIG_NAME
         # A folder without a config goes to ImageReward's reader, which says what it lacks.
         return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
+    if path.suffix == ".onnx":
+        return FoundModel({"onnx": path}, name, None, build_onnx)
     if path.suffix != ".json":
         return FoundModel({"weights": path}, name, _published_config(path), build_imagereward)
     kind = _kind_of(path)
@@ -162,7 +189,8 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, the JSON file of an ensemble, or the hub id of a model folder; or what ``find`` made of one of these.
+            ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an
+            ensemble, or the hub id of a model folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
@@ -223,8 +251,11 @@ def _place(
     if dtype is not None and dtype not in DTYPES.values():
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
     check_variable()
-    chosen = choose_device(device)
     parts = single_scorers([scorer])
+    on_cpu = next((part for part in parts if isinstance(part, OnnxScorer)), None)
+    chosen = choose_device("cpu" if on_cpu and device is None else device)
+    if on_cpu and chosen.type != "cpu":
+        raise InputError(f"{on_cpu.name} is an ONNX file, which is computed on the CPU; for {device} load the model it was exported from")
     for part in parts:
         if not is_quantized(part):  # its tower may be another's that was placed before
             part.cast(dtype or torch.float32)

@@ -1,9 +1,9 @@
-"""A scorer as an ONNX file, for programs without PyTorch, checked against PyTorch before it is kept."""
+"""A scorer as an ONNX file, for programs without PyTorch, checked against PyTorch before it is kept; and that file as a scorer again."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from image_reward.config import ScorerConfig
 from image_reward.errors import CheckpointError, InputError
-from image_reward.files import written_whole
+from image_reward.files import open_regular, written_whole
+from image_reward.images import ImageTransform
 from image_reward.prompts import PromptTokenizer
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.scorers.precision import is_quantized
+from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
+from image_reward.types import ImageOptions, LongPrompts
 
 OPSET = 18
 INPUTS = ["pixels", "ids", "mask"]
@@ -118,7 +122,7 @@ def metadata(scorer: ImageRewardScorer) -> dict[str, str]:
     }
     return {
         "name": scorer.name,
-        "config": json.dumps(asdict(scorer.config)),
+        "config": scorer.config.to_json(),
         "tokenizer": json.dumps(tokenizer),
         "transform": json.dumps(transform),
         "opset": str(OPSET),
@@ -157,3 +161,61 @@ def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Pat
             return float("inf")
         largest = float(np.maximum(largest, np.abs(rewards - expected).max()))  # NaN stays
     return largest
+
+
+# --- the file as a scorer ----------------------------------------------------------------------------------------------------------------
+
+
+class OnnxScorer(Scorer[TwoTowerBatch]):
+    """A file that ``export_onnx`` wrote, computed by ONNX Runtime on the CPU in float32. It gives no gradients."""
+
+    def __init__(self, path: Path, name: str, options: ImageOptions | None = None, long_prompts: LongPrompts = "truncate") -> None:
+        """Raises ``InputError`` without ONNX Runtime, ``CheckpointError`` for a file that is damaged or of another origin."""
+        super().__init__()
+        self.name = name
+        self.session, self.config = _open(path)
+        digest = hashlib.blake2b(digest_size=16)
+        with open_regular(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        # In place of weights, for whoever asks whether saved rewards are of this scorer.
+        self.register_buffer("digest", torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8), persistent=False)
+        self.tie, self.scale, self.reference = self.config.reward.tie, self.config.reward.std, self.config.reward.reference
+        transform = ImageTransform(self.config.image.size, self.config.image.mean, self.config.image.std, options or ImageOptions())
+        self.prepare = TwoTowerProcessor(transform, PromptTokenizer(self.config.max_tokens, long_prompts, self.config.vocabulary))
+
+    def forward(self, batch: TwoTowerBatch) -> Tensor:
+        if not len(batch):
+            return torch.empty(0, dtype=torch.float32, device="cpu")
+        inputs = (batch.pixels[batch.image_index], batch.ids, batch.mask)
+        (rewards,) = self.session.run(None, {name: tensor.cpu().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)})
+        return torch.from_numpy(rewards)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        if dtype is not torch.float32:
+            raise InputError(
+                f"{self.name} is an ONNX file, which computes in float32; for another dtype load the model it was exported from"
+            )
+
+
+def _open(path: Path) -> tuple[Any, ScorerConfig]:
+    """ONNX Runtime's session of a file, and the config in its metadata."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(f"{path} is computed by ONNX Runtime, which is missing: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # fatal: what is wrong is said once, below
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise CheckpointError(
+            f"{path} is damaged, or not an ONNX file ({' '.join(str(error).split()):.200}); write it again with `image-reward export`"
+        ) from None
+    config = session.get_modelmeta().custom_metadata_map.get("config")
+    if config is None or [node.name for node in session.get_inputs()] != INPUTS:
+        raise CheckpointError(
+            f"{path} is an ONNX file of another program: only what `image-reward export` writes says how images and prompts are prepared"
+        )
+    return session, ScorerConfig.from_json(config, str(path))

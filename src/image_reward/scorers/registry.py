@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 
-from image_reward.checkpoints import CONFIG_NAME, WEIGHTS_NAME
-from image_reward.config import ScorerConfig
+from image_reward.config import CONFIG_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, WebFile
 from image_reward.scorers.build import (
     build_aesthetic,
@@ -17,7 +16,6 @@ from image_reward.scorers.build import (
     build_openai_clip,
     build_pickscore,
 )
-from image_reward.scorers.clip import PREPROCESSOR_NAME, TOKENIZER_NAME
 from image_reward.scorers.spec import ModelSpec
 
 ENTRY_POINTS = "image_reward.scorers"

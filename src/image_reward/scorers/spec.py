@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from image_reward.checkpoints import WEIGHTS_NAME
-from image_reward.config import ScorerConfig
+from image_reward.config import WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, WebFile, fetch, find_local
-from image_reward.images import ImageOptions
-from image_reward.prompts import LongPrompts
-from image_reward.scorers.base import Scorer
+from image_reward.types import ImageOptions, LongPrompts
+
+if TYPE_CHECKING:
+    from image_reward.scorers.base import Scorer
 
 Thing = TypeVar("Thing")
 
@@ -51,7 +51,7 @@ Paths = Mapping[str, Path]
 """The files of a scorer by the names of its ``ModelSpec``. What a user gives is called "folder"; "config", where it is a JSON file; else
 "weights"."""
 
-Build = Callable[[Paths, LoadOptions], Scorer[Any]]
+Build = Callable[[Paths, LoadOptions], "Scorer[Any]"]
 """Builds a scorer in float32 on the CPU from its files."""
 
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import TrainingError
-from image_reward.runs import read_toml
+from image_reward.recipes import read_toml
 from image_reward.training.config import MaskedLanguageTraining, RewardTraining
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from image_reward.errors import InputError
-from image_reward.models.blip import BlipConfig
-from image_reward.runs import Recipe, Schedule
-from image_reward.training.losses import Loss
+from image_reward.models.blip_config import BlipConfig
+from image_reward.recipes import Recipe, Schedule
 
+Loss = Literal["pairwise", "davidson", "rao-kupper", "soft", "plackett-luce"]
+TIE_MODELS = ("davidson", "rao-kupper")
 SCRATCH = "scratch"
 FEW_PAIRS = 50
 """With fewer validation pairs than this, an accuracy has a standard error above 7 points, so that a choice by it comes with a warning."""

@@ -22,8 +22,8 @@ from image_reward.errors import ImageReadError, InputError
 from image_reward.images import describe
 from image_reward.prompts import long_prompt_warnings_suppressed
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor
+from image_reward.training.config import TIE_MODELS, Loss
 from image_reward.training.frozen_features import FrozenFeatures
-from image_reward.training.losses import TIE_MODELS, Loss
 from image_reward.types import Comparison
 
 # --- comparisons ---------------------------------------------------------------------------------------------------------------------

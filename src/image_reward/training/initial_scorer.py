@@ -9,7 +9,7 @@ import torch
 from image_reward.checkpoints import blip_pretraining_weights, read_checkpoint
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.errors import InputError
-from image_reward.models.blip import BlipConfig
+from image_reward.models.blip_config import BlipConfig
 from image_reward.models.heads import LinearHead
 from image_reward.models.initial import new_head, new_network
 from image_reward.scorers.imagereward import ImageRewardScorer

@@ -5,14 +5,9 @@ All act on the head's raw output. d is the difference of two raw rewards, p = ex
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Loss = Literal["pairwise", "davidson", "rao-kupper", "soft", "plackett-luce"]
-TIE_MODELS = ("davidson", "rao-kupper")
 
 
 def pairwise_logistic(first: Tensor, second: Tensor, target: Tensor) -> Tensor:

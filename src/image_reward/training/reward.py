@@ -38,12 +38,12 @@ from image_reward.runs import MovingAverage, Progress, RunFolder, rate_factor, s
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import frozen_features
 from image_reward.training.card import draw_curves, training_card
-from image_reward.training.config import FEW_PAIRS, RewardTraining
+from image_reward.training.config import FEW_PAIRS, TIE_MODELS, RewardTraining
 from image_reward.training.data import MicroBatch, TrainingSteps, fingerprint, name_of, pack, plan, select_usable
 from image_reward.training.freezing import add_low_rank, freeze, merge_low_rank, plain_weights
 from image_reward.training.frozen_features import FrozenFeatures, FrozenFeatureScorer
 from image_reward.training.initial_scorer import initial_scorer
-from image_reward.training.losses import TIE_MODELS, davidson, log_tie_parameter, pairwise_logistic, plackett_luce, rao_kupper
+from image_reward.training.losses import davidson, log_tie_parameter, pairwise_logistic, plackett_luce, rao_kupper
 from image_reward.training.measures import Measures, measure_all
 from image_reward.types import Comparison
 
