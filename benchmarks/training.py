@@ -1,14 +1,17 @@
 """Comparisons learnt from per second: each image encoded once per step, against both images of every pair, as the original does.
 
-The same network takes a training step's work (forward, loss, backward) on the same pairs both ways, in turns, in one process. Prompts have
-4 to 9 images in five slots of at most two, as in ImageRewardDB. Prints the medians, their ratio and how far the gradients are apart.
+The same network takes a training step's work (forward, loss, backward) on the same pairs in turns, in one process: grouped, grouped with
+every linear layer computed by ``F.linear``, and pair by pair. Prompts have 4 to 9 images in five slots of at most two, as in ImageRewardDB.
+Prints the medians, their ratios and how far the gradients are apart.
 
-    python benchmarks/training.py
+    python benchmarks/training.py                 # a network of middle size
+    python benchmarks/training.py --mini          # the sizes of ImageReward-mini
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import time
@@ -19,6 +22,7 @@ from torch import Tensor
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip_config import BlipConfig
 from image_reward.models.initial import new_network
+from image_reward.models.linear import VARIABLE
 from image_reward.scorers import ImageRewardScorer, TwoTowerBatch
 from image_reward.training.data import TrainingSteps
 from image_reward.training.losses import pairwise_logistic
@@ -34,6 +38,19 @@ NETWORK = BlipConfig(
     text_heads=6,
     text_hidden=768,
     projection_width=64,
+)
+MINI = BlipConfig(
+    image_size=64,
+    patch_size=8,
+    vision_width=96,
+    vision_layers=3,
+    vision_heads=4,
+    text_width=96,
+    text_layers=3,
+    text_heads=4,
+    text_hidden=384,
+    projection_width=16,
+    head_widths=(64, 16),
 )
 SIZES = {4: 10, 5: 1, 6: 2, 7: 8, 8: 2, 9: 1}
 """Prompts by number of images, about as in the data set's test split (194, 2, 45, 159, 43 and 23 of 466 prompts)."""
@@ -52,14 +69,17 @@ def comparisons(size: int, seed: int = 0) -> list[Comparison]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    image = TransformConfig(size=NETWORK.image_size)
-    scorer = ImageRewardScorer(new_network(NETWORK, seed=0), ScorerConfig(network=NETWORK, image=image, reward=RewardConfig(0.0, 1.0)))
+    parser.add_argument("--mini", action="store_true", help="the sizes of ImageReward-mini")
+    arguments = parser.parse_args()
+    network = MINI if arguments.mini else NETWORK
+    image = TransformConfig(size=network.image_size)
+    scorer = ImageRewardScorer(new_network(network, seed=0), ScorerConfig(network=network, image=image, reward=RewardConfig(0.0, 1.0)))
     scorer.eval()  # without dropout, so that both ways have one gradient
     weights = [p for name, p in scorer.named_parameters() if "_proj" not in name]
 
-    steps = TrainingSteps(comparisons(NETWORK.image_size), scorer.prepare, "pairwise", micro_images=64)
-    micros = [steps.micro_batch([i]) for i in range(len(steps.comparisons))]
+    steps = TrainingSteps(comparisons(network.image_size), scorer.prepare, "pairwise", micro_images=104)
+    prompts, together = len(steps.comparisons), 12 if arguments.mini else 1
+    micros = [steps.micro_batch(list(range(i, min(i + together, prompts)))) for i in range(0, prompts, together)]
     num_pairs = sum(micro.num_terms for micro in micros)
     num_images = sum(len(micro.batch.pixels) for micro in micros)
 
@@ -76,10 +96,12 @@ def main() -> None:
                 first, second = scorer(batch).view(-1, 2).unbind(dim=1)
                 (pairwise_logistic(first, second, torch.ones_like(first)).sum() / num_pairs).backward()
 
-    seconds: dict[str, list[float]] = {"grouped": [], "pair by pair": []}
+    ways = {"grouped": grouped, "grouped, F.linear": grouped, "pair by pair": pair_by_pair}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     gradients: dict[str, list[Tensor]] = {}
-    for _ in range(rounds + 1):  # the first round warms up
-        for name, work in (("grouped", grouped), ("pair by pair", pair_by_pair)):
+    for _ in range(arguments.rounds + 1):  # the first round warms up
+        for name, work in ways.items():
+            os.environ[VARIABLE] = "plain" if name.endswith("F.linear") else "auto"
             for weight in weights:
                 weight.grad = None
             start = time.perf_counter()
@@ -87,15 +109,17 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
             gradients[name] = [weight.grad.clone() for weight in weights if weight.grad is not None]
 
-    print(f"{len(micros)} prompts, {num_images} images, {num_pairs} untied pairs; {torch.get_num_threads()} threads")
+    print(f"{prompts} prompts, {num_images} images, {num_pairs} untied pairs; {torch.get_num_threads()} threads")
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    encoded = {"grouped": num_images, "pair by pair": 2 * num_pairs}
     for name, time_taken in median.items():
-        print(f"{name:12}  {num_pairs / time_taken:8.1f} comparisons/s   {encoded[name]:4d} images encoded   {time_taken:.2f} s")
-    apart = max(float((a - b).abs().max()) for a, b in zip(*gradients.values(), strict=True))
+        encoded = 2 * num_pairs if name == "pair by pair" else num_images
+        print(f"{name:17}  {num_pairs / time_taken:8.1f} comparisons/s   {encoded:4d} images encoded   {time_taken:.2f} s")
+    others = [gradients[name] for name in list(ways)[1:]]
+    apart = max(float((a - b).abs().max()) for other in others for a, b in zip(gradients["grouped"], other, strict=True))
     largest = max(float(a.abs().max()) for a in gradients["grouped"])
     print(f"largest difference of a gradient {apart:.1e} (largest gradient {largest:.2g})")
-    print(f"ratio {median['pair by pair'] / median['grouped']:.2f}")
+    for name in list(ways)[1:]:
+        print(f"{name} takes {median[name] / median['grouped']:.2f} times as long as grouped")
 
 
 if __name__ == "__main__":
