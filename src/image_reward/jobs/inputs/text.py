@@ -11,7 +11,7 @@ from image_reward.errors import JobError, RowsError
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
 from image_reward.jobs.files import LARGEST_TEXT
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
-from image_reward.rows import csv_header, csv_misfit, csv_problem, json_object, other_kind
+from image_reward.rows import csv_header, csv_misfit, csv_problem, csv_separator, json_object, other_kind
 
 _LONGEST_SKIPPED = 1 << 28  # bytes: a file of zeros, or one that does not end, need not be read to its end
 
@@ -72,20 +72,28 @@ def _head(stream: IO[bytes], file: str) -> bytes:
     return head
 
 
+def _separator(stream: IO[bytes], file: str) -> str:
+    """What separates the cells of a CSV file, which its first line shows."""
+    first = _head(stream, file).splitlines()[:1]
+    return csv_separator(first[0].decode("utf-8", "replace"), file) if first else ","
+
+
 class CsvInput(Input):
-    """CSV with a header. All columns stay text, as they are in the file; an empty cell is no value.
+    """CSV with a header, its cells separated as ``csv_separator`` says.
+
+    All columns stay text, as they are in the file; an empty cell is no value.
 
     A quote that is not closed costs the line that it is on. Without ``strict``, it would take the rows after it into its cell.
     """
 
     kind = "CSV"
 
-    def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int]:
-        """The columns, and the byte after them. Raises ``JobError``."""
-        _head(stream, file)
+    def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int, str]:
+        """The columns, the byte after them, and what separates cells. Raises ``JobError``."""
+        separator = _separator(stream, file)
         lines = _CountedLines(stream, file)
         try:
-            cells = next((cells for cells in csv.reader(lines, strict=True) if any(cells)), [])
+            cells = next((cells for cells in csv.reader(lines, delimiter=separator, strict=True) if any(cells)), [])
             header = csv_header(cells, file) if cells else []
         except csv.Error as error:
             cause = "its lines end in a carriage return alone" if "new-line character" in str(error) else str(error)
@@ -94,13 +102,11 @@ class CsvInput(Input):
             raise JobError(str(error)) from None
         if not header or not all(map(is_clean, header)):
             raise JobError(f"{file} begins with {','.join(cells)!r:.80}, which is not a header: column names, in UTF-8")
-        if len(header) == 1 and "\t" in header[0]:
-            raise JobError(f"the cells of {file} are separated by tabs; save it as CSV with commas")
-        return header, lines.end
+        return header, lines.end, separator
 
-    def _records(self, lines: _CountedLines) -> Iterator[tuple[int, int, list[str] | str]]:
+    def _records(self, lines: _CountedLines, separator: str) -> Iterator[tuple[int, int, list[str] | str]]:
         """First byte, byte after the last, and the cells, or what is wrong with them."""
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
             start = lines.end
             try:
@@ -109,17 +115,17 @@ class CsvInput(Input):
                 return
             except _LongLineError as error:
                 cells = str(error)
-                reader = csv.reader(lines, strict=True)
+                reader = csv.reader(lines, delimiter=separator, strict=True)
             except csv.Error as error:  # of this record, however far it was read
                 cells = csv_problem(error)
                 lines.go_on_after_line(start)
-                reader = csv.reader(lines, strict=True)
+                reader = csv.reader(lines, delimiter=separator, strict=True)
             if cells:
                 yield start, lines.end, cells
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
         with self.access.open(file) as stream:
-            header, end = self._header(stream, file)
+            header, end, separator = self._header(stream, file)
             pa = arrow()
             schema = pa.schema([(name, pa.string()) for name in header])
             self.schema = self.schema or schema
@@ -128,8 +134,8 @@ class CsvInput(Input):
             place = header.index(self.id_column) if self.id_column in header else None
 
             def records() -> Iterator[tuple[int, int]]:
-                for start, stop, cells in self._records(_CountedLines(stream, file, end)):
-                    if place is not None and isinstance(cells, list) and not csv_misfit(cells, header):
+                for start, stop, cells in self._records(_CountedLines(stream, file, end), separator):
+                    if place is not None and isinstance(cells, list) and not csv_misfit(cells, header, separator):
                         self._ids.add(cells[place])
                     yield start, stop
 
@@ -140,11 +146,11 @@ class CsvInput(Input):
         rows: list[list[str | None]] = []
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
-            for number, (_, _, cells) in enumerate(
-                self._records(_CountedLines(stream, shard.file, shard.start, shard.stop)), start=shard.first_row + 1
-            ):
+            separator = _separator(stream, shard.file)
+            lines = _CountedLines(stream, shard.file, shard.start, shard.stop)
+            for number, (_, _, cells) in enumerate(self._records(lines, separator), start=shard.first_row + 1):
                 values = cells if isinstance(cells, list) else []
-                problem = csv_misfit(values, columns) if isinstance(cells, list) else cells
+                problem = csv_misfit(values, columns, separator) if isinstance(cells, list) else cells
                 if not problem and not all(map(is_clean, values)):
                     problem = "is not UTF-8"
                 rows.append([value or None for value in [*values, *[""] * len(columns)][: len(columns)]])
