@@ -186,7 +186,8 @@ def test_files_of_another_kind_are_refused_with_the_remedy(tmp_path: Path, conte
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (TABLE.replace(",", ";"), "separated by ';'; save it as CSV with commas"),
+        (TABLE.replace(",", ";").replace(";rank", "\trank"), "separated by ';'; save it as CSV with commas"),
+        (TABLE.replace(",", ";") + "a; dog;1.png;1\n", "line 4 has 4 cells; the header has 3: quote cells that hold semicolons"),
         (TABLE.replace(",", "|"), r"separated by '\|'"),
         ("sep=;\r\n" + TABLE.replace(",", ";"), "begins with 'sep=;', which only Excel understands"),
         ('\ufeff"sep=,"\n' + TABLE, "begins with 'sep=,'"),
@@ -380,3 +381,14 @@ def test_every_row_is_a_comparison_or_a_problem(tmp_path: Path) -> None:
     found = list(records(tmp_path / "mixed"))
     assert sorted(record.where for record in found) == ["line 1", "line 2", "line 4", "line 5"]
     assert sum(record.comparison is not None for record in found) == 1
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_spreadsheets_with_decimal_commas_are_read(tmp_path: Path, separator: str) -> None:
+    lines = [["prompt", "image", "note"], ['"a cat, asleep"', "1.png", "0,5"], ['"cats; dogs"', "2.png", ""]]
+    text = "\ufeff" + "\r\n".join(separator.join(line) for line in lines) + "\r\n"
+    (tmp_path / "rows.csv").write_bytes(text.encode())
+    assert [row.values for row in read_rows(tmp_path / "rows.csv", ("prompt",))] == [
+        {"prompt": "a cat, asleep", "image": "1.png", "note": "0,5"},
+        {"prompt": "cats; dogs", "image": "2.png", "note": ""},
+    ]

@@ -144,7 +144,7 @@ def _text_kind(start: bytes, path: Path, columns: Collection[str], line: str) ->
     if re.match(rb"\[\s*([{\"\]]|$)" if line else rb"\[", start) or suffix == ".json":
         return _json_rows
     first = re.split(rb"[\r\n]", start, maxsplit=1)[0].decode("utf-8", errors="replace")
-    cells = {cell.strip().strip('"') for cell in re.split(r"[,\t]", first)}
+    cells = {cell.strip().strip('"') for cell in re.split(r"[,;\t]", first)}
     if line and suffix not in (".csv", ".tsv") and not cells & set(columns):
         return _line_rows
     return _csv_rows
@@ -442,8 +442,8 @@ def _csv_rows(path: Path, line: str) -> Iterator[Row]:  # noqa: ARG001 - every r
     lines = _lines(path)
     first = next((text for text in lines if text.strip()), "")
     # Strict, because a quote that is never closed would take the rest of the file into its cell. Between tabs quotes are often just text.
-    separator, strict, hold = ("\t", False, "tabs") if "\t" in first.strip() else (",", True, "commas")
-    reader = csv.reader(chain([first], lines), delimiter=separator, strict=strict)
+    separator = csv_separator(first, path.name)
+    reader = csv.reader(chain([first], lines), delimiter=separator, strict=separator != "\t")
     while True:
         try:
             cells = next(reader, None)
@@ -459,9 +459,27 @@ def _csv_rows(path: Path, line: str) -> Iterator[Row]:  # noqa: ARG001 - every r
             continue
         if separator == "\t" and any("\n" in cell for cell in cells):
             raise RowsError(f"{path}, line {reader.line_num}: a quote is opened and not closed on its line")
-        if problem := csv_misfit(cells, header, hold):
+        if problem := csv_misfit(cells, header, separator):
             raise RowsError(f"{path}, line {reader.line_num} {problem}")
         yield Row(f"line {reader.line_num}", dict(zip(header, cells, strict=True)))
+
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def csv_separator(first: str, name: str = "") -> str:
+    """What separates the cells of a table with this first line: a comma, unless it holds none and holds tabs or semicolons, as spreadsheets
+    write where numbers have decimal commas. A file called .tsv has tabs if its first line has any.
+
+    >>> csv_separator("prompt;image"), csv_separator('"cats; dogs",image'), csv_separator("prompt;a\\tb")
+    (';', ',', ',')
+    """
+    if first.strip().strip('"').lower().startswith("sep="):  # what ``csv_header`` refuses
+        return ","
+    held = {separator for separator in _SEPARATORS if separator in re.sub('"[^"]*"', "", first.strip())}
+    if "\t" in held and name.lower().endswith(".tsv"):
+        return "\t"
+    return held.pop() if len(held) == 1 else ","
 
 
 def csv_header(cells: list[str], path: str) -> list[str]:
@@ -481,13 +499,13 @@ def csv_header(cells: list[str], path: str) -> list[str]:
     return header
 
 
-def csv_misfit(cells: list[str], header: list[str], hold: str = "commas") -> str:
+def csv_misfit(cells: list[str], header: list[str], separator: str) -> str:
     """Take empty cells beyond the header away, which sheets have. What is wrong if the cells do not go with it; empty if they do."""
     while len(cells) > len(header) and not cells[-1]:
         cells.pop()
     if len(cells) == len(header):
         return ""
-    return f"has {len(cells)} cells; the header has {len(header)}: quote cells that hold {hold}"
+    return f"has {len(cells)} cells; the header has {len(header)}: quote cells that hold {_SEPARATORS[separator]}"
 
 
 def csv_problem(error: csv.Error) -> str:

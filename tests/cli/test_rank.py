@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,40 @@ def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: 
 def test_top_is_positive(capsys: pytest.CaptureFixture[str], model_folder: str, images: list[str]) -> None:
     assert main(["rank", "cat", images[0], "--model", model_folder, "--top", "0"]) == 2
     assert "--top must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def with_broken(images: list[str], tmp_path: Path) -> list[str]:
+    """a.png, a truncated file, b.png, and one that is no image."""
+    (tmp_path / "half.png").write_bytes(Path(images[0]).read_bytes()[:-40])
+    (tmp_path / "text.png").write_text("not an image")
+    return [images[0], str(tmp_path / "half.png"), images[1], str(tmp_path / "text.png")]
+
+
+def test_every_unreadable_image_is_named_before_a_model_is_loaded(with_broken: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("rank", "score"):
+        assert main([command, "cat", *with_broken, "--model", "no-such-model"]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert "2 of 4 images cannot be read: " in line
+        assert "half.png" in line
+        assert "text.png" in line
+        assert line.endswith("--skip-unreadable leaves out what cannot be read")
+        assert main([command, "cat", with_broken[1], "--skip-unreadable", "--model", "no-such-model"]) == 1  # nothing would be left
+        printed = capsys.readouterr()
+        assert "half.png" in printed.err
+        assert "--skip-unreadable" not in printed.err
+
+
+def test_unreadable_images_are_left_out_on_request(with_broken: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, order in (("rank", "ba"), ("score", "ab")):
+        assert main([command, "cat", *with_broken, "--skip-unreadable", "--model", model_folder, "--json"]) == 1
+        printed = capsys.readouterr()
+        result = json.loads(printed.out)
+        assert [Path(row["image"]).stem for row in result["images"]] == list(order)
+        assert [row["image"] for row in result["skipped"]] == with_broken[1::2]
+        assert all(row["error"] for row in result["skipped"])
+        assert [Path(name).name in line for name, line in zip(with_broken[1::2], printed.err.splitlines(), strict=True)] == [True, True]
+        assert main([command, "cat", *with_broken[::2], "--skip-unreadable", "--model", model_folder, "--json"]) == 0
+        assert "skipped" not in json.loads(capsys.readouterr().out)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from image_reward.errors import ImageReadError
 from image_reward.terminal import note
 
 if TYPE_CHECKING:
@@ -256,6 +257,40 @@ PromptSet = Annotated[
     ),
 ]
 ImageRoot = Annotated[Path | None, tyro.conf.arg(help="Folder that image paths are relative to; by default that of the file.")]
+
+
+@dataclass(kw_only=True)
+class SkipOptions(LoadingOptions):
+    """For commands that take any number of images."""
+
+    skip_unreadable: bool = False
+    """Leave out the images that cannot be read, and name them; the exit code is then 1."""
+
+    def readable(self, images: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The images that can be read, and what is wrong with each of the others, which are named on standard error.
+
+        All are decoded before a model is loaded. Raises ``ImageReadError`` that names every unreadable image, without --skip-unreadable
+        or where no other image is left.
+        """
+        from image_reward.images import ImageOptions, open_image
+
+        options = ImageOptions(**asdict(self.image))
+        broken: dict[str, str] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # comes again when they are scored
+            for image in dict.fromkeys(images):
+                try:
+                    open_image(image, options)
+                except (ImageReadError, FileNotFoundError) as error:
+                    broken[image] = str(error)
+        kept = [image for image in images if image not in broken]
+        if broken and not (self.skip_unreadable and kept):
+            remedy = "; --skip-unreadable leaves out what cannot be read" if kept else ""
+            count = f"{len(broken):,} of {len(set(images)):,} images cannot be read: " if len(broken) > 1 else ""
+            raise ImageReadError(count + "; ".join(broken.values()) + remedy)
+        for message in broken.values():
+            note(f"left out: {message}")
+        return kept, broken
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from image_reward.cli.options import (
     OutputOptions,
     Prompt,
     PromptOptions,
+    SkipOptions,
     UsageError,
     find_images,
     print_json,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Rank(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
+class Rank(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptions):
     """Rank images for a prompt by reward, best first."""
 
     prompt: Prompt
@@ -43,7 +44,7 @@ class Rank(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top must be at least 1, not {self.top}")
         self.check_prompt(self.prompt, PROMPT_FIRST)
-        images = find_images(self.images)
+        images, unreadable = self.readable(find_images(self.images))
         scorer = self.load()
         ranking = scorer.rank(self.prompt, images)
 
@@ -52,14 +53,15 @@ class Rank(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
         from image_reward.scorers.distribution import RewardRow
 
         rows = [RewardRow.of(scorer, images[i], ranking.rewards[i], rank=ranking.ranking[i]) for i in ranking.order][: self.top]
+        skipped = {"skipped": [{"image": image, "error": error} for image, error in unreadable.items()]} if unreadable else {}
         if self.json:
-            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]})
+            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]} | skipped)
         else:
             show(reward_table(rows, title=self.prompt, caption=f"{scorer.name}, {len(images)} image{'s' if len(images) > 1 else ''}"))
         if self.copy_to:
             _copy(rows, self.copy_to)
         self.write_gallery(rows, self.prompt, scorer)
-        return 0
+        return 1 if unreadable else 0
 
 
 def _copy(rows: list[RewardRow], folder: Path) -> None:

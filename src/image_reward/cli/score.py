@@ -12,13 +12,14 @@ from image_reward.cli.options import (
     OutputOptions,
     Prompt,
     PromptOptions,
+    SkipOptions,
     find_images,
     print_json,
 )
 
 
 @dataclass
-class Score(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
+class Score(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptions):
     """Print the reward of each image for a prompt, in the order of the command line.
 
     A file of rows, each with a prompt and an image, is scored by `image-reward score-files`.
@@ -29,7 +30,7 @@ class Score(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
 
     def run(self) -> int:
         self.check_prompt(self.prompt, PROMPT_FIRST)
-        images = find_images(self.images)
+        images, unreadable = self.readable(find_images(self.images))
         scorer = self.load()
         rewards = scorer.score([self.prompt] * len(images), images)
 
@@ -38,9 +39,10 @@ class Score(ModelOptions, OutputOptions, GalleryOptions, PromptOptions):
         from image_reward.scorers.distribution import RewardRow
 
         rows = [RewardRow.of(scorer, image, reward) for image, reward in zip(images, rewards, strict=True)]
+        skipped = {"skipped": [{"image": image, "error": error} for image, error in unreadable.items()]} if unreadable else {}
         if self.json:
-            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]})
+            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]} | skipped)
         else:
             show(reward_table(rows, title=self.prompt, caption=scorer.name))
         self.write_gallery(rows, self.prompt, scorer)
-        return 0
+        return 1 if unreadable else 0

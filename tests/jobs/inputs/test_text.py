@@ -110,12 +110,27 @@ def test_a_list_or_another_encoding_is_not_taken_for_lines(tmp_path: Path) -> No
         (tmp_path / name).write_text(text, encoding="utf-16")
         with pytest.raises(JobError, match=f"{name} is UTF-16 text; save it as UTF-8"):
             read_all(tmp_path / name)
-    for text, separator in (("prompt;image\na;b\n", "';'"), ("prompt\timage\na\tb\n", "tabs")):
+    for text in ("prompt;image\tid\na;b\tc\n", "prompt|image\na|b\n"):
         (tmp_path / "rows.csv").write_text(text)
-        with pytest.raises(JobError, match=f"the cells of .*rows.csv are separated by {separator}; save it as CSV with commas"):
+        with pytest.raises(JobError, match=r"the cells of .*rows\.csv are separated by '.'; save it as CSV with commas"):
             read_all(tmp_path / "rows.csv")
     (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf\n\n{"prompt": "a", "image": "b"}\n')
     assert [row[1] for row in read_all(tmp_path / "rows.jsonl")[1]] == ["a"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_every_shard_of_a_spreadsheets_table_is_read_as_read_rows_does(tmp_path: Path, separator: str) -> None:
+    lines = [["prompt", "image", "id"], *([f'"cat, {n}; or dog"', f"{n}.png", str(n)] for n in range(5))]
+    path = tmp_path / "rows.csv"
+    path.write_bytes(("\ufeff" + "\r\n".join(separator.join(line) for line in lines) + "\r\n").encode())
+    rows = read_all(path, shard_size=2)[1]
+    expected = [row.values["prompt"] for row in read_rows(path, ("prompt",))]
+    assert [row[1] for row in rows] == expected == [f"cat, {n}; or dog" for n in range(5)]
+    assert all(row[3] is None for row in rows)
+    path.write_text(f"prompt{separator}image\na{separator}0.png{separator}c\nb{separator}1.png\n")
+    problems = [row[3] for row in read_all(path)[1]]
+    assert "has 3 cells; the header has 2" in problems[0]
+    assert problems[1] is None
 
 
 def test_a_line_without_end_is_a_problem_of_its_row(tmp_path: Path) -> None:

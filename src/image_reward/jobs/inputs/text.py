@@ -10,7 +10,7 @@ from typing import IO, Any
 from image_reward.errors import JobError, RowsError
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
-from image_reward.rows import LongLineError, TextLines, csv_header, csv_misfit, csv_problem, json_object, other_kind
+from image_reward.rows import LongLineError, TextLines, csv_header, csv_misfit, csv_problem, csv_separator, json_object, other_kind
 
 
 def _skip_line(lines: TextLines, start: int, file: str) -> None:
@@ -29,20 +29,28 @@ def _head(stream: IO[bytes], file: str) -> bytes:
     return head
 
 
+def _separator(stream: IO[bytes], file: str) -> str:
+    """What separates the cells of a CSV file, which its first line shows."""
+    first = _head(stream, file).splitlines()[:1]
+    return csv_separator(first[0].decode("utf-8", "replace"), file) if first else ","
+
+
 class CsvInput(Input):
-    """CSV with a header. All columns stay text, as they are in the file; an empty cell is no value.
+    """CSV with a header, its cells separated as ``csv_separator`` says.
+
+    All columns stay text, as they are in the file; an empty cell is no value.
 
     A quote that is not closed costs the line that it is on. Without ``strict``, it would take the rows after it into its cell.
     """
 
     kind = "CSV"
 
-    def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int]:
-        """The columns, and the byte after them. Raises ``JobError``."""
-        _head(stream, file)
+    def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int, str]:
+        """The columns, the byte after them, and what separates cells. Raises ``JobError``."""
+        separator = _separator(stream, file)
         lines = TextLines(stream)
         try:
-            cells = next((cells for cells in csv.reader(lines, strict=True) if any(cells)), [])
+            cells = next((cells for cells in csv.reader(lines, delimiter=separator, strict=True) if any(cells)), [])
             header = csv_header(cells, file) if cells else []
         except (csv.Error, LongLineError) as error:
             raise JobError(f"the first line of {file} is not CSV: {error}; save it as CSV with a row on each line") from None
@@ -50,13 +58,11 @@ class CsvInput(Input):
             raise JobError(str(error)) from None
         if not header or not all(map(is_clean, header)):
             raise JobError(f"{file} begins with {','.join(cells)!r:.80}, which is not a header: column names, in UTF-8")
-        if len(header) == 1 and "\t" in header[0]:
-            raise JobError(f"the cells of {file} are separated by tabs; save it as CSV with commas")
-        return header, lines.end
+        return header, lines.end, separator
 
-    def _records(self, file: str, lines: TextLines) -> Iterator[tuple[int, int, list[str] | str]]:
+    def _records(self, file: str, lines: TextLines, separator: str) -> Iterator[tuple[int, int, list[str] | str]]:
         """First byte, byte after the last, and the cells, or what is wrong with them."""
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
             start = lines.end
             try:
@@ -66,13 +72,13 @@ class CsvInput(Input):
             except (csv.Error, LongLineError) as error:  # of this record, however far it was read
                 cells = csv_problem(error) if isinstance(error, csv.Error) else str(error)
                 _skip_line(lines, start, file)
-                reader = csv.reader(lines, strict=True)
+                reader = csv.reader(lines, delimiter=separator, strict=True)
             if cells:
                 yield start, lines.end, cells
 
     def _pieces(self, file: str) -> Iterator[tuple[int, int, int, int]]:
         with self.access.open(file) as stream:
-            header, end = self._header(stream, file)
+            header, end, separator = self._header(stream, file)
             pa = arrow()
             schema = pa.schema([(name, pa.string()) for name in header])
             self.schema = self.schema or schema
@@ -81,8 +87,8 @@ class CsvInput(Input):
             place = header.index(self.id_column) if self.id_column in header else None
 
             def records() -> Iterator[tuple[int, int]]:
-                for start, stop, cells in self._records(file, TextLines(stream, end)):
-                    if place is not None and isinstance(cells, list) and not csv_misfit(cells, header):
+                for start, stop, cells in self._records(file, TextLines(stream, end), separator):
+                    if place is not None and isinstance(cells, list) and not csv_misfit(cells, header, separator):
                         self._ids.add(cells[place])
                     yield start, stop
 
@@ -93,11 +99,11 @@ class CsvInput(Input):
         rows: list[list[str | None]] = []
         problems: list[str | None] = []
         with self.access.open(shard.file) as stream:
-            for number, (_, _, cells) in enumerate(
-                self._records(shard.file, TextLines(stream, shard.start, shard.stop)), start=shard.first_row + 1
-            ):
+            separator = _separator(stream, shard.file)
+            lines = TextLines(stream, shard.start, shard.stop)
+            for number, (_, _, cells) in enumerate(self._records(shard.file, lines, separator), start=shard.first_row + 1):
                 values = cells if isinstance(cells, list) else []
-                problem = csv_misfit(values, columns) if isinstance(cells, list) else cells
+                problem = csv_misfit(values, columns, separator) if isinstance(cells, list) else cells
                 if not problem and not all(map(is_clean, values)):
                     problem = "is not UTF-8"
                 rows.append([value or None for value in [*values, *[""] * len(columns)][: len(columns)]])
