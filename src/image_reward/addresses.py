@@ -1,8 +1,8 @@
 """Where a file is: a path of this machine, or an address in an object store such as ``s3://bucket/rows.csv``, read and written alike.
 
-An address never becomes a ``pathlib.Path``, which would make ``s3:/bucket`` of ``s3://bucket``. Object stores are reached through fsspec, with
-the credentials, the endpoint and the retries that its packages are configured with. Whatever they raise is an error of one line that names the
-address and the remedy.
+An address never becomes a ``pathlib.Path``, which would make ``s3:/bucket`` of ``s3://bucket``. Object stores are reached through fsspec,
+with the credentials, the endpoint and the retries that its packages are configured with. Whatever they raise is an error of one line that
+names the address and the remedy.
 """
 
 from __future__ import annotations
@@ -123,11 +123,15 @@ class Address:
         kind = scheme(text)
         if not kind:
             if not isinstance(place, str) and _OF_A_PATH.match(text) and not os.path.lexists(text):
-                raise AddressError(f"{text:.200} is what a pathlib.Path makes of an address; pass the address as text")
+                raise AddressError(
+                    f"{text:.200} is an address as a pathlib.Path: only a path of this machine will do here; a program passes addresses as text"
+                )
             return cls("", text)
         if kind not in SCHEMES and not (kind == "https" and allow_https):
             known = ", ".join(f"{name}://" for name in SCHEMES)
-            remedy = {"file": "give the path alone", "http": "download it first", "https": "download it first"}.get(kind, f"known are {known}")
+            remedy = {"file": "give the path alone", "http": "download it first", "https": "download it first"}.get(
+                kind, f"known are {known}"
+            )
             raise AddressError(f"{text:.200}: {kind}:// is not read here; {remedy}")
         path = text[len(kind) + 3 :].rstrip("/")
         if not path:
@@ -456,7 +460,9 @@ def _translated(address: Address, doing: str, error: Exception) -> Exception:
         bucket, place = address.path.partition("/")[0], f" at {endpoint}" if endpoint else ""
         return AddressError(f"{address} cannot be {doing}: there is no bucket {bucket!r}{place}; create it, or correct the address")
     if names & _WITHOUT_CREDENTIALS or code in _REFUSED_CREDENTIALS:
-        problem = f"its server refuses the credentials ({code})" if code in _REFUSED_CREDENTIALS else f"there are no credentials for it ({said})"
+        problem = (
+            f"its server refuses the credentials ({code})" if code in _REFUSED_CREDENTIALS else f"there are no credentials for it ({said})"
+        )
         return StoreError(f"{address} cannot be {doing}: {problem}; {_CREDENTIALS.get(address.scheme, 'log in to its server')}")
     if names & _UNREACHABLE and address.scheme != "https":  # the web has as many servers as addresses
         remedy = f"check the network and the endpoint, {endpoint}" if endpoint else "check the network"

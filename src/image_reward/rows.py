@@ -22,7 +22,7 @@ from itertools import chain
 from typing import IO, Any
 
 from image_reward.addresses import Address, PathLike, scheme
-from image_reward.errors import FileKindError, ImageReadError, RowsError
+from image_reward.errors import FileKindError, ImageReadError, RowsError, StoreError
 from image_reward.files import distinct_keys
 
 LONGEST_ROW = 1 << 24
@@ -86,7 +86,7 @@ class ParquetImage:
             cell = column[self.row].as_py()
             if self.index is not None:
                 cell = cell[self.index]
-        except FileNotFoundError:
+        except (FileNotFoundError, StoreError):
             raise
         except _parquet_errors() as error:
             raise ImageReadError(f"{self} cannot be read: {_one_line(error)}") from None

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_reward.addresses import Address, join, scheme
 from image_reward.errors import InputError, JobError
 from image_reward.jobs.arrow import text_array
 from image_reward.jobs.database import database
-from image_reward.addresses import Address, join, scheme
 from image_reward.jobs.files import Access, Folder, writing
 from image_reward.jobs.folder import DIGEST_SIZE, DIGESTS, part_name, part_numbers, quarantined_rows, read_manifest, tables, write_rows
 from image_reward.jobs.inputs import image_named

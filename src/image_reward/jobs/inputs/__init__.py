@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from image_reward.addresses import Address, join, scheme
 from image_reward.errors import JobError
 from image_reward.files import LARGEST_JSON
 from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.jobs.arrow import arrow
-from image_reward.addresses import Address, join, scheme
 from image_reward.jobs.files import Access
 from image_reward.jobs.inputs.columns import ArrowInput, ParquetInput, image_in_table
 from image_reward.jobs.inputs.folder import ImageFolder
