@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 SERVER = """
-import logging, threading, sys
+import logging, sys
 from moto.server import ThreadedMotoServer
 logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-server = ThreadedMotoServer("127.0.0.1", 0)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()  # until the tests end, however they do

@@ -55,7 +55,7 @@ def test_a_name_is_relative_to_its_folder(folder: str, name: str, expected: str)
         ("https://host/a.png", "https:// is not read here; download it first"),
         ("file:///a.png", "give the path alone"),
         ("s3://", "s3:// names no bucket; an address is s3://BUCKET/NAME"),
-        (Path("s3://bkt/a.png"), "s3:/bkt/a.png is an address as a pathlib.Path"),
+        (Path("s3://bkt/a.png"), "s3:/bkt/a.png is an address as a Path"),
     ],
 )
 def test_what_is_no_address(text: Any, message: str) -> None:
@@ -137,7 +137,8 @@ def test_what_fails_while_it_is_written_leaves_what_was_there(folder: Address) -
 # --- what is wrong with a store ------------------------------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_is_not_there(bucket: Any) -> None:
+@pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_is_not_there() -> None:
     for attempt in (lambda a: a.read(9), lambda a: a.write(b"x"), lambda a: a.kind(), lambda a: a.stamp()):
         with pytest.raises(AddressError, match=r"s3://none/a\.csv cannot be .*: there is no bucket 'none' at http://127") as caught:
             attempt(Address.parse("s3://none/a.csv"))
@@ -145,7 +146,8 @@ def test_a_bucket_that_is_not_there(bucket: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_no_credentials(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("bucket")
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     object_store.forget()
@@ -153,7 +155,8 @@ def test_no_credentials(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         Address.parse("s3://bkt/a.csv").read(9)
 
 
-def test_a_server_that_does_not_answer(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("bucket")
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     object_store.use_endpoint("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(StoreError, match=r"its server does not answer \(.*\); check the network and the endpoint, http://127\.0\.0\.1:9"):
         Address.parse("s3://bkt/a.csv").read(9)
@@ -176,10 +179,10 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whatever_a_library_raises_is_one_line(
     bucket: Any, error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(type(bucket), "size", fail)
+    monkeypatch.setattr(type(bucket), "_info", fail)
     with pytest.raises(kind, match=message) as caught:
         Address.parse("s3://bkt/a").read(9)
     assert caught.value.__cause__ is None

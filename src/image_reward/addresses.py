@@ -124,7 +124,7 @@ class Address:
         if not kind:
             if not isinstance(place, str) and _OF_A_PATH.match(text) and not os.path.lexists(text):
                 raise AddressError(
-                    f"{text:.200} is an address as a pathlib.Path: only a path of this machine will do here; a program passes addresses as text"
+                    f"{text:.200} is an address as a Path: only a path of this machine will do here; programs pass addresses as text"
                 )
             return cls("", text)
         if kind not in SCHEMES and not (kind == "https" and allow_https):
@@ -308,7 +308,7 @@ class Address:
                 return file.read(size)
         store, name = self._store()
         with _reported(self):
-            part: bytes = store.cat_file(name, start, start + size)
+            part: bytes = store.cat_file(name, start=start, end=start + size)
         return part
 
     def read_json(self, limit: int, error: type[Exception] = CheckpointError) -> Any:

@@ -256,7 +256,8 @@ Images = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="IMAGE...",
-        help="Image files, folders of images, or globs, here or in an object store (s3://…); - reads names from standard input, a line each.",
+        help="Image files, folders of images, or globs, here or in an object store (s3://…); - reads paths from standard input, one per "
+        "line.",
         help_behavior_hint="(at least one)",
     ),
 ]
