@@ -338,7 +338,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
         elif address.is_glob and not address.kind():
             matches = address.matches()
             if not matches:
-                raise UsageError(f"no file matches {argument}")
+                raise UsageError(f"nothing matches {argument}")
             images += map(str, matches)
         else:
             images.append(argument)

@@ -156,7 +156,7 @@ def _files(path: Address) -> list[Address]:
     if path.join("state.json").kind() == "file":
         files = _saved_files(path)
     else:
-        files = [path.join(entry.name) for entry in path.entries() if entry.name.endswith(".parquet") and not entry.is_folder]
+        files = [path.join(entry.name) for entry in path.entries() if entry.name.endswith(".parquet")]
     if not files:
         raise ComparisonError(
             f"{path} is a folder without Parquet files, and not one that `save_to_disk` wrote; "
