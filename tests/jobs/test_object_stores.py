@@ -45,6 +45,8 @@ def images(bucket: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def rows(images: Path, bucket: Any) -> str:
     """23 rows: images are named relative to the file, and by their addresses."""
+    names = [path.name for path in images.iterdir()]
+    assert sorted(names) == sorted(NAMES)
     lines = [
         {"id": f"r{n}", "prompt": "a " * (n % 4 + 1), "image": f"{'s3://bkt/imgs' if n % 2 else '../imgs'}/{NAMES[n % 5]}"}
         for n in range(23)
@@ -134,9 +136,7 @@ from functools import partial
 if __name__ == "__main__":
     def show(progress):
         print(progress.num_rows, flush=True)
-    done = stubs.score_files(sys.argv[1], sys.argv[2], partial(stubs.load, seconds=float(sys.argv[3])), workers=1, shard_size=2,
-                             batch_size=1, on_progress=show)
-    print("done", done.num_rows, done.num_scored_now, flush=True)
+    stubs.score_files(*sys.argv[1:], partial(stubs.load, seconds=0.05), workers=1, shard_size=2, batch_size=1, on_progress=show)
 """
 
 
@@ -149,7 +149,7 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_killed_job_goes_on_where_it_was(rows: str, bucket: Any, tmp_path: Path) -> None:
-    with start(tmp_path, rows, "s3://bkt/out", "0.05") as running:
+    with start(tmp_path, rows, "s3://bkt/out") as running:
         assert running.stdout is not None
         for line in running.stdout:
             if int(line) >= 6:
@@ -158,12 +158,8 @@ def test_a_killed_job_goes_on_where_it_was(rows: str, bucket: Any, tmp_path: Pat
     before = [name for name in object_store.files_of(bucket, "bkt/out") if name.startswith("part-")]
     assert 2 <= len(before) < 12
     contents = {name: bucket.cat_file(f"bkt/out/{name}") for name in before}
-    with start(tmp_path, rows, "s3://bkt/out", "0") as again:
-        printed, errors = again.communicate()
-    assert again.returncode == 0, errors
-    _, num_rows, num_now = printed.splitlines()[-1].split()
-    assert int(num_rows) == 23
-    assert int(num_now) <= 23 - 2 * len(before) + 2
+    again = stubs.score_here(rows, "s3://bkt/out", stubs.load)
+    assert (again.num_rows, again.num_scored_now) == (23, 23 - 2 * len(before))
     assert {name: bucket.cat_file(f"bkt/out/{name}") for name in before} == contents
     assert rewards(bucket, "bkt/out") == pytest.approx(EXPECTED)
 
@@ -215,9 +211,8 @@ def test_filter_and_report_write_to_the_bucket(rows: str, bucket: Any, capsys: p
     assert capsys.readouterr().err == "4 rows kept: s3://bkt/best/rows.csv\n"
     best = list(csv.DictReader(io.StringIO(bucket.cat_file("bkt/best/rows.csv").decode())))
     assert {row["image"] for row in best} == {"s3://bkt/imgs/猫 é.png"}
-    assert stubs.score_here("s3://bkt/best/rows.csv", "s3://bkt/again", stubs.load, prompt=None) if "reward" not in best[0] else True
     assert main(["report", "s3://bkt/out", "--report", "s3://bkt/page.html", "--report", "s3://bkt/page.json"]) == 0
-    assert bucket.cat_file("bkt/page.html").count(b"data:image/") == 23 or b"data:image/" in bucket.cat_file("bkt/page.html")
+    assert b"data:image/" in bucket.cat_file("bkt/page.html")
     assert json.loads(bucket.cat_file("bkt/page.json"))["num_rows"] == 23
     assert main(["report", "s3://bkt/nothing"]) == 1
     assert main(["report", "s3://bkt/out", "--report", "s3://none/page.html"]) == 1
