@@ -183,7 +183,7 @@ class Address:
     # --- what is there ---
 
     def kind(self) -> Kind | None:
-        """Whether it is a file (anything that is not a folder) or a folder; None where there is nothing."""
+        """Whether it is a file (anything that is not a folder, a link to nothing included) or a folder; None where there is nothing."""
         if not self.scheme:
             if os.path.isdir(self.path):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
                 return "folder"
@@ -196,6 +196,10 @@ class Address:
                 if _code(error) == "NoSuchBucket":
                     raise
                 return None
+
+    def exists(self) -> bool:
+        """As ``kind``, but a link to nothing does not count."""
+        return self.kind() is not None and (bool(self.scheme) or os.path.exists(self.path))  # noqa: PTH110
 
     def stamp(self) -> str:
         """What changes when a file does: its size and time of modification, or what an object store says in their place.
@@ -251,7 +255,7 @@ class Address:
         if self.scheme == "https":
             return [self]
         if not self.is_glob or self.kind():
-            return [self] if self.kind() else []
+            return [self] if self.exists() else []
         parts = self.path.split("/")
         literal = next((n for n in range(len(parts) - 1, 0, -1) if self._is_literal("/".join(parts[:n]))), 0)
         pattern = "/".join([*map(glob.escape, parts[:literal]), *parts[literal:]])
