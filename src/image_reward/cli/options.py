@@ -351,8 +351,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
 def check_images(images: Iterable[str]) -> None:
     """Raise ``FileNotFoundError`` for the first that is not there: before a model is loaded, or downloaded, in vain."""
     for image in images:
-        address = Address.parse(image)
-        if (address.is_local and not os.path.exists(image)) or not address.kind():  # noqa: PTH110 - unlike Path.exists, False for no path
+        if not Address.parse(image).exists():
             raise FileNotFoundError(f"no such image: {image:.200}")
 
 
