@@ -274,3 +274,26 @@ def test_human_rankings(bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert convert("s3://bkt/set", tmp_path / "inside.jsonl").num_extracted == 2
     with pytest.raises(AddressError, match="only a path of this machine will do here"):
         convert("s3://bkt/set", "s3://bkt/converted.jsonl")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["benchmark", "s3://bkt/generated", "--prompts", "ImageReward"],
+        ["benchmark", "--results", "s3://bkt/results"],
+        ["benchmark", "--manifest", "s3://bkt/manifest.csv"],
+        ["train", "--data", "shapes:20", "--output", "s3://bkt/run", "--start", "ImageReward-mini"],
+        ["pretrain", "--data", "shapes:20", "--output", "s3://bkt/run"],
+        ["data", "convert", "nothing.json", "s3://bkt/converted.jsonl"],
+        ["data", "split", "nothing.json", "s3://bkt/split"],
+        ["export", "s3://bkt/model.onnx", "--model", "ImageReward-mini"],
+    ],
+)
+def test_what_is_read_and_written_on_this_machine_alone_says_so(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "only a path of this machine will do here" in error
+    assert not list(tmp_path.iterdir())
