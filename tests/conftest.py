@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import object_store
 import seeded
 import upstream
 from image_reward.scorers import ImageReward, ImageRewardScorer
@@ -54,6 +56,27 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, arguments in zip("abc", seeded.IMAGES, strict=False):
         seeded.image(*arguments).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    for package in ("moto", "s3fs"):  # of the extra dev
+        pytest.importorskip(package)
+    with object_store.s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """s3fs's file system on a server that has an empty bucket called ``bkt``."""
+    object_store.use_endpoint(s3_url, monkeypatch)
+    from s3fs import S3FileSystem
+
+    store = S3FileSystem(use_listings_cache=False)
+    store.mkdir("bkt")
+    yield store
+    store.rm("bkt", recursive=True)
+    object_store.forget()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

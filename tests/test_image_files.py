@@ -19,7 +19,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 def names(folder: Path, recursive: bool = False) -> tuple[list[str], list[str]]:
     listing = list_images(folder, recursive)
-    return [path.relative_to(folder).as_posix() for path in listing.images], listing.passed_over
+    return listing.names, listing.passed_over
 
 
 # --- folders -------------------------------------------------------------------------------------------------------------------------

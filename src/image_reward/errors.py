@@ -28,6 +28,18 @@ def is_defect(error: BaseException) -> bool:
     return not (refused_by_system or isinstance(error, ImageRewardError | FileNotFoundError))
 
 
+class AddressError(InputError):
+    """An address cannot be read or written: an unknown scheme, no such bucket, no permission; the message names it and the remedy."""
+
+
+class StoreError(AddressError):
+    """An object store cannot be used from here at all: no credentials, or no answer. Every other address of it would fail the same way."""
+
+
+class PackageError(StoreError):
+    """The package that reads the addresses of a scheme is not installed; the message says how to install it."""
+
+
 class FileKindError(ImageRewardError, OSError):
     """A path that should be a file is a folder, a named pipe, a socket or a device, which could block or never end."""
 

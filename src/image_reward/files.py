@@ -233,6 +233,27 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def synced_whole(path: Path) -> Iterator[IO[bytes]]:
+    """As ``written_whole``, and it survives a loss of power once it has its name."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name survive a loss of power too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems have no such thing
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _own_folder(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent`` that holds a lock which ends with this process, however it ends. Both folders are removed at the end."""
     while True:

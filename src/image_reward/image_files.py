@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from image_reward.errors import FileKindError, FileSizeError, ImageReadError
-from image_reward.files import open_regular, read_regular
+from image_reward.addresses import Address, PathLike
+from image_reward.errors import AddressError, FileKindError, FileSizeError, ImageReadError, StoreError
+from image_reward.files import open_regular
 
 being_read: ContextVar[str] = ContextVar("being_read", default="")
 """The image that is being decoded, so that whoever shows a warning of Pillow's, which names no file, can say of what it speaks."""
@@ -81,15 +82,18 @@ def _begins(pattern: bytes, content: bytes) -> bool:
     return re.match(pattern, content[:_HEAD], re.DOTALL | re.IGNORECASE) is not None
 
 
-def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file that should hold an image: a regular file of at most ``LARGEST_FILE`` bytes.
+def read_image_file(path: PathLike | Address) -> bytes:
+    """The bytes of a file that should hold an image: a regular file, or one in an object store, of at most ``LARGEST_FILE`` bytes.
 
-    Raises ``FileNotFoundError``, or ``ImageReadError`` that says what is there instead.
+    Raises ``FileNotFoundError``, ``ImageReadError`` that says what is there instead, or ``StoreError`` where nothing of an object store can
+    be read from here.
     """
-    name = os.fsdecode(path)
+    name = str(path) if isinstance(path, Address) else os.fsdecode(path)
     try:
-        content = read_regular(path, LARGEST_FILE)
-    except (FileKindError, FileSizeError) as error:
+        content = Address.parse(path).read(LARGEST_FILE)
+    except StoreError:
+        raise
+    except (AddressError, FileKindError, FileSizeError) as error:
         raise ImageReadError(str(error)) from None
     except PermissionError as error:
         raise ImageReadError(f"{name} may not be read: {error.strerror}; change its permissions") from None
@@ -107,23 +111,18 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
 # --- folders -----------------------------------------------------------------------------------------------------------------------------
 
 
-def matching(pattern: str) -> list[str]:
-    """The paths that match a glob, sorted. Leading folders that exist are literal, so that ``shots [v1]/*.png`` is found."""
-    parts = pattern.split("/")
-    literal = next((n for n in range(len(parts) - 1, 0, -1) if os.path.isdir("/".join(parts[:n]))), 0)  # noqa: PTH112 - "" is not a folder
-    return sorted(glob.glob("/".join([*map(glob.escape, parts[:literal]), *parts[literal:]]), recursive=True))  # noqa: PTH207
-
-
 @dataclass
 class ImageListing:
     """What a folder holds."""
 
-    images: list[Path] = field(default_factory=list)
-    """By suffix, or by content where the suffix says nothing; sorted."""
+    names: list[str] = field(default_factory=list)
+    """Of images, relative to the folder: by suffix, or by content where the suffix says nothing; sorted."""
     passed_over: list[str] = field(default_factory=list)
     """Pictures and videos that are not read, archives, files that could not be looked into, and folders not entered (``NAME/``)."""
     folders: list[str] = field(default_factory=list)
     """The folders that were entered, relative to the first, which is ""; with a slash at their end."""
+    stamps: dict[str, str] = field(default_factory=dict)
+    """What changes when an image of an object store does, which its listing says."""
 
     def note(self) -> str:
         """One line on what was passed over; empty where nothing was.
@@ -139,19 +138,23 @@ class ImageListing:
         return f"{num:,} {what}{' was' if num == 1 else 's were'} passed over: {shown}"
 
 
-def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> ImageListing:
+def list_images(folder: PathLike | Address, recursive: bool = False) -> ImageListing:
     """The images in a folder, and what else looks like one. Hidden files, such as the ._NAME that macOS leaves, are left out.
 
     ``recursive``: also those in folders within it, links to folders included. What two links lead to is entered once, and a link to a
     folder that contains this one is passed over.
 
     A broken link or an unreadable file with an image's name is listed as an image, so that whoever opens it says what is wrong.
-    Raises ``OSError`` where ``folder`` itself cannot be listed.
+    Raises ``OSError`` where ``folder`` itself cannot be listed, or ``AddressError``.
     """
-    root = os.path.realpath(folder)
+    address = Address.parse(folder)
     listing = ImageListing()
+    if not address.is_local:
+        return _list_store(address, recursive, listing)
+    folder = address.local
+    root = os.path.realpath(folder)
     entered = {root}
-    folders, links = _list_one(Path(folder), "", listing)
+    folders, links = _list_one(folder, "", listing)
     if not recursive:
         listing.passed_over += (*folders, *links)
     while recursive and (folders or links):
@@ -172,8 +175,24 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> Imag
         else:
             folders += more_folders
             links += more_links
-    listing.images.sort()
+    listing.names.sort()
     listing.passed_over.sort()
+    return listing
+
+
+def _list_store(folder: Address, recursive: bool, listing: ImageListing) -> ImageListing:
+    for entry in folder.files_within() if recursive else folder.entries():
+        if entry.is_folder:
+            listing.passed_over.append(f"{entry.name}/")
+            continue
+        is_image = _by_suffix(entry.name)
+        if is_image == "perhaps":
+            is_image = _by_content(folder.join(entry.name).read_part(0, _HEAD)) if entry.size else None
+        if is_image:
+            listing.names.append(entry.name)
+            listing.stamps[entry.name] = entry.stamp
+        elif is_image is not None:
+            listing.passed_over.append(entry.name)
     return listing
 
 
@@ -190,7 +209,7 @@ def _list_one(folder: Path, prefix: str, listing: ImageListing) -> tuple[list[st
                 (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
             elif (is_image := _is_image(entry)) is not None:
                 if is_image:
-                    listing.images.append(folder / entry.name)
+                    listing.names.append(prefix + entry.name)
                 else:
                     listing.passed_over.append(prefix + entry.name)
     return folders, links
@@ -205,13 +224,8 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool | None:
     """Whether a file is an image that is read, by its suffix or else its content; None for a file that is not a picture at all."""
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - strings, a million of them
-    if suffix in IMAGE_SUFFIXES:
-        return True
-    if suffix in UNREADABLE_SUFFIXES:
-        return False
-    if suffix in _COMPANIONS:
-        return None
+    if (is_image := _by_suffix(entry.name)) != "perhaps":
+        return is_image
     try:
         if not entry.is_file():
             return None
@@ -219,6 +233,19 @@ def _is_image(entry: os.DirEntry[str]) -> bool | None:
             head = file.read(_HEAD)
     except OSError:
         return False
+    return _by_content(head)
+
+
+def _by_suffix(name: str) -> bool | Literal["perhaps"] | None:
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - strings, a million of them
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    if suffix in UNREADABLE_SUFFIXES:
+        return False
+    return None if suffix in _COMPANIONS else "perhaps"
+
+
+def _by_content(head: bytes) -> bool | None:
     if _begins(_READABLE, head):
         return True
     return False if any(_begins(pattern, head) for pattern in _FOREIGN_PICTURES | _CONTAINERS) else None

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import IO, Any
 
-from image_reward.errors import FileKindError, ImageReadError, RowsError
-from image_reward.files import distinct_keys, open_regular
+from image_reward.addresses import Address, PathLike, scheme
+from image_reward.errors import FileKindError, ImageReadError, RowsError, StoreError
+from image_reward.files import distinct_keys
 
 LONGEST_ROW = 1 << 24
 """Bytes of a line, or characters of an object in a JSON list. A row of a thousand images has some hundred thousand; what is longer is not
@@ -89,7 +89,7 @@ class ParquetImage:
             cell = column[self.row].as_py()
             if self.index is not None:
                 cell = cell[self.index]
-        except FileNotFoundError:
+        except (FileNotFoundError, StoreError):
             raise
         except _parquet_errors() as error:
             raise ImageReadError(f"{self} cannot be read: {_one_line(error)}") from None
@@ -104,7 +104,7 @@ class ParquetImage:
 
 
 def read_rows(
-    path: str | os.PathLike[str], columns: Collection[str], images: Collection[str] = (), line: str = "", key: str = ""
+    place: PathLike | Address, columns: Collection[str], images: Collection[str] = (), line: str = "", key: str = ""
 ) -> Iterator[Row]:
     """The rows of a file, in their order.
 
@@ -117,7 +117,7 @@ def read_rows(
 
     Raises ``FileNotFoundError``, or ``RowsError`` that names the file, the place in it and what is wrong there.
     """
-    path = Path(path)
+    path = Address.parse(place)
     with _opened(path) as stream:
         start = _start(stream, path)
     if start.startswith(b"PAR1"):
@@ -133,7 +133,7 @@ def read_rows(
     return _text_kind(start, path, columns, line)(path, line)
 
 
-def _text_kind(start: bytes, path: Path, columns: Collection[str], line: str) -> Callable[[Path, str], Iterator[Row]]:
+def _text_kind(start: bytes, path: Address, columns: Collection[str], line: str) -> Callable[[Address, str], Iterator[Row]]:
     """What reads a text that begins so."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl" and line:
@@ -151,9 +151,9 @@ def _text_kind(start: bytes, path: Path, columns: Collection[str], line: str) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Address) -> Iterator[IO[bytes]]:
     try:
-        stream = open_regular(path)
+        stream = path.open()
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
     except FileKindError as error:
@@ -176,9 +176,18 @@ def is_address(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:[\w/;]", text) is not None
 
 
-def _start(stream: IO[bytes], path: Path) -> bytes:
+def _size(stream: IO[bytes]) -> int:
+    try:
+        return os.fstat(stream.fileno()).st_size
+    except io.UnsupportedOperation:  # in an object store
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        return size
+
+
+def _start(stream: IO[bytes], path: Address) -> bytes:
     """The first bytes that are not blank."""
-    if not os.fstat(stream.fileno()).st_size:  # also those of /proc, which may block
+    if not _size(stream):  # also those of /proc, which may block
         raise RowsError(f"{path} is empty")
     start = stream.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
     while not start:
@@ -197,13 +206,13 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _text(path: Path) -> Iterator[io.TextIOWrapper]:
+def _text(path: Address) -> Iterator[io.TextIOWrapper]:
     """The file as text, in which a byte that is not UTF-8 stands as a surrogate: ``_check_text`` can say where."""
     with _opened(path) as stream:
         yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _check_text(text: str, path: Path, line: int) -> None:
+def _check_text(text: str, path: Address, line: int) -> None:
     """Raise for what is not UTF-8 in ``text``, which begins on a line of that number."""
     problem = None
     if "\0" in text:
@@ -290,7 +299,7 @@ class TextLines:
         return self._chunk[start:stop]
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Address) -> Iterator[str]:
     with _opened(path) as stream:
         number = 1
         try:
@@ -328,7 +337,7 @@ def _json_problem(error: ValueError | RecursionError) -> str:
     return f"is not JSON: {error.msg if isinstance(error, json.JSONDecodeError) else error}"
 
 
-def _jsonl_rows(path: Path, line: str) -> Iterator[Row]:
+def _jsonl_rows(path: Address, line: str) -> Iterator[Row]:
     for number, text in enumerate(_lines(path), start=1):
         if not text.strip():
             continue
@@ -341,7 +350,7 @@ def _jsonl_rows(path: Path, line: str) -> Iterator[Row]:
         yield _json_row(path, f"line {number}", values, line)
 
 
-def _json_row(path: Path, where: str, values: object, line: str) -> Row:
+def _json_row(path: Address, where: str, values: object, line: str) -> Row:
     if line and isinstance(values, str):
         return Row(where, {line: values})
     try:
@@ -350,7 +359,7 @@ def _json_row(path: Path, where: str, values: object, line: str) -> Row:
         raise RowsError(f"{path}, {where} {error}") from None
 
 
-def _json_rows(path: Path, line: str, inside: bool = False) -> Iterator[Row]:
+def _json_rows(path: Address, line: str, inside: bool = False) -> Iterator[Row]:
     """``inside``: the list is the value of an object's only key."""
     with _text(path) as text:
         window = _Window(text, path)
@@ -377,7 +386,7 @@ def _json_rows(path: Path, line: str, inside: bool = False) -> Iterator[Row]:
 class _Window:
     """A part of a long JSON text: values are taken from its start, and it is read as far as the next value needs."""
 
-    def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
+    def __init__(self, text: io.TextIOWrapper, path: Address) -> None:
         self.text, self.path = text, path
         self.buffer, self.at, self.line = "", 0, 1
 
@@ -431,13 +440,13 @@ def _may_go_on(error: ValueError | RecursionError, text: str) -> bool:
 # --- CSV -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _line_rows(path: Path, line: str) -> Iterator[Row]:
+def _line_rows(path: Address, line: str) -> Iterator[Row]:
     for number, text in enumerate(_lines(path), start=1):
         if text.strip():
             yield Row(f"line {number}", {line: text.strip()})
 
 
-def _csv_rows(path: Path, line: str) -> Iterator[Row]:  # noqa: ARG001 - every reader of text takes it
+def _csv_rows(path: Address, line: str) -> Iterator[Row]:  # noqa: ARG001 - every reader of text takes it
     header: list[str] | None = None
     lines = _lines(path)
     first = next((text for text in lines if text.strip()), "")
@@ -525,7 +534,7 @@ def _at_end(error: csv.Error) -> bool:
 # --- Parquet and Arrow ---------------------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(path: Path, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+def _parquet_rows(path: Address, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
     parquet = _open_parquet(str(path))
     table = _Table(path, parquet.schema_arrow, columns, images)
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
@@ -538,7 +547,7 @@ def _parquet_rows(path: Path, columns: Collection[str], images: Collection[str])
             paths = {name for name in table.pictures if _has_only_paths(parquet.metadata.row_group(group), name)}
             lists = [leaf for name in table.lists if name not in paths for leaf in beside[name] or [name]]
             size = 256 if all(beside.values()) else 16
-            for batch in parquet.iter_batches(size, [group], [*table.plain, *paths, *lists]):
+            for batch in parquet.iter_batches(size, [group], [*table.plain, *paths, *lists], use_threads=path.is_local):
                 yield group, first, batch, paths
                 first += batch.num_rows
 
@@ -552,7 +561,7 @@ def _has_only_paths(group: Any, name: str) -> bool:
     return bool(of_bytes) and all(leaf.statistics and leaf.statistics.null_count == leaf.num_values for leaf in of_bytes)
 
 
-def _arrow_rows(path: Path, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
+def _arrow_rows(path: Address, columns: Collection[str], images: Collection[str]) -> Iterator[Row]:
     whole = _open_arrow(str(path))
     table = _Table(path, whole.schema, columns, images)
 
@@ -578,7 +587,7 @@ _Batch = tuple[int, int, Any, set[str]]
 class _Table:
     """Which columns of a schema are read, and how: values, or images whose bytes are left where they are."""
 
-    def __init__(self, path: Path, schema: Any, columns: Collection[str], images: Collection[str]) -> None:
+    def __init__(self, path: Address, schema: Any, columns: Collection[str], images: Collection[str]) -> None:
         if repeated := {name for name in schema.names if schema.names.count(name) > 1}:
             raise RowsError(f"{path} has several columns called {min(repeated)!r}; rename or delete all but one")
         kinds = {name: schema.field(name).type for name in schema.names}
@@ -633,7 +642,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _open_parquet(path: str) -> Any:
-    with _opened(Path(path)):
+    with _opened(Address.parse(path)):
         pass
     try:
         import pyarrow  # noqa: F401
@@ -641,15 +650,15 @@ def _open_parquet(path: str) -> Any:
     except ImportError:
         raise RowsError(f"{path} is a Parquet file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
     try:
-        return ParquetFile(path)
+        return ParquetFile(path if not scheme(path) else Address.parse(path).open())
     except _parquet_errors() as error:
         raise RowsError(f"{path} is not a whole Parquet file: {_one_line(error)}; download it again") from None
 
 
 def _open_arrow(path: str) -> Any:
     """The table of an Arrow stream. Nothing is copied: its columns are read from the file when they are looked at."""
-    with _opened(Path(path)) as stream:
-        stream.seek(-min(8, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+    with _opened(Address.parse(path)) as stream:
+        stream.seek(max(0, _size(stream) - 8))
         whole = stream.read() == _ARROW_STREAM + bytes(4)  # how a writer ends it; one that was cut between two batches would look whole
     try:
         import pyarrow
@@ -657,7 +666,8 @@ def _open_arrow(path: str) -> Any:
     except ImportError:
         raise RowsError(f"{path} is an Arrow file, and reading it needs pyarrow: pip install 'image-reward[data]'") from None
     try:
-        table = ipc.open_stream(pyarrow.memory_map(path)).read_all()
+        source = Address.parse(path).open() if scheme(path) else pyarrow.memory_map(path)
+        table = ipc.open_stream(source).read_all()
     except _parquet_errors() as error:
         raise RowsError(f"{path} is not a whole Arrow file: {_one_line(error)}; save or download it again") from None
     if not whole:
@@ -676,10 +686,10 @@ def _parquet_errors() -> tuple[type[Exception], ...]:
 
 @lru_cache(maxsize=4)  # both images of a row, and of its neighbours, come from the same row group
 def _column(path: str, row_group: int, column: str) -> Any:
-    with _opened(Path(path)) as stream:
+    with _opened(Address.parse(path)) as stream:
         is_stream = stream.read(4) == _ARROW_STREAM
     if is_stream:
         array = _open_arrow(path).column(column).chunk(row_group)
         array.validate(full=True)
         return array
-    return _open_parquet(path).read_row_group(row_group, columns=[column]).column(0)
+    return _open_parquet(path).read_row_group(row_group, columns=[column], use_threads=not scheme(path)).column(0)

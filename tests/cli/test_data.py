@@ -119,8 +119,8 @@ def test_a_split_into_a_file_and_fractions_that_are_not_numbers(capsys: pytest.C
     assert "mine.json cannot be a folder: a file with that name exists" in capsys.readouterr().err
     assert main(["data", "split", str(data), str(data.parent / "x"), "--fractions", "nan", "nan"]) == 1
     assert "fractions are two or more positive numbers" in capsys.readouterr().err
-    assert main(["data", "check", "s3://bucket/train.parquet"]) == 1
-    assert "s3://bucket/train.parquet is an address" in capsys.readouterr().err
+    assert main(["data", "check", "https://bucket/train.parquet"]) == 1
+    assert "https://bucket/train.parquet: https:// is not read here; download it first" in capsys.readouterr().err
 
 
 # --- convert ---
@@ -187,5 +187,5 @@ def test_convert_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str], tmp
         "rows that make no sense: 1 left out, the first is entry 3: vote_type is 'downvote', not one of leftvote, rightvote, tievote, "
         "bothbad_vote",
     ]
-    assert main(["data", "convert", "s3://bucket/train", str(tmp_path / "other.jsonl")]) == 1
-    assert "s3://bucket/train is an address" in capsys.readouterr().err
+    assert main(["data", "convert", "ftp://bucket/train", str(tmp_path / "other.jsonl")]) == 1
+    assert "ftp://bucket/train: ftp:// is not read here" in capsys.readouterr().err

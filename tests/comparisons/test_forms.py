@@ -425,7 +425,7 @@ def test_ratings_beside_images_in_a_table(tmp_path: Path, a: dict[str, Any], b: 
         ((None, "9.png", 1), "the prompt is None, not text"),
         (("cat", None, 1), "the image is None, not a path"),
         (("cat", 9, 1), "the image is 9, not a path"),
-        (("cat", "s3://b/9.png", 1), "the image is 's3://b/9.png', an address"),
+        (("cat", "https://b/9.png", 1), "the image is 'https://b/9.png', an address that is not read here"),
         (
             ("cat", "1.png", 3),
             "the image '1.png' is rated twice for its prompt; name who rated in a column annotator, .*: before at line 1",

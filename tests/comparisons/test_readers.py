@@ -260,7 +260,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, image_folder: Path) -> No
         (ours(ranks=[[1], [2]]), r"the rank of image 1 is \[1\]"),
         (ours(images=["1.png"] * 100_000, ranks=[1] * 100_000), "a comparison has at most 1,000 images, not 100,000"),
         (ours(images=[["1.png"], ["2.png"]]), r"image 1 is \['1.png'\], not a path"),
-        (ours(images=["1.png", "s3://b/2.png"]), "image 2 is 's3://b/2.png', an address, and only files on this machine are read"),
+        (ours(images=["1.png", "ftp://b/2.png"]), "image 2 is 'ftp://b/2.png', an address that is not read here: only those of s3, gs"),
         (ours(images=["https://b/1.png", "2.png"]), "image 1 is 'https://b/1.png', an address"),
         (ours(images=["\ud800.png", "2.png"]), "image 1 is .*, not a path: it holds half of a surrogate pair"),
         (ours(images=["a\0.png", "2.png"]), "image 1 is .*, not a path: it holds a NUL character"),

@@ -152,7 +152,7 @@ def write_job(folder: Path, columns: dict[str, list[object]], rewards: list[floa
         "repeated_ids": 0,
         "scorers": [{"name": "brightness"}],
     }
-    job = Folder(str(folder))
+    job = Folder.at(str(folder))
     job.create()
     job.write("manifest.json", json.dumps(manifest).encode())
     for number, start in enumerate(range(0, len(table), shard_size)):

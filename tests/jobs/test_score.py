@@ -25,7 +25,7 @@ import torch
 
 from image_reward.errors import ImageRewardError, InputError, JobError
 from image_reward.images import ImageLike
-from image_reward.jobs import decoders, files
+from image_reward.jobs import decoders
 from image_reward.jobs.folder import JobFolder, part_name
 from image_reward.jobs.inputs.text import CsvInput
 from image_reward.jobs.messages import DefectError
@@ -228,13 +228,10 @@ def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, m
     assert filter_rows(out, io.StringIO(), top_fraction=0.5) == 9
 
 
-def test_a_package_that_is_missing_ends_the_job_instead_of_every_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> Any:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-    rows.write_text("prompt,image\na,0.png\nb,s3://bucket/1.png\n")
-    with pytest.raises(JobError, match="s3:// needs a package that is not installed: pip install s3fs"):
+def test_a_store_that_cannot_be_used_ends_the_job_instead_of_every_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    rows.write_text("prompt,image\na,0.png\nb,gs://bucket/1.png\n")
+    with pytest.raises(JobError, match="gs:// needs a package that is not installed: pip install gcsfs"):
         stubs.score_here(rows, tmp_path / "out", stubs.load)
     assert part_name(0) not in names(tmp_path / "out")
 
@@ -565,33 +562,6 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_loaded(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"no model, file or folder is called 'ImageReward-mono'\. Did you mean ImageReward-mini\?"):
         stubs.score_here(rows, tmp_path / "out", "ImageReward-mono", workers=1)
-
-
-def test_a_job_in_an_object_store(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    monkeypatch.setattr(files, "OBJECT_STORES", ("memory",))
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-    store = MemoryFileSystem()
-    for path in rows.parent.iterdir():
-        store.pipe_file(f"/bucket/in/{path.name}", path.read_bytes())
-    done = stubs.score_here("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load, shard_size=5, format="csv")
-    assert (done.num_rows, done.num_errors, done.file) == (23, 0, "memory://bucket/out/rewards.csv")
-    names_there = sorted(path.removeprefix("/bucket/out/") for path in store.ls("/bucket/out", detail=False))
-    assert names_there == ["manifest.json", *(part_name(n) for n in range(5)), "rewards.csv", "shards.arrow", "summary.json"]
-    lines = store.cat_file("/bucket/out/rewards.csv").decode().splitlines()
-    assert [float(line.split(",")[3]) for line in lines[1:]] == pytest.approx(EXPECTED)
-    store.rm_file("/bucket/out/part-000001.parquet")
-    assert stubs.score_here("memory://bucket/in/*.csv", "memory://bucket/out", stubs.load).num_scored_now == 5
-    assert filter_rows("memory://bucket/out", tmp_path / "best.csv", top_fraction=0.1) == 3
-    assert "memory://bucket/in/" in (tmp_path / "best.csv").read_text()
-    table = pa.table({"prompt": ["a"], "image": ["memory://bucket/in/3.png"]})
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    store.pipe_file("/bucket/in/rows.parquet", sink.getvalue())
-    stubs.score_here("memory://bucket/in/rows.parquet", tmp_path / "local", stubs.load)
-    assert result(tmp_path / "local")["reward"] == pytest.approx([1 + 3 / 255])
 
 
 def test_a_row_that_kills_a_decoder_costs_its_shard_alone(rows: Path, tmp_path: Path) -> None:

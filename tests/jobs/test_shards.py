@@ -81,8 +81,9 @@ def test_every_wrong_row_is_an_error_of_its_own(tmp_path: Path) -> None:
         errors[7],
         "ImageReadError: dot.png is 1 x 1 pixels; the shorter side must have at least 2 (lower min_side to score it anyway)",
         f"ImageReadError: {tmp_path}/. is a folder, not a file; give the path of a file",
-        "JobError: http://x.org/a.png: http:// is not read here; known are s3, gs, gcs, az, abfs, hdfs and https",
-        "JobError: https://x.org/a.png is on the web, and fetching was not allowed; pass --allow-https (allow_https=True) if you mean it",
+        "ImageReadError: http://x.org/a.png: http:// is not read here; download it first",
+        "ImageReadError: https://x.org/a.png is on the web, and fetching was not allowed; "
+        "pass --allow-https (allow_https=True) if you mean it",
         errors[17],
     ]
     assert errors[7].startswith("ImageReadError: cut.jpg is damaged: ")

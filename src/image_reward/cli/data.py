@@ -8,6 +8,7 @@ from typing import Annotated, Union
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.cli.options import ImageRoot, OutputOptions, UsageError, print_json
 from image_reward.errors import InputError
 from image_reward.terminal import note
@@ -26,7 +27,9 @@ class Check(OutputOptions):
     paths: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="DATA...", help="Files of human rankings.", help_behavior_hint="(at least one)"),
+        tyro.conf.arg(
+            metavar="DATA...", help="Files of human rankings, here or in an object store (s3://…).", help_behavior_hint="(at least one)"
+        ),
     ]
     image_root: ImageRoot = None
     fast: bool = False
@@ -79,7 +82,8 @@ class Convert(OutputOptions):
         from image_reward.comparisons import convert, images_folder, splits
 
         parts = splits(self.source)
-        sources: dict[Path, str | Path] = {self.output: self.source}
+        Address.parse(self.output)  # refuses what a Path makes of an address
+        sources: dict[Path, str | Address] = {self.output: self.source}
         if len(parts) > 1:
             sources = {self.output / f"{name}.jsonl": part for name, part in parts.items()}
         for target in sources:
@@ -126,6 +130,7 @@ class Split:
     def run(self) -> int:
         if len(self.fractions) not in (2, 3):
             raise UsageError(f"--fractions takes two or three numbers, not {len(self.fractions)}")
+        Address.parse(self.output)
         targets = [self.output / f"{name}.jsonl" for name in _SPLITS[: len(self.fractions)]]
         if there := [str(target) for target in targets if target.exists()]:
             raise UsageError(f"{there[0]} already exists; use another folder")

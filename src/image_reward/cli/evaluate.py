@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from image_reward.addresses import Address, scheme
 from image_reward.cli.options import EstimateOptions, ImageRoot, SeveralModelOptions, UsageError, check_output
 
 
@@ -25,7 +27,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
     """
 
     data: Annotated[
-        Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings; see `image-reward data check`.")
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings; see `image-reward data check`.")
     ]
     image_root: ImageRoot = None
     rewards: Annotated[
@@ -88,15 +90,15 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
 
         from image_reward.evaluation.scorers_report import scorers_report
 
-        self.write_report(lambda pictures: scorers_report(evaluation, self.data.name, plots=pictures))
+        self.write_report(lambda pictures: scorers_report(evaluation, Address.parse(self.data).name, plots=pictures))
         return 0
 
 
-def _named(argument: str) -> tuple[str, Path]:
+def _named(argument: str) -> tuple[str, str]:
     """[NAME=]FILE -> the name and the file. An existing file may have = in its own name."""
     name, equals, file = argument.partition("=")
-    if not equals or Path(argument).exists():
-        return Path(argument).stem, Path(argument)
+    if not equals or scheme(argument) or os.path.exists(argument):  # noqa: PTH110 - a string
+        return Address.parse(argument).stem, argument
     if not name or not file:
         raise UsageError(f"--rewards {argument}: write NAME=FILE, or FILE alone")
-    return name, Path(file)
+    return name, file

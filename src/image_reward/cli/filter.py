@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.cli.options import UsageError
 from image_reward.terminal import note
 
@@ -21,7 +21,7 @@ class Filter:
     Give one of --min-reward, --top-fraction and --best-per-prompt.
     """
 
-    scored: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The output folder of `image-reward score-files`.")]
+    scored: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The output folder of `image-reward score-files`.")]
     min_reward: float | None = None
     """Keep rows with at least this reward."""
     top_fraction: float | None = None
@@ -30,8 +30,9 @@ class Filter:
     """Keep at most this number of rows per prompt, those with the highest rewards."""
     by: str | None = None
     """The scorer to select by, if there are several."""
-    output: Path | None = None
-    """A .parquet, .csv or .jsonl file; image paths in it are relative to it. By default JSONL on standard output, with absolute paths."""
+    output: str | None = None
+    """A .parquet, .csv or .jsonl file; image paths in it are relative to it, and absolute in an object store. By default JSONL on standard
+    output, with absolute paths."""
 
     def run(self) -> int:
         choices = [self.min_reward, self.top_fraction, self.best_per_prompt]
@@ -43,7 +44,7 @@ class Filter:
             raise UsageError(f"--best-per-prompt must be at least 1, not {self.best_per_prompt}")
         if self.min_reward is not None and math.isnan(self.min_reward):
             raise UsageError("--min-reward is not a number")
-        if self.output and self.output.suffix.lower() not in (".parquet", ".csv", ".jsonl"):
+        if self.output and Address.parse(self.output).suffix.lower() not in (".parquet", ".csv", ".jsonl"):
             raise UsageError(f"--output {self.output}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
 
         from image_reward.jobs.results import filter_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.errors import ImageReadError
 from image_reward.terminal import note
 
@@ -151,18 +151,19 @@ class OutputOptions:
 class ReportOptions(OutputOptions):
     """For commands that make a report."""
 
-    report: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Also write the report to this file: .html, .md or .json. Repeat the option for several files."""
+    report: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Also write the report to this file: .html, .md or .json, here or in an object store. Repeat the option for several files."""
     plots: ClassVar[bool] = False
     """Whether its pages have plots, which need matplotlib."""
 
     def check_report(self) -> None:
         """Before hours of scoring, not after them."""
         for path in self.report:
-            if path.suffix.lower() not in (".html", ".md", ".json"):
+            suffix = Address.parse(path).suffix.lower()
+            if suffix not in (".html", ".md", ".json"):
                 raise UsageError(f"--report {path}: a report is written as .html, .md or .json; give it a name that ends so")
             check_output("--report", path)
-            if self.plots and path.suffix.lower() == ".html" and find_spec("matplotlib") is None:
+            if self.plots and suffix == ".html" and find_spec("matplotlib") is None:
                 raise UsageError(f"--report {path}: its plots need matplotlib: pip install 'image-reward[report]'")
 
     def write_report(self, make: Callable[[bool], Report]) -> None:
@@ -170,8 +171,9 @@ class ReportOptions(OutputOptions):
         if self.report:
             from image_reward.reports.render import write
         for path in self.report:
-            write(make(path.suffix.lower() == ".html"), path)
-            note(f"report: {path.resolve()}")
+            address = Address.parse(path)
+            write(make(address.suffix.lower() == ".html"), path)
+            note(f"report: {address.local.resolve() if address.is_local else address}")
         report = make(False)
         if self.json:
             print_json(report.data)
@@ -213,8 +215,16 @@ class EstimateOptions(ReportOptions):
         super().check_report()
 
 
-def check_output(argument: str, path: Path) -> None:
-    """Raise ``UsageError`` for a file that cannot be written where it is. ``argument``: as it is called on the command line."""
+def check_output(argument: str, place: str | Path) -> None:
+    """Raise ``UsageError`` for a file that cannot be written where it is. ``argument``: as it is called on the command line.
+
+    Raises ``AddressError`` for an object store that does not answer or has no such bucket.
+    """
+    address = Address.parse(place)
+    if not address.is_local:
+        address.parent.kind()
+        return
+    path = address.local
     if not path.parent.is_dir():
         raise UsageError(f"{argument} {path}: the folder {path.parent} does not exist")
     if path.is_dir():
@@ -225,7 +235,7 @@ def check_output(argument: str, path: Path) -> None:
 
 @dataclass(kw_only=True)
 class GalleryOptions:
-    gallery: Path | None = None
+    gallery: str | None = None
     """Also write an HTML page of the images in order of reward, in one self-contained file."""
 
     def write_gallery(self, rows: Sequence[RewardRow], prompt: str, scorer: Scorer[Any]) -> None:
@@ -236,7 +246,8 @@ class GalleryOptions:
 
             notes = [spec.notice] if (spec := spec_of(scorer.name)) and spec.notice else []
             write_gallery(self.gallery, rows, prompt, scorer.name, notes)
-            note(f"gallery: {self.gallery.resolve()}")
+            address = Address.parse(self.gallery)
+            note(f"gallery: {address.local.resolve() if address.is_local else address}")
 
 
 Images = Annotated[
@@ -244,7 +255,8 @@ Images = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="IMAGE...",
-        help="Image files, folders of images, or globs; - reads paths from standard input, one per line.",
+        help="Image files, folders of images, or globs, here or in an object store (s3://…); - reads paths from standard input, one per "
+        "line.",
         help_behavior_hint="(at least one)",
     ),
 ]
@@ -256,7 +268,7 @@ PromptSet = Annotated[
         "Parquet with a column `prompt` and perhaps `id`."
     ),
 ]
-ImageRoot = Annotated[Path | None, tyro.conf.arg(help="Folder that image paths are relative to; by default that of the file.")]
+ImageRoot = Annotated[str | None, tyro.conf.arg(help="Folder that image paths are relative to; by default that of the file.")]
 
 
 @dataclass(kw_only=True)
@@ -340,7 +352,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
 
     Raises ``FileNotFoundError`` that names the first file that does not exist, and ``UsageError`` where there are no images.
     """
-    from image_reward.image_files import list_images, matching
+    from image_reward.image_files import list_images
 
     images: list[str] = []
     for argument in arguments:
@@ -348,19 +360,19 @@ def find_images(arguments: Iterable[str]) -> list[str]:
             if isinstance(sys.stdin, io.TextIOWrapper):
                 sys.stdin.reconfigure(errors="surrogateescape")  # the name of a file need not be UTF-8
             images += find_images(line for line in sys.stdin.read().splitlines() if line.strip())
-        elif os.path.isdir(argument):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
-            listing = list_images(argument)
+        elif (address := Address.parse(argument)).kind() == "folder":
+            listing = list_images(address)
             passed_over = listing.note()
-            if not listing.images:
+            if not listing.names:
                 raise UsageError(f"the folder {argument} has no images in it" + (f"; {passed_over}" if passed_over else ""))
             if passed_over:
                 note(f"{argument}: {passed_over}")
-            images += map(str, listing.images)
-        elif glob.has_magic(argument) and not os.path.lexists(argument):
-            matches = matching(argument)
+            images += [str(address.join(name)) for name in listing.names]
+        elif address.is_glob and not address.kind():
+            matches = address.matches()
             if not matches:
                 raise UsageError(f"nothing matches {argument}")
-            images += find_images(match for match in matches if Path(match).is_file())
+            images += map(str, matches)
         else:
             images.append(argument)
     if not images:
@@ -372,7 +384,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
 def check_images(images: Iterable[str]) -> None:
     """Raise ``FileNotFoundError`` for the first that is not there: before a model is loaded, or downloaded, in vain."""
     for image in images:
-        if not os.path.exists(image):  # noqa: PTH110 - unlike Path.exists, False for what cannot be a path
+        if not Address.parse(image).exists():
             raise FileNotFoundError(f"no such image: {image:.200}")
 
 

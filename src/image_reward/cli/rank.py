@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.cli.options import (
     PROMPT_FIRST,
     GalleryOptions,
@@ -24,6 +25,7 @@ from image_reward.cli.options import (
     print_json,
 )
 from image_reward.errors import InputError
+from image_reward.image_files import read_image_file
 
 if TYPE_CHECKING:
     from image_reward.scorers.distribution import RewardRow
@@ -44,6 +46,8 @@ class Rank(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptio
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top must be at least 1, not {self.top}")
         self.check_prompt(self.prompt, PROMPT_FIRST)
+        if self.copy_to:
+            Address.parse(self.copy_to)  # refuses what a Path makes of an address
         images, unreadable = self.readable(find_images(self.images))
         scorer = self.load()
         ranking = scorer.rank(self.prompt, images)
@@ -67,10 +71,19 @@ class Rank(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptio
 def _copy(rows: list[RewardRow], folder: Path) -> None:
     """Copy images as RANK_NAME. Nothing is overwritten by something else, and nothing is copied if anything would be."""
     width = len(str(len(rows)))
-    copies = [(Path(row.image), folder / f"{row.rank:0{width}d}_{Path(row.image).name}") for row in rows]
+    copies = [(image, folder / f"{row.rank:0{width}d}_{image.name}") for row in rows for image in [Address.parse(row.image)]]
     for source, target in copies:
-        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+        if target.exists() and not _is_copy(source, target):
             raise InputError(f"{target} already exists and differs from {source}; copy to an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     for source, target in copies:
-        shutil.copy2(source, target)
+        if source.is_local:
+            shutil.copy2(source.local, target)
+        else:
+            Address.parse(target).write(read_image_file(source))
+
+
+def _is_copy(source: Address, target: Path) -> bool:
+    if source.is_local:
+        return filecmp.cmp(source.local, target, shallow=False)
+    return target.read_bytes() == read_image_file(source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import tyro
@@ -15,7 +14,7 @@ from image_reward.cli.options import ReportOptions, UsageError
 class Report(ReportOptions):
     """Summarize scored rows: the distribution of rewards, the best and the worst rows, errors by kind, and duplicates."""
 
-    scored: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The output folder of `image-reward score-files`.")]
+    scored: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCORED", help="The output folder of `image-reward score-files`.")]
     show: int = 12
     """Number of best and of worst rows to show."""
     plots: ClassVar[bool] = True

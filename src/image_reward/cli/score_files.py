@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.cli.options import (
     DEFAULT_MODEL,
     InferenceOptions,
@@ -131,8 +131,8 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
         if self.row.prompt is not None:
             self.check_prompt(self.row.prompt, "--prompt takes the text of one prompt for all rows.")
-        suffix = PurePosixPath(self.output).suffix.lower()
-        if suffix in (".csv", ".jsonl", ".parquet") and not Path(self.output).is_dir():
+        suffix = Address.parse(self.output).suffix.lower()
+        if suffix in (".csv", ".jsonl", ".parquet") and Address.parse(self.output).kind() != "folder":
             one_file = "" if suffix == ".parquet" else f", and add --format {suffix[1:]} for one file in it"
             raise UsageError(f"rows are scored into a folder, and {self.output} is the name of a file: name a folder{one_file}")
 

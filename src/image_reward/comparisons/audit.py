@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from image_reward.addresses import Address, PathLike
 from image_reward.comparisons.forms import MOST_EXAMPLES, Record
-from image_reward.comparisons.readers import PathLike, records
+from image_reward.comparisons.readers import records
 from image_reward.comparisons.split import normalized_prompt
-from image_reward.errors import ImageReadError
-from image_reward.files import open_regular
+from image_reward.errors import AddressError, ImageReadError, StoreError
 from image_reward.image_files import read_image_file
 from image_reward.images import open_image
 from image_reward.metrics import num_pairs
@@ -211,8 +210,10 @@ def _bounded_map(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items
 
 def _exists(image: Any) -> str | Exception:
     try:
-        open_regular(image.path if callable(image) else image).close()
-    except OSError as error:
+        Address.parse(image.path if callable(image) else image).open().close()
+    except StoreError:
+        raise
+    except (OSError, AddressError) as error:
         return error
     return str(image)
 
@@ -281,7 +282,7 @@ def _check_leaks(files: list[FileSummary], splits: list[list[Record]], findings:
 
 def _check_published(summary: FileSummary, rankings: list[Record], findings: _Findings) -> None:
     """Compare a file that looks like a published split of ImageRewardDB, by form and name, with the published counts."""
-    name = re.search(r"(train|valid|test).*\.(json|parquet)$", Path(summary.path).name)
+    name = re.search(r"(train|valid|test).*\.(json|parquet)$", Address.parse(summary.path).name)
     if summary.source != "ImageRewardDB" or not name:
         return
     published: dict[str, object]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from image_reward.addresses import Address, PathLike
 from image_reward.comparisons.forms import MOST_EXAMPLES, Record
-from image_reward.comparisons.readers import PathLike, records, relative, write_lines
+from image_reward.comparisons.readers import records, relative, write_lines
 from image_reward.errors import ComparisonError, ImageReadError
 from image_reward.files import written_whole
 from image_reward.images import open_image
@@ -49,11 +50,12 @@ class Conversion:
 
 def images_folder(output: PathLike) -> Path:
     """Where ``convert`` puts images: mine.jsonl -> mine-images."""
-    return Path(output).with_name(f"{Path(output).stem}-images")
+    path = Address.parse(output).local
+    return path.with_name(f"{path.stem}-images")
 
 
 def convert(
-    path: PathLike,
+    path: PathLike | Address,
     output: PathLike,
     images: PathLike | None = None,
     *,
@@ -62,14 +64,15 @@ def convert(
 ) -> Conversion:
     """Write the comparisons of ``path`` as JSONL to ``output``, which appears whole or not at all, and says where the images are.
 
-    Image files stay where they are and are referred to relative to ``output``. Images inside tables become files in ``images_folder``,
-    named by their content, so that none is written twice. They are not decoded: ``audit`` does that. ``on_comparison(done, None)`` is
+    Image files stay where they are and are referred to relative to ``output``, those of an object store by their addresses. Images inside
+    tables become files in ``images_folder``, named by their content, so that none is written twice. They are not decoded: ``audit`` does
+    that. ``on_comparison(done, None)`` is
     called as comparisons are written, of which nobody knows how many there are.
 
     Raises ``FileExistsError`` where ``output`` or the folder is there already, and all else as ``read`` does; a row is also wrong where an
     image inside a table is missing or is not an image. ``skip_wrong`` leaves such rows out, and counts them.
     """
-    output, folder = Path(output), images_folder(output)
+    output, folder = Address.parse(output).local, images_folder(output)
     for target in (output, folder):
         if os.path.lexists(target):
             raise FileExistsError(f"{target} already exists; name another file, or remove it")
@@ -88,7 +91,7 @@ def convert(
                 elif problem := record.problem or extracted.take(record):
                     if not skip_wrong:
                         remedy = "`image-reward data check` lists all such rows; --skip-wrong, in Python skip_wrong=True, leaves them out"
-                        raise ComparisonError(f"{os.fspath(path)}, {record.where}: {problem} ({remedy})")
+                        raise ComparisonError(f"{path}, {record.where}: {problem} ({remedy})")
                     result.num_wrong += 1
                     result.wrong += [f"{record.where}: {problem}"][: MOST_EXAMPLES - len(result.wrong)]
                 else:
@@ -101,7 +104,7 @@ def convert(
 
         write_lines(right(), temporary, reference)
         if not result.num_comparisons:
-            raise ComparisonError(f"{os.fspath(path)} has no comparisons that can be written")
+            raise ComparisonError(f"{path} has no comparisons that can be written")
         if extracted.names:
             result.images, result.num_extracted = os.fspath(folder), len(set(extracted.names.values()))
             extracted.folder.rename(folder)

@@ -38,9 +38,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from image_reward.addresses import SCHEMES, Address, scheme
 from image_reward.errors import ComparisonError
 from image_reward.rows import ParquetImage, Row, is_address
 from image_reward.types import LONGEST_PROMPT, Comparison
@@ -87,7 +87,7 @@ class _Form:
     name: str
     keys: tuple[str, ...]
     """What a row must have to be of this form."""
-    read: Callable[[Iterable[Row], Path], Iterator[Record]]
+    read: Callable[[Iterable[Row], Address], Iterator[Record]]
     lists: tuple[str, ...] = ()
     """Keys that hold lists."""
     image_key: str = ""
@@ -99,7 +99,7 @@ class _Form:
         here = all(key in row for key in self.keys) and not any(key in row for key in self.unless)
         return here and all(isinstance(row[key], list) for key in self.lists)
 
-    def records(self, rows: Iterable[Row], base: Path) -> Iterator[Record]:
+    def records(self, rows: Iterable[Row], base: Address) -> Iterator[Record]:
         """The comparisons of the rows, and a problem for each row that has not the keys of this form."""
         problems: list[Record] = []
 
@@ -117,7 +117,7 @@ class _Form:
             yield record
         yield from problems
 
-    def image_folder(self, file: Path, row: Mapping[str, Any]) -> Path:
+    def image_folder(self, file: Address, row: Mapping[str, Any]) -> Address:
         """The file's folder, or a folder of the published layout in which the first image is.
 
         The hub's JSON files of ImageRewardDB stand deep inside the folder their paths start from; HPDv2 has its images in a folder named
@@ -126,13 +126,17 @@ class _Form:
         first = row.get(self.image_key)
         first = first[0] if isinstance(first, list) and first else first
         if isinstance(first, str):
-            for folder in (file.parent, file.parent / file.stem, *list(file.resolve().parents)[1:4]):
-                if os.path.isfile(folder / first):  # noqa: PTH113 - unlike Path.is_file, False for what cannot be a path
+            start = file if not file.is_local else Address.parse(file.local.resolve())
+            above = [start.parent.parent]
+            for _ in range(2):
+                above.append(above[-1].parent)
+            for folder in (file.parent, file.parent.join(file.stem), *above):
+                if not _image_problem(first) and folder.join(first).kind() == "file":
                     return folder
         return file.parent
 
 
-def recognize(row: Mapping[str, Any], path: Path) -> _Form:
+def recognize(row: Mapping[str, Any], path: Address) -> _Form:
     """The form of a file by its first row. Raises ``ComparisonError`` that names what was looked for."""
     forms = [form for form in _FORMS if form.matches(row)]
     if len({form.name for form in forms if form.name.startswith("ours")}) > 1:
@@ -147,7 +151,7 @@ def recognize(row: Mapping[str, Any], path: Path) -> _Form:
 
 
 def _read_lists(
-    prompt_key: str, images_key: str, ranks_key: str, id_key: str, source: str, rows: Iterable[Row], base: Path
+    prompt_key: str, images_key: str, ranks_key: str, id_key: str, source: str, rows: Iterable[Row], base: Address
 ) -> Iterator[Record]:
     """Rows that hold a whole comparison."""
     for row in rows:
@@ -169,7 +173,7 @@ def _incomplete(num: int, values: Mapping[str, Any]) -> str:
     return f"{num} of {total:g} images are here" if not math.isnan(total) and total != num else ""
 
 
-def _read_better(keys: tuple[str, str], source: str, rows: Iterable[Row], base: Path, votes: str = "") -> Iterator[Record]:
+def _read_better(keys: tuple[str, str], source: str, rows: Iterable[Row], base: Address, votes: str = "") -> Iterator[Record]:
     """Rows whose first image, or list of images, is preferred to the second. ``votes`` names how many votes each of the two got."""
     for row in rows:
         sides = [value if isinstance(value := row.values[key], list) else [value] for key in keys]
@@ -190,7 +194,7 @@ def _shares_of(votes: object) -> list[float] | None:
     return [count / sum(counts) for count in counts]
 
 
-def _read_preferences(images_key: str, rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_preferences(images_key: str, rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """HPDv2 train: 1 marks the preferred image of the two."""
     ranks_of: dict[tuple[int | None, ...], list[int]] = {(1, 0): [1, 2], (0, 1): [2, 1]}
     for row in rows:
@@ -202,7 +206,7 @@ def _read_preferences(images_key: str, rows: Iterable[Row], base: Path) -> Itera
         yield _checked(row.where, None, row.values["prompt"], row.values[images_key], ranks, "HPDv2", base)
 
 
-def _read_average_ranks(rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_average_ranks(rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """HPDv2 test: smaller is better. A file that counts from 0 anywhere is taken to count from 0 everywhere."""
     rows = list(rows)
     from_zero = any(_whole(rank, lowest=0) == 0 for row in rows for rank in _list(row.values["rank"]))
@@ -214,7 +218,7 @@ def _read_average_ranks(rows: Iterable[Row], base: Path) -> Iterator[Record]:
         yield _annotated(record, row.values.get("raw_annotations") or row.values.get("raw_annotation") or [])
 
 
-def _read_pick_a_pic(rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_pick_a_pic(rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """Pick-a-Pic: the labels are the shares of the two images, 0.5 each for a tie. Diffusion-DPO needs only the first."""
     del base  # the images are in the file itself
     for row in rows:
@@ -227,14 +231,16 @@ def _read_pick_a_pic(rows: Iterable[Row], base: Path) -> Iterator[Record]:
         elif not all(isinstance(picture, ParquetImage) for picture in pictures):
             yield Record(row.where, problem="jpg_0 and jpg_1 are not bytes, which only a Parquet or Arrow file can hold")
         else:
-            yield _checked(row.where, None, row.values["caption"], pictures, [1 + (a < b), 1 + (b < a)], "Pick-a-Pic", Path(), [a, b])
+            yield _checked(
+                row.where, None, row.values["caption"], pictures, [1 + (a < b), 1 + (b < a)], "Pick-a-Pic", Address("", "."), [a, b]
+            )
 
 
 _VOTES = {"leftvote": [1, 2], "rightvote": [2, 1], "tievote": [1, 1]}
 _BOTH_BAD = "bothbad_vote"
 
 
-def _read_votes(prompt_key: str, keys: tuple[str, str], rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_votes(prompt_key: str, keys: tuple[str, str], rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """GenAI-Bench. A vote that both images are bad is left out: it is neither an order nor a tie of good images."""
     for row in rows:
         vote = row.values["vote_type"]
@@ -251,7 +257,7 @@ def _read_votes(prompt_key: str, keys: tuple[str, str], rows: Iterable[Row], bas
 _CHOICES = {"A": [1, 2], "B": [2, 1]}
 
 
-def _read_mmrb2(rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_mmrb2(rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """MMRB2: a prompt and two responses, each a list of ["text", text] and ["image", path]."""
     for row in rows:
         values = row.values
@@ -264,7 +270,7 @@ def _read_mmrb2(rows: Iterable[Row], base: Path) -> Iterator[Record]:
         yield _mmrb2(row, values.get("id", values.get("pair_id")), prompt, images, metadata, base)
 
 
-def _read_mmrb2_hub(rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_mmrb2_hub(rows: Iterable[Row], base: Address) -> Iterator[Record]:
     for row in rows:
         values = row.values
         prompt = None if values.get("prompt_images") else [values["prompt_text"]]
@@ -280,7 +286,7 @@ def _contents(content: object, kind: str) -> list[Any] | None:
     return [value for _, value in parts]
 
 
-def _mmrb2(row: Row, name: object, prompt: list[Any] | None, images: Sequence[list[Any] | None], metadata: object, base: Path) -> Record:
+def _mmrb2(row: Row, name: object, prompt: list[Any] | None, images: Sequence[list[Any] | None], metadata: object, base: Address) -> Record:
     choice = row.values["chosen"]
     ranks = _CHOICES.get(choice.upper()) if isinstance(choice, str) else None
     if ranks is None:
@@ -300,7 +306,7 @@ _RATINGS_FORM = "ratings, by image"
 _ANNOTATORS = ("annotator", "annotator_id", "rater", "rater_id", "worker", "worker_id", "user", "user_id")
 
 
-def _read_ratings(image_key: str, rating_key: str, rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_ratings(image_key: str, rating_key: str, rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """Rows that hold one rating, higher is better: those of one prompt by one annotator are a comparison; equal ratings are ties."""
     groups: dict[tuple[str, str, str], dict[Any, tuple[Row, float]]] = {}
     for row in rows:
@@ -338,7 +344,7 @@ def _read_ratings(image_key: str, rating_key: str, rows: Iterable[Row], base: Pa
         yield _annotated(record, category=category)
 
 
-def _read_by_image(id_key: str, image_key: str, source: str, rows: Iterable[Row], base: Path) -> Iterator[Record]:
+def _read_by_image(id_key: str, image_key: str, source: str, rows: Iterable[Row], base: Address) -> Iterator[Record]:
     """Rows that hold one image: those of one id, or without ids of one prompt, are a comparison."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -452,7 +458,7 @@ def _whole(value: object, lowest: int = 1) -> int | None:
 
 
 def _checked(
-    where: str, name: object, prompt: object, images: object, ranks: object, source: str, base: Path, shares: object = None
+    where: str, name: object, prompt: object, images: object, ranks: object, source: str, base: Address, shares: object = None
 ) -> Record:
     """A comparison from the values of a row, or what is wrong with them."""
     if problem := _id_problem(name):
@@ -514,20 +520,20 @@ def _image_problem(image: object) -> str:
         return "" if refers else "not a path"
     if not isinstance(image, str) or not image.strip():
         return "not a path"
-    if is_address(image):
-        return "an address, and only files on this machine are read: download it and name the file"
+    if is_address(image) and scheme(image) not in SCHEMES:
+        return f"an address that is not read here: only those of {', '.join(SCHEMES)} are; download it and name the file"
     try:
         return "not a path: it holds a NUL character" if b"\0" in os.fsencode(image) else ""
     except UnicodeEncodeError:
         return "not a path: " + _SURROGATE
 
 
-def _image(image: Any, base: Path) -> str | ParquetImage:
+def _image(image: Any, base: Address) -> str | ParquetImage:
     if isinstance(image, ParquetImage):
         return image
     if isinstance(image, dict):
-        return ParquetImage(str(base / image["parquet"]), image["row_group"], image["row"], image["column"], image.get("index"))
-    return str(base / image)
+        return ParquetImage(str(base.join(image["parquet"])), image["row_group"], image["row"], image["column"], image.get("index"))
+    return str(base.join(image))
 
 
 _FORMS = (

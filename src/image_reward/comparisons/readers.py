@@ -15,19 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
+from image_reward.addresses import Address, PathLike, scheme
 from image_reward.comparisons.forms import COLUMNS, IMAGE_COLUMNS, LIST_KEY, Record, recognize
 from image_reward.errors import ComparisonError, ComparisonWarning, RowsError
-from image_reward.files import read_json, written_whole
-from image_reward.rows import ParquetImage, Row, is_address, read_rows
+from image_reward.files import LARGEST_JSON, written_whole
+from image_reward.rows import ParquetImage, Row, read_rows
 from image_reward.types import Comparison
 
-PathLike = Union[str, os.PathLike[str]]
 
-
-def read(path: PathLike, images: PathLike | None = None, limit: int | None = None) -> list[Comparison]:
-    """The comparisons of a file, or of a folder of Parquet or Arrow files of one data set, in their order.
+def read(path: PathLike | Address, images: PathLike | None = None, limit: int | None = None) -> list[Comparison]:
+    """The comparisons of a file, or of a folder of Parquet or Arrow files of one data set, here or in an object store, in their order.
 
     ``images``: the folder that image paths are relative to; by default the file's own folder, or where the published data set has them
     beside it. ``limit``: read at most this many. Rows that say nothing of which image is better, such as votes that both are bad, are left
@@ -47,31 +46,29 @@ def read(path: PathLike, images: PathLike | None = None, limit: int | None = Non
         elif record.left_out:
             left_out.append(record)
         else:
-            raise ComparisonError(f"{os.fspath(path)}, {record.where}: {record.problem} (`image-reward data check` lists all such rows)")
+            raise ComparisonError(f"{path}, {record.where}: {record.problem} (`image-reward data check` lists all such rows)")
     if left_out:
         first = left_out[0]
         num = f"{len(left_out):,} rows are" if len(left_out) > 1 else "a row is"
-        message = f"{os.fspath(path)}: {num} left out{', the first' if len(left_out) > 1 else ''} at {first.where}: {first.left_out}"
+        message = f"{path}: {num} left out{', the first' if len(left_out) > 1 else ''} at {first.where}: {first.left_out}"
         warnings.warn(message, ComparisonWarning, stacklevel=2)
     if not comparisons:
-        raise ComparisonError(f"{os.fspath(path)} has no comparisons")
+        raise ComparisonError(f"{path} has no comparisons")
     return comparisons
 
 
-def records(path: PathLike, images: PathLike | None = None) -> Iterator[Record]:
+def records(path: PathLike | Address, images: PathLike | None = None) -> Iterator[Record]:
     """The comparisons of a file one by one, wrong ones included; raises only for the file as a whole. See ``read``."""
-    if is_address(os.fspath(path)) and not os.path.exists(path):  # noqa: PTH110 - a Path would make s3:/ of s3://
-        raise FileNotFoundError(f"{os.fspath(path)} is an address, and only files on this machine are read; download it first")
-    if images is not None and not os.path.isdir(images):  # noqa: PTH112 - unlike Path.is_dir, False for what cannot be a path
-        raise FileNotFoundError(f"no such folder of images: {os.fspath(images)}")
-    path = Path(path)
-    files = _files(path)
+    address, folder = Address.parse(path), None if images is None else Address.parse(images)
+    if folder is not None and folder.kind() != "folder":
+        raise FileNotFoundError(f"no such folder of images: {folder}")
+    files = _files(address)
     rows = chain.from_iterable(_rows(file, prefix=f"{file.name}, " if len(files) > 1 else "") for file in files)
     first = next(rows, None)
     if first is None:
-        raise ComparisonError(f"{path} has no rows")
-    form = recognize(first.values, path)
-    base = Path(images) if images is not None else form.image_folder(files[0], first.values)
+        raise ComparisonError(f"{address} has no rows")
+    form = recognize(first.values, address)
+    base = folder or form.image_folder(files[0], first.values)
     seen: dict[str, str] = {}
     for number, record in enumerate(form.records(chain([first], rows), base), start=1):
         if record.comparison is None:
@@ -91,7 +88,7 @@ def write(comparisons: Iterable[Comparison], path: PathLike) -> None:
     Images in Parquet files are referred to, not copied; ``convert`` copies them. Raises ``ComparisonError`` for images in memory: they have
     no name to write.
     """
-    path = Path(path)
+    path = Address.parse(path).local
     with written_whole(path) as temporary:
         write_lines(map(Record.of, comparisons), temporary, lambda image, name: _reference(image, path.parent, name))
 
@@ -124,7 +121,9 @@ def _reference(image: object, folder: Path, name: str) -> object:
 
 
 def relative(image: object, folder: Path, name: str) -> str:
-    """The path of an image file from a folder, by whatever links either is reached."""
+    """The path of an image file from a folder, by whatever links either is reached; of an object store the whole address."""
+    if isinstance(image, str) and scheme(image):
+        return image
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()
@@ -134,26 +133,30 @@ def relative(image: object, folder: Path, name: str) -> str:
 # --- folders -----------------------------------------------------------------------------------------------------------------------------
 
 
-def splits(path: PathLike) -> dict[str, Path]:
+def splits(path: PathLike | Address) -> dict[str, Address]:
     """The splits of a ``DatasetDict`` that ``save_to_disk`` wrote, by name; empty for all else."""
-    file = Path(path) / "dataset_dict.json"
-    if not file.is_file():
+    folder = Address.parse(path)
+    file = folder.join("dataset_dict.json")
+    if file.kind() != "file":
         return {}
-    values = read_json(file, error=ComparisonError)
+    values = file.read_json(LARGEST_JSON, ComparisonError)
     names = values.get("splits") if isinstance(values, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and name not in ("", ".", "..") and "/" not in name for name in names):
         raise ComparisonError(f"{file} does not name splits; write the data set again with `save_to_disk`")
-    return {name: Path(path) / name for name in names}
+    return {name: folder.join(name) for name in names}
 
 
-def _files(path: Path) -> list[Path]:
-    if not os.path.isdir(path):  # noqa: PTH112
+def _files(path: Address) -> list[Address]:
+    if path.kind() != "folder":
         return [path]
     if parts := splits(path):
         if len(parts) > 1:
             raise ComparisonError(f"{path} has {len(parts)} splits; name one of them: {', '.join(map(str, parts.values()))}")
         return _files(*parts.values())
-    files = _saved_files(path) if (path / "state.json").is_file() else sorted(path.glob("*.parquet"))
+    if path.join("state.json").kind() == "file":
+        files = _saved_files(path)
+    else:
+        files = [path.join(entry.name) for entry in path.entries() if entry.name.endswith(".parquet")]
     if not files:
         raise ComparisonError(
             f"{path} is a folder without Parquet files, and not one that `save_to_disk` wrote; "
@@ -162,13 +165,13 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _saved_files(folder: Path) -> list[Path]:
+def _saved_files(folder: Address) -> list[Address]:
     """The Arrow files of a data set that ``save_to_disk`` wrote, in their order."""
-    file = folder / "state.json"
-    state = read_json(file, error=ComparisonError)
+    file = folder.join("state.json")
+    state = file.read_json(LARGEST_JSON, ComparisonError)
     entries = state.get("_data_files") if isinstance(state, dict) else None
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries] if isinstance(entries, list) else [None]
-    paths = [folder / name for name in names if isinstance(name, str)]
+    paths = [folder.join(name) for name in names if isinstance(name, str)]
     if len(paths) < len(names):
         raise ComparisonError(f"{file} does not name the files of a data set; write it again with `save_to_disk`")
     if state.get("_indices_data_files"):
@@ -176,7 +179,7 @@ def _saved_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _rows(file: Path, prefix: str) -> Iterator[Row]:
+def _rows(file: Address, prefix: str) -> Iterator[Row]:
     try:
         for row in read_rows(file, COLUMNS, IMAGE_COLUMNS, key=LIST_KEY):
             yield replace(row, where=prefix + row.where) if prefix else row

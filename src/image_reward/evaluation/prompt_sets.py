@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from image_reward.addresses import Address, PathLike, scheme
 from image_reward.downloads import WebFile, fetch
 from image_reward.errors import InputError
 from image_reward.rows import read_rows
@@ -91,7 +92,7 @@ def prompts(name_or_file: str | os.PathLike[str]) -> list[Prompt]:
     Raises what ``prompt_set`` and ``read_prompts`` raise.
     """
     name = os.fspath(name_or_file)
-    return prompt_set(name) if name in PROMPT_SETS or not Path(name).exists() else read_prompts(name)
+    return prompt_set(name) if name in PROMPT_SETS or (not scheme(name) and not Path(name).exists()) else read_prompts(name)
 
 
 def prompt_set(name: str) -> list[Prompt]:
@@ -127,7 +128,7 @@ def fetch_text(url: str) -> Path:
     return fetch(WebFile(url.replace("https://huggingface.co", constants.ENDPOINT, 1)))
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
+def read_prompts(path: PathLike | Address) -> list[Prompt]:
     """The prompts of a file, in its order.
 
     A JSON list of strings or of objects with ``prompt`` and optional ``id`` and ``category``; the same as JSONL, CSV, TSV or Parquet; or
@@ -136,7 +137,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
 
     Raises ``FileNotFoundError``, or ``ValueError`` that names the row without a prompt or the ids used twice.
     """
-    path = Path(path)
+    path = Address.parse(path)
     prompts = []
     for number, row in enumerate(read_rows(path, (*_PROMPT_KEYS, *_ID_KEYS, *_CATEGORY_KEYS), line="prompt")):
         text = _first(row.values, _PROMPT_KEYS)

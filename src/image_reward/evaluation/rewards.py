@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 
+from image_reward.addresses import Address, PathLike
 from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError
 from image_reward.evaluation.prompt_sets import first_few, repeated
-from image_reward.files import read_json
 from image_reward.images import unique_images
 from image_reward.scorers import Scorer
 from image_reward.scorers.together import long_prompts_reported_once, score_together
@@ -51,7 +49,7 @@ def score_comparisons(
     return rewards
 
 
-def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]) -> list[list[float]]:
+def read_rewards(path: PathLike | Address, comparisons: Sequence[Comparison]) -> list[list[float]]:
     """Rewards that were saved earlier, aligned with ``comparisons``.
 
     The file is JSON: [[reward, ..], ..] aligned with them, {id: [reward, ..]}, or a list of objects with ``id``, ``rewards`` and optionally
@@ -60,10 +58,10 @@ def read_rewards(path: str | os.PathLike[str], comparisons: Sequence[Comparison]
     Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and an id that appears twice, prompts that are missing or
     differ from those of the comparisons, images without a reward, or a reward that is not a finite number.
     """
-    name = os.fspath(path)
-    if not Path(path).is_file():
+    name = Address.parse(path)
+    if name.kind() != "file":
         raise FileNotFoundError(f"no such file of rewards: {name}")
-    content = read_json(Path(path), _LARGEST_FILE, ComparisonError)
+    content = name.read_json(_LARGEST_FILE, ComparisonError)
     try:
         return aligned(_rewards_in(content, comparisons), comparisons)
     except ComparisonError as error:

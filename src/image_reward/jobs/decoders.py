@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from image_reward.errors import ImageReadError, ImageRewardError, PromptError
+from image_reward.errors import ImageReadError, ImageRewardError, PromptError, StoreError
 from image_reward.images import ImageOptions, describe, open_image
-from image_reward.jobs.files import Access, ImageSource, PackageError, digest
+from image_reward.jobs.files import Access, ImageSource, digest
 from image_reward.jobs.rows import Rows
 from image_reward.jobs.signals import end_with_parent
 from image_reward.prompts import check_prompts, long_prompt_warnings_collected
@@ -103,7 +103,7 @@ class _Opening:
             data = self.access.read(self.group.source)
             self.digest = digest(data)
             return open_image(data, self.options)
-        except PackageError:
+        except StoreError:
             raise
         except _UNREADABLE as error:
             self.error = in_words(error)
@@ -132,7 +132,7 @@ def prepare_groups(processors: Sequence[Prepare], groups: Sequence[Group], acces
     with long_prompt_warnings_collected() as collected:
         try:
             done.batches = prepare_together(processors, prompts, images)
-        except PackageError:
+        except StoreError:
             raise
         except Exception:  # of one row or more: each is tried alone
             keep = []

@@ -75,14 +75,14 @@ class JobFolder:
     """The folder that a job writes to. One job at a time, on a file system with locks."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.folder = Folder(os.fspath(path).rstrip("/") or "/")
+        self.folder = Folder.at(path)
         self.manifest: dict[str, Any] | None = None
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Make the folder, or read what is in it, and keep other jobs out. Raises ``JobError``."""
         path = self.folder.path
-        names = self.folder.names() if self.folder.remote or Path(path).is_dir() else []
+        names = self.folder.names()
         text = self.folder.read(MANIFEST) if names else None
         if names and text is None:
             raise JobError(f"{path} is not empty and holds no job (it has {names[0]}); give an empty or a new folder")
@@ -300,7 +300,7 @@ def tables(folder: Folder, numbers: Iterable[int] | None = None) -> Iterator[pya
 
 def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:
     """Raises ``JobError`` where there is no job, or one of another version."""
-    text = text or (folder.read(MANIFEST) if folder.remote or Path(folder.path).is_dir() else None)
+    text = text or folder.read(MANIFEST)
     if text is None:
         raise JobError(f"{folder.path} is not the folder of a job: it has no {MANIFEST}")
     try:

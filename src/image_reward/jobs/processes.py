@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -227,6 +228,15 @@ def num_cores() -> int:
 
 
 def check_can_start() -> None:
-    """Raise ``JobError`` in a process that is being started itself: a script without a guard would start workers that start workers."""
+    """Raise ``JobError`` where workers could not load the program: they would not find one that was read from standard input, and of a
+    script without a guard they would start workers that start workers.
+    """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise JobError("a script that calls score_files must do so under `if __name__ == '__main__':`, because workers load the script too")
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is not None and getattr(main, "__spec__", None) is None and not os.path.exists(file):  # noqa: PTH110 - "<stdin>"
+        raise JobError(
+            f"workers load the program that calls score_files too, and {file} is not a file: save the program to a file, "
+            "with the call under `if __name__ == '__main__':`, or pass workers=0"
+        )

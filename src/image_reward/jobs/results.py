@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_reward.addresses import Address, join, scheme
 from image_reward.errors import InputError, JobError
 from image_reward.jobs.arrow import text_array
 from image_reward.jobs.database import database
-from image_reward.jobs.files import Access, Folder, join, scheme, whole_file, writing
+from image_reward.jobs.files import Access, Folder, writing
 from image_reward.jobs.folder import DIGEST_SIZE, DIGESTS, part_name, part_numbers, quarantined_rows, read_manifest, tables, write_rows
 from image_reward.jobs.inputs import image_named
 from image_reward.jobs.shards import reward_columns
@@ -33,7 +34,7 @@ class Scored:
     """The folder of a job. Raises ``JobError`` where there is none, or where its job is not done."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.folder = Folder(os.fspath(path).rstrip("/"))
+        self.folder = Folder.at(path)
         self.manifest = read_manifest(self.folder)
         self.names: list[str] = [scorer["name"] for scorer in self.manifest["scorers"]]
         self.columns = reward_columns(self.names)
@@ -93,10 +94,11 @@ def _parts(folder: Folder, columns: Sequence[str]) -> Iterator[Any]:
         import duckdb
 
         paths = [f"{folder.path}/{part_name(number)}" for number in part_numbers(folder.names())]
-        if scheme(folder.path):
-            connection.register_filesystem(Access().file_system(folder.path)[0])
+        if folder.remote:
+            connection.register_filesystem(folder.address.file_system())
         else:
-            paths = [glob.escape(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - a string
+            paths = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - a string
+        paths = [glob.escape(path) for path in paths]
         files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
         names = ", ".join([*(f"c{n}" for n in range(len(columns))), "row", "file"])
         part = r"regexp_extract({}, 'part-(\d+)\.parquet$', 1)::BIGINT AS part"
@@ -134,8 +136,8 @@ def filter_rows(
 
     Args:
         folder: what ``score_files`` wrote, whole.
-        output: a .parquet, .csv or .jsonl file, whose image paths are then relative to it; or a text stream, which gets JSONL with
-            absolute paths.
+        output: a .parquet, .csv or .jsonl file, whose image paths are then relative to it (in an object store: absolute); or a text
+            stream, which gets JSONL with absolute paths.
         min_reward: keep rewards of at least this.
         top_fraction: keep this share of the rows that have a reward, in (0, 1], rounded up; of equal rewards the first.
         best_per_prompt: keep at most this many rows of each prompt, the best; of equal rewards the first.
@@ -180,22 +182,29 @@ def filter_rows(
     if not isinstance(output, str | os.PathLike):
         write_rows(output, "jsonl", parts(None))
         return count
-    path = Path(output)
+    path = Address.parse(output)
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"{path}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
-    if part_numbers([path.name]) and os.path.realpath(path.parent) == os.path.realpath(scored.folder.path):
+    if part_numbers([path.name]) and _same_folder(path.parent, scored.folder.address):
         raise InputError(f"{path} is a part of the job itself; give the rows another name")
     with writing(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(str(path)), whole_file(path) as file:
+        path.parent.make_folder()
+    base = str(path.parent) if path.is_local else None
+    with writing(str(path)), path.writer() as file:
         if suffix == ".parquet":
-            _write_parquet(file, parts(str(path.parent)))
+            _write_parquet(file, parts(base))
         else:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-            write_rows(text, suffix[1:], parts(str(path.parent)))
+            write_rows(text, suffix[1:], parts(base))
             text.detach()
     return count
+
+
+def _same_folder(one: Address, other: Address) -> bool:
+    if one.is_local and other.is_local:
+        return os.path.realpath(one.path) == os.path.realpath(other.path)
+    return one == other
 
 
 def _by_part(kept: Any) -> Iterator[tuple[int, Any]]:
@@ -218,7 +227,7 @@ def _write_parquet(file: Any, parts: Iterator[pyarrow.Table]) -> None:
 
 
 def _moved(table: pyarrow.Table, scored: Scored, base: str | None) -> pyarrow.Table:
-    """Image paths that are relative to the input become relative to another folder, or absolute."""
+    """Image paths that are relative to the input become relative to another folder, or absolute where that is None."""
     root: str = scored.manifest["base"]
     if scheme(root):
         moved = [name and join(root, name) for name in table.column(scored.image_column).to_pylist()]

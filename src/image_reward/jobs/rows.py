@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_reward.addresses import join, parent, scheme
 from image_reward.errors import JobError
 from image_reward.jobs.arrow import arrow, text_array, without_views
 from image_reward.jobs.database import ROW_NUMBER, database
-from image_reward.jobs.files import Access, ImageSource, join, parent, scheme
+from image_reward.jobs.files import Access, ImageSource
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,6 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal, Union, get_args
 
+from image_reward.addresses import scheme
 from image_reward.errors import InputError, JobError
 from image_reward.jobs.driver import MAX_TRIES, Driver, Pool, Progress
 from image_reward.jobs.files import Access
@@ -122,6 +123,7 @@ def score_files(
         on_progress: called several times a second. on_note: called with what a person should know.
 
     Raises:
+        AddressError: an object store cannot be read or written.
         JobError, FileNotFoundError: the message says what is wrong with the input, the folder or the scorer; parts that are done are kept.
         DefectError: an exception that no row may cause, with the row that caused it; parts that are done are kept.
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the shards in work were finished first. A Ctrl-C after that does not wait for them.
@@ -155,7 +157,7 @@ def score_files(
             "format": "image-reward job",
             "version": 1,
             "input": source.fingerprint(),
-            "base": os.path.abspath(source.base) if "://" not in source.base else source.base,  # noqa: PTH100 - may be remote
+            "base": source.base if scheme(source.base) else os.path.abspath(source.base),  # noqa: PTH100 - a string
             "image_column": source.image_column,
             "num_rows": sum(shard.num_rows for shard in shards),
             "repeated_ids": source.num_repeated_ids,
@@ -247,9 +249,10 @@ def _pool(
         raise JobError("a Ray address was given, but the engine is 'local'; choose engine 'ray'")
     from image_reward.jobs.processes import ProcessPool, ThisProcess, check_can_start, local_devices, num_cores
 
+    if workers != 0 or decoders:
+        check_can_start()
     if workers == 0:
         return ThisProcess(work(decoders or 0, None), device), bool(decoders)
-    check_can_start()
     devices = local_devices(device, workers, num_shards)
     cuda = (devices[0] or "").startswith("cuda")
     if decoders is None:

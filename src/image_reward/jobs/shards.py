@@ -150,7 +150,7 @@ class ShardScorer:
         if work.threads:
             torch.set_num_threads(work.threads)
         self.work = work
-        self.folder = Folder(work.output)
+        self.folder = Folder.at(work.output)
         self.scorers = [scorer.eval() for scorer in work.load(device)]
         self.processors = processors_of(self.scorers)
         if len({options_of(processor) for processor in self.processors}) > 1:

@@ -7,13 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from image_reward.files import written_whole
+from image_reward.addresses import Address, PathLike
 
 if TYPE_CHECKING:
     from image_reward.images import ImageLike
@@ -32,7 +31,7 @@ class _Card:
     words: str
 
 
-def write_gallery(path: Path, rows: Sequence[RewardRow], prompt: str, model: str, notes: Sequence[str] = ()) -> None:
+def write_gallery(path: PathLike, rows: Sequence[RewardRow], prompt: str, model: str, notes: Sequence[str] = ()) -> None:
     """Write the gallery of one prompt's images, best first. ``notes`` are sentences shown under the title."""
     ordered = sorted(rows, key=lambda row: -row.reward)
     page = render_template("gallery.html", title=prompt or "(empty prompt)", rows=[_card(row) for row in ordered], model=model, notes=notes)
@@ -46,11 +45,11 @@ def render_template(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values, version=version("image-reward"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in a folder that may be new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text at all
+def write_text(path: PathLike, text: str) -> None:
+    """Write a file whole or not at all, in a folder that may be new, here or in an object store."""
+    address = Address.parse(path)
+    address.parent.make_folder()
+    address.write(text.encode(errors="backslashreplace"))  # a file's name may be no text at all
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def picture(source: ImageLike) -> Picture:
 def _card(row: RewardRow) -> _Card:
     percentile = row.distribution.percentile(row.reward) if row.distribution else None
     words = row.distribution.in_words(row.reward) if row.distribution else ""
-    return _Card(Path(row.image).name, row.reward, picture(row.image), percentile, words)
+    return _Card(Address.parse(row.image).name, row.reward, picture(row.image), percentile, words)
 
 
 def _thumbnail(source: ImageLike) -> Image.Image:

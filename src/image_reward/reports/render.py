@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from image_reward.addresses import Address, PathLike
 from image_reward.errors import InputError
 from image_reward.reports.document import Block, Grid, Plot, Report
 from image_reward.reports.gallery import picture, render_template, write_text
 from image_reward.reports.plots import COLOURS, ON_DARK, to_svg
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Report, path: PathLike) -> None:
     """Write a report as its name's ending asks: ``.html`` (one page that fetches nothing), ``.md`` (GitHub's), or ``.json`` (``data``).
 
     The file appears whole or not at all. Raises ``ValueError`` for another ending and for JSON that would hold NaN or infinity,
     ``ImageReadError`` for a card's image that cannot be read.
     """
     writers = {".html": _html, ".md": _markdown, ".json": _json}
-    writer = writers.get(path.suffix.lower())
+    writer = writers.get(Address.parse(path).suffix.lower())
     if writer is None:
         raise InputError(f"{path}: a report is written as .html, .md or .json; give it a name that ends so")
     write_text(path, writer(report))

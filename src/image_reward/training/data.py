@@ -11,13 +11,13 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from image_reward.addresses import Address
 from image_reward.errors import ImageReadError, InputError
 from image_reward.images import describe
 from image_reward.prompts import long_prompt_warnings_suppressed
@@ -76,7 +76,12 @@ def select_usable(comparisons: Sequence[Comparison], loss: Loss, skip_unreadable
 
 
 def _exists(image: object) -> bool:
-    return not isinstance(image, str | os.PathLike) or Path(image).is_file()
+    return not isinstance(image, str | os.PathLike) or _is_file(image)
+
+
+def _is_file(image: str | os.PathLike[str]) -> bool:
+    address = Address.parse(image)
+    return address.local.is_file() if address.is_local else address.kind() == "file"
 
 
 def _without(comparison: Comparison, kept: Sequence[bool]) -> Comparison:

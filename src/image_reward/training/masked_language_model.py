@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from image_reward.addresses import Address
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import ImageRewardNetwork
@@ -64,7 +64,7 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
 
     Raises ``ValueError``, ``FileNotFoundError`` and ``TrainingError`` as ``train`` does; ``ValueError`` also if the output holds a model.
     """
-    folder = Path(config.output)
+    folder = Address.parse(config.output).local
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; use another output, or the model in it")
     accelerator = Accelerator(cpu=config.cpu or not torch.cuda.is_available())

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 
+from image_reward.addresses import Address
 from image_reward.checkpoints import read_checkpoint, save_checkpoint
 from image_reward.comparisons import normalized_prompt, shared_prompts, split
 from image_reward.config import RewardConfig, TieConfig
@@ -148,7 +149,7 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     """
     accelerator = _accelerator(config)
     with accelerator.main_process_first():
-        folder = RunFolder(Path(config.output), config)
+        folder = RunFolder(Address.parse(config.output).local, config)
     if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
         return TrainingResult(**result)

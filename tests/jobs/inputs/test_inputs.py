@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +11,7 @@ import pytest
 import stubs
 from reading import add, read_all, write_tar
 
-from image_reward.errors import FileKindError, JobError
+from image_reward.errors import AddressError, FileKindError, ImageReadError, JobError, PackageError
 from image_reward.jobs.files import Access
 from image_reward.jobs.inputs import image_named, open_input
 from image_reward.jobs.rows import Names
@@ -84,16 +84,13 @@ def test_what_is_not_there_or_not_clear(tmp_path: Path) -> None:
 
 
 def test_the_web_only_on_request_and_only_known_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> Any:
-        raise ImportError("Install s3fs to access S3")
-
-    with pytest.raises(JobError, match="is on the web, and fetching was not allowed; pass --allow-https"):
+    with pytest.raises(AddressError, match="is on the web, and fetching was not allowed; pass --allow-https"):
         open_input("https://example.org/rows.csv")
-    with pytest.raises(JobError, match=r"ftp:// is not read here; known are s3, gs, gcs, az, abfs, hdfs and https"):
+    with pytest.raises(ImageReadError, match=r"ftp:// is not read here; known are s3://, gs://, gcs://, az://, abfs://, hdfs://"):
         Access(allow_https=True).read("ftp://example.org/a.png")
-    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-    with pytest.raises(JobError, match="s3:// needs a package that is not installed: pip install s3fs"):
-        open_input("s3://bucket/rows.csv")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(PackageError, match="gs:// needs a package that is not installed: pip install gcsfs"):
+        open_input("gs://bucket/rows.csv")
 
 
 def test_ids_that_occur_twice(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from image_reward.addresses import Address
 from image_reward.errors import InputError
 from image_reward.evaluation.prompt_sets import Prompt, first_few
 from image_reward.image_files import IMAGE_SUFFIXES
@@ -37,7 +38,7 @@ def find_images(root: str | os.PathLike[str], prompts: Sequence[Prompt]) -> Imag
     Any image suffix will do; hidden files are passed over. Raises ``FileNotFoundError``, or ``ValueError`` where there are no generators,
     or two files are the same image of a prompt.
     """
-    root = Path(root)
+    root = Address.parse(root).local
     if not root.is_dir():
         raise FileNotFoundError(f"no such folder of images: {root}")
     visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from image_reward.addresses import Address
 from image_reward.errors import InputError
 from image_reward.evaluation.prompt_sets import Prompt, first_few, repeated
 from image_reward.files import read_json, written_whole
@@ -82,7 +83,7 @@ def read_results(folder: str | os.PathLike[str], prompts: Sequence[Prompt] | Non
     Raises ``FileNotFoundError``, or ``ValueError`` that names the file where prompts differ, ids come twice or rewards are not finite
     numbers, or the scorer that lacks generators.
     """
-    folder = Path(folder)
+    folder = Address.parse(folder).local
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder of results: {folder}")
     rewards: dict[str, dict[str, dict[str, list[float]]]] = {}

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from image_reward.addresses import scheme
 from image_reward.errors import JobError
 from image_reward.jobs.arrow import arrow, as_text, clean_table
-from image_reward.jobs.files import Access, scheme
+from image_reward.jobs.files import Access
 from image_reward.jobs.rows import Input, Rows, Shard, cut, named_images
 from image_reward.rows import other_kind
 

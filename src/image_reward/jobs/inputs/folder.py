@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from image_reward.errors import JobError
-from image_reward.files import read_regular
+from image_reward.addresses import Address
+from image_reward.errors import JobError, StoreError
 from image_reward.image_files import list_images
 from image_reward.jobs.arrow import arrow, text_table
 from image_reward.jobs.files import LARGEST_TEXT
@@ -28,6 +28,10 @@ class ImageFolder(Input):
     @property
     def base(self) -> str:
         return self.files[0]
+
+    @property
+    def _root(self) -> Address:
+        return self.access.address(self.files[0])
 
     @property
     def image_column(self) -> str:
@@ -53,7 +57,9 @@ class ImageFolder(Input):
         return {self.files[0]: self._stamp(self._list())}
 
     def _changes(self, folders: Iterable[str]) -> dict[str, int | None]:
-        """When each folder last changed, in nanoseconds; None for one that is gone."""
+        """When each folder last changed, in nanoseconds; None for one that is gone. Those of an object store do not say."""
+        if not self._root.is_local:
+            return {}
         changes: dict[str, int | None] = {}
         for name in folders:
             try:
@@ -67,19 +73,10 @@ class ImageFolder(Input):
 
     def _list(self) -> list[tuple[str, str]]:
         """Names of images relative to the folder, in order, and their stamps."""
-        root = Path(self.files[0])
-        listing = list_images(root, recursive=True)
-        self.notes = [f"{root}: {note}"] if (note := listing.note()) else []
+        listing = list_images(self._root, recursive=True)
+        self.notes = [f"{self._root}: {note}"] if (note := listing.note()) else []
         self.folders = self._changes(listing.folders)
-        found = []
-        for path in listing.images:
-            try:
-                status = path.stat()
-                stamp = f"{status.st_size} {status.st_mtime_ns}"
-            except OSError:  # such as a link to nothing: an error of its row
-                stamp = "-"
-            found.append((path.relative_to(root).as_posix(), stamp))
-        return sorted(found)
+        return [(name, listing.stamps.get(name) or _stamp_of(self._root.join(name))) for name in listing.names]
 
     def check_unchanged(self, file: str | None = None) -> None:
         if file is None:  # for a single shard, an image that is gone is an error of its row
@@ -106,19 +103,38 @@ class ImageFolder(Input):
         return tuple(name for name, _ in self._found[start:stop])
 
     def _read(self, shard: Shard) -> Rows:
-        root = Path(shard.file)
+        root = self._root
         prompts: list[str | None] = []
         problems: list[str | None] = []
         for name in shard.names if self.prompt is None else ():
             try:
-                prompts.append(read_regular((root / name).with_suffix(".txt"), LARGEST_TEXT).decode("utf-8-sig").strip())
+                prompts.append(root.join(_caption(name)).read(LARGEST_TEXT).decode("utf-8-sig").strip())
                 problems.append(None)
             except FileNotFoundError:
                 prompts.append(None)
-                problems.append(f"there is no {Path(name).with_suffix('.txt')} with its prompt")
+                problems.append(f"there is no {_caption(name)} with its prompt")
+            except StoreError:
+                raise
             except (OSError, ValueError) as error:
                 prompts.append(None)
-                problems.append(f"{Path(name).with_suffix('.txt')} cannot be read: {error}")
+                problems.append(f"{_caption(name)} cannot be read: {error}")
         texts = {} if self.prompt is not None else {self.prompt_column: prompts}
         table = text_table({"image": shard.names, **texts})
-        return self._rows(table, shard, problems or None, [str(root / name) for name in shard.names])
+        return self._rows(table, shard, problems or None, [str(root.join(name)) for name in shard.names])
+
+
+def _caption(name: str) -> str:
+    """The file with the prompt of an image.
+
+    >>> _caption("more/0.png")
+    'more/0.txt'
+    """
+    return PurePosixPath(name).with_suffix(".txt").as_posix()
+
+
+def _stamp_of(image: Address) -> str:
+    try:
+        status = image.local.stat()
+    except OSError:  # such as a link to nothing: an error of its row
+        return "-"
+    return f"{status.st_size} {status.st_mtime_ns}"

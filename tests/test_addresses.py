@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import object_store
+from image_reward.addresses import Address, join
+from image_reward.errors import AddressError, FileSizeError, InputError, PackageError, StoreError
+
+NAMES = ["a cat.png", "#1.png", "what?.png", "100%.png", "a+b&c=d.png", "猫 é.png", "a::b.png", "[x]*.png"]
+
+
+# --- names ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_an_address() -> None:
+    address = Address.parse("S3://bkt/rows/a.b.PARQUET")
+    assert str(address) == "s3://bkt/rows/a.b.PARQUET"
+    assert (address.name, address.stem, address.suffix) == ("a.b.PARQUET", "a.b", ".PARQUET")
+    assert (str(address.parent), str(address.parent.parent), str(address.parent.parent.parent)) == ("s3://bkt/rows", "s3://bkt", "s3://bkt")
+    assert Address.parse("s3://bkt/rows/") == Address.parse("s3://bkt/rows")
+    assert pickle.loads(pickle.dumps(address)) == address
+    with pytest.raises(TypeError):
+        Path(address)  # type: ignore[arg-type]
+    with pytest.raises(AddressError, match="is an address, and only a path of this machine will do here"):
+        _ = address.local
+    local = Address.parse(Path("rows/a.csv"))
+    assert (local.local, str(local.parent.join("b.csv"))) == (Path("rows/a.csv"), str(Path("rows/b.csv")))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "expected"),
+    [
+        ("s3://b/x", "1.png", "s3://b/x/1.png"),
+        ("s3://b/x", "../y/./1.png", "s3://b/y/1.png"),
+        ("s3://b", "../../1.png", "s3://b/1.png"),
+        ("s3://b/x", "gs://c/1.png", "gs://c/1.png"),
+        ("s3://b/x", "/data/1.png", "/data/1.png"),
+        ("/data", "s3://b/1.png", "s3://b/1.png"),
+        ("/data", "../1.png", "/data/../1.png"),
+    ],
+)
+def test_a_name_is_relative_to_its_folder(folder: str, name: str, expected: str) -> None:
+    assert join(folder, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ftp://host/a.png", r"ftp://host/a\.png: ftp:// is not read here; known are s3://, gs://"),
+        ("https://host/a.png", "https:// is not read here; download it first"),
+        ("file:///a.png", "give the path alone"),
+        ("s3://", "s3:// names no bucket; an address is s3://BUCKET/NAME"),
+        (Path("s3://bkt/a.png"), "s3:/bkt/a.png is an address as a Path"),
+    ],
+)
+def test_what_is_no_address(text: Any, message: str) -> None:
+    with pytest.raises(AddressError, match=message) as caught:
+        Address.parse(text)
+    assert isinstance(caught.value, InputError)
+    assert "\n" not in str(caught.value)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
+    """An empty folder, here and in a bucket."""
+    if request.param == "local":
+        return Address.parse(tmp_path)
+    request.getfixturevalue("bucket")
+    return Address.parse("s3://bkt/deep/folder")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_written_read_listed_and_removed(folder: Address, name: str) -> None:
+    file = folder.join(name)
+    assert file.kind() is None
+    file.write(b"first")
+    file.write(b"0123456789")
+    assert (file.kind(), folder.kind()) == ("file", "folder")
+    assert file.read(10) == b"0123456789"
+    assert file.read_part(3, 4) == b"3456"
+    with file.open() as stream:
+        assert (stream.read(4), stream.seek(8), stream.read()) == (b"0123", 8, b"89")
+    assert [(entry.name, entry.is_folder, entry.size) for entry in folder.entries()] == [(name, False, 10)]
+    assert file.matches() == [file]  # what exists under the very name is no glob
+    before = file.stamp()
+    file.write(b"9876543210")
+    assert file.stamp() != before
+    with pytest.raises(FileSizeError, match=r"is larger than 9 bytes"):
+        file.read(9)
+    file.remove()
+    assert file.kind() is None
+    with pytest.raises(FileNotFoundError):
+        file.read(10)
+
+
+def test_globs_match_files_and_no_folders(folder: Address) -> None:
+    for name in ("a.csv", "b.csv", ".c.csv", "d.txt"):
+        folder.join(name).write(b"x")
+    for inside in ("out.csv", "shots [v1]"):
+        folder.join(inside).make_folder()
+        folder.join(f"{inside}/part.csv").write(b"x")
+
+    def found(pattern: str) -> list[str]:
+        return [str(match).removeprefix(f"{folder}/") for match in folder.join(pattern).matches()]
+
+    assert found("*.csv") == ["a.csv", "b.csv"]
+    assert found("[ab].csv") == ["a.csv", "b.csv"]
+    assert found("**/*.csv") == ["a.csv", "b.csv", "out.csv/part.csv", "shots [v1]/part.csv"]
+    assert found("shots [v1]/*.csv") == ["shots [v1]/part.csv"]
+    assert found("*.jpg") == []
+
+
+def test_what_fails_while_it_is_written_leaves_what_was_there(folder: Address) -> None:
+    file = folder.join("a.txt")
+    file.write(b"whole")
+
+    def fail() -> None:
+        with file.writer() as stream:
+            stream.write(b"half")
+            raise KeyError("defect")
+
+    with pytest.raises(KeyError, match="defect"):
+        fail()
+    assert file.read(10) == b"whole"
+    file.write(b"anew")
+    assert file.read(10) == b"anew"
+
+
+# --- what is wrong with a store ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_is_not_there() -> None:
+    for attempt in (lambda a: a.read(9), lambda a: a.write(b"x"), lambda a: a.kind(), lambda a: a.stamp()):
+        with pytest.raises(AddressError, match=r"s3://none/a\.csv cannot be .*: there is no bucket 'none' at http://127") as caught:
+            attempt(Address.parse("s3://none/a.csv"))
+        assert not isinstance(caught.value, StoreError)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    object_store.forget()
+    with pytest.raises(StoreError, match=r"s3://bkt/a\.csv cannot be .*credentials.*; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        Address.parse("s3://bkt/a.csv").read(9)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    object_store.use_endpoint("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(StoreError, match=r"its server does not answer \(.*\); check the network and the endpoint, http://127\.0\.0\.1:9"):
+        Address.parse("s3://bkt/a.csv").read(9)
+
+
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(PackageError, match="gs://bkt/a: gs:// needs a package that is not installed: pip install gcsfs"):
+        Address.parse("gs://bkt/a").read(9)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError("429 Too\nMany"), AddressError, "cannot be read: RuntimeError: 429 Too Many"),
+        (PermissionError("Forbidden"), AddressError, r"may not be read \(Forbidden\); check the credentials and what they allow"),
+        (FileNotFoundError("404"), FileNotFoundError, "no such file: s3://bkt/a"),
+    ],
+)
+def test_whatever_a_library_raises_is_one_line(
+    bucket: Any, error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(type(bucket), "_info", fail)
+    with pytest.raises(kind, match=message) as caught:
+        Address.parse("s3://bkt/a").read(9)
+    assert caught.value.__cause__ is None
