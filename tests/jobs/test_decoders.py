@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import stubs
 
-from image_reward.errors import InputError
+from image_reward.errors import InputError, PackageError
 from image_reward.images import ImageLike
 from image_reward.jobs import decoders
 from image_reward.jobs.decoders import Group, Prepared, RowDefectError, group_rows, prepare_groups
-from image_reward.jobs.files import Access, PackageError
+from image_reward.jobs.files import Access
 from image_reward.jobs.inputs import open_input
 from image_reward.scorers import TwoTowerBatch
 

@@ -144,8 +144,8 @@ def resize_with(resample: Image.Resampling) -> Callable[..., Image.Image]:
 
 
 FAULTS_OF_FUNCTIONS: dict[str, Fault] = {
-    "a tanh GELU": (F, "gelu", partial(gelu, approximate="tanh")),
-    "a quick GELU": (F, "gelu", lambda x: x * torch.sigmoid(1.702 * x)),
+    "a tanh GELU": (torch.ops.aten, "gelu_", partial(gelu, approximate="tanh")),
+    "a quick GELU": (torch.ops.aten, "gelu_", lambda x: x * torch.sigmoid(1.702 * x)),
     "no padding mask": (F, "scaled_dot_product_attention", lambda query, key, value, attn_mask=None: attention(query, key, value)),  # noqa: ARG005
     "causal attention": (F, "scaled_dot_product_attention", causal_attention),
     "unscaled attention": (F, "scaled_dot_product_attention", partial(attention, scale=1.0)),
