@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -291,13 +292,14 @@ def defaults(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     dtype, device = request.param
     before = torch.get_default_dtype()
 
-    def change() -> None:
-        torch.set_default_dtype(getattr(torch, dtype))
-        torch.set_default_device(device)
+    with ExitStack() as stack:
 
-    yield change
+        def change() -> None:
+            torch.set_default_dtype(getattr(torch, dtype))
+            stack.enter_context(torch.device(device))  # as ``torch.set_default_device``, whose undoing breaks PyTorch 2.6
+
+        yield change
     torch.set_default_dtype(before)
-    torch.set_default_device(None)
 
 
 def answers(scorer: Any) -> list[float]:

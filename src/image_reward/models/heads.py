@@ -68,4 +68,4 @@ def is_changed(module: nn.Module) -> bool:
     ``nn.TransformerEncoder`` looks into before it takes its fast path; nothing else of this package reads them.
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return "forward" in vars(module) or any(hooks)
+    return "forward" in module.__dict__ or any(hooks)  # not ``vars``, which PyTorch 2.6 does not compile

@@ -7,7 +7,8 @@ batch. Scorers with an image tower and a text tower are in ``two_tower``; severa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
@@ -251,7 +252,7 @@ def score_rows(
         if equal_to[row] == row:
             rows_of.setdefault(image, []).append(row)
     groups = list(rows_of.values()) if whole_images else [[row] for rows in rows_of.values() for row in rows]
-    with torch.inference_mode():
+    with inference():
         for start in range(0, len(groups), batch_size):
             rows = [row for group in groups[start : start + batch_size] for row in group]
             batches = prepare([prompts[row] for row in rows], [images[row] for row in rows])
@@ -283,3 +284,17 @@ def prompts_for(pixels: Tensor, prompts: str | Sequence[str]) -> list[str]:
     if len(aligned) != len(pixels):
         raise ValueError(f"{len(aligned)} prompts and {len(pixels)} images: aligned lists must have the same length")
     return aligned
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """``torch.inference_mode``, after which gradients can be computed in the same autocast region.
+
+    Autocast keeps the weights that it has converted. In PyTorch 2.6 it would hand those of inference, which nothing can differentiate, to
+    the computation that follows.
+    """
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.clear_autocast_cache()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from image_reward.images import ImageLike, ImageOptions, ImageTransform, open_image, unique_images
 from image_reward.prompts import Tokens, long_prompt_warnings_suppressed
-from image_reward.scorers.base import Processor, Scorer, check_finite, prompts_for
+from image_reward.scorers.base import Processor, Scorer, check_finite, inference, prompts_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,7 +229,7 @@ class TwoTowerScorer(Scorer[TwoTowerBatch], Generic[Features]):
         unique, index = unique_images(images)
         columns: dict[bytes, Tensor] = {}  # pixels -> rewards of every prompt: copies under other names get one reward too
         keys: list[bytes] = []
-        with torch.inference_mode(), long_prompt_warnings_suppressed():
+        with inference(), long_prompt_warnings_suppressed():
             score = self.for_prompts(ids, mask)
             for start in range(0, len(unique), self.batch_size):
                 part = unique[start : start + self.batch_size]
