@@ -86,7 +86,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if length > min(_LARGEST_HEADER, path.stat().st_size - 8):
         raise CheckpointError(f"{path} is not a whole safetensors file: header too large ({length:,} bytes); download or save it again")
     try:
-        with safe_open(path, framework="pt") as file:
+        with torch.device("cpu"), safe_open(path, framework="pt") as file:  # older releases follow PyTorch's default device
             return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(METADATA_KEY)  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:  # the last where the file is larger than what can be mapped
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}; download or save it again") from None

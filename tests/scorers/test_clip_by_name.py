@@ -132,6 +132,7 @@ def test_a_config_is_not_for_them(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("published")
 def test_int8_of_a_shared_tower() -> None:
+    pytest.importorskip("torchao")
     exact = score_together(load_all(["CLIP", "Aesthetic"], "cpu"), PROMPTS, IMAGES)
     scorers = load_all(["CLIP", "Aesthetic"], "cpu", "int8")
     assert all(is_quantized(scorer) for scorer in scorers)

@@ -76,9 +76,13 @@ def test_a_difference_is_found(exported: Path, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_exported(mini: ir.Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_cannot_be_exported(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
     with pytest.raises(ValueError, match="int8 cannot be exported; load it in float32"):
         export_onnx(ir.load(NAME, "cpu", "int8"), tmp_path / "int8.onnx")
+
+
+def test_export_without_its_packages(mini: ir.Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"pip install 'image-reward\[export\]'"):
         export_onnx(mini, tmp_path / "mini.onnx")

@@ -25,6 +25,7 @@ def mini() -> Any:
 
 @pytest.fixture(scope="module")
 def int8() -> Any:
+    pytest.importorskip("torchao")
     return ir.load(NAME, "cpu", "int8")
 
 

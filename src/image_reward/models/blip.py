@@ -327,7 +327,9 @@ class CrossEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The image tower's."""
-        return next((p.dtype for p in self.blip.visual_encoder.parameters()), torch.float32)
+        for weight in self.blip.visual_encoder.parameters():  # a loop, because PyTorch 2.6 cannot export ``next`` with a default
+            return weight.dtype
+        return torch.float32
 
     def encode_images(self, pixels: Tensor) -> list[KeysValues]:
         """Normalised pixels [I, 3, S, S] -> every layer's cross-attention keys and values, which serve any number of prompts."""

@@ -85,7 +85,7 @@ def _to_onnx(scorer: ImageRewardScorer, network: nn.Module) -> Any:
     """The network as an ``onnx.ModelProto``."""
     # Two images at least: with one, the exporter would take the batch for a constant.
     example = _inputs(scorer, 2, min(5, scorer.config.max_tokens))
-    images, tokens = torch.export.Dim("images"), torch.export.Dim("tokens", max=scorer.config.max_tokens)
+    images, tokens = torch.export.Dim("images", max=1 << 20), torch.export.Dim("tokens", max=scorer.config.max_tokens)
     dynamic = ({0: images}, {0: images, 1: tokens}, {0: images, 1: tokens})
     with torch.no_grad():
         # Strict: the other way of tracing takes len(tensor) for a constant.
