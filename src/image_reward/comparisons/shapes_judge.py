@@ -1,0 +1,467 @@
+"""A judge of the shapes world: reads an image as a careful annotator would, and counts the penalty points of ``shapes.ALIGNMENT_POINTS``.
+
+It measures what a generator draws for a prompt of that world without a reward model taking part, so that reward hacking shows. It looks
+at pixels only: colours are those of ``shapes.COLOURS`` nearest to the pixels, objects are connected regions, shapes are the templates that
+overlap with them best.
+
+**The rule.** Of all ways to say which object of the image is meant as which of the prompt, the one with the fewest points counts.
+Every object of the prompt that is not there is ``missing``, every other object ``extra``; the objects that stand for those of the prompt may
+have the wrong ``shape``, ``colour``, ``size``, each other's colours (``swap``), or stand in another ``relation``: the one along whose axis their
+centres are farther apart. Where the prompt asks for two or three equal objects, each one too many or too few is a ``count``, and a wrong
+shape, colour or size is one fault however many share it. A region without a recognisable shape stands for nothing.
+
+An image that is no drawing of the world (noise, a texture, a photograph) is ``illegible``: everything is missing, and 4 points more, so
+that it is below whatever the world itself draws.
+
+Defects of fidelity (blur, noise, and so on) cost nothing here, except where they hide what is drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_reward.comparisons.shapes import (
+    ALIGNMENT_POINTS,
+    COLOURS,
+    COUNTS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    PromptSpec,
+    SceneObject,
+    _inside,
+)
+from image_reward.errors import ImageReadError, PromptError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from image_reward.images import ImageLike
+
+    Bools = NDArray[np.bool_]
+    Floats = NDArray[np.float32]
+    Ints = NDArray[np.int64]
+
+ILLEGIBLE_POINTS = 4
+"""What an image that is no drawing of the world costs besides all that it lacks; no drawn image has so many."""
+POINTS = ALIGNMENT_POINTS | {"illegible": ILLEGIBLE_POINTS}
+
+_SIDE = 64  # pixels that every image is brought to
+_UNIT = 4096 // _SIDE
+_NAMES = (*COLOURS, "grey")  # grey is the colour of no object, but of slats in front of them and of noise seen from afar
+_PALETTE = np.array([*COLOURS.values(), (128, 128, 128)], dtype=np.float32)
+_GREY = len(COLOURS)
+_LEAST_AREA = 24  # px; smaller regions are specks
+_LEAST_CORE = 5  # px; thinner regions are where two colours meet
+_LEAST_FIT = 0.62  # of the overlap with a template; below, a region has no shape
+_MOST_OBJECTS = 8  # the world draws at most 4
+_LARGE = 700  # the radius that parts small from large, in the world's units
+_GRID = 28  # cells of a template's side
+_SPAN = 1.9  # half a template's side, in radii of the disc of the same area
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------------------------
+
+_ARTICLES = {"a": 1, "an": 1, **{word: count for count, word in COUNTS.items()}}
+_OBJECT = rf"(?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_PROMPT = re.compile(
+    rf"({'|'.join(_ARTICLES)}) {_OBJECT}(?:e?s)?(?: ({'|'.join(RELATIONS)}) an? {_OBJECT})?(?: on an? ({'|'.join(COLOURS)}) background)?"
+)
+
+
+def parse(prompt: str) -> PromptSpec:
+    """What a prompt of the shapes world asks for.
+
+    >>> parse("two small red crosses on a white background")
+    PromptSpec(objects=(SceneObject(shape='cross', colour='red', size='small'),), count=2, relation=None, background='white')
+
+    Raises ``PromptError`` for a prompt that the world cannot draw.
+    """
+    match = _PROMPT.fullmatch(prompt) if isinstance(prompt, str) else None
+    if match:
+        article, size, colour, shape, relation, other_size, other_colour, other_shape, background = match.groups()
+        objects = [SceneObject(shape, colour, size)]
+        if relation:
+            objects.append(SceneObject(other_shape, other_colour, other_size))
+        spec = PromptSpec(tuple(objects), _ARTICLES[article], relation, background)
+        if spec.prompt == prompt and not (relation and spec.count > 1):
+            if background in {item.colour for item in objects}:
+                raise PromptError(f"{prompt!r}: a {background} object cannot be seen on a {background} background; change one of the colours")
+            return spec
+    raise PromptError(
+        f"{prompt!r} is not a prompt of the shapes world; one reads like 'a large red circle above a small blue square on a green background' "
+        f"or 'two red crosses', with the shapes {', '.join(SHAPES)} and the colours {', '.join(COLOURS)}"
+    )
+
+
+# --- what an image shows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeenObject:
+    """A region of an image that differs from the background. Lengths are fractions of the image's side; y grows downwards."""
+
+    shape: str | None
+    """None where no shape is recognisable."""
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    fit: float
+    """The overlap with the best template of a shape, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What an image shows."""
+
+    background: str | None
+    """A colour, or None where none prevails or it is none of the world's."""
+    objects: tuple[SeenObject, ...]
+    legible: bool
+    """False for an image that is no drawing of the world."""
+
+
+def look(image: ImageLike) -> Sight:
+    """Read the objects and the background of a square image, of any size and form that ``images.open_image`` accepts.
+
+    Raises ``ImageReadError`` for what is not a square image.
+    """
+    rgb = _smooth(_to_side(_pixels(image)))
+    colours = (np.square(_PALETTE).sum(1) - 2 * rgb @ _PALETTE.T).argmin(-1)
+    frame = np.concatenate([part.ravel() for part in (colours[:2], colours[-2:], colours[2:-2, :2], colours[2:-2, -2:])])
+    counts = np.bincount(frame, minlength=len(_NAMES))
+    ground = int(counts.argmax())
+    if ground == _GREY:
+        return Sight(None, (), legible=False)
+    regions = _regions(rgb, colours, ground)
+    explained = colours == ground
+    for region in regions:
+        explained |= region.near
+    objects = tuple(region.seen for region in regions)
+    share = float(explained.mean())
+    legible = share > 0.6 and len(objects) <= _MOST_OBJECTS
+    return Sight(_NAMES[ground], objects if legible else (), legible)
+
+
+def _pixels(image: ImageLike) -> Floats:
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+        from image_reward.images import open_image  # it loads torch
+
+        image = np.asarray(open_image(image).convert("RGB"))
+    if image.shape[0] != image.shape[1]:
+        raise ImageReadError(f"an image of the shapes world is square, not {image.shape[1]} x {image.shape[0]}; crop or pad it")
+    if len(image) < 16:
+        raise ImageReadError(f"an image of {len(image)} x {len(image)} pixels is too small to be judged; the shapes world begins at 16 x 16")
+    return image.astype(np.float32)
+
+
+@cache
+def _averages(size: int) -> Floats:
+    """[_SIDE, size]: how much each of ``size`` pixels adds to each of ``_SIDE``."""
+    edges = np.arange(_SIDE + 1) * size / _SIDE
+    cells = np.arange(size)
+    shared = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return (np.clip(shared, 0, None) * _SIDE / size).astype(np.float32)
+
+
+def _to_side(rgb: Floats) -> Floats:
+    if len(rgb) == _SIDE:
+        return rgb
+    weights = _averages(len(rgb))
+    return np.einsum("ij,jkc->ikc", weights, np.einsum("ij,kjc->kic", weights, rgb)).astype(np.float32)
+
+
+def _smooth(rgb: Floats) -> Floats:
+    """Noise averaged over 3 x 3 or 5 x 5 pixels, where there is much."""
+    across = np.abs(rgb[:, 2:] + rgb[:, :-2] - 2 * rgb[:, 1:-1])
+    roughness = float(np.median(across))
+    for threshold in (22, 50):
+        if roughness > threshold:
+            padded = np.pad(rgb, ((1, 1), (1, 1), (0, 0)), mode="edge")
+            rows = padded[:-2] + padded[1:-1] + padded[2:]
+            rgb = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / np.float32(9)
+    return rgb
+
+
+def components(labels: Ints) -> Ints:
+    """Number the 4-connected regions of equal labels [H, W] from 0, in the order of their first pixels.
+
+    >>> components(np.array([[7, 7, 0], [0, 7, 0], [0, 0, 7]]))
+    array([[0, 0, 1],
+           [2, 0, 1],
+           [2, 2, 3]])
+    """
+    height, width = labels.shape
+    starts = np.ones((height, width), dtype=bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    runs = starts.ravel().cumsum().reshape(height, width) - 1  # of equal labels in a row
+    down = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])  # once for each pair of runs that touch
+    a, b = runs[:-1][down], runs[1:][down]
+    parents = np.arange(int(runs[-1, -1]) + 1)
+    while True:  # every root takes the least root that it touches as its parent, until none touches another
+        first, second = parents[a], parents[b]
+        apart = first != second
+        if not apart.any():
+            break
+        first, second = first[apart], second[apart]
+        np.minimum.at(parents, np.maximum(first, second), np.minimum(first, second))
+        while True:
+            grandparents = parents[parents]
+            if np.array_equal(grandparents, parents):
+                break
+            parents = grandparents
+    order: Ints = np.unique(parents, return_inverse=True)[1].reshape(-1)[runs]
+    return order
+
+
+def _neighbours(mask: Bools, reach: int) -> Bools:
+    """The pixels at most ``reach`` away from the mask, in a square."""
+    for _ in range(reach):
+        wide = mask.copy()
+        wide[:, 1:] |= mask[:, :-1]
+        wide[:, :-1] |= mask[:, 1:]
+        mask = wide.copy()
+        mask[1:] |= wide[:-1]
+        mask[:-1] |= wide[1:]
+    return mask
+
+
+def _cores(regions: Ints) -> Bools:
+    """The pixels whose four neighbours belong to the same region; what lies beyond the frame counts as more of it."""
+    core = np.ones(regions.shape, dtype=bool)
+    same = regions[1:] == regions[:-1]
+    core[1:] &= same
+    core[:-1] &= same
+    same = regions[:, 1:] == regions[:, :-1]
+    core[:, 1:] &= same
+    core[:, :-1] &= same
+    return core
+
+
+@dataclass(frozen=True)
+class _Region:
+    seen: SeenObject
+    near: Bools
+    """[_SIDE, _SIDE]: its pixels and those at most 3 away."""
+
+
+def _regions(rgb: Floats, colours: Ints, ground: int) -> list[_Region]:
+    numbers = components(colours)
+    flat = numbers.ravel()
+    areas = np.bincount(flat)
+    cores = np.bincount(flat, weights=_cores(numbers).ravel())
+    first = np.zeros(len(areas), dtype=np.int64)
+    first[flat] = colours.ravel()
+    wanted = (first != ground) & (first != _GREY) & (areas >= _LEAST_AREA) & (cores >= _LEAST_CORE)
+    chosen = sorted(np.flatnonzero(wanted).tolist(), key=lambda i: (-cores[i], i))
+    if len(chosen) > 4 * _MOST_OBJECTS:
+        chosen = chosen[: 4 * _MOST_OBJECTS]
+    behind = rgb[colours == ground].mean(0)
+    is_chosen = np.zeros(len(areas), dtype=bool)
+    is_chosen[chosen] = True
+    others = is_chosen[numbers]
+    claimed = np.zeros(numbers.shape, dtype=bool)
+    regions: list[_Region] = []
+    for i in chosen:
+        mask = numbers == i
+        if claimed[mask].mean() > 0.6:
+            continue  # the rim of another object, where its colour and the background's meet
+        near = _neighbours(mask, 3)
+        claimed |= near
+        front = rgb[mask & _cores(numbers)].mean(0)
+        axis = front - behind
+        alpha = np.clip((rgb - behind) @ (axis / (axis @ axis)), 0, 1)
+        alpha[~_neighbours(mask, 2) | (others & ~mask)] = 0
+        parts = _split(alpha)
+        regions += [_Region(_measure(part, _NAMES[first[i]]), near) for part in parts]
+    return regions
+
+
+# --- shapes --------------------------------------------------------------------------------------------------------------------------
+
+_TURNS = {"circle": (1, 0), "square": (18, 90), "triangle": (24, 120), "cross": (18, 90)}
+"""How many turns are tried, over which angle."""
+
+
+@cache
+def _templates() -> tuple[Floats, tuple[str, ...]]:
+    """Shapes of area pi, with their centres of mass in the middle, at all turns: unit vectors [N, _GRID * _GRID], and their shapes."""
+    names, rows = [], []
+    samples = 8
+    axis = (np.arange(_GRID * samples) + 0.5) / (_GRID * samples) * 2 * _SPAN - _SPAN
+    for shape, (number, angle) in _TURNS.items():
+        scale, drop = _proportions(shape)
+        for turn in np.deg2rad(np.arange(number) * angle / number):
+            u, v = axis[None, :] * scale, axis[:, None] * scale
+            x = np.round(u * np.cos(turn) + v * np.sin(turn)).astype(np.int64)
+            y = np.round(v * np.cos(turn) - u * np.sin(turn) + drop).astype(np.int64)
+            cells = _inside(shape, x, y, 1024).reshape(_GRID, samples, _GRID, samples).mean(axis=(1, 3)).ravel()
+            rows.append(cells / np.sqrt(cells @ cells))
+            names.append(shape)
+    return np.array(rows, dtype=np.float32), tuple(names)
+
+
+@cache
+def _proportions(shape: str) -> tuple[float, float]:
+    """Of a shape of radius 1024: the radius of the disc of the same area, and how far its centre of mass is below its centre."""
+    axis = np.arange(-1400, 1400, 2, dtype=np.int64) + 1
+    inside = _inside(shape, axis[None, :], axis[:, None], 1024)
+    return float(np.sqrt(inside.sum() * 4 / np.pi)), float((inside.sum(1) * axis).sum() / inside.sum())
+
+
+def _measure(alpha: Floats, colour: str) -> SeenObject:
+    """The shape, size and place of an object from its share of each pixel [_SIDE, _SIDE]."""
+    area = float(alpha.sum())
+    axis = np.arange(_SIDE) + 0.5
+    x, y = float(alpha.sum(0) @ axis) / area, float(alpha.sum(1) @ axis) / area
+    disc = np.sqrt(area / np.pi)
+    places = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * _SPAN * disc
+    cells = (_weights(places + y) @ alpha @ _weights(places + x).T).ravel()
+    templates, names = _templates()
+    overlaps = templates @ (cells / np.sqrt(cells @ cells + 1e-9))
+    best = int(overlaps.argmax())
+    fit, shape = float(overlaps[best]), names[best]
+    radius = disc / _proportions(shape)[0] * 1024
+    size = "large" if radius * _UNIT > _LARGE else "small"
+    return SeenObject(shape if fit >= _LEAST_FIT else None, colour, size, x / _SIDE, y / _SIDE, float(radius / _SIDE), fit)
+
+
+def _weights(places: NDArray[np.floating[Any]]) -> Floats:
+    """[P, _SIDE]: linear interpolation at places of an axis whose pixels have their centres at 0.5, 1.5, …; 0 outside."""
+    return np.clip(1 - np.abs(places[:, None] - 0.5 - np.arange(_SIDE)), 0, None).astype(np.float32)
+
+
+def _split(alpha: Floats) -> list[Floats]:
+    return [alpha]
+
+
+# --- judging -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way in which an image departs from its prompt."""
+
+    name: str
+    """A key of ``POINTS``."""
+    points: int
+    detail: str
+    """For people: what is wrong."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of an image."""
+
+    prompt: str
+    faults: tuple[Fault, ...]
+    """Sorted by name."""
+    sight: Sight
+
+    @property
+    def points(self) -> int:
+        """The sum over the faults: 0 for a faultless image."""
+        return sum(fault.points for fault in self.faults)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the faults, sorted, as ``Candidate.alignment_errors`` has them."""
+        return tuple(fault.name for fault in self.faults)
+
+
+def judge(prompt: str | PromptSpec, image: ImageLike) -> Verdict:
+    """Penalty points of an image for a prompt of the shapes world, read off its pixels; see the module's text for the rule.
+
+    ``image`` is square: a PIL image, an array [H, W, 3] uint8, a tensor [3, H, W] of floats in [0, 1], or anything else that
+    ``images.open_image`` reads. The same pixels give the same verdict.
+
+    >>> from image_reward.comparisons.shapes import comparisons
+    >>> [item] = comparisons(1, seed=0)
+    >>> item.prompt, [candidate.alignment_errors for candidate in item.images]
+    ('a small green triangle below a large blue circle on a red background', [(), (), (), ()])
+    >>> [judge(item.prompt, candidate).names for candidate in item.images]
+    [(), (), (), ()]
+
+    Raises ``PromptError`` for a prompt outside the world's grammar, ``ImageReadError`` for what is not a square image.
+    """
+    spec = parse(prompt) if isinstance(prompt, str) else prompt
+    return Verdict(spec.prompt, judge_sight(spec, (sight := look(image))), sight)
+
+
+def judge_sight(spec: PromptSpec, sight: Sight) -> tuple[Fault, ...]:
+    """The faults of what an image shows."""
+    faults = min(_readings(spec, sight), key=lambda faults: sum(fault.points for fault in faults))
+    if not sight.legible:
+        faults = [*faults, Fault("illegible", POINTS["illegible"], "the image is no drawing of the shapes world")]
+    if spec.background and sight.background != spec.background:
+        faults = [*faults, _fault("background", f"{sight.background or 'not a colour of the world'}, not {spec.background}")]
+    return tuple(sorted(faults, key=lambda fault: (fault.name, fault.detail)))
+
+
+def _fault(name: str, detail: str) -> Fault:
+    return Fault(name, POINTS[name], detail)
+
+
+def _name(seen: SeenObject) -> str:
+    return f"{seen.size} {seen.colour} {seen.shape or 'thing without a shape'}"
+
+
+def _readings(spec: PromptSpec, sight: Sight) -> Iterator[list[Fault]]:
+    """The faults, for every way to say which object of the image is meant as which of the prompt."""
+    wanted = spec.objects * spec.count
+    usable = [item for item in sight.objects if item.shape]
+    for chosen in permutations([*usable, *[None] * len(wanted)], len(wanted)):
+        matched = [(item, seen) for item, seen in zip(wanted, chosen, strict=True) if seen]
+        rest = [item for item in sight.objects if not any(item is seen for _, seen in matched)]
+        yield _counted(spec, matched, rest) if spec.count > 1 else _named(spec, matched, rest)
+
+
+def _differences(wanted: SceneObject, seen: SeenObject) -> list[Fault]:
+    faults = []
+    for name in ("shape", "colour", "size"):
+        asked, shown = getattr(wanted, name), getattr(seen, name)
+        if asked not in (None, shown):
+            faults.append(_fault(name, f"{shown}, not {asked}: {wanted.describe()}"))
+    return faults
+
+
+def _named(spec: PromptSpec, matched: list[tuple[SceneObject, SeenObject]], rest: list[SeenObject]) -> list[Fault]:
+    faults = [_fault("missing", item.describe()) for item in spec.objects if not any(item is wanted for wanted, _ in matched)]
+    faults += [_fault("extra", _name(seen)) for seen in rest]
+    for wanted, seen in matched:
+        faults += _differences(wanted, seen)
+    if len(matched) == 2 and spec.relation:
+        (first, a), (second, b) = matched
+        if (a.colour, b.colour) == (second.colour, first.colour) != (first.colour, second.colour):
+            faults = [fault for fault in faults if fault.name != "colour"]
+            faults.append(_fault("swap", f"{first.describe()} is {a.colour}, {second.describe()} {b.colour}"))
+        if (shown := relation_of(a, b)) != spec.relation:
+            faults.append(_fault("relation", f"{shown}, not {spec.relation}"))
+    return faults
+
+
+def _counted(spec: PromptSpec, matched: list[tuple[SceneObject, SeenObject]], rest: list[SeenObject]) -> list[Fault]:
+    [item] = spec.objects
+    each = {fault.name: fault for wanted, seen in matched for fault in _differences(wanted, seen)}
+    kinds = {(item.shape, item.colour), *((seen.shape, seen.colour) for _, seen in matched)}
+    more = sum((seen.shape, seen.colour) in kinds for seen in rest)
+    off = [_fault("count", f"{len(matched) + more}, not {spec.count}")] * (more or spec.count - len(matched))
+    extra = [_fault("extra", _name(seen)) for seen in rest if (seen.shape, seen.colour) not in kinds]
+    return [*each.values(), *off, *extra]
+
+
+def relation_of(a: SeenObject, b: SeenObject) -> str:
+    """Where ``a`` lies as seen from ``b``: one of ``shapes.RELATIONS``, by the axis along which their centres are farther apart."""
+    x, y = a.x - b.x, a.y - b.y
+    if abs(x) > abs(y):
+        return "left of" if x < 0 else "right of"
+    return "above" if y < 0 else "below"
