@@ -60,9 +60,13 @@ _PALETTE = np.array([*COLOURS.values(), (128, 128, 128)], dtype=np.float32)
 _GREY = len(COLOURS)
 _LEAST_AREA = 24  # px; smaller regions are specks
 _LEAST_CORE = 5  # px; thinner regions are where two colours meet
-_LEAST_FIT = 0.62  # of the overlap with a template; below, a region has no shape
+_LEAST_FIT = 0.85  # of the overlap with a template; below, an object has no shape of the world
+_CLEAR_FIT = 0.97  # an object that fits so well is whole, and one
+_LEAST_COMPACT = 0.62  # as _LEAST_FIT; below, a region is no object
+_GREATEST_RADIUS = 1200  # in the world's units; a region of more and without a shape is no object
+_FARTHEST = 90.0  # from a colour of the world in RGB; the world's own shades and textures stay within 60
 _MOST_OBJECTS = 8  # the world draws at most 4
-_LARGE = 700  # the radius that parts small from large, in the world's units
+_LARGE = 640  # the radius that parts small from large, in the world's units
 _GRID = 28  # cells of a template's side
 _SPAN = 1.9  # half a template's side, in radii of the disc of the same area
 
@@ -110,7 +114,8 @@ class SeenObject:
 
     shape: str | None
     """None where no shape is recognisable."""
-    colour: str
+    colour: str | None
+    """None where it is no colour of the world."""
     size: str
     x: float
     y: float
@@ -143,13 +148,13 @@ def look(image: ImageLike) -> Sight:
     if ground == _GREY:
         return Sight(None, (), legible=False)
     regions = _regions(rgb, colours, ground)
-    explained = colours == ground
+    explained = (colours == ground) | (colours == _GREY)
     for region in regions:
         explained |= region.near
     objects = tuple(region.seen for region in regions)
     share = float(explained.mean())
     legible = share > 0.6 and len(objects) <= _MOST_OBJECTS
-    return Sight(_NAMES[ground], objects if legible else (), legible)
+    return Sight(_colour(rgb[colours == ground].mean(0), ground), objects if legible else (), legible)
 
 
 def _pixels(image: ImageLike) -> Floats:
@@ -269,21 +274,58 @@ def _regions(rgb: Floats, colours: Ints, ground: int) -> list[_Region]:
     is_chosen = np.zeros(len(areas), dtype=bool)
     is_chosen[chosen] = True
     others = is_chosen[numbers]
+    inner = _cores(numbers)
+    slats = ((first == _GREY) & (areas >= _LEAST_AREA) & (cores >= 2 * _LEAST_CORE))[numbers]
     claimed = np.zeros(numbers.shape, dtype=bool)
     regions: list[_Region] = []
+    pieces: dict[str | None, list[tuple[Floats, Bools]]] = {}
     for i in chosen:
         mask = numbers == i
         if claimed[mask].mean() > 0.6:
             continue  # the rim of another object, where its colour and the background's meet
         near = _neighbours(mask, 3)
         claimed |= near
-        front = rgb[mask & _cores(numbers)].mean(0)
+        front = rgb[mask & inner].mean(0)
+        colour = _colour(front, int(first[i]))
         axis = front - behind
         alpha = np.clip((rgb - behind) @ (axis / (axis @ axis)), 0, 1)
         alpha[~_neighbours(mask, 2) | (others & ~mask)] = 0
-        parts = _split(alpha)
-        regions += [_Region(_measure(part, _NAMES[first[i]]), near) for part in parts]
+        for part in _split(alpha):
+            seen = _measure(part, colour)
+            if seen.fit < _CLEAR_FIT and bool((near & slats).any()):
+                pieces.setdefault(seen.colour, []).append((part, near))
+                continue
+            if seen.fit < _CLEAR_FIT and _at_frame(part):
+                seen = _measure_partial(part, np.ones(part.shape, dtype=bool), seen)
+            regions.append(_Region(seen, near))
+    for colour, parts in pieces.items():
+        for alpha, near in _joined(parts, slats):
+            regions.append(_Region(_measure_partial(alpha, ~slats, _measure(alpha, colour)), near))
     return regions
+
+
+def _colour(rgb: Floats, nearest: int) -> str | None:
+    return _NAMES[nearest] if float(np.linalg.norm(rgb - _PALETTE[nearest])) <= _FARTHEST else None
+
+
+def _at_frame(alpha: Floats) -> bool:
+    return int(max((alpha[edge] > 0.5).sum() for edge in (0, -1, np.s_[:, 0], np.s_[:, -1]))) >= 3
+
+
+def _joined(pieces: list[tuple[Floats, Bools]], slats: Bools) -> Iterator[tuple[Floats, Bools]]:
+    """Pieces of one colour put together where a slat lies between them."""
+    slat_numbers = components(slats.astype(np.int64))
+    groups: list[tuple[Floats, Bools, set[int]]] = []
+    for alpha, near in pieces:
+        touched = set(np.unique(slat_numbers[near & slats]).tolist())
+        apart = []
+        for group in groups:
+            if group[2] & touched:
+                alpha, near, touched = np.maximum(alpha, group[0]), near | group[1], touched | group[2]
+            else:
+                apart.append(group)
+        groups = [*apart, (alpha, near, touched)]
+    return ((alpha, near) for alpha, near, _ in groups)
 
 
 # --- shapes --------------------------------------------------------------------------------------------------------------------------
@@ -318,7 +360,7 @@ def _proportions(shape: str) -> tuple[float, float]:
     return float(np.sqrt(inside.sum() * 4 / np.pi)), float((inside.sum(1) * axis).sum() / inside.sum())
 
 
-def _measure(alpha: Floats, colour: str) -> SeenObject:
+def _measure(alpha: Floats, colour: str | None) -> SeenObject:
     """The shape, size and place of an object from its share of each pixel [_SIDE, _SIDE]."""
     area = float(alpha.sum())
     axis = np.arange(_SIDE) + 0.5
@@ -331,8 +373,13 @@ def _measure(alpha: Floats, colour: str) -> SeenObject:
     best = int(overlaps.argmax())
     fit, shape = float(overlaps[best]), names[best]
     radius = disc / _proportions(shape)[0] * 1024
+    return _seen(shape, colour, x, y, float(radius), fit)
+
+
+def _seen(shape: str, colour: str | None, x: float, y: float, radius: float, fit: float) -> SeenObject:
+    """Lengths are in pixels of 1 / _SIDE."""
     size = "large" if radius * _UNIT > _LARGE else "small"
-    return SeenObject(shape if fit >= _LEAST_FIT else None, colour, size, x / _SIDE, y / _SIDE, float(radius / _SIDE), fit)
+    return SeenObject(shape if fit >= _LEAST_FIT else None, colour, size, x / _SIDE, y / _SIDE, radius / _SIDE, fit)
 
 
 def _weights(places: NDArray[np.floating[Any]]) -> Floats:
@@ -341,7 +388,83 @@ def _weights(places: NDArray[np.floating[Any]]) -> Floats:
 
 
 def _split(alpha: Floats) -> list[Floats]:
+    """The objects of a region of one colour: several where they touch, and each looks more like a shape than the whole does."""
+    whole = _measure(alpha, None).fit
+    if whole >= _CLEAR_FIT:
+        return [alpha]
+    mask = alpha > 0.5
+    rest = mask
+    for _ in range(8):
+        rest = rest & _cores(rest.astype(np.int64))
+        numbers = components(rest.astype(np.int64))
+        areas = np.bincount(numbers.ravel())
+        kept = [i for i in np.unique(numbers[rest]).tolist() if areas[i] >= 6]
+        if not kept:
+            break
+        if len(kept) > 1:
+            parts = _nearest(alpha, [numbers == i for i in kept])
+            if min(_measure(part, None).fit for part in parts) > max(whole + 0.02, _LEAST_FIT):
+                return [small for part in parts for small in _split(part)]
     return [alpha]
+
+
+def _nearest(alpha: Floats, cores: list[Bools]) -> list[Floats]:
+    """The pixels of a region shared out among its cores, which grow by a pixel at a time until they meet."""
+    left = alpha > 0
+    for core in cores:
+        left = left & ~core
+    while left.any():
+        grown = [core | (_neighbours(core, 1) & left) for core in cores]
+        for i, core in enumerate(grown):
+            cores[i] = core if i == 0 else core & ~np.logical_or.reduce(cores[:i])
+        still = left & ~np.logical_or.reduce(cores)
+        if still.sum() == left.sum():
+            break
+        left = still
+    return [np.where(core, alpha, np.float32(0)) for core in cores]
+
+
+# --- objects of which a part is hidden -----------------------------------------------------------------------------------------------
+
+_HALF = _SIDE // 2
+_ROOM = 48  # cells of half the resolution, with a quarter of the frame's side around it
+_RADII = (500, 560, 870, 930)
+
+
+@cache
+def _partial_templates() -> tuple[NDArray[np.complex64], tuple[tuple[str, int], ...]]:
+    """Shapes of the world's sizes and turns: conjugate spectra [N, _ROOM, _ROOM // 2 + 1], and what they are."""
+    rows, names = [], []
+    axis = (((np.arange(_ROOM * 4) + 0.5) / 4 + _ROOM / 2) % _ROOM - _ROOM / 2) * 2 * _UNIT
+    for shape in SHAPES:
+        for turn in np.deg2rad((0,) if shape == "circle" else (-20, -10, 0, 10, 20)):
+            for radius in _RADII:
+                x = np.round(axis[None, :] * np.cos(turn) + axis[:, None] * np.sin(turn)).astype(np.int64)
+                y = np.round(axis[:, None] * np.cos(turn) - axis[None, :] * np.sin(turn)).astype(np.int64)
+                rows.append(_inside(shape, x, y, radius).reshape(_ROOM, 4, _ROOM, 4).mean(axis=(1, 3)))
+                names.append((shape, radius))
+    return np.conj(np.fft.rfft2(np.array(rows))).astype(np.complex64), tuple(names)
+
+
+def _measure_partial(alpha: Floats, visible: Bools, otherwise: SeenObject) -> SeenObject:
+    """As ``_measure``, for an object of which a part is behind a slat or beyond the frame: the template whose visible part overlaps best."""
+    spectra, names = _partial_templates()
+    planes = np.zeros((2, _ROOM, _ROOM), dtype=np.float32)
+    start = (_ROOM - _HALF) // 2
+    inside = slice(start, start + _HALF)
+    seen = np.where(visible, alpha, np.float32(0))
+    for plane, pixels in zip(planes, (seen, visible.astype(np.float32)), strict=True):
+        plane[inside, inside] = pixels.reshape(_HALF, 2, _HALF, 2).mean(axis=(1, 3))
+    shared, shown = np.fft.irfft2(np.fft.rfft2(planes)[:, None] * spectra, s=(_ROOM, _ROOM))
+    overlap = shared / (float(planes[0].sum()) + shown - shared)
+    best = int(overlap.argmax())
+    number, place = divmod(best, _ROOM * _ROOM)
+    shape, radius = names[number]
+    fit = float(overlap.ravel()[best])
+    if fit < otherwise.fit - 0.1:
+        return otherwise
+    y, x = (2 * (cell - start) for cell in divmod(place, _ROOM))
+    return _seen(shape, otherwise.colour, float(x), float(y), radius / _UNIT, fit)
 
 
 # --- judging -------------------------------------------------------------------------------------------------------------------------
@@ -399,7 +522,7 @@ def judge(prompt: str | PromptSpec, image: ImageLike) -> Verdict:
 
 def judge_sight(spec: PromptSpec, sight: Sight) -> tuple[Fault, ...]:
     """The faults of what an image shows."""
-    faults = min(_readings(spec, sight), key=lambda faults: sum(fault.points for fault in faults))
+    faults = min(_readings(spec, sight), key=_cost)
     if not sight.legible:
         faults = [*faults, Fault("illegible", POINTS["illegible"], "the image is no drawing of the shapes world")]
     if spec.background and sight.background != spec.background:
@@ -407,18 +530,25 @@ def judge_sight(spec: PromptSpec, sight: Sight) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: (fault.name, fault.detail)))
 
 
+def _cost(faults: list[Fault]) -> tuple[int, int]:
+    """Points; of equal ones, the reading in which fewer faults occur twice."""
+    return sum(fault.points for fault in faults), len(faults) - len({fault.name for fault in faults})
+
+
 def _fault(name: str, detail: str) -> Fault:
     return Fault(name, POINTS[name], detail)
 
 
 def _name(seen: SeenObject) -> str:
-    return f"{seen.size} {seen.colour} {seen.shape or 'thing without a shape'}"
+    return f"{seen.size} {seen.colour or 'oddly coloured'} {seen.shape or 'thing without a shape'}"
 
 
 def _readings(spec: PromptSpec, sight: Sight) -> Iterator[list[Fault]]:
     """The faults, for every way to say which object of the image is meant as which of the prompt."""
     wanted = spec.objects * spec.count
-    usable = [item for item in sight.objects if item.shape]
+    usable = [
+        item for item in sight.objects if item.shape or (item.fit >= _LEAST_COMPACT and item.radius * 4096 <= _GREATEST_RADIUS)
+    ]
     for chosen in permutations([*usable, *[None] * len(wanted)], len(wanted)):
         matched = [(item, seen) for item, seen in zip(wanted, chosen, strict=True) if seen]
         rest = [item for item in sight.objects if not any(item is seen for _, seen in matched)]
@@ -430,7 +560,7 @@ def _differences(wanted: SceneObject, seen: SeenObject) -> list[Fault]:
     for name in ("shape", "colour", "size"):
         asked, shown = getattr(wanted, name), getattr(seen, name)
         if asked not in (None, shown):
-            faults.append(_fault(name, f"{shown}, not {asked}: {wanted.describe()}"))
+            faults.append(_fault(name, f"{shown or 'not one of the world'}, not {asked}: {wanted.describe()}"))
     return faults
 
 
