@@ -60,7 +60,8 @@ _PALETTE = np.array([*COLOURS.values(), (128, 128, 128)], dtype=np.float32)
 _GREY = len(COLOURS)
 _LEAST_AREA = 24  # px; smaller regions are specks
 _LEAST_CORE = 5  # px; thinner regions are where two colours meet
-_LEAST_FIT = 0.85  # of the overlap with a template; below, an object has no shape of the world
+_LEAST_FIT = 0.8  # of the overlap with a template; below, an object has no shape of the world
+_LEAST_PARTIAL_FIT = 0.6  # the same for objects of which a part is hidden
 _CLEAR_FIT = 0.97  # an object that fits so well is whole, and one
 _LEAST_COMPACT = 0.62  # as _LEAST_FIT; below, a region is no object
 _GREATEST_RADIUS = 1200  # in the world's units; a region of more and without a shape is no object
@@ -182,7 +183,8 @@ def _to_side(rgb: Floats) -> Floats:
     if len(rgb) == _SIDE:
         return rgb
     weights = _averages(len(rgb))
-    return np.einsum("ij,jkc->ikc", weights, np.einsum("ij,kjc->kic", weights, rgb)).astype(np.float32)
+    rows = (weights @ rgb.reshape(len(rgb), -1)).reshape(_SIDE, len(rgb), 3)
+    return weights @ rows
 
 
 def _smooth(rgb: Floats) -> Floats:
@@ -281,11 +283,11 @@ def _regions(rgb: Floats, colours: Ints, ground: int) -> list[_Region]:
     pieces: dict[str | None, list[tuple[Floats, Bools]]] = {}
     for i in chosen:
         mask = numbers == i
-        if claimed[mask].mean() > 0.6:
+        if claimed[mask].mean() > 0.6 and (mask & ~claimed).sum() < 16:
             continue  # the rim of another object, where its colour and the background's meet
         near = _neighbours(mask, 3)
         claimed |= near
-        front = rgb[mask & inner].mean(0)
+        front = _front(rgb[mask & inner], behind)
         colour = _colour(front, int(first[i]))
         axis = front - behind
         alpha = np.clip((rgb - behind) @ (axis / (axis @ axis)), 0, 1)
@@ -302,6 +304,14 @@ def _regions(rgb: Floats, colours: Ints, ground: int) -> list[_Region]:
         for alpha, near in _joined(parts, slats):
             regions.append(_Region(_measure_partial(alpha, ~slats, _measure(alpha, colour)), near))
     return regions
+
+
+def _front(inner: Floats, behind: Floats) -> Floats:
+    """The colour of an object: the mean of the half of its inner pixels that differ most from the background, since blur mixes the two."""
+    towards = inner.mean(0) - behind
+    order = np.argsort(-((inner - behind) @ towards), kind="stable")
+    front: Floats = inner[order[: max(len(order) // 2, 4)]].mean(0)
+    return front
 
 
 def _colour(rgb: Floats, nearest: int) -> str | None:
@@ -332,23 +342,30 @@ def _joined(pieces: list[tuple[Floats, Bools]], slats: Bools) -> Iterator[tuple[
 
 _TURNS = {"circle": (1, 0), "square": (18, 90), "triangle": (24, 120), "cross": (18, 90)}
 """How many turns are tried, over which angle."""
+_BLURS = (0.0, 0.2, 0.35)
+_SOFT = 9.0  # the share of pixels that are partly an object's, by the root of its area: 3 to 8 in a sharp image, 8 to 20 in a blurred one
 
 
 @cache
-def _templates() -> tuple[Floats, tuple[str, ...]]:
-    """Shapes of area pi, with their centres of mass in the middle, at all turns: unit vectors [N, _GRID * _GRID], and their shapes."""
+def _templates(deviations: tuple[float, ...] = (0.0,)) -> tuple[Floats, tuple[str, ...]]:
+    """Shapes of area pi, with their centres of mass in the middle, at all turns and blurs of these standard deviations, in radii of a disc
+    of their area: unit vectors [N, _GRID * _GRID], and their shapes."""
     names, rows = [], []
-    samples = 8
+    samples = 4
     axis = (np.arange(_GRID * samples) + 0.5) / (_GRID * samples) * 2 * _SPAN - _SPAN
+    distance = (np.arange(_GRID)[:, None] - np.arange(_GRID)) * 2 * _SPAN / _GRID
+    spreads = [np.exp(-0.5 * np.square(distance / deviation)) if deviation else np.eye(_GRID) for deviation in deviations]
     for shape, (number, angle) in _TURNS.items():
         scale, drop = _proportions(shape)
         for turn in np.deg2rad(np.arange(number) * angle / number):
             u, v = axis[None, :] * scale, axis[:, None] * scale
             x = np.round(u * np.cos(turn) + v * np.sin(turn)).astype(np.int64)
             y = np.round(v * np.cos(turn) - u * np.sin(turn) + drop).astype(np.int64)
-            cells = _inside(shape, x, y, 1024).reshape(_GRID, samples, _GRID, samples).mean(axis=(1, 3)).ravel()
-            rows.append(cells / np.sqrt(cells @ cells))
-            names.append(shape)
+            sharp = _inside(shape, x, y, 1024).reshape(_GRID, samples, _GRID, samples).mean(axis=(1, 3))
+            for spread in spreads:
+                cells = (spread @ sharp @ spread.T).ravel()
+                rows.append(cells / np.sqrt(cells @ cells))
+                names.append(shape)
     return np.array(rows, dtype=np.float32), tuple(names)
 
 
@@ -368,18 +385,19 @@ def _measure(alpha: Floats, colour: str | None) -> SeenObject:
     disc = np.sqrt(area / np.pi)
     places = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * _SPAN * disc
     cells = (_weights(places + y) @ alpha @ _weights(places + x).T).ravel()
-    templates, names = _templates()
+    soft = 4 * float((alpha * (1 - alpha)).sum()) / np.sqrt(area) > _SOFT
+    templates, names = _templates(_BLURS) if soft else _templates()
     overlaps = templates @ (cells / np.sqrt(cells @ cells + 1e-9))
     best = int(overlaps.argmax())
     fit, shape = float(overlaps[best]), names[best]
     radius = disc / _proportions(shape)[0] * 1024
-    return _seen(shape, colour, x, y, float(radius), fit)
+    return _seen(shape if fit >= _LEAST_FIT else None, colour, x, y, float(radius), fit)
 
 
-def _seen(shape: str, colour: str | None, x: float, y: float, radius: float, fit: float) -> SeenObject:
+def _seen(shape: str | None, colour: str | None, x: float, y: float, radius: float, fit: float) -> SeenObject:
     """Lengths are in pixels of 1 / _SIDE."""
     size = "large" if radius * _UNIT > _LARGE else "small"
-    return SeenObject(shape if fit >= _LEAST_FIT else None, colour, size, x / _SIDE, y / _SIDE, radius / _SIDE, fit)
+    return SeenObject(shape, colour, size, x / _SIDE, y / _SIDE, radius / _SIDE, fit)
 
 
 def _weights(places: NDArray[np.floating[Any]]) -> Floats:
@@ -464,7 +482,7 @@ def _measure_partial(alpha: Floats, visible: Bools, otherwise: SeenObject) -> Se
     if fit < otherwise.fit - 0.1:
         return otherwise
     y, x = (2 * (cell - start) for cell in divmod(place, _ROOM))
-    return _seen(shape, otherwise.colour, float(x), float(y), radius / _UNIT, fit)
+    return _seen(shape if fit >= _LEAST_PARTIAL_FIT else None, otherwise.colour, float(x), float(y), radius / _UNIT, fit)
 
 
 # --- judging -------------------------------------------------------------------------------------------------------------------------
