@@ -4,25 +4,29 @@ It measures what a generator draws for a prompt of that world without a reward m
 at pixels only: colours are those of ``shapes.COLOURS`` nearest to the pixels, objects are connected regions, shapes are the templates that
 overlap with them best.
 
-**The rule.** Of all ways to say which object of the image is meant as which of the prompt, the one with the fewest points counts.
-Every object of the prompt that is not there is ``missing``, every other object ``extra``; the objects that stand for those of the prompt may
-have the wrong ``shape``, ``colour``, ``size``, each other's colours (``swap``), or stand in another ``relation``: the one along whose axis their
-centres are farther apart. Where the prompt asks for two or three equal objects, each one too many or too few is a ``count``, and a wrong
-shape, colour or size is one fault however many share it. A region without a recognisable shape stands for nothing.
+**The rule.** Of all ways to say which object of the image is meant as which of the prompt, the one with the fewest points counts. Every
+object of the prompt that is not there is ``missing``, every other object of the image ``extra``. Those that stand for objects of the prompt
+may have the wrong ``shape``, ``colour`` or ``size``, each other's colours (``swap``), or stand in another ``relation`` (their centres are
+farther apart across its axis than along it, or the wrong way round). Where the prompt asks for two or three equal objects, each one too
+many or too few is a ``count``, and a wrong shape, colour or size is one fault however many share it. A region that is far from compact
+stands for nothing.
 
 An image that is no drawing of the world (noise, a texture, a photograph) is ``illegible``: everything is missing, and 4 points more, so
-that it is below whatever the world itself draws.
+that it is below whatever the world itself draws. A blank image lacks everything.
 
-Defects of fidelity (blur, noise, and so on) cost nothing here, except where they hide what is drawn.
+**Limits.** What looks alike costs the same: a lone object of another colour is a wrong ``colour``, even if it was drawn as an extra beside
+a missing one. Large objects that a crowded frame made as small as small ones are small. Objects of one colour are told apart while they
+touch or overlap a little. Defects of fidelity (blur, noise, and so on) cost nothing, except where they hide what is drawn;
+``docs/training.md`` has the figures. Images of fewer than 32 pixels a side are read less well.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,9 +40,9 @@ from image_reward.comparisons.shapes import (
     SIZES,
     PromptSpec,
     SceneObject,
-    _inside,
+    inside,
 )
-from image_reward.errors import ImageReadError, PromptError
+from image_reward.errors import ImageReadError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +91,7 @@ def parse(prompt: str) -> PromptSpec:
     >>> parse("two small red crosses on a white background")
     PromptSpec(objects=(SceneObject(shape='cross', colour='red', size='small'),), count=2, relation=None, background='white')
 
-    Raises ``PromptError`` for a prompt that the world cannot draw.
+    Raises ``InputError`` for a prompt that the world cannot draw.
     """
     match = _PROMPT.fullmatch(prompt) if isinstance(prompt, str) else None
     if match:
@@ -98,10 +102,13 @@ def parse(prompt: str) -> PromptSpec:
         spec = PromptSpec(tuple(objects), _ARTICLES[article], relation, background)
         if spec.prompt == prompt and not (relation and spec.count > 1):
             if background in {item.colour for item in objects}:
-                raise PromptError(f"{prompt!r}: a {background} object cannot be seen on a {background} background; change one of the colours")
+                raise InputError(
+                    f"{prompt!r}: a {background} object cannot be seen on a {background} background; change one of the colours"
+                )
             return spec
-    raise PromptError(
-        f"{prompt!r} is not a prompt of the shapes world; one reads like 'a large red circle above a small blue square on a green background' "
+    raise InputError(
+        f"{prompt!r} is not a prompt of the shapes world; one reads like "
+        "'a large red circle above a small blue square on a green background' "
         f"or 'two red crosses', with the shapes {', '.join(SHAPES)} and the colours {', '.join(COLOURS)}"
     )
 
@@ -136,6 +143,11 @@ class Sight:
     """False for an image that is no drawing of the world."""
 
 
+def _is_object(seen: SeenObject) -> bool:
+    """Whether a region can stand for an object, if of a wrong shape."""
+    return seen.shape is not None or (seen.fit >= _LEAST_COMPACT and seen.radius * 4096 <= _GREATEST_RADIUS)
+
+
 def look(image: ImageLike) -> Sight:
     """Read the objects and the background of a square image, of any size and form that ``images.open_image`` accepts.
 
@@ -151,10 +163,13 @@ def look(image: ImageLike) -> Sight:
     regions = _regions(rgb, colours, ground)
     explained = (colours == ground) | (colours == _GREY)
     for region in regions:
-        explained |= region.near
+        if _is_object(region.seen):
+            explained |= region.near
     objects = tuple(region.seen for region in regions)
     share = float(explained.mean())
-    legible = share > 0.6 and len(objects) <= _MOST_OBJECTS
+    recognised = sum(_is_object(seen) for seen in objects)
+    formless = len(objects) - recognised
+    legible = share > 0.6 and len(objects) <= _MOST_OBJECTS and formless <= (3 if recognised else 1)
     return Sight(_colour(rgb[colours == ground].mean(0), ground), objects if legible else (), legible)
 
 
@@ -166,7 +181,9 @@ def _pixels(image: ImageLike) -> Floats:
     if image.shape[0] != image.shape[1]:
         raise ImageReadError(f"an image of the shapes world is square, not {image.shape[1]} x {image.shape[0]}; crop or pad it")
     if len(image) < 16:
-        raise ImageReadError(f"an image of {len(image)} x {len(image)} pixels is too small to be judged; the shapes world begins at 16 x 16")
+        raise ImageReadError(
+            f"an image of {len(image)} x {len(image)} pixels is too small to be judged; the shapes world begins at 16 x 16"
+        )
     return image.astype(np.float32)
 
 
@@ -361,7 +378,7 @@ def _templates(deviations: tuple[float, ...] = (0.0,)) -> tuple[Floats, tuple[st
             u, v = axis[None, :] * scale, axis[:, None] * scale
             x = np.round(u * np.cos(turn) + v * np.sin(turn)).astype(np.int64)
             y = np.round(v * np.cos(turn) - u * np.sin(turn) + drop).astype(np.int64)
-            sharp = _inside(shape, x, y, 1024).reshape(_GRID, samples, _GRID, samples).mean(axis=(1, 3))
+            sharp = inside(shape, x, y, 1024).reshape(_GRID, samples, _GRID, samples).mean(axis=(1, 3))
             for spread in spreads:
                 cells = (spread @ sharp @ spread.T).ravel()
                 rows.append(cells / np.sqrt(cells @ cells))
@@ -373,8 +390,8 @@ def _templates(deviations: tuple[float, ...] = (0.0,)) -> tuple[Floats, tuple[st
 def _proportions(shape: str) -> tuple[float, float]:
     """Of a shape of radius 1024: the radius of the disc of the same area, and how far its centre of mass is below its centre."""
     axis = np.arange(-1400, 1400, 2, dtype=np.int64) + 1
-    inside = _inside(shape, axis[None, :], axis[:, None], 1024)
-    return float(np.sqrt(inside.sum() * 4 / np.pi)), float((inside.sum(1) * axis).sum() / inside.sum())
+    cells = inside(shape, axis[None, :], axis[:, None], 1024)
+    return float(np.sqrt(cells.sum() * 4 / np.pi)), float((cells.sum(1) * axis).sum() / cells.sum())
 
 
 def _measure(alpha: Floats, colour: str | None) -> SeenObject:
@@ -459,20 +476,20 @@ def _partial_templates() -> tuple[NDArray[np.complex64], tuple[tuple[str, int], 
             for radius in _RADII:
                 x = np.round(axis[None, :] * np.cos(turn) + axis[:, None] * np.sin(turn)).astype(np.int64)
                 y = np.round(axis[:, None] * np.cos(turn) - axis[None, :] * np.sin(turn)).astype(np.int64)
-                rows.append(_inside(shape, x, y, radius).reshape(_ROOM, 4, _ROOM, 4).mean(axis=(1, 3)))
+                rows.append(inside(shape, x, y, radius).reshape(_ROOM, 4, _ROOM, 4).mean(axis=(1, 3)))
                 names.append((shape, radius))
     return np.conj(np.fft.rfft2(np.array(rows))).astype(np.complex64), tuple(names)
 
 
 def _measure_partial(alpha: Floats, visible: Bools, otherwise: SeenObject) -> SeenObject:
-    """As ``_measure``, for an object of which a part is behind a slat or beyond the frame: the template whose visible part overlaps best."""
+    """As ``_measure``, for an object that is partly behind a slat or beyond the frame: the template whose visible part overlaps best."""
     spectra, names = _partial_templates()
     planes = np.zeros((2, _ROOM, _ROOM), dtype=np.float32)
     start = (_ROOM - _HALF) // 2
-    inside = slice(start, start + _HALF)
+    frame = slice(start, start + _HALF)
     seen = np.where(visible, alpha, np.float32(0))
     for plane, pixels in zip(planes, (seen, visible.astype(np.float32)), strict=True):
-        plane[inside, inside] = pixels.reshape(_HALF, 2, _HALF, 2).mean(axis=(1, 3))
+        plane[frame, frame] = pixels.reshape(_HALF, 2, _HALF, 2).mean(axis=(1, 3))
     shared, shown = np.fft.irfft2(np.fft.rfft2(planes)[:, None] * spectra, s=(_ROOM, _ROOM))
     overlap = shared / (float(planes[0].sum()) + shown - shared)
     best = int(overlap.argmax())
@@ -519,7 +536,7 @@ class Verdict:
         return tuple(fault.name for fault in self.faults)
 
 
-def judge(prompt: str | PromptSpec, image: ImageLike) -> Verdict:
+def judge(prompt: str, image: ImageLike) -> Verdict:
     """Penalty points of an image for a prompt of the shapes world, read off its pixels; see the module's text for the rule.
 
     ``image`` is square: a PIL image, an array [H, W, 3] uint8, a tensor [3, H, W] of floats in [0, 1], or anything else that
@@ -527,15 +544,16 @@ def judge(prompt: str | PromptSpec, image: ImageLike) -> Verdict:
 
     >>> from image_reward.comparisons.shapes import comparisons
     >>> [item] = comparisons(1, seed=0)
-    >>> item.prompt, [candidate.alignment_errors for candidate in item.images]
-    ('a small green triangle below a large blue circle on a red background', [(), (), (), ()])
-    >>> [judge(item.prompt, candidate).names for candidate in item.images]
-    [(), (), (), ()]
+    >>> item.prompt
+    'a small green triangle below a large blue circle on a red background'
+    >>> verdict = judge(item.prompt, item.images[0])
+    >>> verdict.points, verdict.names, item.images[0].alignment_errors
+    (2, ('shape',), ('shape',))
 
-    Raises ``PromptError`` for a prompt outside the world's grammar, ``ImageReadError`` for what is not a square image.
+    Raises ``InputError`` for a prompt outside the world's grammar, ``ImageReadError`` for what is not a square image.
     """
-    spec = parse(prompt) if isinstance(prompt, str) else prompt
-    return Verdict(spec.prompt, judge_sight(spec, (sight := look(image))), sight)
+    spec, sight = parse(prompt), look(image)
+    return Verdict(prompt, judge_sight(spec, sight), sight)
 
 
 def judge_sight(spec: PromptSpec, sight: Sight) -> tuple[Fault, ...]:
@@ -548,9 +566,10 @@ def judge_sight(spec: PromptSpec, sight: Sight) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: (fault.name, fault.detail)))
 
 
-def _cost(faults: list[Fault]) -> tuple[int, int]:
-    """Points; of equal ones, the reading in which fewer faults occur twice."""
-    return sum(fault.points for fault in faults), len(faults) - len({fault.name for fault in faults})
+def _cost(faults: list[Fault]) -> tuple[int, int, list[str]]:
+    """Points; of equal ones, fewer faults that occur twice; then the names, so that the order of the objects does not matter."""
+    names = sorted(fault.name for fault in faults)
+    return sum(fault.points for fault in faults), len(names) - len(set(names)), names
 
 
 def _fault(name: str, detail: str) -> Fault:
@@ -563,14 +582,21 @@ def _name(seen: SeenObject) -> str:
 
 def _readings(spec: PromptSpec, sight: Sight) -> Iterator[list[Fault]]:
     """The faults, for every way to say which object of the image is meant as which of the prompt."""
-    wanted = spec.objects * spec.count
-    usable = [
-        item for item in sight.objects if item.shape or (item.fit >= _LEAST_COMPACT and item.radius * 4096 <= _GREATEST_RADIUS)
-    ]
-    for chosen in permutations([*usable, *[None] * len(wanted)], len(wanted)):
-        matched = [(item, seen) for item, seen in zip(wanted, chosen, strict=True) if seen]
-        rest = [item for item in sight.objects if not any(item is seen for _, seen in matched)]
-        yield _counted(spec, matched, rest) if spec.count > 1 else _named(spec, matched, rest)
+    usable = [item for item in sight.objects if _is_object(item)]
+    if spec.count > 1:
+        for number in range(min(spec.count, len(usable)) + 1):
+            for chosen in combinations(usable, number):
+                rest = _without(sight.objects, chosen)
+                if number == spec.count or not any(_is_asked(spec, chosen, seen) for seen in rest):
+                    yield _counted(spec, chosen, rest)
+    else:
+        for order in permutations([*usable, *[None] * len(spec.objects)], len(spec.objects)):
+            yield _named(spec, order, _without(sight.objects, order))
+
+
+def _without(objects: Iterable[SeenObject], chosen: Iterable[SeenObject | None]) -> list[SeenObject]:
+    taken = {id(item) for item in chosen}
+    return [item for item in objects if id(item) not in taken]
 
 
 def _differences(wanted: SceneObject, seen: SeenObject) -> list[Fault]:
@@ -582,29 +608,42 @@ def _differences(wanted: SceneObject, seen: SeenObject) -> list[Fault]:
     return faults
 
 
-def _named(spec: PromptSpec, matched: list[tuple[SceneObject, SeenObject]], rest: list[SeenObject]) -> list[Fault]:
-    faults = [_fault("missing", item.describe()) for item in spec.objects if not any(item is wanted for wanted, _ in matched)]
-    faults += [_fault("extra", _name(seen)) for seen in rest]
-    for wanted, seen in matched:
-        faults += _differences(wanted, seen)
-    if len(matched) == 2 and spec.relation:
-        (first, a), (second, b) = matched
+def _named(spec: PromptSpec, chosen: tuple[SeenObject | None, ...], rest: list[SeenObject]) -> list[Fault]:
+    """``chosen`` are the objects of the image that stand for those of the prompt, None for a missing one."""
+    faults = [_fault("extra", _name(seen)) for seen in rest]
+    for wanted, seen in zip(spec.objects, chosen, strict=True):
+        faults += _differences(wanted, seen) if seen else [_fault("missing", wanted.describe())]
+    if spec.relation and chosen[0] and chosen[1]:
+        (first, second), (a, b) = spec.objects, (chosen[0], chosen[1])
         if (a.colour, b.colour) == (second.colour, first.colour) != (first.colour, second.colour):
             faults = [fault for fault in faults if fault.name != "colour"]
             faults.append(_fault("swap", f"{first.describe()} is {a.colour}, {second.describe()} {b.colour}"))
-        if (shown := relation_of(a, b)) != spec.relation:
-            faults.append(_fault("relation", f"{shown}, not {spec.relation}"))
+        if not _holds(spec.relation, a, b):
+            faults.append(_fault("relation", f"{relation_of(a, b)}, not {spec.relation}"))
     return faults
 
 
-def _counted(spec: PromptSpec, matched: list[tuple[SceneObject, SeenObject]], rest: list[SeenObject]) -> list[Fault]:
-    [item] = spec.objects
-    each = {fault.name: fault for wanted, seen in matched for fault in _differences(wanted, seen)}
-    kinds = {(item.shape, item.colour), *((seen.shape, seen.colour) for _, seen in matched)}
-    more = sum((seen.shape, seen.colour) in kinds for seen in rest)
-    off = [_fault("count", f"{len(matched) + more}, not {spec.count}")] * (more or spec.count - len(matched))
-    extra = [_fault("extra", _name(seen)) for seen in rest if (seen.shape, seen.colour) not in kinds]
-    return [*each.values(), *off, *extra]
+def _is_asked(spec: PromptSpec, chosen: tuple[SeenObject, ...], seen: SeenObject) -> bool:
+    """Whether an object is one more of those that the prompt asks for, or of those that stand for them."""
+    kinds = {(item.shape, item.colour) for item in chosen} | {(item.shape, item.colour) for item in spec.objects}
+    return _is_object(seen) and (seen.shape, seen.colour) in kinds
+
+
+def _counted(spec: PromptSpec, chosen: tuple[SeenObject, ...], rest: list[SeenObject]) -> list[Fault]:
+    [wanted] = spec.objects
+    shared = {fault.name: fault for seen in chosen for fault in _differences(wanted, seen)}
+    number = len(chosen) + sum(_is_asked(spec, chosen, seen) for seen in rest)
+    count = _fault("count", f"{number}, not {spec.count}")
+    extra = [_fault("extra", _name(seen)) for seen in rest if not _is_asked(spec, chosen, seen)]
+    return [*shared.values(), *[count] * abs(number - spec.count), *extra]
+
+
+def _holds(relation: str, a: SeenObject, b: SeenObject) -> bool:
+    """Whether the centres are about as far apart in the direction of the relation as across it, or farther."""
+    x, y = RELATIONS[relation]
+    along = x * (a.x - b.x) + y * (a.y - b.y)
+    across = abs(y * (a.x - b.x)) + abs(x * (a.y - b.y))
+    return along > 0 and along >= across - 0.02
 
 
 def relation_of(a: SeenObject, b: SeenObject) -> str:
