@@ -67,15 +67,15 @@ def judged(number: int, seed: int, size: int = 64, keep: Callable[[Candidate], b
 
 @pytest.fixture(scope="module")
 def clean() -> list[Judged]:
-    """Images without a defect of fidelity: more than 2,000."""
-    return judged(700, seed=21, keep=lambda candidate: candidate.defect is None)
+    """Images without a defect of fidelity: more than 1,400."""
+    return judged(480, seed=21, keep=lambda candidate: candidate.defect is None)
 
 
 # --- drawn images without a defect ---------------------------------------------------------------------------------------------------
 
 
 def test_pixels_are_read_as_what_was_drawn(clean: list[Judged]) -> None:
-    assert len(clean) > 2000
+    assert len(clean) > 1400
     wrong = [item for item in clean if item.verdict.names != item.true_faults()]
     assert all(item.crowded for item in wrong)
     assert len(wrong) <= 0.005 * len(clean)
@@ -85,7 +85,7 @@ def test_pixels_are_read_as_what_was_drawn(clean: list[Judged]) -> None:
 def test_faultless_images_have_no_points(clean: list[Judged]) -> None:
     faultless = [item for item in clean if not item.candidate.alignment_errors]
     wrong = [item for item in faultless if item.verdict.points]
-    assert len(faultless) > 700
+    assert len(faultless) > 500
     assert all(item.verdict.names == ("size",) and item.crowded for item in wrong)
     assert len(wrong) <= 0.005 * len(faultless)
 
@@ -102,12 +102,12 @@ def test_every_single_fault_is_named(clean: list[Judged]) -> None:
             assert item.verdict.names in ([("swap",), ("relation",)] if alike else [(error,)]), (item.prompt, item.candidate)
             assert item.verdict.points == ALIGNMENT_POINTS[error]
     assert set(counts) == set(ALIGNMENT_POINTS)
-    assert min(counts.values()) >= 4
+    assert min(counts.values()) >= 2
 
 
 def test_two_faults_add_up(clean: list[Judged]) -> None:
     double = [item for item in clean if len(item.candidate.alignment_errors) == 2 and not item.crowded]
-    assert len(double) > 400
+    assert len(double) > 250
     for item in double:
         if item.candidate.alignment_errors == ("extra", "missing"):
             assert item.verdict.points <= item.drawn_points  # the extra one may stand for the missing one
@@ -127,7 +127,7 @@ def test_the_order_is_that_of_the_rule(clean: list[Judged]) -> None:
                 agree += (a.candidate.points < b.candidate.points) == (a.verdict.points < b.verdict.points) and (
                     a.verdict.points != b.verdict.points
                 )
-    assert pairs > 1500
+    assert pairs > 1000
     assert agree / pairs >= 0.985
 
 
@@ -136,8 +136,8 @@ def test_the_order_is_that_of_the_rule(clean: list[Judged]) -> None:
 
 @pytest.mark.parametrize("size", [32, 50, 64, 100, 224])
 def test_other_sizes(size: int) -> None:
-    items = judged(12, seed=5, size=size, keep=lambda candidate: candidate.defect is None)
-    assert len(items) > 25
+    items = judged(8, seed=5, size=size, keep=lambda candidate: candidate.defect is None)
+    assert len(items) > 15
     assert [item.verdict.names for item in items if not item.crowded] == [item.true_faults() for item in items if not item.crowded]
 
 

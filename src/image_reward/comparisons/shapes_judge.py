@@ -71,6 +71,7 @@ _LEAST_COMPACT = 0.62  # as _LEAST_FIT; below, a region is no object
 _GREATEST_RADIUS = 1200  # in the world's units; a region of more and without a shape is no object
 _FARTHEST = 90.0  # from a colour of the world in RGB; the world's own shades and textures stay within 60
 _MOST_OBJECTS = 8  # the world draws at most 4
+_MOST_HIDDEN = 4  # objects that are looked at again because a part of them is hidden, which takes time
 _LARGE = 640  # the radius that parts small from large, in the world's units
 _GRID = 28  # cells of a template's side
 _SPAN = 1.9  # half a template's side, in radii of the disc of the same area
@@ -298,7 +299,10 @@ def _regions(rgb: Floats, colours: Ints, ground: int) -> list[_Region]:
     claimed = np.zeros(numbers.shape, dtype=bool)
     regions: list[_Region] = []
     pieces: dict[str | None, list[tuple[Floats, Bools]]] = {}
+    hidden = 0
     for i in chosen:
+        if len(regions) > _MOST_OBJECTS:
+            break  # the image is illegible
         mask = numbers == i
         if claimed[mask].mean() > 0.6 and (mask & ~claimed).sum() < 16:
             continue  # the rim of another object, where its colour and the background's meet
@@ -314,7 +318,8 @@ def _regions(rgb: Floats, colours: Ints, ground: int) -> list[_Region]:
             if seen.fit < _CLEAR_FIT and bool((near & slats).any()):
                 pieces.setdefault(seen.colour, []).append((part, near))
                 continue
-            if seen.fit < _CLEAR_FIT and _at_frame(part):
+            if seen.fit < _CLEAR_FIT and _at_frame(part) and hidden < _MOST_HIDDEN:
+                hidden += 1
                 seen = _measure_partial(part, np.ones(part.shape, dtype=bool), seen)
             regions.append(_Region(seen, near))
     for colour, parts in pieces.items():
@@ -427,8 +432,9 @@ def _split(alpha: Floats) -> list[Floats]:
     whole = _measure(alpha, None).fit
     if whole >= _CLEAR_FIT:
         return [alpha]
-    mask = alpha > 0.5
-    rest = mask
+    rows, columns = (np.flatnonzero((alpha > 0).any(axis)) for axis in (1, 0))
+    box = slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
+    rest = alpha[box] > 0.5
     for _ in range(8):
         rest = rest & _cores(rest.astype(np.int64))
         numbers = components(rest.astype(np.int64))
@@ -437,15 +443,15 @@ def _split(alpha: Floats) -> list[Floats]:
         if not kept:
             break
         if len(kept) > 1:
-            parts = _nearest(alpha, [numbers == i for i in kept])
+            parts = _nearest(alpha, box, [numbers == i for i in kept])
             if min(_measure(part, None).fit for part in parts) > max(whole + 0.02, _LEAST_FIT):
                 return [small for part in parts for small in _split(part)]
     return [alpha]
 
 
-def _nearest(alpha: Floats, cores: list[Bools]) -> list[Floats]:
+def _nearest(alpha: Floats, box: tuple[slice, slice], cores: list[Bools]) -> list[Floats]:
     """The pixels of a region shared out among its cores, which grow by a pixel at a time until they meet."""
-    left = alpha > 0
+    left = alpha[box] > 0
     for core in cores:
         left = left & ~core
     while left.any():
@@ -456,7 +462,10 @@ def _nearest(alpha: Floats, cores: list[Bools]) -> list[Floats]:
         if still.sum() == left.sum():
             break
         left = still
-    return [np.where(core, alpha, np.float32(0)) for core in cores]
+    parts = [np.zeros_like(alpha) for _ in cores]
+    for part, core in zip(parts, cores, strict=True):
+        part[box][core] = alpha[box][core]
+    return parts
 
 
 # --- objects of which a part is hidden -----------------------------------------------------------------------------------------------
