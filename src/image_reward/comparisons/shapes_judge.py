@@ -11,8 +11,9 @@ farther apart across its axis than along it, or the wrong way round). Where the 
 many or too few is a ``count``, and a wrong shape, colour or size is one fault however many share it. A region that is far from compact
 stands for nothing.
 
-An image that is no drawing of the world (noise, a texture, a photograph) is ``illegible``: everything is missing, and 4 points more, so
-that it is below whatever the world itself draws. A blank image lacks everything.
+An image that is no drawing of the world (noise, a texture, a photograph) is ``illegible``: no colour prevails along its edge, or it has
+more than 8 objects, or too much of it has no shape. Then everything is missing, and it has 4 points more, so that it is below whatever the
+world itself draws. A blank image lacks everything.
 
 **Limits.** What looks alike costs the same: a lone object of another colour is a wrong ``colour``, even if it was drawn as an extra beside
 a missing one. Large objects that a crowded frame made as small as small ones are small. Objects of one colour are told apart while they
