@@ -1,4 +1,5 @@
-"""Human rankings of images: read, converted, audited, and split so that no prompt is shared; and a drawn world (``shapes``)."""
+"""Human rankings of images: read, converted, audited, and split so that no prompt is shared; and a drawn world (``shapes``)
+with a judge (``shapes_judge``)."""
 
 from image_reward.comparisons.audit import Audit, Finding, audit
 from image_reward.comparisons.convert import Conversion, convert, images_folder

@@ -420,7 +420,7 @@ def _centres(size: int) -> Ints:
     return (2 * np.arange(size * _SAMPLES, dtype=np.int64) + 1) * _SIDE // (2 * size * _SAMPLES)
 
 
-def _inside(shape: str, x: Ints, y: Ints, r: int) -> NDArray[np.bool_]:
+def inside(shape: str, x: Ints, y: Ints, r: int) -> NDArray[np.bool_]:
     """Which points (x, y), seen from the centre of a shape of radius r, belong to it."""
     if shape == "circle":
         return x * x + y * y <= r * r * 92 // 100
@@ -449,9 +449,9 @@ def _coverage(item: SceneObject, x: int, y: int, radius: int, size: int, turn: t
     v = points[low[0] * _SAMPLES : high[0] * _SAMPLES, None] - y
     u = points[None, low[1] * _SAMPLES : high[1] * _SAMPLES] - x
     cos, sin = turn
-    inside = _inside(item.shape, (u * cos + v * sin) >> 10, (v * cos - u * sin) >> 10, radius)
+    covered = inside(item.shape, (u * cos + v * sin) >> 10, (v * cos - u * sin) >> 10, radius)
     rows, columns = high[0] - low[0], high[1] - low[1]
-    share = inside.reshape(rows, _SAMPLES, columns, _SAMPLES).sum(axis=(1, 3), dtype=np.int64)
+    share = covered.reshape(rows, _SAMPLES, columns, _SAMPLES).sum(axis=(1, 3), dtype=np.int64)
     return slice(low[0], high[0]), slice(low[1], high[1]), share
 
 
