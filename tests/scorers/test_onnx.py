@@ -4,8 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import onnx
-import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +15,8 @@ from image_reward.errors import CheckpointError, InputError
 from image_reward.scorers import onnx as exporting
 from image_reward.scorers.identity import identity_of
 from image_reward.scorers.onnx import export_onnx
+
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")  # of the extra export
 
 # PyTorch's exporter writes of itself in warnings, which the function leaves alone: filters belong to the whole process.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The axis name:UserWarning", "ignore::DeprecationWarning")
