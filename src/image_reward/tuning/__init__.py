@@ -1,0 +1,22 @@
+"""Learning an image generator from a reward, and choosing among its images. Names load on first use.
+
+The generator is a pipeline of diffusers, which the caller has loaded: nothing here imports diffusers or peft.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from image_reward.tuning.sampling import differentiable, sample
+
+_HOME_OF = {
+    "differentiable": "sampling",
+    "sample": "sampling",
+}
+__all__ = ["differentiable", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
