@@ -302,8 +302,8 @@ def test_differentiable_takes_the_pipeline_s_own_arguments(diffusion: Any) -> No
         ({"stop_at": 4}, "to 3, not 4"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"prompts": []}, "at least one prompt"),
-        ({"num_images_per_prompt": 2}, "sample.. sets num_images_per_prompt itself"),
-        ({"output_type": "pil"}, "sample.. sets output_type itself"),
+        ({"num_images_per_prompt": 2}, "sample.. sets num_images_per_prompt of the pipeline itself"),
+        ({"output_type": "pil"}, "sample.. sets output_type of the pipeline itself"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str, diffusion: Any) -> None:

@@ -7,13 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from image_reward.tuning.reward_functions import reward_function
     from image_reward.tuning.sampling import differentiable, sample
+    from image_reward.tuning.selection import BestOf, best_of, preference_pairs
 
 _HOME_OF = {
     "differentiable": "sampling",
     "sample": "sampling",
+    "BestOf": "selection",
+    "best_of": "selection",
+    "preference_pairs": "selection",
+    "reward_function": "reward_functions",
 }
-__all__ = ["differentiable", "sample"]
+__all__ = ["BestOf", "best_of", "differentiable", "preference_pairs", "reward_function", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -73,9 +73,9 @@ def sample(
     if not prompts:
         raise InputError("sample() needs at least one prompt")
     active = _active_steps(steps, grad_steps)
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    _check_arguments(pipe, call_arguments, parameters)
-    _check_lengths(pipe, prompts, call_arguments, parameters)
+    own = {"prompt", "generator", "num_inference_steps", "output_type", "return_dict"}
+    check_call_arguments(pipe, "sample()", own, call_arguments)
+    _check_lengths(pipe, prompts, call_arguments.get("max_sequence_length"))
     with differentiable(pipe, steps=steps, active=active, detach_input=detach_input, stop_at=stop_at) as call:
         images = call(
             prompt=prompts,
@@ -280,20 +280,22 @@ def _seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     return list(seed)
 
 
-def _check_arguments(pipe: Any, call_arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
-    if own := sorted(_SET_BY_SAMPLE & call_arguments.keys()):
-        raise InputError(f"sample() sets {', '.join(own)} itself: see its steps, seed and prompts; repeat a prompt for several images")
+def check_call_arguments(pipe: Any, caller: str, own: set[str], call_arguments: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for arguments that the pipeline does not take, or that the caller sets itself."""
+    if taken := sorted((own | {"num_images_per_prompt", "num_videos_per_prompt"}) & call_arguments.keys()):
+        raise InputError(
+            f"{caller} sets {', '.join(taken)} of the pipeline itself; it has arguments of its own for prompts, seeds and numbers"
+        )
+    parameters = inspect.signature(type(pipe).__call__).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if not takes_any and (unknown := sorted(call_arguments.keys() - parameters.keys())):
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
 
 
-def _check_lengths(
-    pipe: Any, prompts: Sequence[str], call_arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
-) -> None:
+def _check_lengths(pipe: Any, prompts: Sequence[str], asked: int | None) -> None:
     """Raise ``PromptError`` for a prompt that no text encoder reads to its end. Where there are several, it is enough that one does."""
     tokenizers = [tokenizer for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (tokenizer := getattr(pipe, name, None)) is not None]
-    asked = call_arguments.get("max_sequence_length")
+    parameters = inspect.signature(type(pipe).__call__).parameters
     if asked is None and "max_sequence_length" in parameters:
         asked = parameters["max_sequence_length"].default
     limits = [min(tokenizer.model_max_length, asked) if isinstance(asked, int) else tokenizer.model_max_length for tokenizer in tokenizers]
