@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from image_reward.errors import InputError, PromptError
-from image_reward.tuning import differentiable, sample
+from image_reward.tuning import differentiable, objectives, recorded_calls, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # schedulers of diffusers with NumPy 2
 
@@ -214,6 +214,29 @@ def test_lora_gets_gradients_and_nothing_else_does(diffusion: Any) -> None:
     assert with_gradient
 
 
+@pytest.mark.parametrize("name", ["stable_diffusion", "z_image", "wan", "pixart"])
+def test_the_divergence_from_the_untuned_model_on_the_states_of_the_rollout(name: str) -> None:
+    pipe, own = tiny_pipelines.build(name)
+    denoiser = tiny_pipelines.denoiser(pipe)
+    with recorded_calls(pipe) as calls:
+        sample(pipe, "a cat", steps=3, seed=1, grad_steps={0, 2}, **own)
+    guided_apart = 2 if name == "wan" else 1
+    assert len(calls) == 2 * guided_apart
+    for call in calls:
+        torch.testing.assert_close(objectives.divergence_from_untuned(call.prediction, call.repeated()), torch.zeros(len(call.prediction)))
+        assert not call.repeated().requires_grad
+    untuned = {weight: value.clone() for weight, value in denoiser.state_dict().items()}
+    with torch.no_grad():
+        for weight in denoiser.parameters():
+            weight += 0.01
+    with recorded_calls(pipe) as calls:
+        sample(pipe, "a cat", steps=3, seed=1, grad_steps=1, **own)
+    sample(pipe, "a cat", steps=3, seed=1, grad_steps=1, **own)
+    assert len(calls) == guided_apart
+    denoiser.load_state_dict(untuned)
+    assert all((objectives.divergence_from_untuned(call.prediction, call.repeated()) > 1e-6).all() for call in calls)
+
+
 def test_gradients_reach_the_initial_noise(diffusion: Any) -> None:
     diffusion.unet.requires_grad_(False)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -311,10 +334,9 @@ def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str, d
         sample(diffusion, **{**ARGUMENTS, **arguments})
 
 
-def test_an_argument_that_the_pipeline_does_not_take() -> None:
-    pipe, own = tiny_pipelines.build("sana")
-    with pytest.raises(InputError, match="SanaPipeline takes no guidance, strength"):
-        sample(pipe, "a cat", steps=2, seed=0, **own, guidance=2.0, strength=0.5)
+def test_an_argument_that_the_pipeline_does_not_take(diffusion: Any) -> None:
+    with pytest.raises(InputError, match="StableDiffusionPipeline takes no guidance, strength"):
+        sample(diffusion, **ARGUMENTS, guidance=2.0, strength=0.5)
 
 
 def test_a_prompt_that_is_longer_than_the_text_encoder_reads(diffusion: Any) -> None:

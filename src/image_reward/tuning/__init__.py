@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from image_reward.tuning.reward_functions import reward_function
-    from image_reward.tuning.sampling import differentiable, sample
+    from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
 
 _HOME_OF = {
+    "DenoiserCall": "sampling",
     "differentiable": "sampling",
+    "recorded_calls": "sampling",
     "sample": "sampling",
     "BestOf": "selection",
     "best_of": "selection",
     "preference_pairs": "selection",
     "reward_function": "reward_functions",
 }
-__all__ = ["BestOf", "best_of", "differentiable", "preference_pairs", "reward_function", "sample"]
+__all__ = ["BestOf", "DenoiserCall", "best_of", "differentiable", "preference_pairs", "recorded_calls", "reward_function", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -111,9 +113,7 @@ def differentiable(
 
     Raises ``InputError`` for a pipeline without a denoiser or a scheduler that it knows, and for steps out of range.
     """
-    denoisers = [module for name in _DENOISERS if isinstance(module := getattr(pipe, name, None), nn.Module)]
-    if not denoisers:
-        raise InputError(f"{type(pipe).__name__} has no denoiser that is known: none of {', '.join(_DENOISERS)} is a network")
+    denoisers = denoisers_of(pipe)
     if not callable(getattr(getattr(pipe, "scheduler", None), "set_timesteps", None)):
         raise InputError(f"{type(pipe).__name__} has no scheduler, which counts the denoising steps")
     active = frozenset(_active_steps(steps, active))
@@ -131,6 +131,57 @@ def differentiable(
             restored.enter_context(_replaced(denoiser, "forward", rollout.denoiser_forward(denoiser.forward, detach_input)))
         call = type(pipe).__call__
         yield functools.partial(getattr(call, "__wrapped__", call), pipe)
+
+
+def denoisers_of(pipe: Any) -> list[nn.Module]:
+    """The networks of a pipeline that predict noise or velocity. Raises ``InputError`` where none is known."""
+    denoisers = [module for name in _DENOISERS if isinstance(module := getattr(pipe, name, None), nn.Module)]
+    if not denoisers:
+        raise InputError(f"{type(pipe).__name__} has no denoiser that is known: none of {', '.join(_DENOISERS)} is a network")
+    return denoisers
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """One call of a denoiser with gradients, during a rollout."""
+
+    denoiser: nn.Module
+    args: tuple[Any, ...] = field(repr=False)
+    kwargs: dict[str, Any] = field(repr=False)
+    prediction: Tensor = field(repr=False)
+    """[B, ...], or [2 B, ...] where the pipeline guides with one call for both halves; on the graph of the rollout."""
+
+    def repeated(self) -> Tensor:
+        """The prediction for the same inputs by the denoiser as it is now, without gradients."""
+        with torch.no_grad():
+            return _prediction(self.denoiser(*self.args, **self.kwargs))
+
+
+@contextmanager
+def recorded_calls(pipe: Any) -> Iterator[list[DenoiserCall]]:
+    """The list of the denoiser's calls with gradients in the block, for what is computed on the states of a rollout.
+
+    The divergence from the untuned model, with LoRA::
+
+        with recorded_calls(pipe) as calls:
+            pixels = sample(pipe, prompts, steps=25, seed=0)
+        pipe.unet.disable_adapters()
+        divergence = sum(divergence_from_untuned(call.prediction, call.repeated()).mean() for call in calls)
+        pipe.unet.enable_adapters()
+
+    Raises ``InputError`` as ``differentiable`` does.
+    """
+    calls: list[DenoiserCall] = []
+
+    def record(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        prediction = _prediction(output)
+        if prediction.requires_grad:
+            calls.append(DenoiserCall(denoiser, _detached(args), _detached(kwargs), prediction))
+
+    with ExitStack() as hooks:
+        for denoiser in denoisers_of(pipe):
+            hooks.enter_context(denoiser.register_forward_hook(record, with_kwargs=True))
+        yield calls
 
 
 class _Rollout:
@@ -257,7 +308,17 @@ def _without_graph(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tu
 
 
 def _detached(value: Any) -> Any:
-    return [_detached(item) for item in value] if isinstance(value, list | tuple) else value.detach()  # Z-Image passes a list of images
+    """A copy without graph: of a tensor, or of what holds tensors (Z-Image passes a list of images)."""
+    if isinstance(value, list | tuple):
+        return type(value)(_detached(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _detached(item) for key, item in value.items()}
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _prediction(output: Any) -> Tensor:
+    prediction = output[0]
+    return torch.stack(list(prediction)) if isinstance(prediction, list | tuple) else prediction
 
 
 def _active_steps(steps: int, grad_steps: int | Collection[int]) -> list[int]:
@@ -273,8 +334,8 @@ def _active_steps(steps: int, grad_steps: int | Collection[int]) -> list[int]:
 
 
 def _seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
-    if isinstance(seed, int):
-        return list(range(seed, seed + num_images))
+    if not isinstance(seed, Sequence):
+        return list(range(operator.index(seed), operator.index(seed) + num_images))
     if len(seed) != num_images:
         raise InputError(f"{len(seed)} seeds for {num_images} prompts: give one seed for each prompt, or the first of them")
     return list(seed)
@@ -287,8 +348,8 @@ def check_call_arguments(pipe: Any, caller: str, own: set[str], call_arguments: 
             f"{caller} sets {', '.join(taken)} of the pipeline itself; it has arguments of its own for prompts, seeds and numbers"
         )
     parameters = inspect.signature(type(pipe).__call__).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if not takes_any and (unknown := sorted(call_arguments.keys() - parameters.keys())):
+    # Many pipelines also take **kwargs, for arguments of the past, and would ignore a misspelt one.
+    if "prompt" in parameters and (unknown := sorted(call_arguments.keys() - parameters.keys())):
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
 
 
@@ -298,7 +359,11 @@ def _check_lengths(pipe: Any, prompts: Sequence[str], asked: int | None) -> None
     parameters = inspect.signature(type(pipe).__call__).parameters
     if asked is None and "max_sequence_length" in parameters:
         asked = parameters["max_sequence_length"].default
-    limits = [min(tokenizer.model_max_length, asked) if isinstance(asked, int) else tokenizer.model_max_length for tokenizer in tokenizers]
+    # CLIP has a fixed number of positions; other encoders are cut at the pipeline's ``max_sequence_length``, where it has one.
+    limits = [
+        asked if asked is not None and not type(tokenizer).__name__.startswith("CLIP") else tokenizer.model_max_length
+        for tokenizer in tokenizers
+    ]
     for prompt in prompts:
         lengths = [len(tokenizer(prompt, verbose=False).input_ids) for tokenizer in tokenizers]
         if tokenizers and all(length > limit for length, limit in zip(lengths, limits, strict=True)):
