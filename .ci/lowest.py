@@ -1,7 +1,7 @@
 """Print the lower bound of each dependency that pyproject.toml declares as a pin, and for everything else what constraints.txt pins.
 
-`make test-lowest` installs exactly these, so that a bound that is declared is a bound that was run. The bounds of `export` and `int8` are
-the versions that `make test` runs.
+`make test-lowest` installs exactly these, so that a bound that is declared is a bound that was run. The bounds of `export`, `int8` and `tune`
+are the versions that `make test` runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ else:
 root = Path(__file__).parents[1]
 project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
 extras = {
-    name: requirements for name, requirements in project["optional-dependencies"].items() if name not in ("export", "int8", "test", "dev")
+    name: requirements
+    for name, requirements in project["optional-dependencies"].items()
+    if name not in ("export", "int8", "tune", "test", "dev")
 }
 declared = {}
 for requirement in [*project["dependencies"], *(line for lines in extras.values() for line in lines)]:

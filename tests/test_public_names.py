@@ -38,6 +38,7 @@ def test_the_names_of_the_package() -> None:
         "ScorerConfig",
         "UnknownModelError",
         "__version__",
+        "best_of",
         "load",
         "score_files",
     ]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from image_reward.jobs import score_files
     from image_reward.scorers import ImageRewardScorer, Scorer, load
+    from image_reward.tuning import best_of
     from image_reward.types import Comparison, Preference, Ranking
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     ],
     "image_reward.jobs": ["score_files"],
     "image_reward.scorers": ["ImageRewardScorer", "Scorer", "load"],
+    "image_reward.tuning": ["best_of"],
     "image_reward.types": ["Comparison", "Preference", "Ranking"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -70,6 +72,7 @@ __all__ = [
     "ScorerConfig",
     "UnknownModelError",
     "__version__",
+    "best_of",
     "load",
     "score_files",
 ]
