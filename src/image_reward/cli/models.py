@@ -96,7 +96,8 @@ class Verify:
 
         example = self._example() if self.published else None  # before the model is loaded
         scorer = load(self.model, "cpu", config=self.config)
-        print(f"{self.model} is valid: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
+        parameters = sum(p.numel() for p in scorer.parameters())
+        print(f"{self.model} is valid: " + (f"{parameters:,} parameters, all finite" if parameters else "it computes finite rewards"))
         return self._compare(scorer, example) if example else 0
 
     def _example(self) -> PublishedExample:
@@ -195,7 +196,9 @@ class Info(OutputOptions):
         from image_reward.scorers import load
 
         scorer = load(self.model, "cpu", config=self.config)
-        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
+        facts: dict[str, Any] = {"name": scorer.name}
+        if parameters := sum(p.numel() for p in scorer.parameters()):  # an ONNX file does not say
+            facts["parameters"] = parameters
         config = getattr(scorer, "config", None)
         if is_dataclass(config) and not isinstance(config, type):
             facts |= asdict(config)
