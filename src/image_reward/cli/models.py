@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.cli.options import Config, OutputOptions, UsageError, print_json
 from image_reward.terminal import note
 
@@ -152,6 +153,7 @@ class Convert:
         from image_reward.files import remove_unfinished
         from image_reward.scorers import load
 
+        Address.parse(self.output)  # refuses what a Path makes of an address
         remove_unfinished(self.output)
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise UsageError(f"{self.output} already exists and is not an empty folder")

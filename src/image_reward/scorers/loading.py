@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from image_reward.addresses import Address
 from image_reward.config import CONFIG_NAME, HEAD_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
@@ -87,11 +88,12 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     name = os.fspath(model)
     if spec := spec_of(name):
         return FoundModel(spec.fetch(Path(cache_dir) if cache_dir else None), name, spec.config, spec.build)
+    local = Address.parse(model, allow_https=True).local
     try:
-        path = Path(name).expanduser()
+        path = local.expanduser()
         is_here = bool(name) and path.exists()
     except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
-        path, is_here = Path(name), False
+        path, is_here = local, False
     if is_here:
         return _find_here(path, name)
     if path.suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx"):
@@ -204,6 +206,7 @@ def load(
 
     Raises:
         UnknownModelError, FileNotFoundError, DownloadError: there is nothing to load; the message says where it should come from.
+        AddressError: the model is in an object store or on the web, and only files of this machine are loaded.
         CheckpointError: the file is damaged or does not fit the network.
     """
     options = LoadOptions(

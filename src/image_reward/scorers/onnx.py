@@ -169,6 +169,9 @@ def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Pat
 class OnnxScorer(Scorer[TwoTowerBatch]):
     """A file that ``export_onnx`` wrote, computed by ONNX Runtime on the CPU in float32. It gives no gradients."""
 
+    digest: Tensor
+    """Of the file."""
+
     def __init__(self, path: Path, name: str, options: ImageOptions | None = None, long_prompts: LongPrompts = "truncate") -> None:
         """Raises ``InputError`` without ONNX Runtime, ``CheckpointError`` for a file that is damaged or of another origin."""
         super().__init__()
