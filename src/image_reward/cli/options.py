@@ -284,17 +284,20 @@ class SkipOptions(LoadingOptions):
         All are decoded before a model is loaded. Raises ``ImageReadError`` that names every unreadable image, without --skip-unreadable
         or where no other image is left.
         """
-        from image_reward.images import ImageOptions, open_image
+        different = dict.fromkeys(images)
+        problems = {image: "" if Address.parse(image).exists() else f"no such image: {image:.200}" for image in different}
+        if not all(problems.values()):
+            from image_reward.images import ImageOptions, open_image  # loads PyTorch
 
-        options = ImageOptions(**asdict(self.image))
-        broken: dict[str, str] = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # comes again when they are scored
-            for image in dict.fromkeys(images):
-                try:
-                    open_image(image, options)
-                except (ImageReadError, FileNotFoundError) as error:
-                    broken[image] = in_options(str(error))
+            options = ImageOptions(**asdict(self.image))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # comes again when they are scored
+                for image in (image for image, problem in problems.items() if not problem):
+                    try:
+                        open_image(image, options)
+                    except (ImageReadError, FileNotFoundError) as error:
+                        problems[image] = in_options(str(error))
+        broken = {image: problem for image, problem in problems.items() if problem}
         kept = [image for image in images if image not in broken]
         if broken and not (self.skip_unreadable and kept):
             remedy = "; --skip-unreadable leaves out what cannot be read" if kept else ""
