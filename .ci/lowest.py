@@ -1,7 +1,7 @@
 """Print the lower bound of each dependency that pyproject.toml declares as a pin, and for everything else what constraints.txt pins.
 
-`make test-lowest` installs exactly these, so that a bound that is declared is a bound that was run. The bounds of `export`, `int8` and `tune`
-are the versions that `make test` runs.
+`make test-lowest` installs exactly these, so that a bound that is declared is a bound that was run. The bounds of `export`, `int8` and
+`tune` are the versions that `make test` runs.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def test_a_name_is_relative_to_its_folder(folder: str, name: str, expected: str)
         ("https://host/a.png", "https:// is not read here; download it first"),
         ("file:///a.png", "give the path alone"),
         ("s3://", "s3:// names no bucket; an address is s3://BUCKET/NAME"),
+        ("s3:///a.png", "s3:///a.png names no bucket; an address is s3://BUCKET/NAME"),
         (Path("s3://bkt/a.png"), "s3:/bkt/a.png is an address as a Path"),
     ],
 )
@@ -186,3 +187,12 @@ def test_whatever_a_library_raises_is_one_line(
     with pytest.raises(kind, match=message) as caught:
         Address.parse("s3://bkt/a").read(9)
     assert caught.value.__cause__ is None
+
+
+def test_hdfs_without_java_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_java(_: str) -> None:
+        raise OSError("Unable to load libjvm:\n/usr/lib/jvm/libjvm.so: cannot open shared object file")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", without_java)
+    with pytest.raises(StoreError, match=r"hdfs:///a\.csv cannot be read: hdfs:// needs Java and Hadoop; set JAVA_HOME, HADOOP_HOME and"):
+        Address.parse("hdfs:///a.csv").read(1)

@@ -134,7 +134,7 @@ class Address:
             )
             raise AddressError(f"{text:.200}: {kind}:// is not read here; {remedy}")
         path = text[len(kind) + 3 :].rstrip("/")
-        if not path:
+        if not path or (path.startswith("/") and kind != "hdfs"):  # which has a default server
             raise AddressError(f"{text:.200} names no bucket; an address is {kind}://BUCKET/NAME")
         return cls(kind, path)
 
@@ -460,6 +460,8 @@ def _translated(address: Address, doing: str, error: Exception) -> Exception:
     if isinstance(error, ImportError):
         package = _PACKAGES.get(address.scheme, "its fsspec package")
         return PackageError(f"{address}: {address.scheme}:// needs a package that is not installed: pip install {package}")
+    if "libjvm" in said or "libhdfs" in said:
+        return StoreError(f"{address} cannot be {doing}: hdfs:// needs Java and Hadoop; set JAVA_HOME, HADOOP_HOME and CLASSPATH")
     if code == "NoSuchBucket":
         bucket, place = address.path.partition("/")[0], f" at {endpoint}" if endpoint else ""
         return AddressError(f"{address} cannot be {doing}: there is no bucket {bucket!r}{place}; create it, or correct the address")

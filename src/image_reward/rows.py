@@ -14,7 +14,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -448,41 +448,52 @@ def _line_rows(path: Address, line: str) -> Iterator[Row]:
 
 def _csv_rows(path: Address, line: str) -> Iterator[Row]:  # noqa: ARG001 - every reader of text takes it
     header: list[str] | None = None
-    lines = _lines(path)
-    first = next((text for text in lines if text.strip()), "")
-    # Strict, because a quote that is never closed would take the rest of the file into its cell. Between tabs quotes are often just text.
-    separator = csv_separator(first, path.name)
-    reader = csv.reader(chain([first], lines), delimiter=separator, strict=separator != "\t")
+    number = 0
+
+    def numbered() -> Iterator[str]:
+        nonlocal number
+        for number, text in enumerate(_lines(path), start=1):  # noqa: B007
+            yield text
+
+    separator = csv_separator(_lines(path), path.name)
+    reader = csv_cells(numbered(), separator)
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
             problem = "is the last, and a quote that was opened before is not closed" if _at_end(error) else csv_problem(error)
-            raise RowsError(f"{path}, line {reader.line_num} {problem}") from None
+            raise RowsError(f"{path}, line {number} {problem}") from None
         if cells is None:
             return
         if not any(cells):
             continue  # a blank line, or the empty rows below a sheet
         if header is None:
-            header = csv_header(cells, str(path))
+            header = csv_header(cells, str(path)) if is_header(cells) else None
             continue
-        if separator == "\t" and any("\n" in cell for cell in cells):
-            raise RowsError(f"{path}, line {reader.line_num}: a quote is opened and not closed on its line")
         if problem := csv_misfit(cells, header, separator):
-            raise RowsError(f"{path}, line {reader.line_num} {problem}")
-        yield Row(f"line {reader.line_num}", dict(zip(header, cells, strict=True)))
+            raise RowsError(f"{path}, line {number} {problem}")
+        yield Row(f"line {number}", dict(zip(header, cells, strict=True)))
 
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
-def csv_separator(first: str, name: str = "") -> str:
-    """What separates the cells of a table with this first line: a comma, unless it holds none and holds tabs or semicolons, as spreadsheets
-    write where numbers have decimal commas. A file called .tsv has tabs if its first line has any.
+def csv_separator(lines: Iterable[str], name: str = "") -> str:
+    """What separates the cells of a table with these lines: a comma, unless its header holds none and holds tabs or semicolons, as
+    spreadsheets write where numbers have decimal commas. A file called .tsv has tabs if its header has any.
 
-    >>> csv_separator("prompt;image"), csv_separator('"cats; dogs",image'), csv_separator("prompt;a\\tb")
+    >>> csv_separator(["prompt;image"]), csv_separator(['"cats; dogs",image']), csv_separator(["prompt;a\\tb"])
     (';', ',', ',')
     """
+    header: list[str] = []
+    for line in lines:
+        if header or line.strip():
+            header.append(line)
+        if sum(map(len, header)) > _CHUNK or (sum(part.count('"') for part in header) % 2 == 0 and header):
+            break
+    first = "".join(header)
+    if first.count('"') % 2:  # not closed within reason
+        first = header[0]
     if first.strip().strip('"').lower().startswith("sep="):  # what ``csv_header`` refuses
         return ","
     held = {separator for separator in _SEPARATORS if separator in re.sub('"[^"]*"', "", first.strip())}
@@ -491,11 +502,47 @@ def csv_separator(first: str, name: str = "") -> str:
     return held.pop() if len(held) == 1 else ","
 
 
+def csv_cells(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
+    """The cells of each row of a table. Raises ``csv.Error``, after which it is of no more use.
+
+    Strict, because a quote that is never closed would take the rest of the file into its cell.
+    """
+    return _tab_cells(iter(lines)) if separator == "\t" else csv.reader(lines, delimiter=separator, strict=True)
+
+
+def _tab_cells(lines: Iterator[str]) -> Iterator[list[str]]:
+    """Between tabs quotes are often just text. A quoted cell of several lines has no tabs: it is rows, after a quote that is one, too.
+
+    >>> list(_tab_cells(iter(['"a ""red"" cat"\\t1', '"red" cat\\t1', '"a\\n', 'cat"\\t2'])))
+    [['a "red" cat', '1'], ['"red" cat', '1'], ['a\\ncat', '2']]
+    """
+    for line in lines:
+        try:
+            cells = next(csv.reader([line], delimiter="\t", strict=True), [])
+        except csv.Error as error:
+            if "expected after" in str(error):
+                cells = line.rstrip("\r\n").split("\t")
+            elif _at_end(error):
+                cells = next(csv.reader(chain([line], lines), delimiter="\t", strict=True))
+                if any("\t" in cell and re.search(r"[\r\n]", cell) for cell in cells):
+                    raise csv.Error("a quote is opened and not closed on its line") from None
+            else:
+                raise
+        yield cells
+
+
+def is_header(cells: list[str]) -> bool:
+    """Whether the first row that is not empty names columns; a row of spaces does not."""
+    return any(map(str.strip, cells))
+
+
 def csv_header(cells: list[str], path: str) -> list[str]:
     """The names of columns that a first line has, each once. Raises ``RowsError``."""
     first = cells[0].strip()
     if first.lower().startswith("sep="):
-        raise RowsError(f"{path} begins with {first!r}, which only Excel understands; delete this line, and separate cells with commas")
+        raise RowsError(
+            f"{path} begins with {first!r}, which only Excel understands; delete this line: commas, semicolons and tabs are recognised"
+        )
     for separator, name in ((";", "';'"), ("|", "'|'")):
         if len(cells) == 1 and separator in first:
             raise RowsError(f"the cells of {path} are separated by {name}; save it as CSV with commas")

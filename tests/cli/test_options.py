@@ -20,6 +20,7 @@ from image_reward.cli.options import (
     ReadingOptions,
     SeveralModelOptions,
     UsageError,
+    check_images,
     find_images,
     in_options,
     warnings_in_one_line,
@@ -128,8 +129,9 @@ def test_paths_from_standard_input_folders_and_globs(image_folder: Path, monkeyp
     Path(os.fsdecode(odd)).touch()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(odd + b"\n"), encoding="utf-8"))
     assert find_images(["-"]) == [os.fsdecode(odd)]
+    assert find_images([every[0], "no/such.png"]) == [every[0], "no/such.png"]
     with pytest.raises(FileNotFoundError, match=r"no such image: no/such\.png"):
-        find_images([every[0], "no/such.png"])
+        check_images([every[0], "no/such.png"])
     (tmp_path / "[odd].png").touch()
     assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
     (tmp_path / "mixed" / "folder.png").mkdir(parents=True)

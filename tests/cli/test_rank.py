@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +103,36 @@ def test_unreadable_images_are_left_out_on_request(with_broken: list[str], model
         assert [Path(name).name in line for name, line in zip(with_broken[1::2], printed.err.splitlines(), strict=True)] == [True, True]
         assert main([command, "cat", *with_broken[::2], "--skip-unreadable", "--model", model_folder, "--json"]) == 0
         assert "skipped" not in json.loads(capsys.readouterr().out)
+
+
+def test_missing_images_are_unreadable_ones(
+    with_broken: list[str], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named or listed on standard input, twice, or as a link to nothing in a folder; messages name options as the command line does."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link\n.png").symlink_to("nowhere")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{with_broken[1]}\nmissing.png\n"))
+    arguments = [
+        "score",
+        "cat",
+        with_broken[0],
+        "missing.png",
+        "missing.png",
+        "-",
+        str(tmp_path / "folder"),
+        "--model",
+        model_folder,
+        "--json",
+    ]
+    assert main([*arguments, "--skip-unreadable"]) == 1
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert [row["image"] for row in result["images"]] == with_broken[:1]
+    assert [Path(row["image"]).name for row in result["skipped"]] == ["missing.png", "half.png", "link\n.png"]
+    assert result["skipped"][0]["error"] == "no such image: missing.png"
+    assert "pass --allow-truncated" in result["skipped"][1]["error"]
+    assert len(printed.err.splitlines()) == 3
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{with_broken[1]}\n"))
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("image-reward: 3 of 4 images cannot be read: no such image: missing.png; ")

@@ -422,6 +422,7 @@ def test_ratings_beside_images_in_a_table(tmp_path: Path, a: dict[str, Any], b: 
         (("cat", "9.png", math.inf), "the rating is inf, not a number"),
         (("cat", "9.png", None), "the rating is None, not a number"),
         (("cat", "9.png", "good"), "the rating is 'good', not a number"),
+        (("cat", "9.png", "4,25"), "the rating is '4,25', not a number; write 1,5 as 1.5"),
         ((None, "9.png", 1), "the prompt is None, not text"),
         (("cat", None, 1), "the image is None, not a path"),
         (("cat", 9, 1), "the image is 9, not a path"),

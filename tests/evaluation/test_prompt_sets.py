@@ -40,7 +40,7 @@ CATS = [Prompt("a", "a cat", "animals"), Prompt("b", "two cats, sitting")]
         (
             "p.tsv",
             'Prompt\tCategory\na "red" cat\tA\n"red" cat\tB\n',
-            [Prompt("00000", 'a "red" cat', "A"), Prompt("00001", "red cat", "B")],
+            [Prompt("00000", 'a "red" cat', "A"), Prompt("00001", '"red" cat', "B")],
         ),
     ],
 )

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from image_reward.errors import ImageReadError, StoreError
-from image_reward.jobs.files import Access
+from image_reward.errors import ImageReadError, InputError, StoreError
+from image_reward.jobs.files import Access, Folder
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,9 @@ def test_what_a_library_of_an_object_store_raises_is_of_the_image(
     monkeypatch.setattr(type(bucket), "_info", fail)
     with pytest.raises(expected, match=message):
         Access().read("s3://bkt/a.png")
+
+
+def test_an_empty_text_is_not_the_root_of_the_file_system() -> None:
+    with pytest.raises(InputError, match="the path of the job's folder is empty; is a variable of the shell unset"):
+        Folder.at("")
+    assert Folder.at("/").path == "/"

@@ -287,6 +287,10 @@ def test_human_rankings(bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
         ["data", "convert", "nothing.json", "s3://bkt/converted.jsonl"],
         ["data", "split", "nothing.json", "s3://bkt/split"],
         ["export", "s3://bkt/model.onnx", "--model", "ImageReward-mini"],
+        ["models", "convert", "ImageReward-mini", "s3://bkt/model"],
+        ["models", "info", "s3://bkt/model"],
+        ["models", "info", "https://host/model.onnx"],
+        ["models", "info", "ImageReward-mini", "--config", "s3://bkt/config.json"],
     ],
 )
 def test_what_is_read_and_written_on_this_machine_alone_says_so(

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
@@ -143,7 +144,10 @@ def trained(linear: Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
     y = linear(x)
     (y * weights).sum().backward()
-    return [y.detach(), *(tensor.grad for tensor in (x, *linear.parameters()) if tensor.grad is not None)]
+    return [
+        y.detach(),
+        *(tensor.grad for tensor in (x, *linear.parameters()) if tensor.grad is not None),
+    ]
 
 
 @in_every_way
@@ -181,6 +185,27 @@ def test_training_takes_onednn_for_all_three_products(monkeypatch: pytest.Monkey
     shapes.clear()
     trained(layer(OUT + 12).requires_grad_(True), rows(4), torch.ones(()))
     assert not shapes  # small products are ``F.linear``
+
+
+def test_a_checkpointed_layer_is_computed_again_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception ends the recomputation where the layer keeps its tensors; it is no failure of the operation."""
+    monkeypatch.setenv(VARIABLE, "onednn")
+    calls: list[int] = []
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(1)
+        return multiply(*arguments)
+
+    replace_operation(monkeypatch, counted)
+    linear = layer(OUT + 20).requires_grad_(True)
+    expected = trained(linear, rows(150), torch.ones(()))
+    x = rows(150).requires_grad_()
+    checkpoint(linear, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None
+    assert_right(x.grad, expected[1].double())
+    calls.clear()
+    linear(rows(150))
+    assert len(calls) == 1  # the way is still taken
 
 
 @in_every_way

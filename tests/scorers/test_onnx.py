@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -133,7 +137,7 @@ def test_another_file_has_another_identity(loaded: ir.Scorer, exported: Path, tm
 def test_what_an_onnx_file_cannot(loaded: ir.Scorer, exported: Path) -> None:
     for options, message in (
         ({"dtype": "bfloat16"}, "computes in float32"),
-        ({"dtype": "int8"}, "int8 is for scorers with an image tower"),
+        ({"dtype": "int8"}, "computes in float32"),
         ({"compile": True}, "compile is for scorers with an image tower"),
         ({"exact": True}, "load the model it was exported from"),
         ({"config": "config.json"}, "carries its own"),
@@ -156,6 +160,77 @@ def test_a_file_that_is_no_scorer_is_named(exported: Path, tmp_path: Path, monke
     onnx.save_model(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match=r"foreign\.onnx is an ONNX file of another program"):
         ir.load(tmp_path / "foreign.onnx")
+    (tmp_path / "CAPITALS.ONNX").write_bytes(exported.read_bytes())
+    assert ir.load(tmp_path / "CAPITALS.ONNX").name == "CAPITALS"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match="pip install onnxruntime"):
         ir.load(exported)
+
+
+def changed_config(model: onnx.ModelProto, text: str) -> None:
+    next(entry for entry in model.metadata_props if entry.key == "config").value = text
+
+
+def another_architecture(model: onnx.ModelProto) -> None:
+    config = next(entry for entry in model.metadata_props if entry.key == "config")
+    config.value = json.dumps(json.loads(config.value) | {"architecture": "Other"})
+
+
+def other_pixels(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def two_outputs(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Identity", ["rewards"], ["more"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["images"]))
+
+
+def not_finite(model: onnx.ModelProto) -> None:
+    weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims)[:1] == [96])
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full(list(weight.dims), np.nan, dtype=np.float32), weight.name))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (another_architecture, r"changed\.onnx is of architecture 'Other', which this release does not know"),
+        (lambda model: changed_config(model, ""), r"the config in the metadata of .*changed\.onnx is not JSON"),
+        (lambda model: changed_config(model, "[1]"), r"the config in the metadata of .*changed\.onnx is not a config of this package"),
+        (other_pixels, r"changed\.onnx does not compute a finite reward"),
+        (two_outputs, r"changed\.onnx does not compute a finite reward"),
+        (not_finite, r"changed\.onnx does not compute a finite reward"),
+    ],
+)
+def test_a_changed_file_is_refused_when_it_is_loaded(
+    exported: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    model = onnx.load(exported)
+    change(model)
+    onnx.save_model(model, tmp_path / "changed.onnx")
+    with pytest.raises(CheckpointError, match=message):
+        ir.load(tmp_path / "changed.onnx")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda scorer: pickle.loads(pickle.dumps(scorer))], ids=["copied", "pickled"])
+def test_a_copy_opens_the_file_again(exported: Path, tmp_path: Path, copied: Callable[[ir.Scorer], ir.Scorer]) -> None:
+    path = tmp_path / "mini.onnx"
+    path.write_bytes(exported.read_bytes())
+    original = ir.load(path, batch_size=3)
+    drawn = shapes.comparisons(1, seed=3)[0].images
+    other = copied(original)
+    assert other.score("a red circle", drawn) == original.score("a red circle", drawn)
+    assert (other.name, other.batch_size) == (original.name, 3)
+    model = onnx.load(exported)
+    model.doc_string = "changed"
+    onnx.save_model(model, path)
+    with pytest.raises(CheckpointError, match="has changed since it was loaded; load it again"):
+        copied(original)
+
+
+def test_models_verify_and_info_say_what_is_known(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "verify", str(exported)]) == 0
+    assert capsys.readouterr().out == f"{exported} is valid: it computes finite rewards\n"
+    assert main(["models", "info", str(exported), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["max_tokens"] == 24
+    assert "parameters" not in facts

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 
+from image_reward.addresses import Address
 from image_reward.cli.options import Config, OutputOptions, UsageError, print_json
 from image_reward.terminal import note
 
@@ -96,7 +97,8 @@ class Verify:
 
         example = self._example() if self.published else None  # before the model is loaded
         scorer = load(self.model, "cpu", config=self.config)
-        print(f"{self.model} is valid: {sum(p.numel() for p in scorer.parameters()):,} parameters, all finite")
+        parameters = sum(p.numel() for p in scorer.parameters())
+        print(f"{self.model} is valid: " + (f"{parameters:,} parameters, all finite" if parameters else "it computes finite rewards"))
         return self._compare(scorer, example) if example else 0
 
     def _example(self) -> PublishedExample:
@@ -151,6 +153,7 @@ class Convert:
         from image_reward.files import remove_unfinished
         from image_reward.scorers import load
 
+        Address.parse(self.output)  # refuses what a Path makes of an address
         remove_unfinished(self.output)
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise UsageError(f"{self.output} already exists and is not an empty folder")
@@ -195,7 +198,9 @@ class Info(OutputOptions):
         from image_reward.scorers import load
 
         scorer = load(self.model, "cpu", config=self.config)
-        facts: dict[str, Any] = {"name": scorer.name, "parameters": sum(p.numel() for p in scorer.parameters())}
+        facts: dict[str, Any] = {"name": scorer.name}
+        if parameters := sum(p.numel() for p in scorer.parameters()):  # an ONNX file does not say
+            facts["parameters"] = parameters
         config = getattr(scorer, "config", None)
         if is_dataclass(config) and not isinstance(config, type):
             facts |= asdict(config)

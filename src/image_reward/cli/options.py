@@ -284,24 +284,27 @@ class SkipOptions(LoadingOptions):
         All are decoded before a model is loaded. Raises ``ImageReadError`` that names every unreadable image, without --skip-unreadable
         or where no other image is left.
         """
-        from image_reward.images import ImageOptions, open_image
+        different = dict.fromkeys(images)
+        problems = {image: "" if Address.parse(image).exists() else f"no such image: {image:.200}" for image in different}
+        if not all(problems.values()):
+            from image_reward.images import ImageOptions, open_image  # loads PyTorch
 
-        options = ImageOptions(**asdict(self.image))
-        broken: dict[str, str] = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # comes again when they are scored
-            for image in dict.fromkeys(images):
-                try:
-                    open_image(image, options)
-                except (ImageReadError, FileNotFoundError) as error:
-                    broken[image] = str(error)
+            options = ImageOptions(**asdict(self.image))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # comes again when they are scored
+                for image in (image for image, problem in problems.items() if not problem):
+                    try:
+                        open_image(image, options)
+                    except (ImageReadError, FileNotFoundError) as error:
+                        problems[image] = in_options(str(error))
+        broken = {image: problem for image, problem in problems.items() if problem}
         kept = [image for image in images if image not in broken]
         if broken and not (self.skip_unreadable and kept):
             remedy = "; --skip-unreadable leaves out what cannot be read" if kept else ""
             count = f"{len(broken):,} of {len(set(images)):,} images cannot be read: " if len(broken) > 1 else ""
             raise ImageReadError(count + "; ".join(broken.values()) + remedy)
         for message in broken.values():
-            note(f"left out: {message}")
+            note("left out: " + message.replace("\n", "\\n"))  # a name may hold a line end
         return kept, broken
 
 
@@ -350,7 +353,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     """Files as they are, folders as the images in them (sorted; not those in folders within), globs as the files they match, - as what
     standard input names. What a folder holds besides, such as HEIC pictures, is named on standard error.
 
-    Raises ``FileNotFoundError`` that names the first file that does not exist, and ``UsageError`` where there are no images.
+    Files that are named need not exist. Raises ``UsageError`` where there are no images.
     """
     from image_reward.image_files import list_images
 
@@ -377,7 +380,6 @@ def find_images(arguments: Iterable[str]) -> list[str]:
             images.append(argument)
     if not images:
         raise UsageError("there are no images to score: name files, folders or globs")
-    check_images(images)
     return images
 
 

@@ -15,6 +15,7 @@ from image_reward.cli.options import (
     PromptSet,
     ReportOptions,
     UsageError,
+    check_images,
     find_images,
 )
 from image_reward.terminal import note
@@ -46,6 +47,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
 
         prompts = [*self.prompt, *(prompt.prompt for prompt in (prompts_of(self.prompts) if self.prompts else []))]
         images = find_images(self.images)
+        check_images(images)
 
         from image_reward.evaluation.precision_report import precision_report
         from image_reward.scorers.precision import agreement

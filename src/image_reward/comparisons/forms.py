@@ -316,7 +316,8 @@ def _read_ratings(image_key: str, rating_key: str, rows: Iterable[Row], base: Ad
         if not problem and not isinstance(image, ParquetImage) and (wrong := _image_problem(image)):
             problem = f"the image is {_short(image)}, {wrong}"
         if not problem and not math.isfinite(rating):
-            problem = f"the {rating_key} is {_short(values[rating_key])}, not a number"
+            remedy = "; write 1,5 as 1.5" if re.fullmatch(r"\s*-?\d*,\d+\s*", str(values[rating_key])) else ""
+            problem = f"the {rating_key} is {_short(values[rating_key])}, not a number{remedy}"
         if problem:
             yield Record(row.where, problem=problem)
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Union
 
 from image_reward.addresses import Address, PathLike, scheme
-from image_reward.errors import AddressError, ImageReadError, JobError
+from image_reward.errors import AddressError, ImageReadError, InputError, JobError
 from image_reward.image_files import LARGEST_FILE, read_image_file
 
 LARGEST_TEXT = 1 << 24
@@ -85,6 +85,9 @@ class Folder:
 
     @classmethod
     def at(cls, path: PathLike) -> Folder:
+        """Raises ``InputError`` for an empty text, which would become the root of the file system or the folder one is in."""
+        if path == "":
+            raise InputError("the path of the job's folder is empty; is a variable of the shell unset?")
         return cls(Address.parse(path.rstrip("/") or "/" if isinstance(path, str) else path))
 
     @property

@@ -129,7 +129,14 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias, False)
+        ctx.multiply = _matmul
+        try:  # around this alone: keeping tensors may raise too, to end a recomputation of ``torch.utils.checkpoint``
+            return _onednn(x, weight, bias, False)
+        except Exception:  # as in ``_fastest``
+            y = F.linear(x, weight, bias)
+            _chosen[_training_key(weight)] = PLAIN
+            ctx.multiply = torch.matmul
+            return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -137,7 +144,7 @@ class _Differentiable(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, weight.shape[0])
         # Gradients are recorded here only if they will be differentiated again, which oneDNN's operation cannot be.
-        multiply = torch.matmul if torch.is_grad_enabled() else _matmul
+        multiply = torch.matmul if torch.is_grad_enabled() else ctx.multiply
         return (
             multiply(rows, weight).view_as(x) if for_x else None,
             multiply(rows.t(), x.reshape(-1, x.shape[-1])) if for_weight else None,
@@ -157,19 +164,16 @@ _TRAINING_MARGIN = 1.25  # wide, so that the processes of a run, and one that re
 def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.dtype is not torch.float32 or x.numel() * weight.shape[0] < _LEAST_TRAINING_WORK:
         return F.linear(x, weight, bias)
-    out_features, in_features = weight.shape
-    named = os.environ.get(VARIABLE, "auto")
-    key = _Key(weight.dtype, out_features, in_features, False, torch.get_num_threads(), named, training=True)
+    key = _training_key(weight)
     if (name := _chosen.get(key)) is None:
         name = _chosen.setdefault(key, _choose_for_training(key, weight.detach()))
-    if name == PLAIN:
-        return F.linear(x, weight, bias)
-    try:
-        return _Differentiable.apply(x, weight, bias)
-    except Exception:  # as in ``_fastest``
-        y = F.linear(x, weight, bias)
-        _chosen[key] = PLAIN
-        return y
+    return F.linear(x, weight, bias) if name == PLAIN else _Differentiable.apply(x, weight, bias)
+
+
+def _training_key(weight: Tensor) -> _Key:
+    out_features, in_features = weight.shape
+    named = os.environ.get(VARIABLE, "auto")
+    return _Key(weight.dtype, out_features, in_features, False, torch.get_num_threads(), named, training=True)
 
 
 @torch.no_grad()

@@ -199,7 +199,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
     def save_pretrained(self, folder: str | Path) -> None:  # noqa: ARG002 - for scorers that can
         """Write this scorer in the package's own format. Raises ``ValueError`` where it has none."""
-        raise InputError(f"{self.name} is a {type(self).__name__}, which has no format of this package")
+        raise InputError(f"{self.name} ({type(self).__name__}) has no format of this package, so it cannot be saved")
 
     def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
         if not prompts:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_reward.addresses import Address
 from image_reward.config import CONFIG_NAME, RewardConfig, ScorerConfig
 from image_reward.errors import CheckpointError, InputError
 from image_reward.files import read_json
@@ -40,7 +41,7 @@ def build_imagereward(paths: Paths, options: LoadOptions, kind: type[ImageReward
         raise CheckpointError(f"{path} is one of BLIP's own checkpoints, which have no reward head; load it as BLIP or BLIP-ITM")
     config = options.config
     if config is not None and not isinstance(config, ScorerConfig):
-        config = ScorerConfig.from_values(read_json(Path(config)), os.fspath(config))
+        config = ScorerConfig.from_values(read_json(Address.parse(config).local), os.fspath(config))
     known = config or carried or options.registered
     if known is not None and known.architecture != "ImageReward":
         raise CheckpointError(f"{path} is of architecture {known.architecture!r}, which this release does not know")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from image_reward.addresses import Address
 from image_reward.config import CONFIG_NAME, HEAD_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
@@ -87,14 +88,15 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     name = os.fspath(model)
     if spec := spec_of(name):
         return FoundModel(spec.fetch(Path(cache_dir) if cache_dir else None), name, spec.config, spec.build)
+    local = Address.parse(model, allow_https=True).local
     try:
-        path = Path(name).expanduser()
+        path = local.expanduser()
         is_here = bool(name) and path.exists()
     except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
-        path, is_here = Path(name), False
+        path, is_here = local, False
     if is_here:
         return _find_here(path, name)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx"):
+    if path.suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx"):
         raise FileNotFoundError(f"no such checkpoint: {name}")
     if _HUB_ID.fullmatch(name):
         return _find_on_hub(name)
@@ -139,9 +141,9 @@ def _find_here(path: Path, asked: str) -> FoundModel:
         config = path / CONFIG_NAME
         # A folder without a config goes to ImageReward's reader, which says what it lacks.
         return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return FoundModel({"onnx": path}, name, None, build_onnx)
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return FoundModel({"weights": path}, name, _published_config(path), build_imagereward)
     kind = _kind_of(path)
     if kind.files:
@@ -189,8 +191,8 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an
-            ensemble, or the hub id of a model folder.
+            ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an ensemble, or the hub id of a model
+            folder.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
@@ -204,6 +206,7 @@ def load(
 
     Raises:
         UnknownModelError, FileNotFoundError, DownloadError: there is nothing to load; the message says where it should come from.
+        AddressError: the model is in an object store or on the web, and only files of this machine are loaded.
         CheckpointError: the file is damaged or does not fit the network.
     """
     options = LoadOptions(
@@ -256,6 +259,8 @@ def _place(
     chosen = choose_device("cpu" if on_cpu and device is None else device)
     if on_cpu and chosen.type != "cpu":
         raise InputError(f"{on_cpu.name} is an ONNX file, which is computed on the CPU; for {device} load the model it was exported from")
+    if on_cpu and quantized:
+        on_cpu.cast(torch.int8)  # raises
     for part in parts:
         if not is_quantized(part):  # its tower may be another's that was placed before
             part.cast(dtype or torch.float32)

@@ -62,7 +62,7 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
     except ImportError as error:
         raise InputError(f"export to ONNX needs {error.name}: pip install 'image-reward[export]'") from None
     if not isinstance(scorer, ImageRewardScorer):
-        raise InputError(f"{scorer.name} is a {type(scorer).__name__}; only models of ImageReward's architecture can be exported")
+        raise InputError(f"{scorer.name} ({type(scorer).__name__}) cannot be exported: only models of ImageReward's architecture can")
     if is_quantized(scorer):
         raise InputError("a scorer of dtype int8 cannot be exported; load it in float32")
     size = sum(p.numel() * p.element_size() for p in scorer.parameters())
@@ -84,8 +84,8 @@ def export_onnx(scorer: Scorer[Any], path: Path) -> float:
 def _to_onnx(scorer: ImageRewardScorer, network: nn.Module) -> Any:
     """The network as an ``onnx.ModelProto``."""
     # Two images at least: with one, the exporter would take the batch for a constant.
-    example = _inputs(scorer, 2, min(5, scorer.config.max_tokens))
-    images, tokens = torch.export.Dim("images", max=1 << 20), torch.export.Dim("tokens", max=scorer.config.max_tokens)
+    example = _inputs(scorer.config, 2, min(5, scorer.config.max_tokens))
+    images, tokens = torch.export.Dim("images"), torch.export.Dim("tokens", max=scorer.config.max_tokens)
     dynamic = ({0: images}, {0: images, 1: tokens}, {0: images, 1: tokens})
     with torch.no_grad():
         # Strict: the other way of tracing takes len(tensor) for a constant.
@@ -129,12 +129,12 @@ def metadata(scorer: ImageRewardScorer) -> dict[str, str]:
     }
 
 
-def _inputs(scorer: ImageRewardScorer, num_images: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(config: ScorerConfig, num_images: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random pixels, and ids of which every second row is shorter by one where there is room for it."""
     random = torch.Generator("cpu").manual_seed(num_images)
-    size = scorer.config.image.size
+    size = config.image.size
     pixels = torch.randint(0, 256, (num_images, 3, size, size), generator=random, dtype=torch.uint8, device="cpu")
-    ids = torch.randint(5, scorer.config.network.vocab_size, (num_images, num_tokens), generator=random, device="cpu")
+    ids = torch.randint(5, config.network.vocab_size, (num_images, num_tokens), generator=random, device="cpu")
     mask = torch.ones(num_images, num_tokens, dtype=torch.bool, device="cpu")
     if num_tokens > 2:
         mask[1::2, -1] = False
@@ -145,7 +145,7 @@ def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Pat
     import onnxruntime
 
     longest = scorer.config.max_tokens
-    checked = [_inputs(scorer, num_images, min(num_tokens or longest, longest)) for num_images, num_tokens in _CHECKED_SHAPES]
+    checked = [_inputs(scorer.config, num_images, min(num_tokens or longest, longest)) for num_images, num_tokens in _CHECKED_SHAPES]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     try:
@@ -169,17 +169,16 @@ def _largest_difference(scorer: ImageRewardScorer, network: nn.Module, path: Pat
 class OnnxScorer(Scorer[TwoTowerBatch]):
     """A file that ``export_onnx`` wrote, computed by ONNX Runtime on the CPU in float32. It gives no gradients."""
 
+    digest: Tensor
+    """Of the file."""
+
     def __init__(self, path: Path, name: str, options: ImageOptions | None = None, long_prompts: LongPrompts = "truncate") -> None:
         """Raises ``InputError`` without ONNX Runtime, ``CheckpointError`` for a file that is damaged or of another origin."""
         super().__init__()
-        self.name = name
+        self.name, self.path = name, path.absolute()
         self.session, self.config = _open(path)
-        digest = hashlib.blake2b(digest_size=16)
-        with open_regular(path) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
         # In place of weights, for whoever asks whether saved rewards are of this scorer.
-        self.register_buffer("digest", torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8), persistent=False)
+        self.register_buffer("digest", _digest(path), persistent=False)
         self.tie, self.scale, self.reference = self.config.reward.tie, self.config.reward.std, self.config.reward.reference
         transform = ImageTransform(self.config.image.size, self.config.image.mean, self.config.image.std, options or ImageOptions())
         self.prepare = TwoTowerProcessor(transform, PromptTokenizer(self.config.max_tokens, long_prompts, self.config.vocabulary))
@@ -191,6 +190,15 @@ class OnnxScorer(Scorer[TwoTowerBatch]):
         (rewards,) = self.session.run(None, {name: tensor.cpu().numpy() for name, tensor in zip(INPUTS, inputs, strict=True)})
         return torch.from_numpy(rewards)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "session"}  # which can be neither pickled nor copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.session, _ = _open(self.path)
+        if not torch.equal(_digest(self.path), self.digest.cpu()):
+            raise CheckpointError(f"{self.path} has changed since it was loaded; load it again")
+
     def cast(self, dtype: torch.dtype) -> None:
         if dtype is not torch.float32:
             raise InputError(
@@ -198,8 +206,16 @@ class OnnxScorer(Scorer[TwoTowerBatch]):
             )
 
 
+def _digest(path: Path) -> Tensor:
+    digest = hashlib.blake2b(digest_size=16)
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
 def _open(path: Path) -> tuple[Any, ScorerConfig]:
-    """ONNX Runtime's session of a file, and the config in its metadata."""
+    """ONNX Runtime's session of a file, tried on an image, and the config in its metadata."""
     try:
         import onnxruntime
     except ImportError:
@@ -213,9 +229,22 @@ def _open(path: Path) -> tuple[Any, ScorerConfig]:
         raise CheckpointError(
             f"{path} is damaged, or not an ONNX file ({' '.join(str(error).split()):.200}); write it again with `image-reward export`"
         ) from None
-    config = session.get_modelmeta().custom_metadata_map.get("config")
-    if config is None or [node.name for node in session.get_inputs()] != INPUTS:
+    carried = session.get_modelmeta().custom_metadata_map.get("config")
+    if carried is None or [node.name for node in session.get_inputs()] != INPUTS:
         raise CheckpointError(
             f"{path} is an ONNX file of another program: only what `image-reward export` writes says how images and prompts are prepared"
         )
-    return session, ScorerConfig.from_json(config, str(path))
+    config = ScorerConfig.from_json(carried, f"the config in the metadata of {path}")
+    if config.architecture != "ImageReward":
+        raise CheckpointError(f"{path} is of architecture {config.architecture!r}, which this release does not know")
+    tried = _inputs(config, 1, config.max_tokens)
+    try:
+        (rewards,) = session.run(None, dict(zip(INPUTS, (value.numpy() for value in tried), strict=True)))
+        is_reward = rewards.shape == (1,) and rewards.dtype == np.float32 and bool(np.isfinite(rewards).all())
+    except Exception:  # ONNX Runtime's errors share no base class
+        is_reward = False
+    if not is_reward:
+        raise CheckpointError(
+            f"{path} does not compute a finite reward from an image and a prompt; write it again with `image-reward export`"
+        )
+    return session, config

@@ -38,7 +38,9 @@ def quantize(scorer: Scorer[Any]) -> None:
     Raises ``ValueError`` where torchao is missing or cannot compute on the scorer's device.
     """
     if not isinstance(scorer, TwoTowerScorer):
-        raise InputError(f"dtype int8 is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; use bfloat16")
+        raise InputError(
+            f"dtype int8 is for scorers with an image tower, and {scorer.name} ({type(scorer).__name__}) has none; use bfloat16"
+        )
     if scorer.device.type not in ("cpu", "cuda"):
         raise InputError(f"dtype int8 works on cpu and cuda, not on {scorer.device.type}; use bfloat16 there")
     try:
@@ -124,7 +126,9 @@ def compile_scorer(scorer: Scorer[Any]) -> None:
     Inductor's cache on disk (``TORCHINDUCTOR_CACHE_DIR``). Raises ``ValueError`` where there is no C++ compiler.
     """
     if not isinstance(scorer, TwoTowerScorer):
-        raise InputError(f"compile is for scorers with an image tower, and {scorer.name} is a {type(scorer).__name__}; leave compile out")
+        raise InputError(
+            f"compile is for scorers with an image tower, and {scorer.name} ({type(scorer).__name__}) has none; leave compile out"
+        )
     if scorer.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from reading import read_all
 
-from image_reward.errors import JobError
+from image_reward.errors import JobError, RowsError
 from image_reward.rows import read_rows
 
 
@@ -68,6 +68,35 @@ def test_a_quote_that_is_not_closed_costs_its_line_alone(tmp_path: Path) -> None
             assert re.match(
                 r"row \d is not CSV: .*close every quote|row \d opens a quote|row \d has a cell of more", rows[prompts.index(None)][3]
             )
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ('"prompt";"image";"a, b"\n"x;y";0.png;1,5\n', ["x;y"]),
+        ("\ufeff\n  \n" + "\n" * 70_000 + "prompt;image\nx;0.png\n", ["x"]),
+        ("\ufeffprompt;image\r\nx;0.png\r\n", ["x"]),
+        ('"a,\nb";prompt;image\r1;x;0.png\r', ["x"]),  # a header of two lines
+        ("prompt\timage\n" + '"red" cat\t0.png\n5" disk\t0.png\n"a\nb"\t0.png\n', ['"red" cat', '5" disk', "a\nb"]),
+        (f"prompt;image;{'x' * 70_000}\nx;0.png;1\n", ["x"]),
+    ],
+)
+def test_tables_are_read_as_by_read_rows(text: str, prompts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    rows = [row.values for row in read_rows(path, ["prompt"])]
+    assert [row["prompt"] for row in rows] == prompts
+    for size in (1, 100):
+        assert [row[0] for row in read_all(path, size)[1]] == rows
+
+
+def test_a_quote_that_is_text_between_tabs_takes_no_rows_into_its_cell(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt\timage\n"a cat\t0.png\na dog"\t1.png\na cow\t2.png\n')
+    with pytest.raises(RowsError, match="a quote is opened and not closed on its line"):
+        list(read_rows(path, ["prompt"]))
+    _, rows = read_all(path)
+    assert [(row[1], bool(row[3])) for row in rows] == [(None, True), ('a dog"', False), ("a cow", False)]
 
 
 def test_json_lines_with_columns_of_every_type(tmp_path: Path) -> None:

@@ -10,7 +10,18 @@ from typing import IO, Any
 from image_reward.errors import JobError, RowsError
 from image_reward.jobs.arrow import arrow, clean, is_clean, text_array, text_table
 from image_reward.jobs.rows import Input, Rows, Shard, cut_records
-from image_reward.rows import LongLineError, TextLines, csv_header, csv_misfit, csv_problem, csv_separator, json_object, other_kind
+from image_reward.rows import (
+    LongLineError,
+    TextLines,
+    csv_cells,
+    csv_header,
+    csv_misfit,
+    csv_problem,
+    csv_separator,
+    is_header,
+    json_object,
+    other_kind,
+)
 
 
 def _skip_line(lines: TextLines, start: int, file: str) -> None:
@@ -30,9 +41,11 @@ def _head(stream: IO[bytes], file: str) -> bytes:
 
 
 def _separator(stream: IO[bytes], file: str) -> str:
-    """What separates the cells of a CSV file, which its first line shows."""
-    first = _head(stream, file).splitlines()[:1]
-    return csv_separator(first[0].decode("utf-8", "replace"), file) if first else ","
+    """What separates the cells of a CSV file, which its header shows."""
+    try:
+        return csv_separator(TextLines(stream), file)
+    except LongLineError:
+        return ","  # and whoever reads the header says what is wrong
 
 
 class CsvInput(Input):
@@ -47,10 +60,11 @@ class CsvInput(Input):
 
     def _header(self, stream: IO[bytes], file: str) -> tuple[list[str], int, str]:
         """The columns, the byte after them, and what separates cells. Raises ``JobError``."""
+        _head(stream, file)
         separator = _separator(stream, file)
         lines = TextLines(stream)
         try:
-            cells = next((cells for cells in csv.reader(lines, delimiter=separator, strict=True) if any(cells)), [])
+            cells = next(filter(is_header, csv_cells(lines, separator)), [])
             header = csv_header(cells, file) if cells else []
         except (csv.Error, LongLineError) as error:
             raise JobError(f"the first line of {file} is not CSV: {error}; save it as CSV with a row on each line") from None
@@ -62,7 +76,7 @@ class CsvInput(Input):
 
     def _records(self, file: str, lines: TextLines, separator: str) -> Iterator[tuple[int, int, list[str] | str]]:
         """First byte, byte after the last, and the cells, or what is wrong with them."""
-        reader = csv.reader(lines, delimiter=separator, strict=True)
+        reader = csv_cells(lines, separator)
         while True:
             start = lines.end
             try:
@@ -72,7 +86,7 @@ class CsvInput(Input):
             except (csv.Error, LongLineError) as error:  # of this record, however far it was read
                 cells = csv_problem(error) if isinstance(error, csv.Error) else str(error)
                 _skip_line(lines, start, file)
-                reader = csv.reader(lines, delimiter=separator, strict=True)
+                reader = csv_cells(lines, separator)
             if cells:
                 yield start, lines.end, cells
 
