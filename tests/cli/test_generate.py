@@ -111,13 +111,11 @@ def test_nothing_is_overwritten(pipeline: str, tmp_path: Path, capsys: pytest.Ca
         (["a cat", "--best-of", "0"], "--best-of must be at least 1, not 0"),
         (["a cat", "--best-of", "2", "--keep", "3"], "--keep must be at least 1 and at most --best-of, 2, not 3"),
         (["a cat", "--steps", "0"], "--steps must be at least 1, not 0"),
-        (["a cat", "--images-per-batch", "0"], "--images-per-batch must be at least 1, not 0"),
         (["a cat", "--guidance-scale", "nan"], "--guidance-scale must be a number of at least 0, not nan"),
         (["a cat", "--seed", "-1"], "--seed must be at least 0"),
         (["a cat", " "], "the prompt is empty"),
         (["cat.png"], "cat.png is the name of a file, not a prompt. Files and published sets of prompts are read by --prompts."),
         ([], "give either prompts, each in quotes, or --prompts"),
-        (["a cat", "--prompts", "DrawBench"], "give either prompts, each in quotes, or --prompts"),
         (["a cat", "--pipeline", "s3://bucket/pipeline"], "a pipeline is a folder on this machine, or a hub id OWNER/NAME"),
     ],
 )
@@ -163,6 +161,17 @@ def test_a_pipeline_without_prompts(tmp_path: Path, capsys: pytest.CaptureFixtur
     arguments = ["a cat", "--pipeline", str(tmp_path / "ddpm"), "--output", str(tmp_path / "out"), *SMALL]
     assert main(["generate", *arguments]) == 1
     assert error_of(capsys) == f"--pipeline {tmp_path}/ddpm is a DDPMPipeline, which takes no prompt; give a text-to-image pipeline"
+
+
+def test_a_pipeline_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def unknown(name: str, **_: object) -> None:
+        raise OSError(f"{name} is not known\nhere")
+
+    monkeypatch.setattr(diffusers.AutoPipelineForText2Image, "from_pretrained", unknown)
+    assert main(["generate", "a cat", "--pipeline", "some/pipeline", "--output", str(tmp_path), *SMALL]) == 1
+    assert error_of(capsys) == (
+        "--pipeline some/pipeline is not a folder here, and cannot be loaded from the hub: some/pipeline is not known"
+    )
 
 
 def test_an_image_of_a_pipeline_for_videos(tmp_path: Path, run_json: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import os
 import re
@@ -16,7 +17,7 @@ import tyro
 
 from image_reward.addresses import Address
 from image_reward.cli.options import ModelOptions, OutputOptions, PromptOptions, PromptSet, UsageError, check_output, print_json
-from image_reward.errors import ImageRewardError, InputError
+from image_reward.errors import InputError
 from image_reward.terminal import note
 
 if TYPE_CHECKING:
@@ -258,15 +259,17 @@ def _check_pipeline(name: str) -> None:
 
 def _load_pipeline(name: str, dtype: str, device: str | None) -> Any:
     """The text-to-image pipeline of a folder or a hub id, on its device. Raises ``InputError`` for one that cannot be loaded."""
-    import diffusers
     import torch
 
     from image_reward.scorers.loading import choose_device
 
     place = choose_device(device)
-    if not sys.stderr.isatty():
-        import transformers
+    # It recommends torchvision for each class that diffusers imports. Warnings of weights come from other loggers.
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+    import diffusers
+    import transformers
 
+    if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
     try:
@@ -274,13 +277,10 @@ def _load_pipeline(name: str, dtype: str, device: str | None) -> Any:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(name, dtype=getattr(torch, dtype))
         except ValueError:  # it knows neither pipelines for videos nor each new one
             pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=getattr(torch, dtype))
-    except ImageRewardError:
-        raise
-    except (
-        Exception
-    ) as error:  # of diffusers, transformers, the hub and safetensors, each of which has its own for a file that is not right
+    except Exception as error:  # diffusers, transformers, the hub and safetensors each have their own for files that are not right
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"--pipeline {name} cannot be loaded: {lines[0]:.400}") from error
+        where = "cannot be loaded" if Path(name).is_dir() else "is not a folder here, and cannot be loaded from the hub"
+        raise InputError(f"--pipeline {name} {where}: {lines[0]:.400}") from error
     if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
         raise InputError(f"--pipeline {name} is a {type(pipe).__name__}, which takes no prompt; give a text-to-image pipeline")
     pipe.set_progress_bar_config(disable=True)
