@@ -37,7 +37,7 @@ def test_help_says_nothing_empty(command: list[str], capsys: pytest.CaptureFixtu
 def test_an_option_of_a_name_means_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
     """The commands that score share all of their options on models and images."""
     shared = ("--model", "--device", "--dtype", "--batch-size", "--long-prompts", "--orient", "--allow-truncated", "--max-pixels", "--json")
-    for command in ("rank", "score", "compare", "score-files", "evaluate", "benchmark", "verify-precision"):
+    for command in ("rank", "score", "compare", "score-files", "evaluate", "benchmark", "generate", "verify-precision"):
         text = help_of([command], capsys)
         assert [option for option in shared if f"{option} " not in text] == []
         assert "inference options" in text

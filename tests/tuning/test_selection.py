@@ -97,6 +97,7 @@ def test_any_pipeline_makes_images() -> None:
     [
         ({"n": 0}, "n must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"height": 15}, "StableDiffusionPipeline refused the call: .*divisible by"),
         ({"generator": None}, "best_of.. sets generator of the pipeline itself"),
         ({"num_images_per_prompt": 3}, "best_of.. sets num_images_per_prompt of the pipeline itself"),
     ],

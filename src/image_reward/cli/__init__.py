@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train a reward model on human rankings.",
     "evaluate": "Measure how well scorers agree with human rankings.",
     "benchmark": "Compare image generators by the rewards of their images.",
+    "generate": "Generate images for prompts and keep those with the highest rewards.",
     "prompts": "List and print published sets of prompts.",
     "verify-precision": "Measure the effect of a lower precision on your own images.",
     "export": "Export a scorer to ONNX, for programs without PyTorch.",

@@ -38,6 +38,18 @@ def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:
     return table
 
 
+def generated_table(rows: Sequence[tuple[str, RewardRow, int, float]], caption: str) -> Table:
+    """Of prompt, image, seed, and the mean reward of all images of the prompt."""
+    table = empty_table("", caption)
+    table.add_column("prompt", overflow="fold")
+    table.add_column("image", overflow="fold")
+    for column in ("seed", "reward", "mean"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for prompt, row, seed, mean in rows:
+        table.add_row(*map(Text, (prompt, row.image, str(seed), f"{row.reward:+.4f}", f"{mean:+.4f}")))
+    return table
+
+
 def preference_table(preference: Preference, a: str, b: str, title: str, caption: str) -> Table:
     table = empty_table(title, caption)
     table.add_column("image", overflow="fold")

@@ -74,7 +74,7 @@ def best_of(
         batch_size: Images that are generated at once.
         call_arguments: Further arguments of the pipeline, as ``num_inference_steps``.
 
-    Raises ``InputError`` for arguments that make no sense, and what ``load`` and ``Scorer.score`` raise.
+    Raises ``InputError`` for arguments that make no sense, here or to the pipeline, and what ``load`` and ``Scorer.score`` raise.
 
     >>> best = BestOf("a cat", rewards=[0.5, 1.5, -1.0], seeds=[7, 8, 9], images=[Image.new("L", (8, 8), grey) for grey in range(3)])
     >>> best
@@ -92,7 +92,10 @@ def best_of(
     images: list[Image.Image] = []
     for start in range(0, n, batch_size):
         generators = [torch.Generator().manual_seed(each) for each in seeds[start : start + batch_size]]
-        made = pipe(prompt=[prompt] * len(generators), generator=generators, output_type="pil", return_dict=False, **call_arguments)[0]
+        try:
+            made = pipe(prompt=[prompt] * len(generators), generator=generators, output_type="pil", return_dict=False, **call_arguments)[0]
+        except ValueError as error:  # diffusers' own, for a size that is no multiple of 8 and the like
+            raise InputError(f"{type(pipe).__name__} refused the call: {error}") from error
         images += [_image(image, pipe) for image in made]
     return BestOf(prompt, scorer.score(prompt, images), seeds, images)
 

@@ -1,0 +1,287 @@
+"""`image-reward generate PROMPT... --pipeline PIPELINE --output FOLDER`"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from image_reward.addresses import Address
+from image_reward.cli.options import ModelOptions, OutputOptions, PromptOptions, PromptSet, UsageError, check_output, print_json
+from image_reward.errors import InputError
+from image_reward.terminal import note
+
+if TYPE_CHECKING:
+    from image_reward.evaluation.prompt_sets import Prompt
+    from image_reward.scorers import Scorer
+    from image_reward.scorers.distribution import RewardRow
+    from image_reward.tuning import BestOf
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How images are generated. What is left out is as the pipeline has it."""
+
+    seed: int = 0
+    """Of the first image; the others have the seeds that follow, through all prompts."""
+    steps: int | None = None
+    """Denoising steps."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance."""
+    height: int | None = None
+    """In pixels."""
+    width: int | None = None
+    """In pixels."""
+    images_per_batch: int = 4
+    """Images that are generated at once. It changes memory and speed only."""
+    pipeline_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the pipeline; --dtype is that of the scorer."""
+
+    def check(self, num_images: int) -> None:
+        """Raise ``UsageError`` for values that make no sense."""
+        for name in ("steps", "height", "width", "images_per_batch"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
+            raise UsageError(f"--guidance-scale must be a number of at least 0, not {self.guidance_scale}")
+        if not 0 <= self.seed <= 2**63 - num_images:
+            raise UsageError(f"--seed must be at least 0 and below 2^63 less the number of images, not {self.seed}")
+
+    def call_arguments(self, pipe: Any) -> dict[str, Any]:
+        """The arguments of the pipeline's call. Raises ``InputError`` for an option that it has no argument for."""
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        arguments: dict[str, Any] = {"num_frames": 1} if "num_frames" in parameters else {}  # an image of a pipeline for videos
+        names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "height": "height", "width": "width"}
+        for option, argument in names.items():
+            if (value := getattr(self, option)) is not None:
+                if argument not in parameters:
+                    raise InputError(f"{type(pipe).__name__} has no {argument}; leave out --{option.replace('_', '-')}")
+                arguments[argument] = value
+        return arguments
+
+
+@dataclass(kw_only=True)
+class Generate(ModelOptions, OutputOptions, PromptOptions):
+    """Generate images for prompts with a diffusers pipeline and keep those with the highest rewards.
+
+    The images are PROMPT_ID_RANK.png, as `image-reward benchmark` reads them, with prompt, seed and reward as text of the PNG.
+    """
+
+    prompt: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PROMPT...", help="Prompts, each in quotes; or use --prompts.", help_behavior_hint=""),
+    ] = ()
+    prompts: PromptSet = None
+    pipeline: Annotated[str, tyro.conf.arg(help="A text-to-image pipeline of diffusers: a folder, or a hub id OWNER/NAME.")]
+    output: Path
+    """Folder for the images. Nothing in it is overwritten."""
+    best_of: Annotated[int, tyro.conf.arg(metavar="N")] = 4
+    """Generate N images for each prompt."""
+    keep: Annotated[int, tyro.conf.arg(metavar="K")] = 1
+    """Save the best K images of each prompt."""
+    gallery: str | None = None
+    """Also write an HTML page of the saved images, prompt by prompt, in one self-contained file."""
+    generation: tyro.conf.OmitArgPrefixes[GenerationOptions] = field(default_factory=GenerationOptions)
+
+    def run(self) -> int:
+        self._check_numbers()
+        prompts = self._read_prompts()
+        self.generation.check(len(prompts) * self.best_of)
+        _check_pipeline(self.pipeline)
+        self._check_output(prompts)
+        scorer = self.load()
+        pipe = _load_pipeline(self.pipeline, self.generation.pipeline_dtype, self.inference.device)
+        arguments = self.generation.call_arguments(pipe)
+
+        from image_reward.cli.progress import progress
+        from image_reward.tuning import best_of
+
+        results = []
+        with progress("images") as update:
+            for number, prompt in enumerate(prompts):
+                made = best_of(
+                    pipe,
+                    prompt.prompt,
+                    self.best_of,
+                    scorer,
+                    seed=self.generation.seed + number * self.best_of,
+                    batch_size=self.generation.images_per_batch,
+                    **arguments,
+                )
+                results.append(_Result(prompt, made.rewards, made.seeds, self._saved(prompt, made, scorer)))
+                update((number + 1) * self.best_of, len(prompts) * self.best_of)
+        if self.json:
+            print_json(
+                {"model": scorer.name, "pipeline": self.pipeline, "best_of": self.best_of, "prompts": [each.as_dict() for each in results]}
+            )
+        else:
+            self._print_table(results, scorer)
+        if self.gallery:
+            self._write_gallery(self.gallery, results, scorer)
+        return 0
+
+    def _check_numbers(self) -> None:
+        if self.best_of < 1:
+            raise UsageError(f"--best-of must be at least 1, not {self.best_of}")
+        if not 1 <= self.keep <= self.best_of:
+            raise UsageError(f"--keep must be at least 1 and at most --best-of, {self.best_of}, not {self.keep}")
+
+    def _read_prompts(self) -> list[Prompt]:
+        from image_reward.evaluation.prompt_sets import Prompt, prompts
+        from image_reward.prompts import check_prompts
+
+        if bool(self.prompt) == (self.prompts is not None):
+            raise UsageError("give either prompts, each in quotes, or --prompts with a file or a published set")
+        for prompt in self.prompt:
+            self.check_prompt(prompt, "Files and published sets of prompts are read by --prompts.")
+        if self.prompts is None:
+            check_prompts(self.prompt)
+            return [Prompt(f"{number:05d}", prompt) for number, prompt in enumerate(self.prompt)]
+        chosen = prompts(self.prompts)
+        check_prompts([each.prompt for each in chosen])
+        for each in chosen:
+            if each.id.startswith(".") or re.search(r"[/\\\0]", each.id) or len(os.fsencode(each.id)) > _LONGEST_ID:
+                raise InputError(f"{self.prompts}: the id {each.id!r:.80} cannot begin the name of a file; give the prompt another")
+        return chosen
+
+    def _path(self, prompt: Prompt, rank: int) -> Path:
+        return self.output / f"{prompt.id}_{rank}.png"
+
+    def _check_output(self, prompts: list[Prompt]) -> None:
+        """Make the folder. Raises ``UsageError`` for what cannot be written or is there already."""
+        Address.parse(self.output)  # refuses what a Path makes of an address
+        if self.output.exists() and not self.output.is_dir():
+            raise UsageError(f"--output {self.output} is a file; give the name of a folder")
+        for path in (self._path(prompt, rank) for prompt in prompts for rank in range(1, self.keep + 1)):
+            if path.exists():
+                raise UsageError(f"{path} already exists, and nothing is overwritten; give --output another folder")
+        self.output.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.output, os.W_OK):
+            raise UsageError(f"--output {self.output}: the folder cannot be written to")
+        if self.gallery:
+            address = Address.parse(self.gallery)
+            if address.suffix.lower() != ".html":
+                raise UsageError(f"--gallery {self.gallery}: a gallery is a page; give it a name that ends in .html")
+            check_output("--gallery", self.gallery)
+            if address.exists():
+                raise UsageError(f"--gallery {self.gallery} already exists, and nothing is overwritten; give it another name")
+
+    def _saved(self, prompt: Prompt, made: BestOf, scorer: Scorer[Any]) -> list[tuple[RewardRow, int]]:
+        """Save the best images. Returns each as a row, with its seed."""
+        from PIL.PngImagePlugin import PngInfo
+
+        from image_reward.files import written_whole
+        from image_reward.scorers.distribution import RewardRow
+
+        order = sorted(range(self.best_of), key=lambda place: -made.rewards[place])
+        saved = []
+        for rank, place in enumerate(order[: self.keep], start=1):
+            path, reward, seed = self._path(prompt, rank), made.rewards[place], made.seeds[place]
+            text = PngInfo()
+            for key, value in {"prompt": prompt.prompt, "seed": seed, "reward": reward, "model": scorer.name}.items():
+                text.add_text(key, str(value))
+            with written_whole(path) as temporary:
+                made.images[place].save(temporary, format="PNG", pnginfo=text)
+            saved.append((RewardRow.of(scorer, str(path), reward, rank=rank), seed))
+        return saved
+
+    def _print_table(self, results: list[_Result], scorer: Scorer[Any]) -> None:
+        from image_reward.cli.tables import generated_table
+        from image_reward.reports.tables import show
+
+        rows = [(each.prompt.prompt, row, seed, each.mean) for each in results for row, seed in each.saved]
+        show(generated_table(rows, f"{scorer.name}; the mean is that of all {self.best_of} images of the prompt"))
+
+    def _write_gallery(self, path: str, results: list[_Result], scorer: Scorer[Any]) -> None:
+        from image_reward.reports.document import Card, Cards, Report
+        from image_reward.reports.numbers import counted, short
+        from image_reward.reports.render import write
+        from image_reward.scorers.registry import spec_of
+
+        blocks = []
+        for each in results:
+            cards = [Card(row.image, f"{row.reward:+.4f}", [f"seed {seed}", Path(row.image).name]) for row, seed in each.saved]
+            blocks.append(Cards(cards, short(each.prompt.prompt), f"Mean reward of all {self.best_of}: {each.mean:+.4f}."))
+        notice = spec.notice if (spec := spec_of(scorer.name)) else ""
+        lead = (
+            f"The best {self.keep} of {self.best_of} images of {self.pipeline} for each prompt, by the rewards of {scorer.name}. {notice}"
+        )
+        write(Report(f"Best of {self.best_of}: {counted(len(results), 'prompt')}", lead.strip(), blocks), path)
+        address = Address.parse(path)
+        note(f"gallery: {address.local.resolve() if address.is_local else address}")
+
+
+_LONGEST_ID = 200  # bytes; file systems allow names of 255
+
+
+@dataclass(frozen=True)
+class _Result:
+    prompt: Prompt
+    rewards: list[float]
+    seeds: list[int]
+    saved: list[tuple[RewardRow, int]]
+    """Best first, each with its seed."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.rewards) / len(self.rewards)
+
+    def as_dict(self) -> dict[str, Any]:
+        saved = [row.as_dict() | {"seed": seed} for row, seed in self.saved]
+        return {"id": self.prompt.id, "prompt": self.prompt.prompt, "rewards": self.rewards, "seeds": self.seeds, "images": saved}
+
+
+def _check_pipeline(name: str) -> None:
+    """Raise for what cannot be a pipeline, before anything is loaded."""
+    if find_spec("diffusers") is None:
+        raise UsageError("generating images needs diffusers: pip install 'image-reward[tune]'")
+    folder = Address.parse(name)
+    if not folder.is_local:
+        raise UsageError(f"--pipeline {name}: a pipeline is a folder on this machine, or a hub id OWNER/NAME")
+    if folder.local.is_dir():
+        if not (folder.local / "model_index.json").is_file():
+            raise InputError(f"--pipeline {name} is not a folder of a diffusers pipeline, which has a model_index.json")
+    elif folder.local.exists():
+        raise InputError(f"--pipeline {name} is a file; give the folder of a diffusers pipeline, which has a model_index.json")
+    elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, re.ASCII):
+        raise FileNotFoundError(f"--pipeline {name}: no such folder, and not a hub id OWNER/NAME")
+
+
+def _load_pipeline(name: str, dtype: str, device: str | None) -> Any:
+    """The text-to-image pipeline of a folder or a hub id, on its device. Raises ``InputError`` for one that cannot be loaded."""
+    import torch
+
+    from image_reward.scorers.loading import choose_device
+
+    place = choose_device(device)
+    # It recommends torchvision for each class that diffusers imports. Warnings of weights come from other loggers.
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        try:
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(name, dtype=getattr(torch, dtype))
+        except ValueError:  # it knows neither pipelines for videos nor each new one
+            pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=getattr(torch, dtype))
+    except Exception as error:  # diffusers, transformers, the hub and safetensors each have their own for files that are not right
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        where = "cannot be loaded" if Path(name).is_dir() else "is not a folder here, and cannot be loaded from the hub"
+        raise InputError(f"--pipeline {name} {where}: {lines[0]:.400}") from error
+    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
+        raise InputError(f"--pipeline {name} is a {type(pipe).__name__}, which takes no prompt; give a text-to-image pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place)
