@@ -7,11 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from image_reward.tuning.noise import OptimizedNoise, optimize_noise
     from image_reward.tuning.reward_functions import reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
 
 _HOME_OF = {
+    "OptimizedNoise": "noise",
+    "optimize_noise": "noise",
     "DenoiserCall": "sampling",
     "differentiable": "sampling",
     "recorded_calls": "sampling",
@@ -21,7 +24,18 @@ _HOME_OF = {
     "preference_pairs": "selection",
     "reward_function": "reward_functions",
 }
-__all__ = ["BestOf", "DenoiserCall", "best_of", "differentiable", "preference_pairs", "recorded_calls", "reward_function", "sample"]
+__all__ = [
+    "BestOf",
+    "DenoiserCall",
+    "OptimizedNoise",
+    "best_of",
+    "differentiable",
+    "optimize_noise",
+    "preference_pairs",
+    "recorded_calls",
+    "reward_function",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

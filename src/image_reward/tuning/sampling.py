@@ -126,9 +126,9 @@ def differentiable(
         # Both work on NumPy arrays, and would fail on pixels that carry gradients.
         replacements |= {name: None for name in ("safety_checker", "watermark") if getattr(pipe, name, None) is not None}
         for name, value in replacements.items():
-            restored.enter_context(_replaced(pipe, name, value))
+            restored.enter_context(replaced(pipe, name, value))
         for denoiser in denoisers:
-            restored.enter_context(_replaced(denoiser, "forward", rollout.denoiser_forward(denoiser.forward, detach_input)))
+            restored.enter_context(replaced(denoiser, "forward", rollout.denoiser_forward(denoiser.forward, detach_input)))
         call = type(pipe).__call__
         yield functools.partial(getattr(call, "__wrapped__", call), pipe)
 
@@ -285,7 +285,7 @@ def predicted_clean(scheduler: Any, output: Any, model_output: Tensor, timestep:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an instance attribute for the block. It is written past ``__setattr__``, with which pipelines and modules register parts."""
     attributes = vars(owner)
     before = {name: attributes[name]} if name in attributes else {}
