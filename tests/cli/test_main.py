@@ -136,7 +136,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image
     assert main(["rank", "cat", "--model", model_folder]) == 2
     assert "there are no images" in capsys.readouterr().err
     assert main(["rank", "cat", a, "missing.png", "--model", model_folder]) == 1
-    assert capsys.readouterr().err == "image-reward: no such image: missing.png\n"
+    assert capsys.readouterr().err == "image-reward: no such image: missing.png; --skip-unreadable leaves out what cannot be read\n"
     assert main(["rank", "cat", a, "--model", "ImageReward-v1"]) == 1
     assert "Did you mean ImageReward-v1.0?" in capsys.readouterr().err
     assert main(["rank", "cat", a, "--model", model_folder, "--device", "tpu9"]) == 1
