@@ -105,8 +105,8 @@ def _measuring_known_glyphs(renderer: Any) -> Any:
     known = _known_characters()
     if not getattr(measure, "knows_glyphs", False):
 
-        def measure_known(text: str, *args: Any) -> Any:
-            return measure("".join(c if ord(c) in known else "M" for c in text), *args)
+        def measure_known(text: str, *args: Any, **options: Any) -> Any:
+            return measure("".join(c if ord(c) in known else "M" for c in text), *args, **options)
 
         measure_known.knows_glyphs = True  # type: ignore[attr-defined]
         renderer.get_text_width_height_descent = measure_known
