@@ -5,8 +5,9 @@ Names load on first use, so that ``import image_reward`` itself is immediate and
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.config import ScorerConfig
@@ -28,29 +29,6 @@ if TYPE_CHECKING:
     from image_reward.scorers import ImageRewardScorer, Scorer, load
     from image_reward.tuning import best_of
     from image_reward.types import Comparison, Preference, Ranking
-
-_HOMES = {
-    "image_reward.config": ["ScorerConfig"],
-    "image_reward.errors": [
-        "CheckpointError",
-        "ComparisonError",
-        "ComparisonWarning",
-        "DownloadError",
-        "ImageReadError",
-        "ImageRewardError",
-        "InputError",
-        "JobError",
-        "LongPromptWarning",
-        "PromptError",
-        "RewardError",
-        "UnknownModelError",
-    ],
-    "image_reward.jobs": ["score_files"],
-    "image_reward.scorers": ["ImageRewardScorer", "Scorer", "load"],
-    "image_reward.tuning": ["best_of"],
-    "image_reward.types": ["Comparison", "Preference", "Ranking"],
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CheckpointError",
@@ -77,15 +55,38 @@ __all__ = [
     "score_files",
 ]
 
+_name = lazy_names(
+    __name__,
+    {
+        "config": ["ScorerConfig"],
+        "errors": [
+            "CheckpointError",
+            "ComparisonError",
+            "ComparisonWarning",
+            "DownloadError",
+            "ImageReadError",
+            "ImageRewardError",
+            "InputError",
+            "JobError",
+            "LongPromptWarning",
+            "PromptError",
+            "RewardError",
+            "UnknownModelError",
+        ],
+        "jobs": ["score_files"],
+        "scorers": ["ImageRewardScorer", "Scorer", "load"],
+        "tuning": ["best_of"],
+        "types": ["Comparison", "Preference", "Ranking"],
+    },
+)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version  # a third of the time before a command's help
 
         return version("image-reward")
-    if name in _HOME_OF:
-        return getattr(import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _name(name)
 
 
 def __dir__() -> list[str]:

@@ -1,21 +1,13 @@
 """Measuring: scorers against human rankings, image generators against each other. Names load on first use: prompts need no PyTorch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.evaluation.rewards import read_rewards, score_comparisons
     from image_reward.evaluation.scorers import Evaluation, Measured, PromptResult, evaluate, write_per_prompt
 
-_HOME_OF = {
-    "read_rewards": "rewards",
-    "score_comparisons": "rewards",
-    "Evaluation": "scorers",
-    "Measured": "scorers",
-    "PromptResult": "scorers",
-    "evaluate": "scorers",
-    "write_per_prompt": "scorers",
-}
 __all__ = [
     "Evaluation",
     "Measured",
@@ -26,8 +18,10 @@ __all__ = [
     "write_per_prompt",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "rewards": ["read_rewards", "score_comparisons"],
+        "scorers": ["Evaluation", "Measured", "PromptResult", "evaluate", "write_per_prompt"],
+    },
+)

@@ -3,8 +3,9 @@
 Names load on first use: the table of names, and what a name stands for, need no PyTorch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.scorers.base import Batch, Processor, Scorer
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
     from image_reward.scorers.spec import LoadOptions, ModelSpec
     from image_reward.scorers.together import score_together
     from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
-
-_HOMES = {
-    "base": ["Batch", "Processor", "Scorer"],
-    "blip": ["BlipMatchingScorer", "BlipScorer"],
-    "compat_v15": ["ImageReward"],
-    "ensemble": ["Ensemble", "Reference"],
-    "imagereward": ["ImageRewardScorer"],
-    "loading": ["load", "load_all"],
-    "registry": ["MODELS"],
-    "spec": ["LoadOptions", "ModelSpec"],
-    "together": ["score_together"],
-    "two_tower": ["TwoTowerBatch", "TwoTowerProcessor", "TwoTowerScorer"],
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "MODELS",
@@ -53,8 +40,18 @@ __all__ = [
     "score_together",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "base": ["Batch", "Processor", "Scorer"],
+        "blip": ["BlipMatchingScorer", "BlipScorer"],
+        "compat_v15": ["ImageReward"],
+        "ensemble": ["Ensemble", "Reference"],
+        "imagereward": ["ImageRewardScorer"],
+        "loading": ["load", "load_all"],
+        "registry": ["MODELS"],
+        "spec": ["LoadOptions", "ModelSpec"],
+        "together": ["score_together"],
+        "two_tower": ["TwoTowerBatch", "TwoTowerProcessor", "TwoTowerScorer"],
+    },
+)

@@ -1,9 +1,9 @@
 """Learning from human rankings: losses, and the loop that turns comparisons into a reward model."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import TrainingError
+from image_reward.lazy import lazy_names
 from image_reward.recipes import read_toml
 from image_reward.training.config import MaskedLanguageTraining, RewardTraining
 
@@ -11,20 +11,14 @@ if TYPE_CHECKING:
     from image_reward.training.masked_language_model import PretrainingResult, pretrain
     from image_reward.training.reward import TrainingResult, train
 
-_HOME_OF = {
-    "TrainingResult": "reward",
-    "train": "reward",
-    "PretrainingResult": "masked_language_model",
-    "pretrain": "masked_language_model",
-}
 __all__ = ["MaskedLanguageTraining", "PretrainingResult", "RewardTraining", "TrainingResult", "pretrain", "read_toml", "train"]
+
+_name = lazy_names(__name__, {"masked_language_model": ["PretrainingResult", "pretrain"], "reward": ["TrainingResult", "train"]})
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:  # Accelerate is loaded when there is something to train, not to print a command's help
-        return getattr(import_module(f"image_reward.training.{_HOME_OF[name]}"), name)
+        return _name(name)
     except ModuleNotFoundError as error:
         if error.name != "accelerate":
             raise

@@ -3,8 +3,9 @@
 The generator is a pipeline of diffusers, which the caller has loaded: nothing here imports diffusers or peft.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
@@ -12,18 +13,6 @@ if TYPE_CHECKING:
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
 
-_HOME_OF = {
-    "OptimizedNoise": "noise",
-    "optimize_noise": "noise",
-    "DenoiserCall": "sampling",
-    "differentiable": "sampling",
-    "recorded_calls": "sampling",
-    "sample": "sampling",
-    "BestOf": "selection",
-    "best_of": "selection",
-    "preference_pairs": "selection",
-    "reward_function": "reward_functions",
-}
 __all__ = [
     "BestOf",
     "DenoiserCall",
@@ -37,8 +26,12 @@ __all__ = [
     "sample",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "noise": ["OptimizedNoise", "optimize_noise"],
+        "reward_functions": ["reward_function"],
+        "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
+        "selection": ["BestOf", "best_of", "preference_pairs"],
+    },
+)
