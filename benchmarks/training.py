@@ -15,6 +15,8 @@ import os
 import random
 import statistics
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from image_reward.models.blip_config import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.models.linear import VARIABLE
 from image_reward.scorers import ImageRewardScorer, TwoTowerBatch
+from image_reward.training import MaskedLanguageTraining, read_toml
 from image_reward.training.data import TrainingSteps
 from image_reward.training.losses import pairwise_logistic
 from image_reward.types import Comparison
@@ -38,19 +41,6 @@ NETWORK = BlipConfig(
     text_heads=6,
     text_hidden=768,
     projection_width=64,
-)
-MINI = BlipConfig(
-    image_size=64,
-    patch_size=8,
-    vision_width=96,
-    vision_layers=3,
-    vision_heads=4,
-    text_width=96,
-    text_layers=3,
-    text_heads=4,
-    text_hidden=384,
-    projection_width=16,
-    head_widths=(64, 16),
 )
 SIZES = {4: 10, 5: 1, 6: 2, 7: 8, 8: 2, 9: 1}
 """Prompts by number of images, about as in the data set's test split (194, 2, 45, 159, 43 and 23 of 466 prompts)."""
@@ -71,7 +61,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mini", action="store_true", help="the sizes of ImageReward-mini")
     arguments = parser.parse_args()
-    network = MINI if arguments.mini else NETWORK
+    network = NETWORK
+    if arguments.mini:  # its own vocabulary, and the number of positions for it, are left out: prompts here are of BERT's
+        recipe = read_toml(Path(__file__).parents[1] / "examples" / "pretrain_mini.toml", MaskedLanguageTraining())
+        network = replace(recipe.network, max_positions=NETWORK.max_positions)
     image = TransformConfig(size=network.image_size)
     scorer = ImageRewardScorer(new_network(network, seed=0), ScorerConfig(network=network, image=image, reward=RewardConfig(0.0, 1.0)))
     scorer.eval()  # without dropout, so that both ways have one gradient

@@ -88,6 +88,11 @@ def vae(latent_channels: int = 4, **options: Any) -> Any:
     )
 
 
+def flow_vae() -> Any:
+    """As the pipelines that predict velocities have it."""
+    return vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06)
+
+
 def unet(**options: Any) -> Any:
     return diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -153,7 +158,7 @@ def stable_diffusion_3() -> Any:
             qk_norm="rms_norm",
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        vae=flow_vae(),
         text_encoder=clip_text(projection=True),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_text(projection=True),
@@ -166,7 +171,7 @@ def stable_diffusion_3() -> Any:
 def flux() -> Any:
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        vae=flow_vae(),
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5_text(),
@@ -282,7 +287,7 @@ def z_image() -> Any:
     tokenizer = qwen_tokenizer()
     return diffusers.ZImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        vae=flow_vae(),
         text_encoder=decoder_text("Qwen3", len(tokenizer)),
         tokenizer=tokenizer,
         transformer=diffusers.ZImageTransformer2DModel(

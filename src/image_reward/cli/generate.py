@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from image_reward.addresses import Address
-from image_reward.cli.options import ModelOptions, OutputOptions, PromptOptions, PromptSet, UsageError, check_output, print_json
+from image_reward.cli.options import (
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+    PromptSet,
+    UsageError,
+    check_output,
+    note_written,
+    print_json,
+)
 from image_reward.errors import InputError
-from image_reward.terminal import note
 
 if TYPE_CHECKING:
     from image_reward.evaluation.prompt_sets import Prompt
@@ -217,8 +225,7 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
             f"The best {self.keep} of {self.best_of} images of {self.pipeline} for each prompt, by the rewards of {scorer.name}. {notice}"
         )
         write(Report(f"Best of {self.best_of}: {counted(len(results), 'prompt')}", lead.strip(), blocks), path)
-        address = Address.parse(path)
-        note(f"gallery: {address.local.resolve() if address.is_local else address}")
+        note_written("gallery", path)
 
 
 _LONGEST_ID = 200  # bytes; file systems allow names of 255

@@ -171,9 +171,8 @@ class ReportOptions(OutputOptions):
         if self.report:
             from image_reward.reports.render import write
         for path in self.report:
-            address = Address.parse(path)
-            write(make(address.suffix.lower() == ".html"), path)
-            note(f"report: {address.local.resolve() if address.is_local else address}")
+            write(make(Address.parse(path).suffix.lower() == ".html"), path)
+            note_written("report", path)
         report = make(False)
         if self.json:
             print_json(report.data)
@@ -233,6 +232,12 @@ def check_output(argument: str, place: str | Path) -> None:
         raise UsageError(f"{argument} {path}: the folder {path.parent} cannot be written to")
 
 
+def note_written(what: str, place: str) -> None:
+    """Print to standard error where a file is that a command has written."""
+    address = Address.parse(place)
+    note(f"{what}: {address.local.resolve() if address.is_local else address}")
+
+
 @dataclass(kw_only=True)
 class GalleryOptions:
     gallery: str | None = None
@@ -246,8 +251,7 @@ class GalleryOptions:
 
             notes = [spec.notice] if (spec := spec_of(scorer.name)) and spec.notice else []
             write_gallery(self.gallery, rows, prompt, scorer.name, notes)
-            address = Address.parse(self.gallery)
-            note(f"gallery: {address.local.resolve() if address.is_local else address}")
+            note_written("gallery", self.gallery)
 
 
 Images = Annotated[
@@ -301,11 +305,17 @@ class SkipOptions(LoadingOptions):
         kept = [image for image in images if image not in broken]
         if broken and not (self.skip_unreadable and kept):
             remedy = "; --skip-unreadable leaves out what cannot be read" if kept else ""
-            count = f"{len(broken):,} of {len(set(images)):,} images cannot be read: " if len(broken) > 1 else ""
+            count = f"{len(broken):,} of {len(different):,} images cannot be read: " if len(broken) > 1 else ""
             raise ImageReadError(count + "; ".join(broken.values()) + remedy)
         for message in broken.values():
             note("left out: " + message.replace("\n", "\\n"))  # a name may hold a line end
         return kept, broken
+
+
+def print_rewards(scorer: Scorer[Any], prompt: str, rows: Sequence[RewardRow], unreadable: dict[str, str]) -> None:
+    """Print the JSON of `rank` and `score`. ``unreadable``: images that were left out, and what is wrong with each."""
+    skipped = {"skipped": [{"image": image, "error": error} for image, error in unreadable.items()]} if unreadable else {}
+    print_json({"model": scorer.name, "prompt": prompt, "images": [row.as_dict() for row in rows]} | skipped)
 
 
 @dataclass(kw_only=True)

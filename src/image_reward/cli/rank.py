@@ -22,7 +22,7 @@ from image_reward.cli.options import (
     SkipOptions,
     UsageError,
     find_images,
-    print_json,
+    print_rewards,
 )
 from image_reward.errors import InputError
 from image_reward.image_files import read_image_file
@@ -57,9 +57,8 @@ class Rank(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptio
         from image_reward.scorers.distribution import RewardRow
 
         rows = [RewardRow.of(scorer, images[i], ranking.rewards[i], rank=ranking.ranking[i]) for i in ranking.order][: self.top]
-        skipped = {"skipped": [{"image": image, "error": error} for image, error in unreadable.items()]} if unreadable else {}
         if self.json:
-            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]} | skipped)
+            print_rewards(scorer, self.prompt, rows, unreadable)
         else:
             show(reward_table(rows, title=self.prompt, caption=f"{scorer.name}, {len(images)} image{'s' if len(images) > 1 else ''}"))
         if self.copy_to:

@@ -14,7 +14,7 @@ from image_reward.cli.options import (
     PromptOptions,
     SkipOptions,
     find_images,
-    print_json,
+    print_rewards,
 )
 
 
@@ -39,9 +39,8 @@ class Score(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOpti
         from image_reward.scorers.distribution import RewardRow
 
         rows = [RewardRow.of(scorer, image, reward) for image, reward in zip(images, rewards, strict=True)]
-        skipped = {"skipped": [{"image": image, "error": error} for image, error in unreadable.items()]} if unreadable else {}
         if self.json:
-            print_json({"model": scorer.name, "prompt": self.prompt, "images": [row.as_dict() for row in rows]} | skipped)
+            print_rewards(scorer, self.prompt, rows, unreadable)
         else:
             show(reward_table(rows, title=self.prompt, caption=scorer.name))
         self.write_gallery(rows, self.prompt, scorer)

@@ -134,7 +134,7 @@ class _Differentiable(torch.autograd.Function):
             return _onednn(x, weight, bias, False)
         except Exception:  # as in ``_fastest``
             y = F.linear(x, weight, bias)
-            _chosen[_training_key(weight)] = PLAIN
+            _chosen[_key_of(weight, training=True)] = PLAIN
             ctx.multiply = torch.matmul
             return y
 
@@ -164,16 +164,10 @@ _TRAINING_MARGIN = 1.25  # wide, so that the processes of a run, and one that re
 def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.dtype is not torch.float32 or x.numel() * weight.shape[0] < _LEAST_TRAINING_WORK:
         return F.linear(x, weight, bias)
-    key = _training_key(weight)
+    key = _key_of(weight, training=True)
     if (name := _chosen.get(key)) is None:
         name = _chosen.setdefault(key, _choose_for_training(key, weight.detach()))
     return F.linear(x, weight, bias) if name == PLAIN else _Differentiable.apply(x, weight, bias)
-
-
-def _training_key(weight: Tensor) -> _Key:
-    out_features, in_features = weight.shape
-    named = os.environ.get(VARIABLE, "auto")
-    return _Key(weight.dtype, out_features, in_features, False, torch.get_num_threads(), named, training=True)
 
 
 @torch.no_grad()
@@ -210,6 +204,11 @@ class _Key(NamedTuple):
     named: str
     """The value of ``VARIABLE``."""
     training: bool = False
+
+
+def _key_of(weight: Tensor, gelu: bool = False, training: bool = False) -> _Key:
+    out_features, in_features = weight.shape
+    return _Key(weight.dtype, out_features, in_features, gelu, torch.get_num_threads(), os.environ.get(VARIABLE, "auto"), training)
 
 
 _chosen: dict[_Key, str] = {}  # written in single steps, so that threads need no lock, which a fork could leave locked
@@ -273,8 +272,7 @@ def _is_usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _choice(weight: Tensor, bias: Tensor | None, gelu: bool) -> tuple[_Key, str]:
-    out_features, in_features = weight.shape
-    key = _Key(weight.dtype, out_features, in_features, gelu, torch.get_num_threads(), os.environ.get(VARIABLE, "auto"))
+    key = _key_of(weight, gelu)
     if (name := _chosen.get(key)) is None:
         name = _chosen.setdefault(key, _choose(key, weight, bias))
     return key, name

@@ -21,10 +21,9 @@ from torch.overrides import TorchFunctionMode
 from image_reward.errors import InputError, TrainingError
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.loading import load
 from image_reward.scorers.together import single_scorers
 from image_reward.tuning.sampling import check_call_arguments, differentiable, replaced, sample
-from image_reward.tuning.selection import Model
+from image_reward.tuning.selection import Model, loaded
 
 _MOMENTUM = 0.9  # of the released code (ExplainableML/ReNO)
 
@@ -108,7 +107,7 @@ def optimize_noise(
         if not (math.isfinite(value) and (value >= 0 if name == "regularization" else value > 0)):
             raise InputError(f"{name} must be {lowest} and finite, not {value}")
     check_call_arguments(pipe, "optimize_noise()", {"prompt", "generator", "output_type", "return_dict"}, call_arguments)
-    scorer = model if isinstance(model, Scorer) else load(model)
+    scorer = loaded(model)
     _check_gives_gradients(scorer)
     grad_steps = num_inference_steps if grad_steps is None else grad_steps
 

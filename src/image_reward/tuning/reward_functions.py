@@ -9,9 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from image_reward.errors import ImageReadError
-from image_reward.scorers.base import Scorer
-from image_reward.scorers.loading import load
-from image_reward.tuning.selection import Model
+from image_reward.tuning.selection import Model, loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +27,7 @@ def reward_function(model: Model = "ImageReward-v1.0", device: str | None = None
     ``device`` is for a model that is loaded here. Raises what ``image_reward.load`` raises; the function raises ``ImageReadError`` for
     other shapes and ranges, ``ValueError`` for prompts that are not one for each image, and what ``Scorer.score`` raises.
     """
-    scorer = model if isinstance(model, Scorer) else load(model, device)
+    scorer = loaded(model, device)
 
     def rewards(images: Tensor | NDArray[Any], prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict[str, Any]]:  # noqa: ARG001
         return scorer.score(list(prompts), _single_images(images)), {}

@@ -88,8 +88,7 @@ def sample(
             **call_arguments,
         )[0]
     if images.ndim == 5:  # a video [B, F, 3, H, W]
-        if images.shape[1] != 1:
-            raise InputError(f"{type(pipe).__name__} made videos of {images.shape[1]} frames; ask for an image by num_frames=1")
+        check_single_frame(pipe, images.shape[1])
         images = images[:, 0]
     if active and torch.is_grad_enabled() and not images.requires_grad:
         raise InputError(
@@ -97,6 +96,12 @@ def sample(
             "differentiable; call requires_grad_(True) on what is tuned, or pass grad_steps=0"
         )
     return images
+
+
+def check_single_frame(pipe: Any, num_frames: int) -> None:
+    """Raise ``InputError`` unless a pipeline for videos has made an image."""
+    if num_frames != 1:
+        raise InputError(f"{type(pipe).__name__} made videos of {num_frames} frames; ask for an image by num_frames=1")
 
 
 @contextmanager

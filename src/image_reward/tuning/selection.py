@@ -16,7 +16,7 @@ from image_reward.files import written_whole
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.loading import load
-from image_reward.tuning.sampling import check_call_arguments
+from image_reward.tuning.sampling import check_call_arguments, check_single_frame
 from image_reward.types import Comparison
 
 Model = str | os.PathLike[str] | Scorer[Any]
@@ -87,7 +87,7 @@ def best_of(
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     check_call_arguments(pipe, "best_of()", {"prompt", "generator", "output_type", "return_dict"}, call_arguments)
-    scorer = _scorer(model)
+    scorer = loaded(model)
     seeds = list(range(seed, seed + n))
     images: list[Image.Image] = []
     for start in range(0, n, batch_size):
@@ -124,7 +124,7 @@ def preference_pairs(
     check_prompts(prompts)
     if n < 2:
         raise InputError(f"a pair needs n of at least 2 images, not {n}")
-    scorer = _scorer(model)
+    scorer = loaded(model)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     pairs = []
@@ -140,14 +140,14 @@ def preference_pairs(
     return pairs
 
 
-def _scorer(model: Model) -> Scorer[Any]:
-    return model if isinstance(model, Scorer) else load(model)
+def loaded(model: Model, device: str | None = None) -> Scorer[Any]:
+    """The scorer that ``model`` is, or what ``image_reward.load`` makes of it on the device."""
+    return model if isinstance(model, Scorer) else load(model, device)
 
 
 def _image(made: Any, pipe: Any) -> Image.Image:
     if isinstance(made, list):  # a video
-        if len(made) != 1:
-            raise InputError(f"{type(pipe).__name__} made videos of {len(made)} frames; ask for an image by num_frames=1")
+        check_single_frame(pipe, len(made))
         return made[0]
     return made
 
