@@ -248,7 +248,7 @@ class Address:
         return sorted(listed, key=lambda entry: entry.name)
 
     def matches(self) -> list[Address]:
-        """The files, and no folders, that this glob matches, sorted, hidden ones left out; what exists under the very name is no glob.
+        """The files, not folders, that this glob matches, sorted, without hidden ones; a name that exists is not expanded.
 
         Leading folders that exist are literal, so that ``shots [v1]/*.png`` is found.
         """

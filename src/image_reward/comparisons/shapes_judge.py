@@ -11,13 +11,13 @@ farther apart across its axis than along it, or the wrong way round). Where the 
 many or too few is a ``count``, and a wrong shape, colour or size is one fault however many share it. A region that is far from compact
 stands for nothing.
 
-An image that is no drawing of the world (noise, a texture, a photograph) is ``illegible``: no colour prevails along its edge, or it has
-more than 8 objects, or too much of it has no shape. Then everything is missing, and it has 4 points more, so that it is below whatever the
-world itself draws. A blank image lacks everything.
+An image that is not a drawing of the world (noise, a texture, a photograph) is ``illegible``: no colour prevails along its edge, or it has
+more than 8 objects, or too much of it has no shape. Then everything is missing, and it costs 4 points more, so that it ranks below everything
+that the world draws. A blank image lacks everything.
 
 **Limits.** What looks alike costs the same: a lone object of another colour is a wrong ``colour``, even if it was drawn as an extra beside
-a missing one. Large objects that a crowded frame made as small as small ones are small. Objects of one colour are told apart while they
-touch or overlap a little. Defects of fidelity (blur, noise, and so on) cost nothing, except where they hide what is drawn;
+a missing one. Large objects that a crowded frame shrank to the size of small ones count as small. Objects of one colour are separated
+only if they touch or overlap slightly. Defects of fidelity (blur, noise, and so on) cost nothing, except where they hide what is drawn;
 ``docs/training.md`` has the figures. Images of fewer than 32 pixels a side are read less well.
 """
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 ILLEGIBLE_POINTS = 4
-"""What an image that is no drawing of the world costs besides all that it lacks; no drawn image has so many."""
+"""The penalty of an image that is not a drawing of the world, in addition to its missing objects; no drawn image costs as much."""
 POINTS = ALIGNMENT_POINTS | {"illegible": ILLEGIBLE_POINTS}
 
 _SIDE = 64  # pixels that every image is brought to
@@ -65,11 +65,11 @@ _PALETTE = np.array([*COLOURS.values(), (128, 128, 128)], dtype=np.float32)
 _GREY = len(COLOURS)
 _LEAST_AREA = 24  # px; smaller regions are specks
 _LEAST_CORE = 5  # px; thinner regions are where two colours meet
-_LEAST_FIT = 0.8  # of the overlap with a template; below, an object has no shape of the world
+_LEAST_FIT = 0.8  # of the overlap with a template; below it, an object has none of the world's shapes
 _LEAST_PARTIAL_FIT = 0.6  # the same for objects of which a part is hidden
 _CLEAR_FIT = 0.97  # an object that fits so well is whole, and one
-_LEAST_COMPACT = 0.62  # as _LEAST_FIT; below, a region is no object
-_GREATEST_RADIUS = 1200  # in the world's units; a region of more and without a shape is no object
+_LEAST_COMPACT = 0.62  # as _LEAST_FIT; below it, a region is not an object
+_GREATEST_RADIUS = 1200  # in the world's units; a larger region without a shape is not an object
 _FARTHEST = 90.0  # from a colour of the world in RGB; the world's own shades and textures stay within 60
 _MOST_OBJECTS = 8  # the world draws at most 4
 _MOST_HIDDEN = 4  # objects that are looked at again because a part of them is hidden, which takes time
@@ -125,7 +125,7 @@ class SeenObject:
     shape: str | None
     """None where no shape is recognisable."""
     colour: str | None
-    """None where it is no colour of the world."""
+    """None if it is not one of the world's colours."""
     size: str
     x: float
     y: float
@@ -142,7 +142,7 @@ class Sight:
     """A colour, or None where none prevails or it is none of the world's."""
     objects: tuple[SeenObject, ...]
     legible: bool
-    """False for an image that is no drawing of the world."""
+    """False for an image that is not a drawing of the world."""
 
 
 def _is_object(seen: SeenObject) -> bool:
@@ -572,7 +572,7 @@ def judge_sight(spec: PromptSpec, sight: Sight) -> tuple[Fault, ...]:
     """The faults of what an image shows."""
     faults = min(_readings(spec, sight), key=_cost)
     if not sight.legible:
-        faults = [*faults, Fault("illegible", POINTS["illegible"], "the image is no drawing of the shapes world")]
+        faults = [*faults, Fault("illegible", POINTS["illegible"], "the image is not a drawing of the shapes world")]
     if spec.background and sight.background != spec.background:
         faults = [*faults, _fault("background", f"{sight.background or 'not a colour of the world'}, not {spec.background}")]
     return tuple(sorted(faults, key=lambda fault: (fault.name, fault.detail)))

@@ -51,7 +51,7 @@ def _separator(stream: IO[bytes], file: str) -> str:
 class CsvInput(Input):
     """CSV with a header, its cells separated as ``csv_separator`` says.
 
-    All columns stay text, as they are in the file; an empty cell is no value.
+    All columns stay text, as they are in the file; an empty cell is null.
 
     A quote that is not closed costs the line that it is on. Without ``strict``, it would take the rows after it into its cell.
     """
