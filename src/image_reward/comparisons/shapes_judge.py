@@ -12,7 +12,7 @@ many or too few is a ``count``, and a wrong shape, colour or size is one fault h
 stands for nothing.
 
 An image that is not a drawing of the world (noise, a texture, a photograph) is ``illegible``: no colour prevails along its edge, or it has
-more than 8 objects, or too much of it has no shape. Then everything is missing, and it costs 4 points more, so that it ranks below everything
+more than 8 objects, or too much of it has no shape. Then everything is missing, and it costs 4 points more, so that it ranks below all
 that the world draws. A blank image lacks everything.
 
 **Limits.** What looks alike costs the same: a lone object of another colour is a wrong ``colour``, even if it was drawn as an extra beside
