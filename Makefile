@@ -1,11 +1,11 @@
-# make demo | test | check | test-full | test-lowest | mini | format.  Each does its own set-up in .venv; set VENV to use another place.
+# make demo | test | check | test-full | test-lowest | mini | dist | format.  Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CORE_READY = $(VENV)/.ready-core
 
-.PHONY: test test-full test-lowest check demo mini format clean
+.PHONY: test test-full test-lowest check demo mini dist format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -44,6 +44,13 @@ mini: $(READY)
 	$(LAUNCH) train --recipe examples/train_mini.toml
 	$(BIN)/python benchmarks/mini.py runs/mini/model
 
+# Builds and checks what is uploaded to a package index, from the last commit. REPOSITORY=https://... makes the links of the README absolute.
+DIST_VENV ?= .venv-dist
+dist:
+	$(PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python -m pip install --quiet --upgrade pip build twine
+	$(DIST_VENV)/bin/python .ci/dist.py $(if $(REPOSITORY),--repository $(REPOSITORY))
+
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -59,4 +66,4 @@ $(READY): $(CORE_READY)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) $(DIST_VENV) build dist .mypy_cache .ruff_cache .hypothesis
