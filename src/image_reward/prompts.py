@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
-from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from image_reward.errors import CheckpointError, InputError, LongPromptWarning, PromptError
@@ -42,9 +42,13 @@ def bert_tokenizer() -> Tokenizer:
     """BLIP's tokenizer: the lower-casing WordPiece of bert-base-uncased, plus [DEC] and [ENC], from the vocabulary in this package."""
     vocabulary = files("image_reward").joinpath("assets/bert-base-uncased-vocab.txt").read_text(encoding="utf-8").split("\n")
     words = {word: index for index, word in enumerate(vocabulary) if word}
-    wordpiece = BertWordPieceTokenizer(words, lowercase=True)
-    wordpiece.add_special_tokens(["[DEC]", "[ENC]"])
-    return Tokenizer.from_str(wordpiece.to_str())
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))  # as the library's own for BERT, whose copying takes twice as long
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(*((token, words[token]) for token in ("[SEP]", "[CLS]")))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([*SPECIAL_TOKENS, "[DEC]", "[ENC]"])
+    return tokenizer
 
 
 def transformers_tokenizer() -> Any:

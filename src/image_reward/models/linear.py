@@ -44,6 +44,10 @@ class Linear(nn.Linear):
     gelu_follows = False
     """Whether its output goes through ``gelu``; both may be one operation."""
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # where drawing values draws none, and takes a while
+            super().reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return F.linear(x, self.weight, self.bias)
