@@ -186,16 +186,28 @@ class ShardScorer:
         errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
         reported = time.perf_counter()
         num_done = 0
+        first_of: dict[tuple[bytes, object], int] = {}  # rounding depends on what shares a batch, so equal rows get the reward of the first
+        equal_to: dict[int, int] = {}
         for prepared in feed.run(upcoming):
             errors |= prepared.errors
             digests |= prepared.digests
             heard += prepared.warnings
-            if prepared.rows:
-                self._score(prepared, rewards, errors)
             num_done += len(prepared.rows) + len(prepared.errors)
+            for row in prepared.rows:
+                if (image := prepared.digests.get(row)) and (first := first_of.setdefault((image, feed.rows.prompts[row]), row)) != row:
+                    equal_to[row] = first
+            new = [place for place, row in enumerate(prepared.rows) if row not in equal_to]
+            if len(new) < len(prepared.rows):
+                prepared = Prepared([prepared.rows[place] for place in new], [batch.select(new) for batch in prepared.batches])
+            if new:
+                self._score(prepared, rewards, errors)
             if time.perf_counter() - reported > _REPORT_EVERY:
                 reported = time.perf_counter()
                 on_progress(num_done, len(errors))
+        for row, first in equal_to.items():
+            rewards[:, row] = rewards[:, first]
+            if first in errors:
+                errors[row] = errors[first]
         self._write(shard, feed.rows.table, rewards, errors, digests)
         return ShardResult(shard.number, shard.num_rows, len(errors), self.scoring.busy - busy, tuple(dict.fromkeys(heard)))
 
