@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import random
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,7 @@ class RoundsByPlace(stubs.Brightness):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize("kind", ["files", "tar"])
+@pytest.mark.parametrize("kind", ["files", "tar", "formats"])
 def test_copies_of_an_image_get_one_reward_to_the_bit(kind: str, batch_size: int, tmp_path: Path) -> None:
     contents = [(tmp_path / name).read_bytes() for name in stubs.draw(tmp_path, 3)]
     prompts = ["a", "nan", "a b", "no"]
@@ -156,8 +157,11 @@ def test_copies_of_an_image_get_one_reward_to_the_bit(kind: str, batch_size: int
         write_tar(tmp_path / "rows.tar", dict(sorted(members.items())))
         table, _, result = score_file(tmp_path, tmp_path / "rows.tar", lambda _: [RoundsByPlace()], batch_size)
     else:
-        for _, name, image in rows:
-            (tmp_path / name).write_bytes(contents[image])
+        for number, (_, name, image) in enumerate(rows):
+            if kind == "files":
+                (tmp_path / name).write_bytes(contents[image])
+            else:  # of the same pixels
+                Image.open(io.BytesIO(contents[image])).save(tmp_path / name, ("PNG", "BMP", "TIFF")[number % 3])
         table, _, result = score_with(tmp_path, [row[:2] for row in rows], lambda _: [RoundsByPlace()], batch_size)
     rewards: dict[tuple[str, int], set[Any]] = {}
     for (prompt, _, image), reward, error in zip(rows, table["reward"].to_pylist(), table["error"].to_pylist(), strict=True):
