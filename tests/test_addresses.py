@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import pickle
+import re
+import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,111 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     object_store.use_endpoint("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(StoreError, match=r"its server does not answer \(.*\); check the network and the endpoint, http://127\.0\.0\.1:9"):
         Address.parse("s3://bkt/a.csv").read(9)
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Of a server that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def configuration(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """fsspec's own, without what whoever tests has configured."""
+    config = pytest.importorskip("fsspec.config")
+    monkeypatch.setattr(config, "conf", {})
+    return config.conf  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("text", "attempt", "doing"),
+    [
+        ("s3://bkt/a.csv", lambda address: address.read(9), "read"),
+        ("s3://bkt/a.csv", lambda address: address.kind(), "read"),
+        ("s3://bkt/a.csv", lambda address: address.write(b"x"), "written"),
+        ("s3://bkt/folder", lambda address: address.entries(), "read"),
+        ("s3://bkt/*.csv", lambda address: address.matches(), "read"),
+    ],
+)
+def test_a_bucket_whose_server_is_silent(
+    text: str,
+    attempt: Callable[[Address], Any],
+    doing: str,
+    silent_port: int,
+    configuration: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("s3fs")
+    url = f"http://127.0.0.1:{silent_port}"
+    object_store.use_endpoint(url, monkeypatch)
+    configuration["s3"] = {"config_kwargs": {"read_timeout": 0.1, "retries": {"max_attempts": 0}}}
+    with pytest.raises(StoreError, match=f"cannot be {doing}: its server does not answer") as caught:
+        attempt(Address.parse(text))
+    object_store.forget()
+    assert re.fullmatch(
+        rf"{re.escape(text)} cannot be {doing}: its server does not answer \(Read timeout .*\); check the network and the endpoint, {url}; "
+        r"""a slow server gets more time by FSSPEC_S3='\{"config_kwargs": \{"read_timeout": 60\}\}'""",
+        str(caught.value),
+    )
+
+
+def test_a_server_of_the_web_that_is_silent(silent_port: int, configuration: dict[str, Any]) -> None:
+    aiohttp = pytest.importorskip("aiohttp")
+    configuration["https"] = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=0.1)}}
+    address = Address.parse(f"https://127.0.0.1:{silent_port}/a.png", allow_https=True)
+    with pytest.raises(AddressError, match=rf"{address} cannot be read: its server does not answer \(.+\); check the network$") as caught:
+        address.read(9)
+    assert not isinstance(caught.value, StoreError)  # others on the web may answer
+
+
+@pytest.mark.parametrize(
+    ("text", "configured", "expected"),
+    [
+        ("s3://b/a", {}, {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10}}),
+        (
+            "s3://b/a",
+            {"s3": {"config_kwargs": {"read_timeout": 60, "max_pool_connections": 50}}},
+            {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 50}},
+        ),
+        ("az://b/a", {}, {"connection_timeout": 5, "read_timeout": 10}),
+        ("abfs://b/a", {"az": {"read_timeout": 60, "account_name": "me"}}, {"connection_timeout": 5, "read_timeout": 60}),
+        ("gs://b/a", {}, {"requests_timeout": "5, 10"}),
+        ("gcs://b/a", {"gs": {"requests_timeout": 7}}, {"requests_timeout": 7}),
+        ("https://h/a", {}, {"client_kwargs": {"timeout": "5, 10"}}),
+        ("https://h/a", {"https": {"client_kwargs": {"timeout": 7}}}, {"client_kwargs": {"timeout": 7}}),
+        ("https://h/a", {"https": {"client_kwargs": {"trust_env": True}}}, {"client_kwargs": {"timeout": "5, 10", "trust_env": True}}),
+    ],
+)
+def test_the_wait_for_a_silent_server_is_bounded_unless_it_is_configured(
+    text: str,
+    configured: dict[str, Any],
+    expected: dict[str, Any],
+    configuration: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Store:
+        protocol = ("s3", "az", "abfs", "gs", "gcs", "https")
+        retries = 5
+
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+        _get_kwargs_from_urls = staticmethod(lambda _: {})
+        _strip_protocol = staticmethod(str)
+
+    if text.startswith(("gs", "gcs", "https")):
+        aiohttp = pytest.importorskip("aiohttp")
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=10)
+        expected = {
+            key: timeout if value == "5, 10" else value | {"timeout": timeout} if "5, 10" in str(value) else value
+            for key, value in expected.items()
+        }
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda _: Store)
+    configuration.update(configured)
+    store = Address.parse(text, allow_https=True).file_system()
+    assert store.options == expected | {"use_listings_cache": False}
+    assert store.retries == (2 if text.startswith("s3") else 5)
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

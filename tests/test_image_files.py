@@ -35,7 +35,7 @@ def test_every_picture_of_a_folder_is_listed_or_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text("text")
     (tmp_path / "folder.png").mkdir()
     assert names(tmp_path) == (["a.png", "b.jpe", "c.TGA", "d", "e.0001"], ["f.heic", "folder.png/", "g", "h.mp4"])
-    assert list_images(tmp_path).note() == "4 files were passed over: f.heic, folder.png/, g, h.mp4"
+    assert list_images(tmp_path).note() == "3 files and 1 folder were passed over: f.heic, folder.png/, g, h.mp4"
 
 
 def test_archives_that_may_hold_images_are_named(tmp_path: Path) -> None:

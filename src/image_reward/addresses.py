@@ -1,8 +1,8 @@
 """Where a file is: a path of this machine, or an address in an object store such as ``s3://bucket/rows.csv``, read and written alike.
 
 An address never becomes a ``pathlib.Path``, which would make ``s3:/bucket`` of ``s3://bucket``. Object stores are reached through fsspec,
-with the credentials, the endpoint and the retries that its packages are configured with. Whatever they raise is an error of one line that
-names the address and the remedy.
+with the credentials, the endpoint and the retries that its packages are configured with, and with limits of time unless fsspec's
+configuration sets them. Whatever they raise is an error of one line that names the address and the remedy.
 """
 
 from __future__ import annotations
@@ -42,10 +42,21 @@ _WITHOUT_CREDENTIALS = frozenset(
     "ProfileNotFound DefaultCredentialsError RefreshError ClientAuthenticationError".split()
 )
 _REFUSED_CREDENTIALS = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"))
-_UNREACHABLE = frozenset(
-    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError ProxyConnectionError SSLError HTTPClientError "  # noqa: SIM905
-    "ClientConnectorError ServerDisconnectedError ServiceRequestError FSTimeoutError ConnectionError ConnectionRefusedError".split()
+_TIMEOUTS = frozenset(
+    "ConnectTimeoutError ReadTimeoutError ServerTimeoutError ServiceRequestTimeoutError ServiceResponseTimeoutError FSTimeoutError "  # noqa: SIM905
+    "TimeoutError".split()
 )
+_UNREACHABLE = _TIMEOUTS | frozenset(
+    "EndpointConnectionError ConnectionClosedError ProxyConnectionError SSLError HTTPClientError ClientConnectorError "  # noqa: SIM905
+    "ServerDisconnectedError ServiceRequestError ServiceResponseError ConnectionError ConnectionRefusedError".split()
+)
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 10  # seconds, the second of silence; a transfer may take as long as it goes on
+_S3_ATTEMPTS = 2  # each of which is as many as AWS_MAX_ATTEMPTS says, five by default; s3fs makes five of them
+_MORE_TIME = {
+    "s3": '{"config_kwargs": {"read_timeout": 60}}',
+    "az": '{"read_timeout": 60}',
+    "abfs": '{"read_timeout": 60}',
+}  # in the variable of fsspec's configuration; of the other stores it is no text
 _BLOCK = 1 << 22  # bytes that are read ahead of a stream: a shard of rows is less, and s3fs would read 50 MiB
 
 Kind = Literal["file", "folder"]
@@ -376,7 +387,32 @@ class Address:
 
             kind = get_filesystem_class(self.scheme)
             # Without its cache of listings, which would not see what another process has written.
-            return kind(**kind._get_kwargs_from_urls(text) | {"use_listings_cache": False}), kind._strip_protocol(text)
+            options = kind._get_kwargs_from_urls(text) | {"use_listings_cache": False}
+            store = kind(**_time_limits(kind, self.scheme) | options)
+            if self.scheme == "s3":
+                store.retries = min(store.retries, _S3_ATTEMPTS)
+            return store, kind._strip_protocol(text)
+
+
+def _time_limits(kind: Any, scheme: str) -> dict[str, Any]:
+    """What bounds the wait for a silent server, as options of a file system; what fsspec's configuration says of it is kept."""
+    from fsspec.config import apply_config
+
+    limits: dict[str, Any] = {}
+    if scheme == "s3":
+        limits = {"config_kwargs": {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}}
+    elif scheme in ("az", "abfs"):
+        limits = {"connection_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
+    elif scheme in ("gs", "gcs", "https"):
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
+        limits = {"client_kwargs": {"timeout": timeout}} if scheme == "https" else {"requests_timeout": timeout}
+    configured = apply_config(kind, {})
+    return {
+        name: limit | (configured.get(name) or {}) if isinstance(limit, dict) else configured.get(name, limit)
+        for name, limit in limits.items()
+    }
 
 
 def _stamp(info: dict[str, Any]) -> str:
@@ -455,7 +491,8 @@ def _reported(address: Address, doing: str = "read") -> Iterator[None]:
 
 def _translated(address: Address, doing: str, error: Exception) -> Exception:
     names, code = {type(link).__name__ for link in _chain(error)}, _code(error)
-    said = " ".join(str(error).split())[:300] or type(error).__name__
+    cause = next((link for link in _chain(error) if type(link).__name__ in _UNREACHABLE), error)
+    said = " ".join(str(cause).split())[:300] or type(cause).__name__
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") if address.scheme == "s3" else None
     if isinstance(error, ImportError):
         package = _PACKAGES.get(address.scheme, "its fsspec package")
@@ -470,9 +507,12 @@ def _translated(address: Address, doing: str, error: Exception) -> Exception:
             f"its server refuses the credentials ({code})" if code in _REFUSED_CREDENTIALS else f"there are no credentials for it ({said})"
         )
         return StoreError(f"{address} cannot be {doing}: {problem}; {_CREDENTIALS.get(address.scheme, 'log in to its server')}")
-    if names & _UNREACHABLE and address.scheme != "https":  # the web has as many servers as addresses
+    if names & _UNREACHABLE:
         remedy = f"check the network and the endpoint, {endpoint}" if endpoint else "check the network"
-        return StoreError(f"{address} cannot be {doing}: its server does not answer ({said}); {remedy}")
+        if names & _TIMEOUTS and address.scheme in _MORE_TIME:
+            remedy += f"; a slow server gets more time by FSSPEC_{address.scheme.upper()}='{_MORE_TIME[address.scheme]}'"
+        kind = AddressError if address.scheme == "https" else StoreError  # the web has as many servers as addresses
+        return kind(f"{address} cannot be {doing}: its server does not answer ({said}); {remedy}")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"no such file: {address}")
     if isinstance(error, PermissionError):

@@ -129,13 +129,16 @@ class ImageListing:
 
         >>> ImageListing([], ["a.heic", "b.mp4"]).note()
         '2 files were passed over: a.heic, b.mp4'
+        >>> ImageListing([], ["a.heic", "b/"]).note()
+        '1 file and 1 folder were passed over: a.heic, b/'
         """
         num = len(self.passed_over)
         if not num:
             return ""
-        what = "folder" if all(name.endswith("/") for name in self.passed_over) else "file"
+        num_folders = sum(name.endswith("/") for name in self.passed_over)
+        counts = [f"{count:,} {what}{'s' * (count > 1)}" for count, what in ((num - num_folders, "file"), (num_folders, "folder")) if count]
         shown = ", ".join(self.passed_over[:5]) + (", …" if num > 5 else "")
-        return f"{num:,} {what}{' was' if num == 1 else 's were'} passed over: {shown}"
+        return f"{' and '.join(counts)} {'was' if num == 1 else 'were'} passed over: {shown}"
 
 
 def list_images(folder: PathLike | Address, recursive: bool = False) -> ImageListing:

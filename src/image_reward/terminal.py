@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1 without tab and newline: cursor, colours, title, clipboard
+# C0 and C1 without tab and newline: cursor, colours, title, clipboard. Lone surrogates, of which names that are not UTF-8 have some.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Text with its control characters spelled out.
+    r"""Text with its control characters and lone surrogates spelled out.
 
-    >>> printable("a\x1b[2Jb")
-    'a\\x1b[2Jb'
+    >>> printable("a\x1b[2Jb"), printable("l\udce9")
+    ('a\\x1b[2Jb', 'l\\udce9')
     """
-    return _CONTROLS.sub(lambda control: f"\\x{ord(control[0]):02x}", text)
+    return _UNPRINTABLE.sub(lambda character: (r"\u%04x" if character[0] > "\xff" else r"\x%02x") % ord(character[0]), text)
 
 
 def note(text: str) -> None:

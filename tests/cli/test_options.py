@@ -162,11 +162,11 @@ def test_wildcards_in_a_folder_whose_name_has_brackets(tmp_path: Path, monkeypat
 def test_what_a_folder_holds_besides_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("photo.heic", "film.mp4", "sub"):
         (tmp_path / name).mkdir() if name == "sub" else (tmp_path / name).touch()
-    with pytest.raises(UsageError, match=r"has no images in it; 3 files were passed over: film\.mp4, photo\.heic, sub/"):
+    with pytest.raises(UsageError, match=r"has no images in it; 2 files and 1 folder were passed over: film\.mp4, photo\.heic, sub/"):
         find_images([str(tmp_path)])
     (tmp_path / "a.jpe").touch()
     assert find_images([str(tmp_path)]) == [str(tmp_path / "a.jpe")]
-    assert capsys.readouterr().err == f"{tmp_path}: 3 files were passed over: film.mp4, photo.heic, sub/\n"
+    assert capsys.readouterr().err == f"{tmp_path}: 2 files and 1 folder were passed over: film.mp4, photo.heic, sub/\n"
 
 
 # --- messages ------------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import stubs
 import torch
 from PIL import Image
+from reading import write_tar
 
 from image_reward.errors import JobError
 from image_reward.jobs.folder import DIGESTS, part_name
@@ -30,6 +33,12 @@ def score_with(tmp_path: Path, rows: list[tuple[str | None, str]], load: Any, ba
 
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"prompt": [prompt for prompt, _ in rows], "image": [image for _, image in rows]}), path)
+    return score_file(tmp_path, path, load, batch_size)
+
+
+def score_file(tmp_path: Path, path: Path, load: Any, batch_size: int | None = 4) -> tuple[Any, ShardScorer, Any]:
+    import pyarrow.parquet as pq
+
     source = open_input(str(path))
     [shard] = source.scan(10_000)
     worker = ShardScorer(Work(source, str(tmp_path), load, batch_size, decoders=0))
@@ -125,6 +134,41 @@ def test_an_image_is_encoded_once_whatever_its_name(tmp_path: Path) -> None:
     found = base64.b64decode(table.schema.metadata[DIGESTS])
     assert len({found[i : i + 16] for i in range(0, len(found), 16)}) == 3
     assert found[16:32] == found[-16:]
+
+
+class RoundsByPlace(stubs.Brightness):
+    """A reward depends on the row's place in its batch, as rounding does, but far more."""
+
+    def score_pairs(self, features: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        rewards = super().score_pairs(features, ids, mask)
+        return rewards + torch.arange(rewards.numel(), device="cpu").view(rewards.shape) / 1000
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("kind", ["files", "tar", "formats"])
+def test_copies_of_an_image_get_one_reward_to_the_bit(kind: str, batch_size: int, tmp_path: Path) -> None:
+    contents = [(tmp_path / name).read_bytes() for name in stubs.draw(tmp_path, 3)]
+    prompts = ["a", "nan", "a b", "no"]
+    rows = [(prompts[n // 3 % 4], f"copy{n}.png", n % 3) for n in range(24)]
+    random.Random(0).shuffle(rows)
+    if kind == "tar":
+        members = {f"{n:02d}.png": contents[image] for n, (_, _, image) in enumerate(rows)}
+        members |= {f"{n:02d}.txt": prompt.encode() for n, (prompt, _, _) in enumerate(rows)}
+        write_tar(tmp_path / "rows.tar", dict(sorted(members.items())))
+        table, _, result = score_file(tmp_path, tmp_path / "rows.tar", lambda _: [RoundsByPlace()], batch_size)
+    else:
+        for number, (_, name, image) in enumerate(rows):
+            if kind == "files":
+                (tmp_path / name).write_bytes(contents[image])
+            else:  # of the same pixels
+                Image.open(io.BytesIO(contents[image])).save(tmp_path / name, ("PNG", "BMP", "TIFF")[number % 3])
+        table, _, result = score_with(tmp_path, [row[:2] for row in rows], lambda _: [RoundsByPlace()], batch_size)
+    rewards: dict[tuple[str, int], set[Any]] = {}
+    for (prompt, _, image), reward, error in zip(rows, table["reward"].to_pylist(), table["error"].to_pylist(), strict=True):
+        assert (reward is None) == (error is not None) == (prompt in ("nan", "no"))
+        rewards.setdefault((prompt, image), set()).add((reward, error))
+    assert {len(found) for found in rewards.values()} == {1}
+    assert result.num_errors == sum(prompt in ("nan", "no") for prompt, _, _ in rows)
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path: Path) -> None:

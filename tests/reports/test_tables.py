@@ -58,3 +58,11 @@ def test_strong_rows_are_bold() -> None:
     plain, best = (next(line for line in capture.get().splitlines() if name in line) for name in ("plain", "best"))
     assert "\x1b[1m" in best
     assert "\x1b[1m" not in plain
+
+
+def test_columns_are_as_wide_as_what_is_printed_of_names_that_no_terminal_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["l\udce9.png", "e\x1b[2J.png", "plain.png"]
+    show(GridTable(Grid([Column("image", "left"), Column("reward")], [[name, "+0.1000"] for name in names])))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.endswith("+0.1000 ")]
+    assert [line.split()[0] for line in lines] == [r"l\udce9.png", r"e\x1b[2J.png", "plain.png"]
+    assert len({len(line) for line in lines}) == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from image_reward.reports.tables import empty_table
+from image_reward.reports.tables import empty_table, plain
 
 if TYPE_CHECKING:
     from image_reward.comparisons import Audit
@@ -34,7 +34,7 @@ def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:
         cells += [row.image, f"{row.reward:+.4f}"]
         if row.distribution:
             cells.append(row.distribution.in_words(row.reward))
-        table.add_row(*map(Text, cells), style="bold" if row.rank == 1 and len(rows) > 1 else "")
+        table.add_row(*map(plain, cells), style="bold" if row.rank == 1 and len(rows) > 1 else "")
     return table
 
 
@@ -46,7 +46,7 @@ def generated_table(rows: Sequence[tuple[str, RewardRow, int, float]], caption: 
     for column in ("seed", "reward", "mean"):
         table.add_column(column, justify="right", no_wrap=True)
     for prompt, row, seed, mean in rows:
-        table.add_row(*map(Text, (prompt, row.image, str(seed), f"{row.reward:+.4f}", f"{mean:+.4f}")))
+        table.add_row(*map(plain, (prompt, row.image, str(seed), f"{row.reward:+.4f}", f"{mean:+.4f}")))
     return table
 
 
@@ -55,10 +55,10 @@ def preference_table(preference: Preference, a: str, b: str, title: str, caption
     table.add_column("image", overflow="fold")
     table.add_column("reward", justify="right")
     table.add_column("preferred by humans", justify="right")
-    table.add_row(Text(a), f"{preference.rewards[0]:+.4f}", _probability(preference.a_better))
+    table.add_row(plain(a), f"{preference.rewards[0]:+.4f}", _probability(preference.a_better))
     if preference.tie:
         table.add_row("(no difference)", "", _probability(preference.tie))
-    table.add_row(Text(b), f"{preference.rewards[1]:+.4f}", _probability(preference.b_better))
+    table.add_row(plain(b), f"{preference.rewards[1]:+.4f}", _probability(preference.b_better))
     return table
 
 
@@ -91,7 +91,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column("")
     table.add_column("", overflow="fold")
     for key, value in _flat(facts):
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else Text(str(value)))
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else plain(str(value)))
     return table
 
 
@@ -107,9 +107,9 @@ def audit_tables(audit: Audit) -> list[Table]:
     files = empty_table("Comparisons")
     files.add_column("")
     for summary in audit.files:
-        files.add_column(Text(summary.path), overflow="fold")
+        files.add_column(plain(summary.path), overflow="fold")
     for what, cell in _FILE_FACTS.items():
-        files.add_row(what, *(Text(cell(summary)) for summary in audit.files))
+        files.add_row(what, *(plain(cell(summary)) for summary in audit.files))
     errors = sum(finding.level == "error" for finding in audit.findings)
     verdict = f"{errors} kind{'s' if errors > 1 else ''} of error: training on this would be unsound" if errors else "sound"
     opened = "" if audit.images_opened else "; images were not opened"
@@ -120,7 +120,7 @@ def audit_tables(audit: Audit) -> list[Table]:
         findings.add_row("", "nothing is wrong", "", "")
     for finding in audit.findings:
         style = "bold red" if finding.level == "error" else "yellow"
-        findings.add_row(Text(finding.level, style=style), finding.message, f"{finding.num:,}", Text(finding.examples[0]))
+        findings.add_row(plain(finding.level, style=style), plain(finding.message), f"{finding.num:,}", plain(finding.examples[0]))
     return [files, findings]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from image_reward.jobs.files import Folder
 from image_reward.jobs.folder import write_part
 from image_reward.jobs.messages import DefectError, ShardResult
 from image_reward.jobs.rows import Input, Shard
-from image_reward.scorers.base import Batch, Scorer
+from image_reward.scorers.base import Batch, Scorer, keys_of
 from image_reward.scorers.identity import identity_of
 from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together
 
@@ -186,16 +186,28 @@ class ShardScorer:
         errors, digests, heard = dict(feed.errors), dict[int, bytes](), list[str]()
         reported = time.perf_counter()
         num_done = 0
+        first_of: dict[Hashable, int] = {}  # rounding depends on what shares a batch, so equal rows get the reward of the first
+        equal_to: dict[int, int] = {}
         for prepared in feed.run(upcoming):
             errors |= prepared.errors
             digests |= prepared.digests
             heard += prepared.warnings
-            if prepared.rows:
-                self._score(prepared, rewards, errors)
             num_done += len(prepared.rows) + len(prepared.errors)
+            for row, key in zip(prepared.rows, _row_keys(prepared, feed.rows.prompts), strict=True):
+                if (first := first_of.setdefault(key, row)) != row:
+                    equal_to[row] = first
+            new = [place for place, row in enumerate(prepared.rows) if row not in equal_to]
+            if len(new) < len(prepared.rows):
+                prepared = Prepared([prepared.rows[place] for place in new], [batch.select(new) for batch in prepared.batches])
+            if new:
+                self._score(prepared, rewards, errors)
             if time.perf_counter() - reported > _REPORT_EVERY:
                 reported = time.perf_counter()
                 on_progress(num_done, len(errors))
+        for row, first in equal_to.items():
+            rewards[:, row] = rewards[:, first]
+            if first in errors:
+                errors[row] = errors[first]
         self._write(shard, feed.rows.table, rewards, errors, digests)
         return ShardResult(shard.number, shard.num_rows, len(errors), self.scoring.busy - busy, tuple(dict.fromkeys(heard)))
 
@@ -236,6 +248,14 @@ class ShardScorer:
     def _write(self, shard: Shard, table: pyarrow.Table, rewards: Tensor, errors: dict[int, str], digests: dict[int, bytes]) -> None:
         columns = dict(zip(reward_columns([scorer.name for scorer in self.scorers]), rewards.tolist(), strict=True))
         write_part(self.folder, shard, table, columns, errors, digests)
+
+
+def _row_keys(prepared: Prepared, prompts: Sequence[object]) -> Iterable[Hashable]:
+    """Equal for rows that get one reward: those in which the scorers see the same, or else those of one image file and one prompt."""
+    keys = [known for batch in prepared.batches if (known := keys_of(batch)) is not None]
+    if len(keys) == len(prepared.batches):
+        return zip(*keys, strict=True)
+    return [(prepared.digests.get(row, row), prompts[row]) for row in prepared.rows]
 
 
 class _Feed:

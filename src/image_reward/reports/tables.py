@@ -37,6 +37,11 @@ class _Printable:
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
+def plain(text: str, style: str = "") -> Text:
+    """Text of a cell, without markup, as wide as it will be printed."""
+    return Text(printable(text), style)
+
+
 def empty_table(title: str, caption: str = "") -> Table:
     """A table without columns yet."""
     return Table(
@@ -55,7 +60,9 @@ class GridTable:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        cells = [[column.title, *(row[place] for row in grid.rows)] for place, column in enumerate(grid.columns)]
+        cells = [
+            [printable(cell) for cell in (column.title, *(row[place] for row in grid.rows))] for place, column in enumerate(grid.columns)
+        ]
         self.widths = [
             min(max(map(cell_len, texts)), _LEAST_WORDS if column.align == "left" else _WIDE)
             for column, texts in zip(grid.columns, cells, strict=True)
@@ -95,12 +102,12 @@ class GridTable:
             column = self.grid.columns[place]
             words = column.align == "left"
             table.add_column(
-                Text(column.title),
+                plain(column.title),
                 justify=column.align,
                 no_wrap=not words,
                 overflow="fold" if words else "ellipsis",
                 min_width=self.widths[place],
             )
         for index, row in enumerate(self.grid.rows):
-            table.add_row(*(Text(row[place]) for place in places), style="bold" if index in self.grid.strong else "")
+            table.add_row(*(plain(row[place]) for place in places), style="bold" if index in self.grid.strong else "")
         return table

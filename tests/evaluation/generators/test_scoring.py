@@ -122,6 +122,7 @@ def test_saved_results_of_something_else_are_refused(scorer: ImageRewardScorer, 
 
 
 def test_a_scorer_of_int8_has_a_fingerprint_of_its_own() -> None:
+    pytest.importorskip("torchao")
     exact, rounded = (load("ImageReward-mini", "cpu", dtype) for dtype in ("float32", "int8"))
     assert scorer_fingerprint(exact) != scorer_fingerprint(rounded)
     assert scorer_fingerprint(rounded) == scorer_fingerprint(load("ImageReward-mini", "cpu", "int8"))
