@@ -9,6 +9,7 @@ from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
+    from image_reward.tuning.previews import RewardPreview, reward_preview
     from image_reward.tuning.reward_functions import reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
@@ -17,12 +18,14 @@ __all__ = [
     "BestOf",
     "DenoiserCall",
     "OptimizedNoise",
+    "RewardPreview",
     "best_of",
     "differentiable",
     "optimize_noise",
     "preference_pairs",
     "recorded_calls",
     "reward_function",
+    "reward_preview",
     "sample",
 ]
 
@@ -30,6 +33,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "noise": ["OptimizedNoise", "optimize_noise"],
+        "previews": ["RewardPreview", "reward_preview"],
         "reward_functions": ["reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
