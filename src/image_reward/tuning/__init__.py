@@ -10,7 +10,7 @@ from image_reward.lazy import lazy_names
 if TYPE_CHECKING:
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
     from image_reward.tuning.previews import RewardPreview, reward_preview
-    from image_reward.tuning.reward_functions import reward_function
+    from image_reward.tuning.reward_functions import multi_reward_function, reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
 
@@ -21,6 +21,7 @@ __all__ = [
     "RewardPreview",
     "best_of",
     "differentiable",
+    "multi_reward_function",
     "optimize_noise",
     "preference_pairs",
     "recorded_calls",
@@ -34,7 +35,7 @@ __getattr__ = lazy_names(
     {
         "noise": ["OptimizedNoise", "optimize_noise"],
         "previews": ["RewardPreview", "reward_preview"],
-        "reward_functions": ["reward_function"],
+        "reward_functions": ["multi_reward_function", "reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
     },
