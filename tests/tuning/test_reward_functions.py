@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from image_reward.errors import ImageReadError
+from image_reward.errors import ImageReadError, InputError
 from image_reward.scorers import ImageRewardScorer
-from image_reward.tuning import reward_function
+from image_reward.tuning import multi_reward_function, reward_function
 
 PROMPTS = ("a cat", "a dog", "a cat")  # flow_grpo passes tuples
 
@@ -59,3 +59,22 @@ def test_images_of_other_kinds(scorer: ImageRewardScorer, images: Any, message: 
 def test_prompts_that_do_not_match_the_images(scorer: ImageRewardScorer) -> None:
     with pytest.raises(ValueError, match="1 prompts and 2 images"):
         reward_function(scorer)(torch.zeros(2, 3, 8, 8), ["a cat"], {})
+
+
+def test_several_scorers_at_once(scorer: ImageRewardScorer, bytes_: np.ndarray, tmp_path: Path) -> None:
+    scorer.save_pretrained(tmp_path)
+    weights = {str(tmp_path): 2.0, "ImageReward-mini": -0.5}
+    own = scorer.score(list(PROMPTS), list(bytes_))
+    mini = reward_function("ImageReward-mini", "cpu")(bytes_, PROMPTS)[0]
+    rewards = multi_reward_function(weights, "cpu")
+    for arguments in ((), ([{}] * 3, None, True)):
+        scores, info = rewards(bytes_, PROMPTS, *arguments)
+        assert list(scores) == [*weights, "avg"]
+        assert scores[str(tmp_path)] == pytest.approx(own, abs=1e-5)
+        assert scores["ImageReward-mini"] == pytest.approx(mini, abs=1e-5)
+        assert scores["avg"] == pytest.approx([2 * a - 0.5 * b for a, b in zip(own, mini, strict=True)], abs=1e-4)
+        assert info == {}
+    assert rewards(bytes_, PROMPTS, {}, only_strict=False)[0] == scores
+    for wrong in ({}, {"avg": 1.0}):
+        with pytest.raises(InputError, match="at least one scorer"):
+            multi_reward_function(wrong)

@@ -32,6 +32,9 @@ VARIABLE = "IMAGE_REWARD_LINEAR"
 """Names one of ``WAYS`` for all layers, or "auto", the default. Where that way cannot compute, ``F.linear`` does."""
 PLAIN = "plain"
 
+# PyTorch before 2.4, which Stable Diffusion WebUI pins, does not say what a choice depends on: there ``F.linear`` computes always.
+_has_no_choice = torch.compiler.is_compiling if hasattr(torch.amp, "is_autocast_available") else lambda: True
+
 Way = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 """x [..., in], weight [out, in], bias [out], whether GELU follows -> [..., out]"""
 
@@ -52,14 +55,14 @@ class Linear(nn.Linear):
         if torch.jit.is_scripting():
             return F.linear(x, self.weight, self.bias)
         else:  # in this form, so that scripting does not read it
-            if torch.compiler.is_compiling() or self.plain:
+            if _has_no_choice() or self.plain:
                 return F.linear(x, self.weight, self.bias)
             return _fastest(x, self.weight, self.bias, False)
 
 
 def gelu(layer: nn.Module, x: Tensor) -> Tensor:
     """GELU(layer(x)), the exact one, in one operation where that is faster; the layer may be any that a program has put there."""
-    if torch.compiler.is_compiling() or type(layer) is not Linear or layer.plain or is_changed(layer):
+    if _has_no_choice() or type(layer) is not Linear or layer.plain or is_changed(layer):
         return F.gelu(layer(x))
     return _fastest(x, layer.weight, layer.bias, True)
 

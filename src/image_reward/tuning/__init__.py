@@ -9,7 +9,8 @@ from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
-    from image_reward.tuning.reward_functions import reward_function
+    from image_reward.tuning.previews import RewardPreview, reward_preview
+    from image_reward.tuning.reward_functions import multi_reward_function, reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
 
@@ -17,12 +18,15 @@ __all__ = [
     "BestOf",
     "DenoiserCall",
     "OptimizedNoise",
+    "RewardPreview",
     "best_of",
     "differentiable",
+    "multi_reward_function",
     "optimize_noise",
     "preference_pairs",
     "recorded_calls",
     "reward_function",
+    "reward_preview",
     "sample",
 ]
 
@@ -30,7 +34,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "noise": ["OptimizedNoise", "optimize_noise"],
-        "reward_functions": ["reward_function"],
+        "previews": ["RewardPreview", "reward_preview"],
+        "reward_functions": ["multi_reward_function", "reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
     },

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from image_reward.errors import ImageReadError
+from image_reward.errors import ImageReadError, InputError
+from image_reward.scorers.loading import load_all
+from image_reward.scorers.together import score_together
 from image_reward.tuning.selection import Model, loaded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RewardFunction = Callable[..., tuple[list[float], dict[str, Any]]]
+MultiRewardFunction = Callable[..., tuple[dict[str, list[float]], dict[str, Any]]]
 
 
 def reward_function(model: Model = "ImageReward-v1.0", device: str | None = None) -> RewardFunction:
@@ -31,6 +34,36 @@ def reward_function(model: Model = "ImageReward-v1.0", device: str | None = None
 
     def rewards(images: Tensor | NDArray[Any], prompts: Sequence[str], metadata: Any = None) -> tuple[list[float], dict[str, Any]]:  # noqa: ARG001
         return scorer.score(list(prompts), _single_images(images)), {}
+
+    return rewards
+
+
+def multi_reward_function(weights: Mapping[str, float], device: str | None = None) -> MultiRewardFunction:
+    """``f(images, prompts, metadata) -> (scores, info)`` of several scorers, which is what flow_grpo's ``multi_score`` returns.
+
+    ``weights`` are by what ``image_reward.load`` takes, as in ``{"ImageReward-v1.0": 1.0, "CLIP": 5.0}``; scorers open and encode images
+    together. ``scores`` has the N rewards of each scorer by the same names, and as "avg" their weighted sum, as flow_grpo calls it.
+    Rewards of different scorers are on different scales; ``scorers.Ensemble`` normalises them. Further arguments of the function, such as
+    ``only_strict``, are not read.
+
+    Raises ``InputError`` for no weights, or a scorer called "avg"; otherwise as ``reward_function``.
+    """
+    if not weights or "avg" in weights:
+        raise InputError("weights must name at least one scorer, and none may be called 'avg'")
+    scorers = load_all(list(weights), device)
+
+    def rewards(
+        images: Tensor | NDArray[Any],
+        prompts: Sequence[str],
+        metadata: Any = None,  # noqa: ARG001
+        *_: Any,
+        **__: Any,
+    ) -> tuple[dict[str, list[float]], dict[str, Any]]:
+        scores = dict(zip(weights, score_together(scorers, list(prompts), _single_images(images)), strict=True))
+        total = [
+            sum(weights[name] * reward for name, reward in zip(weights, row, strict=True)) for row in zip(*scores.values(), strict=True)
+        ]
+        return {**scores, "avg": total}, {}
 
     return rewards
 
