@@ -1,6 +1,6 @@
 """Learning an image generator from a reward, and choosing among its images. Names load on first use.
 
-The generator is a pipeline of diffusers, which the caller has loaded: nothing here imports diffusers or peft.
+The generator is a pipeline of diffusers, which the caller has loaded. Only `lora` imports peft.
 """
 
 from typing import TYPE_CHECKING
