@@ -40,7 +40,9 @@ def test_the_pretraining_loss_reaches_the_denoiser_of_any_pipeline(name: str) ->
     noise = noise_like(made.latents, [6, 7])
     losses = pretraining_loss(pipe, PROMPTS, made.latents, noise, made.levels, 1, **arguments)
     assert losses.shape == (2,)
-    each = [pretraining_loss(pipe, [p], made.latents[i : i + 1], noise[i : i + 1], made.levels, 1, **arguments) for i, p in enumerate(PROMPTS)]
+    each = [
+        pretraining_loss(pipe, [p], made.latents[i : i + 1], noise[i : i + 1], made.levels, 1, **arguments) for i, p in enumerate(PROMPTS)
+    ]
     torch.testing.assert_close(losses, torch.cat(each), rtol=2e-3, atol=1e-4)
     losses.mean().backward()
     assert any(weight.grad is not None and weight.grad.any() for weight in tiny_pipelines.denoiser(pipe).parameters())
@@ -110,7 +112,10 @@ def test_images_are_encoded_to_the_form_of_clean_samples(name: str) -> None:
 
 def test_samples_of_another_size_are_refused() -> None:
     pipe, own = tiny_pipelines.build("stable_diffusion")
-    with pytest.raises(InputError, match=r"samples of StableDiffusionPipeline are \[1, 4, 8, 8\] here"), starting_from(pipe, torch.zeros(1, 4, 4, 4)):
+    with (
+        pytest.raises(InputError, match=r"samples of StableDiffusionPipeline are \[1, 4, 8, 8\] here"),
+        starting_from(pipe, torch.zeros(1, 4, 4, 4)),
+    ):
         pipe(prompt=["a"], num_inference_steps=1, output_type="latent", **own)
 
 

@@ -78,7 +78,7 @@ class Tuning(Recipe):
     reward_weight: float | None = None
     """Weight of the reward's loss. [default: 0.1; refl: 0.001]"""
     margin_weight: float | None = None
-    """Weight of the same loss on the prompt margin, the reward less that for another prompt, relative to the reward's. [default: 1; refl: 0]"""
+    """The same loss on the prompt margin, the reward less that for another prompt: its share of the weight. [default: 1; refl: 0]"""
     kl_weight: float = 0.0
     """Weight of the divergence from the untuned generator on the states of the rollout."""
     pretraining_weight: float | None = None

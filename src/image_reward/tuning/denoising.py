@@ -99,7 +99,14 @@ def generate(pipe: Any, prompts: Sequence[str], *, steps: int, seeds: Sequence[i
 
 
 def clean_from(
-    pipe: Any, prompts: Sequence[str], latents: Tensor, noise: Tensor, levels: NoiseLevels, step: int, seeds: Sequence[int], **arguments: Any
+    pipe: Any,
+    prompts: Sequence[str],
+    latents: Tensor,
+    noise: Tensor,
+    levels: NoiseLevels,
+    step: int,
+    seeds: Sequence[int],
+    **arguments: Any,
 ) -> Tensor:
     """Pixels [B, 3, H, W] with gradients of ``step`` alone: clean samples, noised again to that step, and denoised from there.
 
@@ -165,7 +172,9 @@ def starting_from(pipe: Any, noisy: Tensor) -> Iterator[None]:
         output = prepare(*args, **kwargs)
         own = output[0] if isinstance(output, tuple | list) else output
         if own.shape != noisy.shape:
-            raise InputError(f"the samples of {type(pipe).__name__} are {list(own.shape)} here, and those to be denoised {list(noisy.shape)}")
+            raise InputError(
+                f"the samples of {type(pipe).__name__} are {list(own.shape)} here, and those to be denoised {list(noisy.shape)}"
+            )
         mine = noisy.to(own)
         return type(output)((mine, *output[1:])) if isinstance(output, tuple | list) else mine
 

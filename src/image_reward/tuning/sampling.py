@@ -372,7 +372,7 @@ def check_call_arguments(pipe: Any, caller: str, own: set[str], call_arguments: 
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
 
 
-def _check_lengths(pipe: Any, prompts: Sequence[str], asked: int | None) -> None:
+def check_lengths(pipe: Any, prompts: Sequence[str], asked: int | None) -> None:
     """Raise ``PromptError`` for a prompt that no text encoder reads to its end. Where there are several, it is enough that one does."""
     tokenizers = [tokenizer for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (tokenizer := getattr(pipe, name, None)) is not None]
     parameters = inspect.signature(type(pipe).__call__).parameters
