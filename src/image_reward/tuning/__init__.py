@@ -1,13 +1,16 @@
 """Learning an image generator from a reward, and choosing among its images. Names load on first use.
 
-The generator is a pipeline of diffusers, which the caller has loaded. Only `lora` imports peft.
+The generator is a pipeline of diffusers. Only `lora` imports peft.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from image_reward.errors import TrainingError
 from image_reward.lazy import lazy_names
+from image_reward.tuning.config import Tuning
 
 if TYPE_CHECKING:
+    from image_reward.tuning.loop import TuningResult, tune
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
     from image_reward.tuning.reward_functions import reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
@@ -17,6 +20,8 @@ __all__ = [
     "BestOf",
     "DenoiserCall",
     "OptimizedNoise",
+    "Tuning",
+    "TuningResult",
     "best_of",
     "differentiable",
     "optimize_noise",
@@ -24,14 +29,25 @@ __all__ = [
     "recorded_calls",
     "reward_function",
     "sample",
+    "tune",
 ]
 
-__getattr__ = lazy_names(
+_name = lazy_names(
     __name__,
     {
         "noise": ["OptimizedNoise", "optimize_noise"],
         "reward_functions": ["reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
+        "loop": ["TuningResult", "tune"],
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _name(name)
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        raise TrainingError("tuning needs the package accelerate: pip install 'image-reward[tune]'") from None
