@@ -29,7 +29,7 @@ from image_reward.cli.options import (
 from image_reward.errors import InputError
 
 if TYPE_CHECKING:
-    from image_reward.evaluation.prompt_sets import Prompt
+    from image_reward.prompt_sets import Prompt
     from image_reward.scorers import Scorer
     from image_reward.scorers.distribution import RewardRow
     from image_reward.tuning import BestOf
@@ -145,7 +145,7 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
             raise UsageError(f"--keep must be at least 1 and at most --best-of, {self.best_of}, not {self.keep}")
 
     def _read_prompts(self) -> list[Prompt]:
-        from image_reward.evaluation.prompt_sets import Prompt, prompts
+        from image_reward.prompt_sets import Prompt, prompts
         from image_reward.prompts import check_prompts
 
         if bool(self.prompt) == (self.prompts is not None):
