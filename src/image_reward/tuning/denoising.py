@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,11 +143,8 @@ def pretraining_loss(
             captured.append(model_output)
             raise _CapturedError
 
-        with replaced(pipe.scheduler, "step", capture):
-            try:
-                call(prompt=list(prompts), num_inference_steps=steps, output_type="latent", return_dict=False, **arguments)
-            except _CapturedError:
-                pass
+        with replaced(pipe.scheduler, "step", capture), suppress(_CapturedError):
+            call(prompt=list(prompts), num_inference_steps=steps, output_type="latent", return_dict=False, **arguments)
     prediction = captured[0]
     alpha, sigma = (torch.full((len(latents),), values[step], device=latents.device) for values in (levels.alphas, levels.sigmas))
     return denoising_loss(prediction.float(), latents.float(), noise.float(), alpha, sigma, levels.prediction)

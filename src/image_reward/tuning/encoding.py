@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -41,10 +41,8 @@ class EncodedPrompts:
             for denoiser in denoisers_of(self.pipe):
                 stack.enter_context(replaced(denoiser, "forward", _stopping(denoiser.forward)))
             for prompt in prompts:
-                try:
+                with suppress(_EncodedError):
                     call(prompt=[prompt], num_inference_steps=1, **arguments)
-                except _EncodedError:
-                    pass
 
     @contextmanager
     def instead_of_encoders(self, free: bool) -> Iterator[None]:
@@ -71,8 +69,7 @@ class EncodedPrompts:
         for (prompt, arguments), output in self.outputs.items():
             if prompt not in prompts:
                 continue
-            own = [part.shape if isinstance(part, Tensor) else None for part in output]
-            if shapes.setdefault(arguments, own) != own:
+            if not _alike([shapes.setdefault(arguments, output), output]):
                 return False
         return True
 
@@ -90,8 +87,9 @@ class EncodedPrompts:
                 return encode(*args, **kwargs)
             singles = [self._single(encode, values, prompts, row) for row in range(len(prompts))]
             device = values.get("device") or self.pipe._execution_device
-            joined = tuple(_joined(parts, device) for parts in zip(*singles, strict=True))
-            return joined
+            if not (self.complete or _alike(singles)):
+                return encode(*args, **kwargs)
+            return tuple(_joined(parts, device) for parts in zip(*singles, strict=True))
 
         return replaced(self.pipe, "encode_prompt", encoded)
 
@@ -135,6 +133,12 @@ def _moved(value: Any, device: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_moved(part, device) for part in value)
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _alike(singles: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether encodings can be put together: Qwen-Image's are as long as their prompts."""
+    shapes = [[part.shape if isinstance(part, Tensor) else None for part in single] for single in singles]
+    return all(each == shapes[0] for each in shapes)
 
 
 def _joined(parts: Sequence[Any], device: Any) -> Any:

@@ -68,7 +68,8 @@ def sparse(steps: int, grad_steps: int, draws: random.Random) -> Rollout:
 
 def rollout(config: Tuning, draws: random.Random) -> Rollout:
     """That of a step of a resolved ``config``, for a method with gradients of the reward."""
-    assert config.denoising_steps is not None and config.grad_steps is not None
+    assert config.denoising_steps is not None
+    assert config.grad_steps is not None
     if config.method == "refl":
         return refl(config.denoising_steps, draws)
     if config.method == "draft":

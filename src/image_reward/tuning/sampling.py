@@ -77,7 +77,7 @@ def sample(
     active = _active_steps(steps, grad_steps)
     own = {"prompt", "generator", "num_inference_steps", "output_type", "return_dict"}
     check_call_arguments(pipe, "sample()", own, call_arguments)
-    _check_lengths(pipe, prompts, call_arguments.get("max_sequence_length"))
+    check_lengths(pipe, prompts, call_arguments.get("max_sequence_length"))
     with differentiable(pipe, steps=steps, active=active, detach_input=detach_input, stop_at=stop_at) as call:
         images = call(
             prompt=prompts,
