@@ -184,7 +184,7 @@ def strength(pipe: Any, s: float) -> Iterator[None]:
 # --- the layers ----------------------------------------------------------------------------------------------------------------------
 
 
-def _denoisers(pipe: Any) -> dict[str, nn.Module]:
+def _denoisers(pipe: Any) -> dict[str, Any]:
     """Each denoiser by its name in the pipeline. Raises ``InputError`` where none is known."""
     known = denoisers_of(pipe)
     return {name: part for name, part in pipe.components.items() if any(part is denoiser for denoiser in known)}
