@@ -1,6 +1,7 @@
 """Learning an image generator from a reward, and choosing among its images. Names load on first use.
 
-The generator is a pipeline of diffusers, which the caller has loaded: nothing here imports diffusers or peft.
+The generator is a pipeline of diffusers that the caller has loaded, or that ``load_pipeline`` loads. Only what makes or loads one imports
+diffusers.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
+    from image_reward.tuning.pipelines import load_pipeline
     from image_reward.tuning.reward_functions import reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
@@ -19,6 +21,7 @@ __all__ = [
     "OptimizedNoise",
     "best_of",
     "differentiable",
+    "load_pipeline",
     "optimize_noise",
     "preference_pairs",
     "recorded_calls",
@@ -30,6 +33,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "noise": ["OptimizedNoise", "optimize_noise"],
+        "pipelines": ["load_pipeline"],
         "reward_functions": ["reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],

@@ -1,6 +1,6 @@
 """Make the shapes generator: a small text-to-image pipeline of Stable Diffusion's layout, trained from nothing on the shapes world.
 
-python -m image_reward.tuning.shapes_generator      # or `make tiny-generator`: about an hour on two cores
+torchrun --nproc-per-node 2 -m image_reward.tuning.shapes_generator  # `make tiny-generator`: less than an hour on two cores
 
 It is the test bed of tuning: small enough for a laptop's processor, and its images can be judged exactly
 (``comparisons.shapes_judge``). ``tuning.load_pipeline("shapes-generator")`` loads the one in the package, which this module has made.
@@ -8,6 +8,8 @@ It is the test bed of tuning: small enough for a laptop's processor, and its ima
 First an autoencoder learns to bring faultless drawings of 64 x 64 px to latents of 8 x 8 and back; then a text encoder and a denoiser
 learn together to predict v (Salimans and Ho 2022, arXiv 2202.00512) of noisy latents. At the last timestep nothing is left of the latents
 (Lin et al. 2023, arXiv 2305.08891): the background's colour would show through otherwise. Prompts are those of the train split.
+
+Processes share every batch, and draw the same random numbers, so that their number changes rounding only.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 import tyro
@@ -52,7 +55,7 @@ class ShapesGenerator:
     """Drawings that the denoiser learns from."""
     autoencoder_images: int = 12_000
     """Drawings that the autoencoder learns from."""
-    autoencoder_steps: int = 2_400
+    autoencoder_steps: int = 1_600
     autoencoder_batch: int = 16
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-3
@@ -81,6 +84,38 @@ class ShapesGenerator:
         else:
             pipe.vae = diffusers.AutoencoderKL.from_pretrained(self.autoencoder)
         train_denoiser(pipe, self)
+
+
+# --- processes -----------------------------------------------------------------------------------------------------------------------
+
+
+def process() -> tuple[int, int]:
+    """This one's number, from 0, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _share(batch: Tensor) -> Tensor:
+    """This process's rows."""
+    number, total = process()
+    return batch[number::total]
+
+
+def _update(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], loss: Tensor) -> float:
+    """A step of the optimizer down the gradient of the mean loss of all processes, which is returned."""
+    loss.backward()
+    value = loss.detach()
+    if dist.is_initialized():
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        sums = torch.cat([value.view(1), *(gradient.flatten() for gradient in gradients)])
+        dist.all_reduce(sums)
+        sums /= process()[1]
+        value = sums[0]
+        for gradient, mean in zip(gradients, sums[1:].split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(value)
 
 
 # --- networks ------------------------------------------------------------------------------------------------------------------------
@@ -216,24 +251,23 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
     weights = list(vae.parameters())
     optimizer = torch.optim.AdamW(weights, lr=config.autoencoder_lr, weight_decay=0.0, betas=(0.9, 0.99))
     rng = torch.Generator().manual_seed(config.seed)
-    progress = Progress(0, config.autoencoder_steps, shown=True)
+    progress = Progress(0, config.autoencoder_steps, shown=process()[0] == 0)
+    losses: list[float] = []
     for step in range(config.autoencoder_steps):
         for group in optimizer.param_groups:
             group["lr"] = config.autoencoder_lr * rate_factor(step, config.autoencoder_steps, config.warmup_steps, "cosine")
-        batch = _to_range(pixels[torch.randint(len(pixels), [config.autoencoder_batch], generator=rng)])
+        batch = _to_range(_share(pixels[torch.randint(len(pixels), [config.autoencoder_batch], generator=rng)]))
         distribution = vae.encode(batch).latent_dist
-        error = F.l1_loss(vae.decode(distribution.sample(rng)).sample, batch)
+        noise = _share(torch.randn(config.autoencoder_batch, *distribution.mean.shape[1:], generator=rng))
+        error = F.l1_loss(vae.decode(distribution.mean + distribution.std * noise).sample, batch)
         divergence = distribution.kl().mean() / distribution.mean[0].numel()
-        (error + config.kl_weight * divergence).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        losses.append(_update(optimizer, weights, error + config.kl_weight * divergence))
         due = (step + 1) % config.log_every == 0
-        progress.step(step + 1, len(batch), f"error {error.item():.4f} divergence {divergence.item():.3f}", due)
-        if due:
-            vae.save_pretrained(config.output / "autoencoder")
+        values = f"loss {fmean(losses[-config.log_every :]):.4f} error {error.item():.4f} divergence {divergence.item():.2f}"
+        progress.step(step + 1, config.autoencoder_batch, values, due)
     vae.eval()
-    vae.save_pretrained(config.output / "autoencoder")
+    if process()[0] == 0:
+        vae.save_pretrained(config.output / "autoencoder")
 
 
 def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
@@ -250,31 +284,27 @@ def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
     optimizer = torch.optim.AdamW(weight_groups(weights, config.lr, config.weight_decay), betas=(0.9, 0.99))
     averages = MovingAverage(weights, config.ema)
     rng = torch.Generator().manual_seed(config.seed)
-    progress = Progress(0, config.steps, shown=True)
+    progress = Progress(0, config.steps, shown=process()[0] == 0)
     losses: list[float] = []
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate_factor(step, config.steps, config.warmup_steps, "cosine")
         rows = torch.randint(len(latents), [config.batch_size], generator=rng)
-        clean, noise = latents[rows], torch.randn(config.batch_size, *latents.shape[1:], generator=rng)
+        noise = torch.randn(config.batch_size, *latents.shape[1:], generator=rng)
         # One timestep from each of as many equal parts of the range as there are images, which makes losses of batches alike.
         parts = torch.arange(config.batch_size) + torch.rand(config.batch_size, generator=rng)
         timesteps = (parts * (num_levels / config.batch_size)).long().clamp(max=num_levels - 1)
-        alpha, sigma = (level.view(-1, 1, 1, 1) for level in (alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()))
         unconditional = torch.rand(config.batch_size, 1, generator=rng) < config.unconditional
+        rows, noise, timesteps, unconditional = (_share(each) for each in (rows, noise, timesteps, unconditional))
+        alpha, sigma = (level.view(-1, 1, 1, 1) for level in (alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()))
+        noisy = (alpha * latents[rows] + sigma * noise).contiguous(memory_format=torch.channels_last)
         states = pipe.text_encoder(torch.where(unconditional, empty, ids[rows]))[0]
-        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
         prediction = pipe.unet(noisy, timesteps, encoder_hidden_states=states).sample
-        loss = F.mse_loss(prediction, alpha * noise - sigma * clean)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        losses.append(_update(optimizer, weights, F.mse_loss(prediction, alpha * noise - sigma * latents[rows])))
         averages.update(step)
-        losses.append(loss.item())
         due = (step + 1) % config.log_every == 0
         progress.step(step + 1, config.batch_size, f"loss {fmean(losses[-config.log_every :]):.4f}", due)
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+        if process()[0] == 0 and ((step + 1) % config.evaluate_every == 0 or step + 1 == config.steps):
             with averages.in_place():
                 pipe.unet.eval()
                 pipe.text_encoder.eval()
@@ -339,4 +369,6 @@ def held_out_points(
 
 
 if __name__ == "__main__":
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
     tyro.cli(ShapesGenerator).run()
