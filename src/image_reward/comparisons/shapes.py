@@ -180,7 +180,9 @@ PromptKind = Literal["one", "count", "relation"]
 
 @cache
 def prompt_specs(kind: PromptKind = "one", split: Split | None = None) -> tuple[PromptSpec, ...]:
-    """All prompts of a kind, or those of a split, always in the same order: about one object, two or three equal ones, or two in a relation.
+    """All prompts of a kind, or those of a split, always in the same order.
+
+    Prompts are about one object, a count of equal ones, or two in a relation.
 
     >>> len(prompt_specs("one", "train")), len(prompt_specs("one", "test"))
     (387, 45)
