@@ -44,6 +44,7 @@ from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
 from image_reward.tuning.page import EVALUATIONS, evaluation_grid, write_page
+from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
 from image_reward.tuning.sampling import check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
 
@@ -253,11 +254,10 @@ class _Run:
     # --- the generator ---
 
     def _load_pipeline(self) -> Any:
-        from image_reward.tuning.loading import load_pipeline
-
         if not self.config.model:
             raise InputError("no generator: use --model FOLDER_OR_ID, or set model = FOLDER_OR_ID in the recipe")
-        return load_pipeline(self.config.model, _DTYPES[self.config.precision])
+        dtype: Any = str(_DTYPES[self.config.precision]).removeprefix("torch.")
+        return load_pipeline(self.config.model, dtype, str(self.accelerator.device))
 
     def _arguments(self, config: Tuning, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call."""
