@@ -458,7 +458,7 @@ class _Run:
         """An image, scaled and cropped in the middle to the size of the generator's, as a clean sample."""
         import numpy as np
 
-        opened = open_image(image).convert("RGB")
+        opened = open_image(str(image)).convert("RGB")
         height, width = self._size
         scale = max(height / opened.height, width / opened.width)
         resized = opened.resize(
