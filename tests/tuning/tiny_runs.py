@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiny_pipelines
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class Rows(list[float]):
         return Rows(self[row] for row in rows)
 
 
+def pixels_of(image: Any) -> Tensor:
+    """A tensor [3, H, W] in [0, 1], or what an ensemble opens of it."""
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
 class Channel(Scorer[Rows]):
     """A channel's mean less that of the others: a reward that any image can have more of. ``factor`` -1 prefers the others."""
 
@@ -39,7 +45,7 @@ class Channel(Scorer[Rows]):
     def __init__(self, channel: int, factor: float = 10.0, name: str = "redness") -> None:
         super().__init__()
         self.name, self.channel, self.factor = name, channel, factor
-        self.prepare = lambda _, images: Rows(float(self._means(torch.as_tensor(image)[None])) for image in images)
+        self.prepare = lambda _, images: Rows(float(self._means(pixels_of(image)[None])) for image in images)
 
     def _means(self, pixels: Tensor) -> Tensor:
         means = pixels.float().mean(dim=(2, 3))
@@ -58,7 +64,7 @@ def scorers() -> dict[str, Scorer[Any]]:
         "redness": Channel(0),
         "pallor": Channel(0, -10.0, "pallor"),
         "greenness": Channel(1, name="greenness"),
-        "broken": Channel(0, float("nan"), "broken"),
+        "redder": Channel(0, 20.0, "redder"),
     }
 
 

@@ -874,7 +874,8 @@ def _tower(scorer: Scorer[Any]) -> Any:
 
 
 def _seed(*key: object) -> int:
-    return random.Random(" ".join(map(str, key))).getrandbits(48)
+    # PyTorch's generator on a CPU reads the low 32 bits of a seed alone.
+    return random.Random(" ".join(map(str, key))).getrandbits(32)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:

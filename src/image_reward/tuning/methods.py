@@ -96,7 +96,7 @@ def images(pipe: Any, chosen: Rollout, prompts: Sequence[str], seeds: Sequence[i
         return
     made = generate(pipe, prompts, steps=chosen.steps, seeds=seeds, **call_arguments)
     for repeat in range(chosen.repeats):
-        noise = noise_like(made.latents, [seed + (repeat + 1) * 2**40 for seed in seeds])
+        noise = noise_like(made.latents, [random.Random(f"{seed} again {repeat}").getrandbits(32) for seed in seeds])
         yield clean_from(pipe, prompts, made.latents, noise, made.levels, chosen.steps - 1, seeds, **call_arguments)
 
 
