@@ -291,8 +291,9 @@ def meta_pipeline(model: str | os.PathLike[str], dtype: torch.dtype = torch.floa
 def _component(folder: Path, libraries: dict[str, Any], library: str, name: str) -> Any:
     if library not in libraries:
         raise InputError(f"{folder.name} is a {library}.{name}, which neither diffusers nor transformers has")
-    kind: Any = getattr(libraries[library], name)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    kind = getattr(libraries[library], name)
+    is_network: bool = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not is_network:
         return kind.from_pretrained(folder)  # a tokenizer or a scheduler
     with torch.device("meta"):
         if library == "diffusers":
