@@ -1,11 +1,11 @@
-# make demo | test | check | test-full | test-lowest | mini | format.  Each does its own set-up in .venv; set VENV to use another place.
+# make demo | test | check | test-full | test-lowest | mini | tiny-generator | format.  Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CORE_READY = $(VENV)/.ready-core
 
-.PHONY: test test-full test-lowest check demo mini format clean
+.PHONY: test test-full test-lowest check demo mini tiny-generator format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -43,6 +43,10 @@ mini: $(READY)
 	$(LAUNCH) pretrain --recipe examples/pretrain_mini.toml
 	$(LAUNCH) train --recipe examples/train_mini.toml
 	$(BIN)/python benchmarks/mini.py runs/mini/model
+
+# Trains the shapes generator from nothing, in runs/shapes-generator: about TODO minutes on two cores.
+tiny-generator: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(MINI_PROCESSES) -m image_reward.tuning.shapes_generator
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -35,7 +35,7 @@ class Tuning(Recipe):
     """How an image generator is tuned with a reward. The defaults guard against over-optimisation."""
 
     model: str = ""
-    """The generator: the folder of a text-to-image pipeline of diffusers, or a hub id OWNER/NAME."""
+    """The generator: the folder of a text-to-image pipeline of diffusers, a hub id OWNER/NAME, or shapes-generator."""
     prompts: str = ""
     """Training prompts: a published set, a file, or "shapes:PROMPTS" or "shapes:PROMPTS:SEED" for those of the shapes world."""
     held_out: str = ""
