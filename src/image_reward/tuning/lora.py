@@ -87,7 +87,7 @@ def detach(pipe: Any) -> None:
         if hasattr(denoiser, "peft_config"):
             del denoiser.peft_config
         if hasattr(denoiser, "_hf_peft_config_loaded"):
-            denoiser._hf_peft_config_loaded = False  # type: ignore[assignment]  # diffusers would take the denoiser for one with adapters
+            denoiser._hf_peft_config_loaded = False  # diffusers would take the denoiser for one with adapters
 
 
 def save(pipe: Any, folder: str | os.PathLike[str], *, kohya: bool = False, metadata: Mapping[str, str] | None = None) -> dict[str, Path]:
