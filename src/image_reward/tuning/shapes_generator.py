@@ -205,6 +205,7 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,  # which trailing spacing ignores, and Stable Diffusion must have
     )
     pipe = diffusers.StableDiffusionPipeline(
         vae=vae,
