@@ -49,7 +49,7 @@ class ShapesGenerator:
 
     output: Path = Path("runs/shapes-generator")
     autoencoder: Path | None = None
-    """A folder with the autoencoder of an earlier run, to train the denoiser only."""
+    """The folder of an autoencoder to begin with, which --autoencoder-steps 0 leaves as it is."""
     seed: int = 0
     num_images: int = 48_000
     """Drawings that the denoiser learns from."""
@@ -79,10 +79,9 @@ class ShapesGenerator:
         self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         pipe = build(self.widths)
-        if self.autoencoder is None:
-            train_autoencoder(pipe.vae, self)
-        else:
+        if self.autoencoder is not None:
             pipe.vae = diffusers.AutoencoderKL.from_pretrained(self.autoencoder)
+        train_autoencoder(pipe.vae, self)
         train_denoiser(pipe, self)
 
 
@@ -226,15 +225,19 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
 # --- drawings ------------------------------------------------------------------------------------------------------------------------
 
 
-def drawings(number: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Prompts of the train split, each with a faultless drawing [3, 64, 64] uint8."""
+def training_specs(number: int, seed: int) -> list[shapes.PromptSpec]:
+    """Prompts of the train split, in the shares of ``KINDS``."""
     draws = np.random.Generator(np.random.PCG64(seed))
-    kinds = list(KINDS)
-    shares = np.array(list(KINDS.values())) / sum(KINDS.values())
-    for i in range(number):
-        specs = shapes.prompt_specs(kinds[draws.choice(len(kinds), p=shares)], "train")
-        spec = specs[draws.integers(len(specs))]
-        yield spec.prompt, torch.from_numpy(shapes.draw(shapes.faultless(spec, seed, i, size=SIDE))).permute(2, 0, 1)
+    kinds = draws.choice(list(KINDS), number, p=np.array(list(KINDS.values())) / sum(KINDS.values()))
+    places = draws.random(number)
+    specs = [shapes.prompt_specs(kind, "train") for kind in kinds]
+    return [each[int(place * len(each))] for each, place in zip(specs, places, strict=True)]
+
+
+def drawings(specs: Sequence[shapes.PromptSpec], seed: int) -> Tensor:
+    """A faultless drawing for each prompt, [N, 3, 64, 64] uint8; number i depends on ``seed`` and i."""
+    pixels = np.stack([shapes.draw(shapes.faultless(spec, seed, i, size=SIDE)) for i, spec in enumerate(specs)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _to_range(pixels: Tensor) -> Tensor:
@@ -247,7 +250,7 @@ def _to_range(pixels: Tensor) -> Tensor:
 
 def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
     """Save it as ``autoencoder``."""
-    pixels = torch.stack([drawing for _, drawing in drawings(config.autoencoder_images, config.seed + 1)])
+    pixels = drawings(training_specs(config.autoencoder_images, config.seed + 1), config.seed + 1)
     vae.train().to(memory_format=torch.channels_last)
     weights = list(vae.parameters())
     optimizer = torch.optim.AdamW(weights, lr=config.autoencoder_lr, weight_decay=0.0, betas=(0.9, 0.99))
@@ -266,6 +269,8 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
         due = (step + 1) % config.log_every == 0
         values = f"loss {fmean(losses[-config.log_every :]):.4f} error {error.item():.4f} divergence {divergence.item():.2f}"
         progress.step(step + 1, config.autoencoder_batch, values, due)
+        if process()[0] == 0 and (step + 1) % config.evaluate_every == 0:
+            vae.save_pretrained(config.output / "autoencoder")
     vae.eval()
     if process()[0] == 0:
         vae.save_pretrained(config.output / "autoencoder")
@@ -273,10 +278,11 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
 
 def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
     """Train denoiser and text encoder, and save the pipeline with their moving averages at each evaluation."""
-    prompts, latents = _encoded(pipe.vae, config)
+    specs = training_specs(config.num_images, config.seed + 2)
+    latents = _encoded(pipe.vae, specs, config.seed + 2)
     pipe.vae.register_to_config(scaling_factor=float(1 / latents.std()))
     latents = latents * pipe.vae.config.scaling_factor
-    ids, empty = token_ids(pipe.tokenizer, prompts), token_ids(pipe.tokenizer, [""])
+    ids, empty = token_ids(pipe.tokenizer, [spec.prompt for spec in specs]), token_ids(pipe.tokenizer, [""])
     alphas = pipe.scheduler.alphas_cumprod
     num_levels = len(alphas)
     pipe.unet.train().to(memory_format=torch.channels_last)
@@ -316,19 +322,18 @@ def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
             progress.say(f"step {step + 1}: {fmean(points):.2f} penalty points on held-out prompts of one object")
 
 
-def _encoded(vae: Any, config: ShapesGenerator) -> tuple[list[str], Tensor]:
-    """Prompts and latents [N, C, 8, 8] of the drawings that the denoiser learns from."""
-    prompts: list[str] = []
-    latents: list[Tensor] = []
-    batch: list[Tensor] = []
-    for prompt, drawing in drawings(config.num_images, config.seed + 2):
-        prompts.append(prompt)
-        batch.append(drawing)
-        if len(batch) == 64 or len(prompts) == config.num_images:
-            with torch.no_grad():
-                latents.append(vae.encode(_to_range(torch.stack(batch))).latent_dist.mean)
-            batch.clear()
-    return prompts, torch.cat(latents)
+@torch.no_grad()
+def _encoded(vae: Any, specs: Sequence[shapes.PromptSpec], seed: int) -> Tensor:
+    """Latents [N, C, 8, 8] of a drawing for each prompt. Each process makes its part."""
+    size = 64
+    latents = torch.zeros(len(specs), LATENT_CHANNELS, SIDE // 8, SIDE // 8)
+    number, total = process()
+    for start in range(number * size, len(specs), total * size):
+        rows = slice(start, start + size)
+        latents[rows] = vae.encode(_to_range(drawings(specs[rows], seed + start))).latent_dist.mean
+    if dist.is_initialized():
+        dist.all_reduce(latents)
+    return latents
 
 
 def token_ids(words: Any, prompts: Sequence[str]) -> Tensor:
