@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -35,6 +35,9 @@ from torch import Tensor, nn
 from image_reward.comparisons import shapes
 from image_reward.comparisons.shapes_judge import judge
 from image_reward.runs import MovingAverage, Progress, rate_factor, weight_groups
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SIDE = 64  # pixels
 MAX_TOKENS = 24
@@ -354,24 +357,25 @@ def parts(pipe: Any) -> dict[str, nn.Module]:
 # --- evaluation ----------------------------------------------------------------------------------------------------------------------
 
 
-def held_out_points(
+def held_out_images(
     pipe: Any, number: int, *, kind: shapes.PromptKind = "one", steps: int = 8, guidance_scale: float = 3.0, batch_size: int = 64
-) -> list[int]:
-    """The judge's penalty points of ``number`` images for held-out prompts, which take turns; image i has the seed i."""
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Held-out prompts, which take turns, with an image [H, W, 3] each; image i has the seed i."""
     specs = shapes.prompt_specs(kind, "test")
-    prompts = [specs[i * (len(specs) // min(len(specs), number)) % len(specs)].prompt for i in range(number)]
-    points: list[int] = []
+    stride = max(1, len(specs) // number)
+    prompts = [specs[i * stride % len(specs)].prompt for i in range(number)]
+    images: list[NDArray[np.uint8]] = []
     for start in range(0, number, batch_size):
         batch = prompts[start : start + batch_size]
-        made = pipe(
-            batch,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
-            output_type="np",
-        ).images
-        points += [judge(prompt, (image * 255).round().astype("uint8")).points for prompt, image in zip(batch, made, strict=True)]
-    return points
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
+        made = pipe(batch, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators, output_type="np").images
+        images += list((made * 255).round().astype(np.uint8))
+    return list(zip(prompts, images, strict=True))
+
+
+def held_out_points(pipe: Any, number: int, **arguments: Any) -> list[int]:
+    """The judge's penalty points of ``held_out_images``."""
+    return [judge(prompt, image).points for prompt, image in held_out_images(pipe, number, **arguments)]
 
 
 if __name__ == "__main__":
