@@ -69,9 +69,10 @@ class Benchmark:
         intervals = [metrics.interval(metrics.bootstrap(values, groups=prompts, num_resamples=2000)) for values in (points, rewards)]
         faults = Counter(name for verdict in verdicts for name in set(verdict.names))
         shares = ", ".join(f"{fault} {count / len(images):.0%}" for fault, count in faults.most_common())
+        (low, high), (least, most) = intervals
         print(
-            f"{name:<44} points {np.mean(points):.2f} [{intervals[0][0]:.2f}, {intervals[0][1]:.2f}]  "
-            f"reward {np.mean(rewards):+.2f} [{intervals[1][0]:+.2f}, {intervals[1][1]:+.2f}]  faultless {points.count(0) / len(points):.0%}; {shares}",
+            f"{name:<44} points {np.mean(points):.2f} [{low:.2f}, {high:.2f}]  reward {np.mean(rewards):+.2f} [{least:+.2f}, {most:+.2f}]  "
+            f"faultless {points.count(0) / len(points):.0%}; {shares}",
             flush=True,
         )
 

@@ -209,7 +209,7 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
         clip_sample=False,
         steps_offset=1,  # which trailing spacing ignores, and Stable Diffusion must have
     )
-    pipe = diffusers.StableDiffusionPipeline(
+    pipe: Any = diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=words,
@@ -220,7 +220,7 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    for part in (vae, unet, text_encoder):
+    for part in parts(pipe).values():
         part.eval()
     return pipe
 
