@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SIDE = 64  # pixels
 MAX_TOKENS = 24
 LATENT_CHANNELS = 8
-KINDS: dict[shapes.PromptKind, int] = {"one": 5, "count": 2, "relation": 3}
+KINDS: dict[shapes.PromptKind, int] = {"one": 6, "count": 2, "relation": 2}
 """How often a kind of prompt is drawn in training, in tenths."""
 
 
@@ -54,7 +54,7 @@ class ShapesGenerator:
     autoencoder: Path | None = None
     """The folder of an autoencoder to begin with, which --autoencoder-steps 0 leaves as it is."""
     seed: int = 0
-    num_images: int = 48_000
+    num_images: int = 24_000
     """Drawings that the denoiser learns from."""
     autoencoder_images: int = 12_000
     """Drawings that the autoencoder learns from."""
@@ -64,11 +64,11 @@ class ShapesGenerator:
     kl_weight: float = 1e-3
     """How much a latent's mean divergence from the standard normal distribution counts beside the mean absolute error of a pixel."""
     steps: int = 8_000
-    batch_size: int = 64
-    lr: float = 1e-3
+    batch_size: int = 32
+    lr: float = 1.5e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    ema: float = 0.999
+    ema: float = 0.998
     unconditional: float = 0.1
     """The share of images that are learnt without their prompt, for guidance."""
     widths: tuple[int, int] = (64, 128)
@@ -256,7 +256,7 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
     pixels = drawings(training_specs(config.autoencoder_images, config.seed + 1), config.seed + 1)
     vae.train().to(memory_format=torch.channels_last)
     weights = list(vae.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=config.autoencoder_lr, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(weights, lr=config.autoencoder_lr, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
     rng = torch.Generator().manual_seed(config.seed)
     progress = Progress(0, config.autoencoder_steps, shown=process()[0] == 0)
     losses: list[float] = []
@@ -291,7 +291,7 @@ def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
     pipe.unet.train().to(memory_format=torch.channels_last)
     pipe.text_encoder.train()
     weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(weight_groups(weights, config.lr, config.weight_decay), betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(weight_groups(weights, config.lr, config.weight_decay), betas=(0.9, 0.99), fused=True)
     averages = MovingAverage(weights, config.ema)
     rng = torch.Generator().manual_seed(config.seed)
     progress = Progress(0, config.steps, shown=process()[0] == 0)
