@@ -44,7 +44,7 @@ mini: $(READY)
 	$(LAUNCH) train --recipe examples/train_mini.toml
 	$(BIN)/python benchmarks/mini.py runs/mini/model
 
-# Trains the shapes generator from nothing, in runs/shapes-generator: about TODO minutes on two cores.
+# Trains the shapes generator from nothing, in runs/shapes-generator: under an hour on two cores.
 tiny-generator: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(MINI_PROCESSES) -m image_reward.tuning.shapes_generator
 

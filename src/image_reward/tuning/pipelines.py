@@ -22,7 +22,7 @@ PACKAGED = {SHAPES_GENERATOR: Path(__file__).parents[1] / "assets" / SHAPES_GENE
 
 
 def check_pipeline(name: str | os.PathLike[str]) -> None:
-    """Raise for what cannot be a pipeline, without loading it: ``InputError``, or ``FileNotFoundError`` where nothing has the name."""
+    """Raise ``InputError`` for what cannot be a pipeline, ``FileNotFoundError`` where nothing has the name; nothing is loaded."""
     if find_spec("diffusers") is None:
         raise InputError("generating images needs diffusers: pip install 'image-reward[tune]'")
     name = os.fspath(name)

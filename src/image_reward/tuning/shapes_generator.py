@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -36,10 +36,13 @@ from image_reward.comparisons import shapes
 from image_reward.comparisons.shapes_judge import judge
 from image_reward.runs import MovingAverage, Progress, rate_factor, weight_groups
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 SIDE = 64  # pixels
 MAX_TOKENS = 24
 LATENT_CHANNELS = 8
-KINDS: dict[shapes.PromptKind, int] = {"one": 5, "count": 2, "relation": 3}
+KINDS: dict[shapes.PromptKind, int] = {"one": 6, "count": 2, "relation": 2}
 """How often a kind of prompt is drawn in training, in tenths."""
 
 
@@ -49,9 +52,9 @@ class ShapesGenerator:
 
     output: Path = Path("runs/shapes-generator")
     autoencoder: Path | None = None
-    """A folder with the autoencoder of an earlier run, to train the denoiser only."""
+    """The folder of an autoencoder to begin with, which --autoencoder-steps 0 leaves as it is."""
     seed: int = 0
-    num_images: int = 48_000
+    num_images: int = 24_000
     """Drawings that the denoiser learns from."""
     autoencoder_images: int = 12_000
     """Drawings that the autoencoder learns from."""
@@ -61,11 +64,11 @@ class ShapesGenerator:
     kl_weight: float = 1e-3
     """How much a latent's mean divergence from the standard normal distribution counts beside the mean absolute error of a pixel."""
     steps: int = 8_000
-    batch_size: int = 64
-    lr: float = 1e-3
+    batch_size: int = 32
+    lr: float = 1.5e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    ema: float = 0.999
+    ema: float = 0.998
     unconditional: float = 0.1
     """The share of images that are learnt without their prompt, for guidance."""
     widths: tuple[int, int] = (64, 128)
@@ -79,10 +82,9 @@ class ShapesGenerator:
         self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         pipe = build(self.widths)
-        if self.autoencoder is None:
-            train_autoencoder(pipe.vae, self)
-        else:
+        if self.autoencoder is not None:
             pipe.vae = diffusers.AutoencoderKL.from_pretrained(self.autoencoder)
+        train_autoencoder(pipe.vae, self)
         train_denoiser(pipe, self)
 
 
@@ -205,8 +207,9 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,  # which trailing spacing ignores, and Stable Diffusion must have
     )
-    pipe = diffusers.StableDiffusionPipeline(
+    pipe: Any = diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=words,
@@ -217,7 +220,7 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    for part in (vae, unet, text_encoder):
+    for part in parts(pipe).values():
         part.eval()
     return pipe
 
@@ -225,15 +228,19 @@ def build(widths: tuple[int, int] = (64, 128)) -> Any:
 # --- drawings ------------------------------------------------------------------------------------------------------------------------
 
 
-def drawings(number: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Prompts of the train split, each with a faultless drawing [3, 64, 64] uint8."""
+def training_specs(number: int, seed: int) -> list[shapes.PromptSpec]:
+    """Prompts of the train split, in the shares of ``KINDS``."""
     draws = np.random.Generator(np.random.PCG64(seed))
-    kinds = list(KINDS)
-    shares = np.array(list(KINDS.values())) / sum(KINDS.values())
-    for i in range(number):
-        specs = shapes.prompt_specs(kinds[draws.choice(len(kinds), p=shares)], "train")
-        spec = specs[draws.integers(len(specs))]
-        yield spec.prompt, torch.from_numpy(shapes.draw(shapes.faultless(spec, seed, i, size=SIDE))).permute(2, 0, 1)
+    kinds = draws.choice(list(KINDS), number, p=np.array(list(KINDS.values())) / sum(KINDS.values()))
+    places = draws.random(number)
+    specs = [shapes.prompt_specs(kind, "train") for kind in kinds]
+    return [each[int(place * len(each))] for each, place in zip(specs, places, strict=True)]
+
+
+def drawings(specs: Sequence[shapes.PromptSpec], seed: int) -> Tensor:
+    """A faultless drawing for each prompt, [N, 3, 64, 64] uint8; number i depends on ``seed`` and i."""
+    pixels = np.stack([shapes.draw(shapes.faultless(spec, seed, i, size=SIDE)) for i, spec in enumerate(specs)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _to_range(pixels: Tensor) -> Tensor:
@@ -246,10 +253,10 @@ def _to_range(pixels: Tensor) -> Tensor:
 
 def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
     """Save it as ``autoencoder``."""
-    pixels = torch.stack([drawing for _, drawing in drawings(config.autoencoder_images, config.seed + 1)])
+    pixels = drawings(training_specs(config.autoencoder_images, config.seed + 1), config.seed + 1)
     vae.train().to(memory_format=torch.channels_last)
     weights = list(vae.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=config.autoencoder_lr, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(weights, lr=config.autoencoder_lr, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
     rng = torch.Generator().manual_seed(config.seed)
     progress = Progress(0, config.autoencoder_steps, shown=process()[0] == 0)
     losses: list[float] = []
@@ -265,6 +272,8 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
         due = (step + 1) % config.log_every == 0
         values = f"loss {fmean(losses[-config.log_every :]):.4f} error {error.item():.4f} divergence {divergence.item():.2f}"
         progress.step(step + 1, config.autoencoder_batch, values, due)
+        if process()[0] == 0 and (step + 1) % config.evaluate_every == 0:
+            vae.save_pretrained(config.output / "autoencoder")
     vae.eval()
     if process()[0] == 0:
         vae.save_pretrained(config.output / "autoencoder")
@@ -272,16 +281,17 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
 
 def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
     """Train denoiser and text encoder, and save the pipeline with their moving averages at each evaluation."""
-    prompts, latents = _encoded(pipe.vae, config)
+    specs = training_specs(config.num_images, config.seed + 2)
+    latents = _encoded(pipe.vae, specs, config.seed + 2)
     pipe.vae.register_to_config(scaling_factor=float(1 / latents.std()))
     latents = latents * pipe.vae.config.scaling_factor
-    ids, empty = token_ids(pipe.tokenizer, prompts), token_ids(pipe.tokenizer, [""])
+    ids, empty = token_ids(pipe.tokenizer, [spec.prompt for spec in specs]), token_ids(pipe.tokenizer, [""])
     alphas = pipe.scheduler.alphas_cumprod
     num_levels = len(alphas)
     pipe.unet.train().to(memory_format=torch.channels_last)
     pipe.text_encoder.train()
     weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(weight_groups(weights, config.lr, config.weight_decay), betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(weight_groups(weights, config.lr, config.weight_decay), betas=(0.9, 0.99), fused=True)
     averages = MovingAverage(weights, config.ema)
     rng = torch.Generator().manual_seed(config.seed)
     progress = Progress(0, config.steps, shown=process()[0] == 0)
@@ -315,19 +325,18 @@ def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
             progress.say(f"step {step + 1}: {fmean(points):.2f} penalty points on held-out prompts of one object")
 
 
-def _encoded(vae: Any, config: ShapesGenerator) -> tuple[list[str], Tensor]:
-    """Prompts and latents [N, C, 8, 8] of the drawings that the denoiser learns from."""
-    prompts: list[str] = []
-    latents: list[Tensor] = []
-    batch: list[Tensor] = []
-    for prompt, drawing in drawings(config.num_images, config.seed + 2):
-        prompts.append(prompt)
-        batch.append(drawing)
-        if len(batch) == 64 or len(prompts) == config.num_images:
-            with torch.no_grad():
-                latents.append(vae.encode(_to_range(torch.stack(batch))).latent_dist.mean)
-            batch.clear()
-    return prompts, torch.cat(latents)
+@torch.no_grad()
+def _encoded(vae: Any, specs: Sequence[shapes.PromptSpec], seed: int) -> Tensor:
+    """Latents [N, C, 8, 8] of a drawing for each prompt. Each process makes its part."""
+    size = 64
+    latents = torch.zeros(len(specs), LATENT_CHANNELS, SIDE // 8, SIDE // 8)
+    number, total = process()
+    for start in range(number * size, len(specs), total * size):
+        rows = slice(start, start + size)
+        latents[rows] = vae.encode(_to_range(drawings(specs[rows], seed + start))).latent_dist.mean
+    if dist.is_initialized():
+        dist.all_reduce(latents)
+    return latents
 
 
 def token_ids(words: Any, prompts: Sequence[str]) -> Tensor:
@@ -348,24 +357,25 @@ def parts(pipe: Any) -> dict[str, nn.Module]:
 # --- evaluation ----------------------------------------------------------------------------------------------------------------------
 
 
-def held_out_points(
+def held_out_images(
     pipe: Any, number: int, *, kind: shapes.PromptKind = "one", steps: int = 8, guidance_scale: float = 3.0, batch_size: int = 64
-) -> list[int]:
-    """The judge's penalty points of ``number`` images for held-out prompts, which take turns; image i has the seed i."""
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Held-out prompts, which take turns, with an image [H, W, 3] each; image i has the seed i."""
     specs = shapes.prompt_specs(kind, "test")
-    prompts = [specs[i * (len(specs) // min(len(specs), number)) % len(specs)].prompt for i in range(number)]
-    points: list[int] = []
+    stride = max(1, len(specs) // number)
+    prompts = [specs[i * stride % len(specs)].prompt for i in range(number)]
+    images: list[NDArray[np.uint8]] = []
     for start in range(0, number, batch_size):
         batch = prompts[start : start + batch_size]
-        made = pipe(
-            batch,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
-            output_type="np",
-        ).images
-        points += [judge(prompt, (image * 255).round().astype("uint8")).points for prompt, image in zip(batch, made, strict=True)]
-    return points
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
+        made = pipe(batch, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators, output_type="np").images
+        images += list((made * 255).round().astype(np.uint8))
+    return list(zip(prompts, images, strict=True))
+
+
+def held_out_points(pipe: Any, number: int, **arguments: Any) -> list[int]:
+    """The judge's penalty points of ``held_out_images``."""
+    return [judge(prompt, image).points for prompt, image in held_out_images(pipe, number, **arguments)]
 
 
 if __name__ == "__main__":
