@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import pytest
 pytest.importorskip("diffusers")  # which needs Python 3.11
 pytest.importorskip("peft")
 
+import tiny_pipelines
 from accelerate.state import AcceleratorState
 
 from image_reward.cli import main
 from image_reward.recipes import read_toml
 from image_reward.tuning import Tuning
-
-sys.path.append(str(Path(__file__).parents[1] / "tuning"))
-import tiny_pipelines
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -38,10 +35,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def options(model: str, folder: Path, **changes: Any) -> list[str]:
+def options(pipeline: str, folder: Path, **changes: Any) -> list[str]:
     (folder / "prompts.txt").write_text("a cat\na dog\na cow\na hen\na fox\n")
     values = {
-        "model": model, "prompts": folder / "prompts.txt", "output": folder / "run", "reward": "ImageReward-mini", "denoising-steps": 2,
+        "model": pipeline, "prompts": folder / "prompts.txt", "output": folder / "run", "reward": "ImageReward-mini", "denoising-steps": 2,
         "height": 16, "width": 16, "max-steps": 2, "batch-images": 2, "micro-images": 2, "pretraining-samples": 2, "lora-rank": 2,
         "num-held-out": 2, "images-per-prompt": 1,
     } | changes  # fmt: skip

@@ -41,7 +41,7 @@ class Tune:
             raise UsageError("no generator: use --model FOLDER_OR_ID, or set model = FOLDER_OR_ID in the recipe")
         check_pipeline(config.model)
         if self.dry_run:
-            from image_reward.reports.tables import show
+            from image_reward.reports.printing import show
             from image_reward.tuning.memory import estimate
 
             show(estimate(config).report())
