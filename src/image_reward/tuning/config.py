@@ -147,10 +147,12 @@ class Tuning(Recipe):
     """Evaluations in a row with signs of over-optimisation after which the run stops."""
     save_every: int = 50
     """Steps between saved states. A killed run loses no more than these."""
+    keep_checkpoints: int = 0
+    """Of the saved states, how many of the last are kept in folders checkpoint-STEP, with the weights as diffusers reads them."""
     log_every: int = 1
     """Steps between lines of the log."""
 
-    without_effect = ("output", "log_every", "save_every", "cpu")
+    without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "cpu")
 
     def __post_init__(self) -> None:
         self.check_positive(
@@ -167,7 +169,9 @@ class Tuning(Recipe):
             "save_every",
             "log_every",
         )
-        self.check_not_negative("kl_weight", "smoothing", "lora_rank", "warmup_steps", "weight_decay", "clip", "least_rise")
+        self.check_not_negative(
+            "keep_checkpoints", "kl_weight", "smoothing", "lora_rank", "warmup_steps", "weight_decay", "clip", "least_rise"
+        )
         for name in ("denoising_steps", "height", "width", "lora_alpha"):
             if getattr(self, name) is not None:
                 self.check_positive(name)

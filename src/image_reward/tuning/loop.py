@@ -31,7 +31,7 @@ from image_reward.files import written_whole
 from image_reward.images import open_image
 from image_reward.reports.numbers import counted
 from image_reward.rows import read_rows
-from image_reward.runs import MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
+from image_reward.runs import STATE, MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.ensemble import Ensemble, Reference
 from image_reward.scorers.loading import load_all
@@ -256,7 +256,8 @@ class _Run:
     def _load_pipeline(self) -> Any:
         if not self.config.model:
             raise InputError("no generator: use --model FOLDER_OR_ID, or set model = FOLDER_OR_ID in the recipe")
-        dtype: Any = str(_DTYPES[self.config.precision]).removeprefix("torch.")
+        # Weights that are all trained are in float32, and must not have been rounded before.
+        dtype: Any = str(_DTYPES[self.config.precision]).removeprefix("torch.") if self.config.lora_rank else "float32"
         return load_pipeline(self.config.model, dtype, str(self.accelerator.device))
 
     def _arguments(self, config: Tuning, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,7 +287,10 @@ class _Run:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         if config.precision != "fp32":
-            pipe.to(dtype=dtype)
+            untouched = [] if config.lora_rank else denoisers_of(pipe)
+            for part in pipe.components.values():
+                if isinstance(part, nn.Module) and not any(part is each for each in untouched):
+                    part.to(dtype)
         pipe.to(device)
         if config.precision == "fp16":
             # SDXL's decoder overflows in float16. Its pipeline would upcast it, but within an autocast that has no effect.
@@ -450,7 +454,7 @@ class _Run:
             if not isinstance(prompt, str) or not isinstance(image, str):
                 raise InputError(f"{config.pretraining_images}, row {number}: it needs prompt and image, both texts")
             prompts.append(prompt)
-            latents.append(self._encoded(place.join(image), like))
+            latents.append(self._encoded(place.join(image).local, like))
         check_lengths(self.pipe, prompts, self.arguments.get("max_sequence_length"))
         return prompts, torch.cat(latents)
 
@@ -575,12 +579,15 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         with self.folder.saving(), _replaced_folder(self.model_folder) as new:
-            if self.config.lora_rank:
-                metadata = {"step": str(self.state.step), "base": self.config.model, "reward": ", ".join(self.config.reward)}
-                lora.save(self.pipe, new, metadata=metadata)
-            else:
-                for number, denoiser in enumerate(denoisers_of(self.pipe)):
-                    denoiser.save_pretrained(new / str(number) if number else new)
+            self._write_weights(new)
+
+    def _write_weights(self, folder: Path) -> None:
+        if self.config.lora_rank:
+            metadata = {"step": str(self.state.step), "base": self.config.model, "reward": ", ".join(self.config.reward)}
+            lora.save(self.pipe, folder, metadata=metadata)
+        else:
+            for number, denoiser in enumerate(denoisers_of(self.pipe)):
+                denoiser.save_pretrained(folder / str(number) if number else folder)
 
     @property
     def model_folder(self) -> Path:
@@ -602,7 +609,20 @@ class _Run:
                     "scaler": scaler,
                 }
             )
+            if self.config.keep_checkpoints and self.state.step % self.config.save_every == 0:
+                self._keep_checkpoint()
         self.accelerator.wait_for_everyone()
+
+    def _keep_checkpoint(self) -> None:
+        """Keep the state that was just saved, and its weights, and drop the oldest of too many."""
+        path = self.folder.path
+        with self.folder.saving(), _replaced_folder(path / f"checkpoint-{self.state.step}") as new:
+            shutil.copyfile(path / STATE, new / STATE)
+            with self.average.in_place() if self.average else nullcontext():
+                self._write_weights(new)
+        steps = sorted(int(kept.name.removeprefix("checkpoint-")) for kept in path.glob("checkpoint-*") if kept.name[11:].isdigit())
+        for step in steps[: -self.config.keep_checkpoints]:
+            shutil.rmtree(path / f"checkpoint-{step}")
 
     @torch.no_grad()
     def _restored(self) -> RunState | None:

@@ -40,7 +40,7 @@ def check_pipeline(name: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{name}: no such pipeline; give a folder, a hub id OWNER/NAME, or {' or '.join(PACKAGED)}")
 
 
-def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32", device: str | None = None) -> Any:
+def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32", device: str | None = None, **options: Any) -> Any:
     """A text-to-image pipeline of diffusers.
 
     Args:
@@ -48,6 +48,7 @@ def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32"
             (docs/tuning.md), which makes images of 64 x 64 px for the prompts of the shapes world.
         dtype: Precision of its weights.
         device: As ``image_reward.load`` chooses it by default.
+        options: Of diffusers' ``from_pretrained``, such as ``revision``.
 
     Raises ``InputError`` for one that cannot be loaded or takes no prompt, ``FileNotFoundError`` where nothing has the name.
     """
@@ -69,9 +70,9 @@ def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32"
     source = PACKAGED.get(name, name)
     try:
         try:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, dtype=getattr(torch, dtype))
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, dtype=getattr(torch, dtype), **options)
         except ValueError:  # it knows neither pipelines for videos nor each new one
-            pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, dtype))
+            pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, dtype), **options)
     except Exception as error:  # diffusers, transformers, the hub and safetensors each have their own for files that are not right
         lines = str(error).strip().splitlines() or [type(error).__name__]
         where = "cannot be loaded" if Path(source).is_dir() else "is not a folder here, and cannot be loaded from the hub"
