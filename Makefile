@@ -1,11 +1,12 @@
-# make demo | test | check | test-full | test-lowest | test-hosts | mini | dist | format.  Each does its own set-up in .venv; VENV names another.
+# make demo | test | check | test-full | test-lowest | test-hosts | mini | tiny-generator | dist | format.
+# Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CORE_READY = $(VENV)/.ready-core
 
-.PHONY: test test-full test-lowest test-hosts check demo mini dist format clean
+.PHONY: test test-full test-lowest test-hosts check demo mini tiny-generator dist format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -63,6 +64,10 @@ dist:
 	$(PYTHON) -m venv $(DIST_VENV)
 	$(DIST_VENV)/bin/python -m pip install --quiet --upgrade pip build twine
 	$(DIST_VENV)/bin/python .ci/dist.py $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+# Trains the shapes generator from nothing, in runs/shapes-generator: under an hour on two cores.
+tiny-generator: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(MINI_PROCESSES) -m image_reward.tuning.shapes_generator
 
 format: $(READY)
 	$(BIN)/ruff format .

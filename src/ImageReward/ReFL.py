@@ -1,6 +1,4 @@
-"""``ImageReward.ReFL`` of image-reward 1.5."""
+"""``from ImageReward import ReFL`` of image-reward 1.5: ``ReFL.Trainer(model, json, args=args).train(args=args)``."""
 
-raise ImportError(
-    "this release of image-reward has no ReFL, the tuning of a diffusion model from the reward; image-reward 1.5 has it. "
-    "The reward's gradients are here: load(...).score_gard() and image_reward.load(...).rewards()"
-)
+import ImageReward._implementation as _implementation
+from image_reward.tuning.compat_v15 import Trainer, parse_args

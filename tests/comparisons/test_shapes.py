@@ -15,6 +15,7 @@ from scipy.ndimage import label
 
 from image_reward.comparisons import shapes
 from image_reward.comparisons.shapes import Candidate, Scene, SceneObject, comparisons, draw, pair_kind
+from image_reward.comparisons.shapes_judge import judge, parse
 from image_reward.types import Comparison
 
 
@@ -126,6 +127,32 @@ def test_splits_never_share_a_prompt(many: list[Comparison]) -> None:
     assert not train & test
     assert {shapes.split_of(prompt) for prompt in train} == {"train"}
     assert {shapes.split_of(prompt) for prompt in test} == {"test"}
+
+
+@pytest.mark.parametrize("kind", ["one", "count", "relation"])
+def test_all_prompts_of_a_kind(kind: shapes.PromptKind, many: list[Comparison]) -> None:
+    """Each once, those that the world draws among them, and every one in one of the two splits."""
+    prompts = [spec.prompt for spec in shapes.prompt_specs(kind)]
+    splits = {split: {spec.prompt for spec in shapes.prompt_specs(kind, split)} for split in ("train", "test")}  # type: ignore[arg-type]
+    assert len(set(prompts)) == len(prompts) == len(splits["train"]) + len(splits["test"])
+    assert splits["train"] | splits["test"] == set(prompts)
+    assert {shapes.split_of(prompt) for prompt in splits["train"]} == {"train"}
+    drawn = {item.prompt for item in many if kind == prompt_kind(parse(item.prompt))}
+    assert drawn
+    assert drawn <= set(prompts)
+
+
+def prompt_kind(spec: shapes.PromptSpec) -> shapes.PromptKind:
+    return "relation" if spec.relation else "count" if spec.count > 1 else "one"
+
+
+@pytest.mark.parametrize("kind", ["one", "count", "relation"])
+def test_faultless_images(kind: shapes.PromptKind) -> None:
+    specs = shapes.prompt_specs(kind)
+    chosen = specs[:: len(specs) // 20]
+    assert [judge(spec.prompt, shapes.faultless(spec, 1)).names for spec in chosen] == [()] * len(chosen)
+    images = {draw(shapes.faultless(chosen[0], seed)).tobytes() for seed in (0, 1, 1)}
+    assert len(images) == 2
 
 
 def test_the_stated_share_of_prompts_is_held_out() -> None:

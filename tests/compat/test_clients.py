@@ -625,15 +625,6 @@ def test_the_blip_score_and_its_parts(released: Any, monkeypatch: pytest.MonkeyP
     assert own.eval().score(CAT, images) == pytest.approx(expected, abs=1e-5)
 
 
-# --- what is not here ------------------------------------------------------------------------------------------------------------------
-
-
-def test_refl_says_that_it_is_not_here() -> None:
-    with pytest.raises(ImportError, match="has no ReFL, the tuning of a diffusion model from the reward"):
-        from ImageReward import ReFL  # noqa: F401
-    assert not hasattr(RM, "ReFL")
-
-
 def test_the_class_and_the_module_share_a_name() -> None:
     module = importlib.import_module("ImageReward.ImageReward")
     assert module.ImageReward is RM.ImageReward

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from image_reward.evaluation.prompt_sets import PromptSet
 from image_reward.evaluation.prompt_sets_report import prompt_sets_report
+from image_reward.prompt_sets import PromptSet
 from image_reward.reports.document import Grid
 
 

@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from hostile import MODEL, PROMPTS, SPECIAL, Case, FaultError, attempt, command, deep, encoded, flips, pictures, refused, write
 from hostile.rows import draw, parquet_bytes
-from image_reward import comparisons
-from image_reward.evaluation import prompt_sets
+from image_reward import comparisons, prompt_sets
 from image_reward.evaluation.generators.human import read_ranking
 from image_reward.evaluation.generators.results import read_results
 

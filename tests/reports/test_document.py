@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from image_reward.reports.document import Column, Grid, few_prompts
+from image_reward.reports.document import Column, Grid, compared, few_prompts
 
 
 def test_a_row_of_another_length_is_refused() -> None:
@@ -24,3 +24,15 @@ def test_few_prompts_are_a_warning(num: int, start: str) -> None:
 
 def test_enough_prompts_are_none() -> None:
     assert few_prompts(20) == ""
+
+
+def test_versions_of_the_same_images_side_by_side() -> None:
+    rows = compared(["one", "two"], {"before": ["a", "b"], "after": ["c", "d"]}, {"before": [["0.5"], ["1.5"]]})
+    assert [row.title for row in rows] == ["one", "two"]
+    assert [[(card.title, card.image, list(card.lines)) for card in row.cards] for row in rows] == [
+        [("before", "a", ["0.5"]), ("after", "c", [])],
+        [("before", "b", ["1.5"]), ("after", "d", [])],
+    ]
+    for versions, lines in (({"before": ["a"]}, {}), ({"before": ["a", "b"]}, {"before": [["0.5"]]})):
+        with pytest.raises(ValueError, match="'before' has 1 for 2 titles"):
+            compared(["one", "two"], versions, lines)

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "Measure how well scorers agree with human rankings.",
     "benchmark": "Compare image generators by the rewards of their images.",
     "generate": "Generate images for prompts and keep those with the highest rewards.",
+    "tune": "Tune an image generator with a reward.",
     "prompts": "List and print published sets of prompts.",
     "verify-precision": "Measure the effect of a lower precision on your own images.",
     "export": "Export a scorer to ONNX, for programs without PyTorch.",

@@ -14,7 +14,7 @@ from image_reward.terminal import note
 if TYPE_CHECKING:
     from image_reward.evaluation.generators import HumanRanking, Rewards, Selection
     from image_reward.evaluation.generators import Images as GeneratedImages
-    from image_reward.evaluation.prompt_sets import Prompt
+    from image_reward.prompt_sets import Prompt
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
     def _scored(self) -> tuple[Rewards, Selection, GeneratedImages | None, HumanRanking | None]:
         """The rewards, of saved results or of images scored now; which of them compare; the images, if they are here; the human ranking."""
         from image_reward.evaluation import generators
-        from image_reward.evaluation.prompt_sets import prompts
+        from image_reward.prompt_sets import prompts
 
         chosen = prompts(self.prompts) if self.prompts is not None else None
         results = self.results or (self.images if self.images and generators.has_results(self.images) else None)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import os
 import re
-import sys
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -27,9 +24,10 @@ from image_reward.cli.options import (
     print_json,
 )
 from image_reward.errors import InputError
+from image_reward.tuning.pipelines import PipelineDtype, check_pipeline, load_pipeline
 
 if TYPE_CHECKING:
-    from image_reward.evaluation.prompt_sets import Prompt
+    from image_reward.prompt_sets import Prompt
     from image_reward.scorers import Scorer
     from image_reward.scorers.distribution import RewardRow
     from image_reward.tuning import BestOf
@@ -51,7 +49,7 @@ class GenerationOptions:
     """In pixels."""
     images_per_batch: int = 4
     """Images that are generated at once. It changes memory and speed only."""
-    pipeline_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pipeline_dtype: PipelineDtype = "float32"
     """Precision of the pipeline; --dtype is that of the scorer."""
 
     def check(self, num_images: int) -> None:
@@ -90,7 +88,9 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
         tyro.conf.arg(metavar="PROMPT...", help="Prompts, each in quotes; or use --prompts.", help_behavior_hint=""),
     ] = ()
     prompts: PromptSet = None
-    pipeline: Annotated[str, tyro.conf.arg(help="A text-to-image pipeline of diffusers: a folder, or a hub id OWNER/NAME.")]
+    pipeline: Annotated[
+        str, tyro.conf.arg(help="A text-to-image pipeline of diffusers: a folder, a hub id OWNER/NAME, or shapes-generator.")
+    ]
     output: Path
     """Folder for the images. Nothing in it is overwritten."""
     best_of: Annotated[int, tyro.conf.arg(metavar="N")] = 4
@@ -105,10 +105,10 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
         self._check_numbers()
         prompts = self._read_prompts()
         self.generation.check(len(prompts) * self.best_of)
-        _check_pipeline(self.pipeline)
+        check_pipeline(self.pipeline)
         self._check_output(prompts)
         scorer = self.load()
-        pipe = _load_pipeline(self.pipeline, self.generation.pipeline_dtype, self.inference.device)
+        pipe = load_pipeline(self.pipeline, self.generation.pipeline_dtype, self.inference.device)
         arguments = self.generation.call_arguments(pipe)
 
         from image_reward.cli.progress import progress
@@ -145,7 +145,7 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
             raise UsageError(f"--keep must be at least 1 and at most --best-of, {self.best_of}, not {self.keep}")
 
     def _read_prompts(self) -> list[Prompt]:
-        from image_reward.evaluation.prompt_sets import Prompt, prompts
+        from image_reward.prompt_sets import Prompt, prompts
         from image_reward.prompts import check_prompts
 
         if bool(self.prompt) == (self.prompts is not None):
@@ -246,49 +246,3 @@ class _Result:
     def as_dict(self) -> dict[str, Any]:
         saved = [row.as_dict() | {"seed": seed} for row, seed in self.saved]
         return {"id": self.prompt.id, "prompt": self.prompt.prompt, "rewards": self.rewards, "seeds": self.seeds, "images": saved}
-
-
-def _check_pipeline(name: str) -> None:
-    """Raise for what cannot be a pipeline, before anything is loaded."""
-    if find_spec("diffusers") is None:
-        raise UsageError("generating images needs diffusers: pip install 'image-reward[tune]'")
-    folder = Address.parse(name)
-    if not folder.is_local:
-        raise UsageError(f"--pipeline {name}: a pipeline is a folder on this machine, or a hub id OWNER/NAME")
-    if folder.local.is_dir():
-        if not (folder.local / "model_index.json").is_file():
-            raise InputError(f"--pipeline {name} is not a folder of a diffusers pipeline, which has a model_index.json")
-    elif folder.local.exists():
-        raise InputError(f"--pipeline {name} is a file; give the folder of a diffusers pipeline, which has a model_index.json")
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, re.ASCII):
-        raise FileNotFoundError(f"--pipeline {name}: no such folder, and not a hub id OWNER/NAME")
-
-
-def _load_pipeline(name: str, dtype: str, device: str | None) -> Any:
-    """The text-to-image pipeline of a folder or a hub id, on its device. Raises ``InputError`` for one that cannot be loaded."""
-    import torch
-
-    from image_reward.scorers.loading import choose_device
-
-    place = choose_device(device)
-    # It recommends torchvision for each class that diffusers imports. Warnings of weights come from other loggers.
-    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
-    import diffusers
-    import transformers
-
-    if not sys.stderr.isatty():
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        try:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(name, dtype=getattr(torch, dtype))
-        except ValueError:  # it knows neither pipelines for videos nor each new one
-            pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=getattr(torch, dtype))
-    except Exception as error:  # diffusers, transformers, the hub and safetensors each have their own for files that are not right
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        where = "cannot be loaded" if Path(name).is_dir() else "is not a folder here, and cannot be loaded from the hub"
-        raise InputError(f"--pipeline {name} {where}: {lines[0]:.400}") from error
-    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
-        raise InputError(f"--pipeline {name} is a {type(pipe).__name__}, which takes no prompt; give a text-to-image pipeline")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place)

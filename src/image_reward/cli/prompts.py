@@ -16,7 +16,7 @@ class List(OutputOptions):
     """List the published sets of prompts."""
 
     def run(self) -> int:
-        from image_reward.evaluation.prompt_sets import PROMPT_SETS
+        from image_reward.prompt_sets import PROMPT_SETS
 
         if self.json:
             print_json(
@@ -48,7 +48,7 @@ class Show:
     ]
 
     def run(self) -> int:
-        from image_reward.evaluation.prompt_sets import prompts
+        from image_reward.prompt_sets import prompts
 
         for prompt in prompts(self.prompts):
             print(json.dumps(asdict(prompt)))

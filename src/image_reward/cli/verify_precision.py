@@ -43,7 +43,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
 
     def run(self) -> int:
         self._check_usage()
-        from image_reward.evaluation.prompt_sets import prompts as prompts_of
+        from image_reward.prompt_sets import prompts as prompts_of
 
         prompts = [*self.prompt, *(prompt.prompt for prompt in (prompts_of(self.prompts) if self.prompts else []))]
         images = find_images(self.images)

@@ -21,6 +21,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -174,6 +175,36 @@ def _prompt_spec(draws: _Draws) -> PromptSpec:
     return PromptSpec((first, second), relation=draws.choice(RELATIONS), background=background)
 
 
+PromptKind = Literal["one", "count", "relation"]
+
+
+@cache
+def prompt_specs(kind: PromptKind = "one", split: Split | None = None) -> tuple[PromptSpec, ...]:
+    """All prompts of a kind, or those of a split, always in the same order.
+
+    Prompts are about one object, a count of equal ones, or two in a relation.
+
+    >>> len(prompt_specs("one", "train")), len(prompt_specs("one", "test"))
+    (387, 45)
+    >>> prompt_specs("one", "test")[0].prompt
+    'a large red circle'
+    """
+    objects = [SceneObject(*each) for each in product(SHAPES, COLOURS, (*SIZES, None))]
+    backgrounds = (None, *COLOURS)
+    if kind == "one":
+        specs = [PromptSpec((item,), background=background) for item, background in product(objects, backgrounds)]
+    elif kind == "count":
+        specs = [PromptSpec((item,), number, background=background) for item, number, background in product(objects, COUNTS, backgrounds)]
+    else:
+        specs = [
+            PromptSpec((first, second), relation=relation, background=background)
+            for first, second, relation, background in product(objects, objects, RELATIONS, backgrounds)
+            if first.colour != second.colour
+        ]
+    visible = (spec for spec in specs if spec.background not in {item.colour for item in spec.objects})
+    return tuple(spec for spec in visible if split is None or split_of(spec.prompt) == split)
+
+
 # --- candidates ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +330,17 @@ def _candidates(spec: PromptSpec, seed: tuple[int, ...], size: int, draws: _Draw
             filled[candidate.slot] += 1
             candidates.append(candidate)
     return candidates
+
+
+def faultless(spec: PromptSpec, *seed: int, size: int = 64) -> Candidate:
+    """An image that is what the prompt asks for, without a defect; the seed decides what the prompt leaves open.
+
+    >>> [spec] = [spec for spec in prompt_specs() if spec.prompt == "a large red cross on a white background"]
+    >>> candidate = faultless(spec, 0)
+    >>> candidate.scene.background, candidate.points, candidate().size
+    ('white', 0, (64, 64))
+    """
+    return Candidate(_scene(spec, (), _Draws("faultless", spec.prompt, seed)), (), None, 0, seed, size)
 
 
 def _ranks(slots: list[int], noise: float, draws: _Draws) -> tuple[int, ...]:

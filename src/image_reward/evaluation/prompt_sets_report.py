@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from image_reward.evaluation.prompt_sets import PromptSet
+from image_reward.prompt_sets import PromptSet
 from image_reward.reports.document import Column, Grid, Report
 
 

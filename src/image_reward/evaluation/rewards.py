@@ -11,8 +11,8 @@ import numpy as np
 from image_reward.addresses import Address, PathLike
 from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError
-from image_reward.evaluation.prompt_sets import first_few, repeated
 from image_reward.images import unique_images
+from image_reward.prompt_sets import first_few, repeated
 from image_reward.scorers import Scorer
 from image_reward.scorers.together import long_prompts_reported_once, score_together
 from image_reward.types import Comparison

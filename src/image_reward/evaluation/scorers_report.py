@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from image_reward.evaluation.agreement import Agreement, Matrix
-from image_reward.evaluation.prompt_sets import first_few
 from image_reward.evaluation.published_results import PublishedAccuracy, PublishedResults
 from image_reward.evaluation.scorers import ACCURACIES, CALIBRATION_ERROR, PER_PROMPT, POOLED, AnnotatorAgreement, Evaluation, Group
 from image_reward.metrics import Interval
+from image_reward.prompt_sets import first_few
 from image_reward.reports.document import Block, Column, Grid, Plot, Report, few_prompts
 from image_reward.reports.numbers import confidence_level, counted, decimal, p_value, percent, with_interval
 

@@ -76,6 +76,27 @@ class Cards:
         return [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
 
 
+def compared(
+    titles: Sequence[str], versions: Mapping[str, Sequence[ImageLike]], lines: Mapping[str, Sequence[Sequence[str]]] | None = None
+) -> list[Cards]:
+    """Versions of the same images side by side, such as those of a generator before and after tuning.
+
+    Each title, such as a prompt, has one row of cards: an image of each version, with the version's name and its lines, if it has some.
+    Raises ``ValueError`` for a version of another number of images or of lines than there are titles.
+
+    >>> [row] = compared(["a red circle"], {"before": ["0.png"], "after": ["1.png"]}, {"after": [["reward 1.5"]]})
+    >>> row.title, row.listed()
+    ('a red circle', ['1. before', '2. after: reward 1.5'])
+    """
+    for name, rows in (*versions.items(), *(lines or {}).items()):
+        if len(rows) != len(titles):
+            raise ValueError(f"{name!r} has {len(rows)} for {len(titles)} titles")
+    return [
+        Cards([Card(images[i], name, lines[name][i] if lines and name in lines else ()) for name, images in versions.items()], title)
+        for i, title in enumerate(titles)
+    ]
+
+
 Block = Union[str, Grid, Plot, Cards]
 
 

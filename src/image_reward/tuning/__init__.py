@@ -1,14 +1,19 @@
 """Learning an image generator from a reward, and choosing among its images. Names load on first use.
 
-The generator is a pipeline of diffusers, which the caller has loaded: nothing here imports diffusers or peft.
+The generator is a pipeline of diffusers that the caller has loaded, or that ``load_pipeline`` loads. Only what makes or loads one imports
+diffusers, and only ``lora`` imports peft.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from image_reward.errors import TrainingError
 from image_reward.lazy import lazy_names
+from image_reward.tuning.config import Tuning
 
 if TYPE_CHECKING:
+    from image_reward.tuning.loop import TuningResult, tune
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
+    from image_reward.tuning.pipelines import load_pipeline
     from image_reward.tuning.previews import RewardPreview, reward_preview
     from image_reward.tuning.reward_functions import multi_reward_function, reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
@@ -19,8 +24,11 @@ __all__ = [
     "DenoiserCall",
     "OptimizedNoise",
     "RewardPreview",
+    "Tuning",
+    "TuningResult",
     "best_of",
     "differentiable",
+    "load_pipeline",
     "multi_reward_function",
     "optimize_noise",
     "preference_pairs",
@@ -28,15 +36,27 @@ __all__ = [
     "reward_function",
     "reward_preview",
     "sample",
+    "tune",
 ]
 
-__getattr__ = lazy_names(
+_name = lazy_names(
     __name__,
     {
         "noise": ["OptimizedNoise", "optimize_noise"],
+        "pipelines": ["load_pipeline"],
         "previews": ["RewardPreview", "reward_preview"],
         "reward_functions": ["multi_reward_function", "reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
+        "loop": ["TuningResult", "tune"],
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _name(name)
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        raise TrainingError("tuning needs the package accelerate: pip install 'image-reward[tune]'") from None

@@ -108,7 +108,7 @@ def optimize_noise(
             raise InputError(f"{name} must be {lowest} and finite, not {value}")
     check_call_arguments(pipe, "optimize_noise()", {"prompt", "generator", "output_type", "return_dict"}, call_arguments)
     scorer = loaded(model)
-    _check_gives_gradients(scorer)
+    check_gives_gradients(scorer)
     grad_steps = num_inference_steps if grad_steps is None else grad_steps
 
     with torch.inference_mode(False), torch.enable_grad(), _frozen([*_networks(pipe), scorer]):
@@ -124,7 +124,7 @@ def optimize_noise(
             pixels = sample(pipe, prompt, steps=num_inference_steps, grad_steps=grad_steps, seed=seed + 1, latents=used, **call_arguments)
             reward = scorer.rewards([prompt], pixels)
             if not reward.requires_grad:
-                raise InputError(f"{scorer.name} gives no gradients to pixels; choose a scorer that does, or best_of()")
+                raise InputError(f"{scorer.name} gives no gradients to pixels; choose a scorer that does, or best-of")
             rewards.append(reward.item())
             if not math.isfinite(rewards[-1]):
                 raise _not_finite("reward", iteration, rewards[-1])
@@ -232,10 +232,10 @@ def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _check_gives_gradients(scorer: Scorer[Any]) -> None:
+def check_gives_gradients(scorer: Scorer[Any]) -> None:
     for single in single_scorers([scorer]):
         if type(single).rewards is Scorer.rewards:
-            raise InputError(f"{single.name} gives no gradients to pixels; choose a scorer that does, or best_of()")
+            raise InputError(f"{single.name} gives no gradients to pixels; choose a scorer that does, or best-of")
     scorer.check_evaluating()
 
 

@@ -130,11 +130,16 @@ def smoothed_reward(reward: Callable[[Tensor], Tensor], pixels: Tensor, radius: 
     >>> smoothed_reward(lambda x: 3 * x.sum(dim=(1, 2, 3)), torch.ones(1, 1, 1, 1), radius=0.5)
     tensor([1.5000])
     """
+    return reward(worst_nearby(reward, pixels, radius))
+
+
+def worst_nearby(reward: Callable[[Tensor], Tensor], pixels: Tensor, radius: float) -> Tensor:
+    """The pixels x + d of ``smoothed_reward``, with the gradient of x."""
     with torch.enable_grad():
         at = pixels.detach().requires_grad_()
         (slope,) = torch.autograd.grad(reward(at).sum(), at)
     lengths = slope.flatten(1).norm(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
-    return reward((pixels - radius * slope / _as(lengths, slope)).clamp(0, 1))
+    return (pixels - radius * slope / _as(lengths, slope)).clamp(0, 1)
 
 
 def _as(values: Tensor, samples: Tensor) -> Tensor:

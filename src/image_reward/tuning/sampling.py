@@ -77,7 +77,7 @@ def sample(
     active = _active_steps(steps, grad_steps)
     own = {"prompt", "generator", "num_inference_steps", "output_type", "return_dict"}
     check_call_arguments(pipe, "sample()", own, call_arguments)
-    _check_lengths(pipe, prompts, call_arguments.get("max_sequence_length"))
+    check_lengths(pipe, prompts, call_arguments.get("max_sequence_length"))
     with differentiable(pipe, steps=steps, active=active, detach_input=detach_input, stop_at=stop_at) as call:
         images = call(
             prompt=prompts,
@@ -106,13 +106,20 @@ def check_single_frame(pipe: Any, num_frames: int) -> None:
 
 @contextmanager
 def differentiable(
-    pipe: Any, *, steps: int, active: Collection[int], detach_input: bool = False, stop_at: int | None = None
+    pipe: Any,
+    *,
+    steps: int,
+    active: Collection[int],
+    detach_input: bool = False,
+    start_at: int = 0,
+    stop_at: int | None = None,
 ) -> Iterator[Callable[..., Any]]:
     """Within the block, the pipeline as a function that gradients pass through: ``with differentiable(...) as call: call(prompt=...)``.
 
     ``call`` takes the pipeline's own arguments, among them ``num_inference_steps=steps``; ``output_type="pt"`` gives tensors in [0, 1].
     ``active`` are the steps, counted from 0, whose denoiser calls carry gradients. A scheduler may call the denoiser several times a step
     (Heun's, and the first step of PNDM): those calls belong to one step. ``detach_input`` and ``stop_at`` are those of ``sample``.
+    ``start_at`` leaves out the steps before it, for noisy samples of the caller's own (see ``denoising.starting_from``).
 
     The pipeline is as it was when the block ends, also by an exception. Its scheduler is used as a copy.
 
@@ -124,7 +131,9 @@ def differentiable(
     active = frozenset(_active_steps(steps, active))
     if stop_at is not None and not (isinstance(stop_at, int) and max(active, default=0) <= stop_at < steps):
         raise InputError(f"stop_at must be a step from {max(active, default=0)}, the last with gradients, to {steps - 1}, not {stop_at}")
-    rollout = _Rollout(copy.copy(pipe.scheduler), steps, active, stop_at)
+    if not 0 <= start_at <= min(active, default=steps - 1):
+        raise InputError(f"start_at must be a step from 0 to {min(active, default=steps - 1)}, not {start_at}")
+    rollout = _Rollout(copy.copy(pipe.scheduler), steps, active, start_at, stop_at)
     with ExitStack() as restored:
         restored.callback(rollout.release)
         replacements: dict[str, Any] = {"scheduler": rollout.scheduler, "_progress_bar_config": {"disable": True}}
@@ -192,8 +201,8 @@ def recorded_calls(pipe: Any) -> Iterator[list[DenoiserCall]]:
 class _Rollout:
     """Counts the steps of one run of a pipeline through a scheduler of its own."""
 
-    def __init__(self, scheduler: Any, steps: int, active: frozenset[int], stop_at: int | None) -> None:
-        self.scheduler, self.steps, self.active, self.stop_at = scheduler, steps, active, stop_at
+    def __init__(self, scheduler: Any, steps: int, active: frozenset[int], start_at: int, stop_at: int | None) -> None:
+        self.scheduler, self.steps, self.active = scheduler, steps, active
         self.num_calls = steps
         self.call = 0  # of the scheduler's step
         self.all_timesteps: Tensor | None = None
@@ -203,10 +212,14 @@ class _Rollout:
         @functools.wraps(set_timesteps)
         def counted_set_timesteps(*args: Any, **kwargs: Any) -> Any:
             result = set_timesteps(*args, **kwargs)
-            self.call, self.num_calls, self.all_timesteps = 0, len(scheduler.timesteps), None
-            if stop_at is not None:
+            self.num_calls, self.all_timesteps = len(scheduler.timesteps), None
+            self.call = self._first_call_of(start_at)
+            if start_at or stop_at is not None:
                 self.all_timesteps = scheduler.timesteps
-                scheduler.timesteps = self.all_timesteps[: self._first_call_after(stop_at)]
+                scheduler.timesteps = self.all_timesteps[self.call : self._first_call_of(steps if stop_at is None else stop_at + 1)]
+            if start_at and hasattr(scheduler, "set_begin_index"):
+                type(scheduler).set_begin_index(scheduler, self.call)
+                scheduler.set_begin_index = lambda *_, **__: None  # pipelines set it to 0
             return result
 
         @functools.wraps(step)
@@ -215,7 +228,7 @@ class _Rollout:
                 # The pipeline holds the short list by now. The scheduler needs all: multistep solvers lower their order near the end.
                 scheduler.timesteps, self.all_timesteps = self.all_timesteps, None
             self.call += 1
-            if stop_at is None or self.call < self._first_call_after(stop_at):
+            if stop_at is None or self.call < self._first_call_of(stop_at + 1):
                 return step(*args, **kwargs)
             arguments = inspect.signature(step).bind(*args, **kwargs).arguments
             as_tuple = not arguments.get("return_dict", True)
@@ -229,8 +242,8 @@ class _Rollout:
 
         scheduler.set_timesteps, scheduler.step = counted_set_timesteps, counted_step
 
-    def _first_call_after(self, step: int) -> int:
-        return -(-(step + 1) * self.num_calls // self.steps)  # rounded up: the first call with call * steps // num_calls > step
+    def _first_call_of(self, step: int) -> int:
+        return -(-step * self.num_calls // self.steps)  # rounded up: the first call with call * steps // num_calls >= step
 
     @property
     def step(self) -> int:
@@ -250,6 +263,7 @@ class _Rollout:
     def release(self) -> None:
         """Break the circle of references through which the scheduler would keep the graph of the last run in memory."""
         del self.scheduler.set_timesteps, self.scheduler.step
+        vars(self.scheduler).pop("set_begin_index", None)
 
 
 def predicted_clean(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, noisy: Tensor) -> Tensor:
@@ -358,7 +372,7 @@ def check_call_arguments(pipe: Any, caller: str, own: set[str], call_arguments: 
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
 
 
-def _check_lengths(pipe: Any, prompts: Sequence[str], asked: int | None) -> None:
+def check_lengths(pipe: Any, prompts: Sequence[str], asked: int | None) -> None:
     """Raise ``PromptError`` for a prompt that no text encoder reads to its end. Where there are several, it is enough that one does."""
     tokenizers = [tokenizer for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (tokenizer := getattr(pipe, name, None)) is not None]
     parameters = inspect.signature(type(pipe).__call__).parameters

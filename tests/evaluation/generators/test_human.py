@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from image_reward.evaluation.generators import published_ranking, read_ranking
-from image_reward.evaluation.prompt_sets import Prompt, prompt_set
+from image_reward.prompt_sets import Prompt, prompt_set
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]
 

@@ -9,7 +9,7 @@ import pytest
 from pyarrow.parquet import write_table
 
 from image_reward.evaluation.generators import Images, Selection, find_images, read_manifest, select
-from image_reward.evaluation.prompt_sets import Prompt
+from image_reward.prompt_sets import Prompt
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]
 

@@ -9,7 +9,7 @@ import pytest
 
 from image_reward.evaluation.generators import Benchmark, HumanRanking, Images, Selection, benchmark
 from image_reward.evaluation.generators.report import generators_report
-from image_reward.evaluation.prompt_sets import Prompt
+from image_reward.prompt_sets import Prompt
 from image_reward.reports.document import Cards, Grid, Plot
 from image_reward.reports.render import write
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from image_reward.evaluation.generators import has_results, read_results
-from image_reward.evaluation.prompt_sets import Prompt
+from image_reward.prompt_sets import Prompt
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]
 

@@ -13,7 +13,7 @@ from image_reward.errors import LongPromptWarning
 from image_reward.evaluation.generators import Images, find_images, read_results, score_images, select
 from image_reward.evaluation.generators import scoring as scoring_module
 from image_reward.evaluation.generators.scoring import scorer_fingerprint
-from image_reward.evaluation.prompt_sets import Prompt
+from image_reward.prompt_sets import Prompt
 from image_reward.scorers import ImageRewardScorer, load
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]

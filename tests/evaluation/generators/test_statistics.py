@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from image_reward.evaluation.generators import HumanRanking, Selection, benchmark
-from image_reward.evaluation.prompt_sets import Prompt
+from image_reward.prompt_sets import Prompt
 
 PROMPTS = [Prompt("p1", "a cat", "animals"), Prompt("p2", "a green car", "things")]
 REWARDS = {"a": [[1.0, 3.0], [0.0, 1.0]], "b": [[0.0, 1.0], [2.0, 2.0]], "c": [[-1.0, -3.0], [0.0, 1.0]]}

@@ -11,9 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from image_reward.errors import InputError
-from image_reward.evaluation.prompt_sets import Prompt, first_few, prompt_set
 from image_reward.evaluation.published_results import plain_name
 from image_reward.files import read_json
+from image_reward.prompt_sets import Prompt, first_few, prompt_set
 
 
 @dataclass(frozen=True)

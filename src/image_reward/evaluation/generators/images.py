@@ -9,8 +9,8 @@ from pathlib import Path
 
 from image_reward.addresses import Address
 from image_reward.errors import InputError
-from image_reward.evaluation.prompt_sets import Prompt, first_few
 from image_reward.image_files import IMAGE_SUFFIXES
+from image_reward.prompt_sets import Prompt, first_few
 from image_reward.rows import read_rows
 
 

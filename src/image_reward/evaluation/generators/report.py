@@ -8,8 +8,8 @@ import numpy as np
 
 from image_reward.evaluation.generators.human import HumanRanking
 from image_reward.evaluation.generators.statistics import Benchmark, BenchmarkPrompt, ScorerResult
-from image_reward.evaluation.prompt_sets import first_few
 from image_reward.metrics import Interval
+from image_reward.prompt_sets import first_few
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report, few_prompts
 from image_reward.reports.numbers import between, confidence_level, counted, decimal, p_value, percent, short
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from image_reward.addresses import Address
 from image_reward.errors import InputError
-from image_reward.evaluation.prompt_sets import Prompt, first_few, repeated
 from image_reward.files import read_json, written_whole
+from image_reward.prompt_sets import Prompt, first_few, repeated
 
 _LARGEST_FILE = 1 << 28  # bytes; the rewards of a million images take a tenth of it
 Rewards = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]

@@ -13,7 +13,7 @@ import numpy as np
 from image_reward.errors import InputError
 from image_reward.evaluation.generators.images import Images, Selection
 from image_reward.evaluation.generators.results import Rewards, SavedResults
-from image_reward.evaluation.prompt_sets import Prompt, first_few, repeated
+from image_reward.prompt_sets import Prompt, first_few, repeated
 from image_reward.scorers import Scorer
 from image_reward.scorers.identity import identity_of
 from image_reward.scorers.together import long_prompts_reported_once, score_together

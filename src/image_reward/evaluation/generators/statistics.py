@@ -16,8 +16,8 @@ from image_reward.evaluation.estimates import Means, PromptColumns
 from image_reward.evaluation.generators.human import HumanRanking
 from image_reward.evaluation.generators.images import Images, Selection
 from image_reward.evaluation.generators.results import Rewards
-from image_reward.evaluation.prompt_sets import Prompt
 from image_reward.metrics import Difference, Floats, Interval
+from image_reward.prompt_sets import Prompt
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 from pyarrow.parquet import write_table
 
 import hub
+from image_reward import prompt_sets
 from image_reward.errors import DownloadError
-from image_reward.evaluation import prompt_sets
-from image_reward.evaluation.prompt_sets import PROMPT_SETS, Prompt, PromptSet, fetch_text, prompt_set, prompts, read_prompts
+from image_reward.prompt_sets import PROMPT_SETS, Prompt, PromptSet, fetch_text, prompt_set, prompts, read_prompts
 
 CATS = [Prompt("a", "a cat", "animals"), Prompt("b", "two cats, sitting")]
 

@@ -1,0 +1,212 @@
+"""All settings of a run that tunes a generator. They need no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from image_reward.errors import InputError
+from image_reward.recipes import Recipe, Schedule
+
+Method = Literal["sparse", "draft", "refl", "best-of"]
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    # FlowBP-Sparse (arXiv 2606.11075) with guards against over-optimisation.
+    "sparse": {"denoising_steps": 25, "grad_steps": 2, "reward_weight": 0.1, "margin_weight": 1.0, "pretraining_weight": 1.0},
+    # DRaFT-LV (arXiv 2309.17400) with the same guards.
+    "draft": {"denoising_steps": 25, "grad_steps": 1, "reward_weight": 0.1, "margin_weight": 1.0, "pretraining_weight": 1.0},
+    # Xu et al. 2023 (arXiv 2304.05977): algorithm 1 and the released scripts.
+    "refl": {
+        "denoising_steps": 40,
+        "grad_steps": 1,
+        "reward_weight": 1e-3,
+        "margin_weight": 0.0,
+        "pretraining_weight": 1.0,
+        "target": 2.0,
+        "guidance_scale": 1.0,
+    },
+    "best-of": {"denoising_steps": 25, "grad_steps": 0, "reward_weight": 1.0, "margin_weight": 0.0, "pretraining_weight": 0.0},
+}
+"""What the settings that are None mean for each method; see ``Tuning.resolved``."""
+
+
+@dataclass(frozen=True)
+class Tuning(Recipe):
+    """How an image generator is tuned with a reward. The defaults guard against over-optimisation."""
+
+    model: str = ""
+    """The generator: the folder of a text-to-image pipeline of diffusers, a hub id OWNER/NAME, or shapes-generator."""
+    prompts: str = ""
+    """Training prompts: a published set, a file, or "shapes:PROMPTS" or "shapes:PROMPTS:SEED" for those of the shapes world."""
+    held_out: str = ""
+    """Prompts that the monitors watch, of the same forms; by default a share of the training prompts is held out."""
+    held_out_share: float = 0.1
+    """The share of prompts to hold out, at least two prompts, when there are no others."""
+    output: str = "runs/tuned"
+    """The run's folder. The same command again continues a killed run."""
+
+    reward: tuple[str, ...] = ("ImageReward-v1.0",)
+    """Scorers to tune with. Several are normalised on the images of the untuned generator, and averaged."""
+    combine: Literal["mean", "conservative"] = "mean"
+    """Of several scorers: the mean, or the mean less their disagreement."""
+    watch: tuple[str, ...] = ()
+    """Scorers that are not tuned with. The run stops where the reward rises and these fall."""
+
+    method: Method = "sparse"
+    """sparse (a few random steps), draft (the last steps), refl (one late step, as published), best-of (no gradients of the reward)."""
+    denoising_steps: int | None = None
+    """Steps of the generator for one image. [default: 25; refl: 40]"""
+    grad_steps: int | None = None
+    """Denoising steps that carry gradients, for sparse and draft. [default: sparse: 2, draft: 1]"""
+    repeats: int = 2
+    """draft with one step of gradients: each image is noised again this often, which lowers the variance (DRaFT-LV)."""
+    candidates: int = 8
+    """best-of: images made for each prompt, of which the best is learnt."""
+    guidance_scale: float | None = None
+    """Of the generator's images, in training and evaluation. [default: the pipeline's own; refl: 1, no guidance, in training]"""
+    height: int | None = None
+    """Of images in pixels; by default the pipeline's own."""
+    width: int | None = None
+    """Of images in pixels; by default the pipeline's own."""
+
+    objective: Literal["hinge", "negative"] = "hinge"
+    """hinge: relu(target - reward), which stops at the target; negative: -reward, which never does."""
+    target: float | None = None
+    """The reward where hinge stops. [default: from target_quantile; refl: 2]"""
+    target_quantile: float = 0.9
+    """The target as a quantile of the rewards of the untuned generator, if there is no other."""
+    reward_weight: float | None = None
+    """Weight of the reward's loss. [default: 0.1; refl: 0.001]"""
+    margin_weight: float | None = None
+    """The same loss on the prompt margin, the reward less that for another prompt: its share of the weight. [default: 1; refl: 0]"""
+    kl_weight: float = 0.0
+    """Weight of the divergence from the untuned generator on the states of the rollout."""
+    pretraining_weight: float | None = None
+    """Weight of the ordinary denoising loss. [default: 1; best-of: 0]"""
+    pretraining_images: str | None = None
+    """File of rows with prompt and image for that loss; by default images that the untuned generator makes."""
+    pretraining_samples: int = 64
+    """Images that the untuned generator makes for that loss."""
+    smoothing: float = 0.0
+    """The reward is the lowest within this Euclidean distance of the pixels, to first order (RSA-FT); 0.01 is the paper's."""
+
+    lora_rank: int = 16
+    """LoRA: train updates of this rank; 0 trains all weights of the denoiser."""
+    lora_alpha: float | None = None
+    """LoRA: updates are scaled by this divided by the rank; by default the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """LoRA: names of layers; by default those of the attention."""
+
+    max_steps: int = 300
+    """Steps of the optimizer."""
+    batch_images: int = 16
+    """Images per step, over all processes, one for each prompt."""
+    micro_images: int = 1
+    """Images per micro-batch: the gradient of a step is accumulated over micro-batches."""
+    lr: float = 1e-4
+    """The highest learning rate; 1e-5 is usual for all weights."""
+    schedule: Schedule = "constant"
+    """How the learning rate decays to 0 after the warm-up; constant does not."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 1e-2
+    """AdamW's, applied to matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    clip: float = 1.0
+    """The gradient is clipped to this norm; 0 does not clip."""
+    ema: float = 0.99
+    """Decay of a moving average of the weights, which is evaluated and kept in their place; 0 is off."""
+    seed: int = 0
+    """Determines the order of prompts, noises, steps with gradients, and new weights."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the generator. Trained weights are in float32; with fp16 the decoder is, too."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: a third more time, a fraction of the memory."""
+    free_text_encoders: bool = True
+    """Encode all prompts first and take the text encoders off the accelerator."""
+    cpu: bool = False
+    """Train on the CPU even if a GPU is available."""
+
+    evaluate_every: int = 10
+    """Steps between evaluations on the held-out prompts, each with the same noise."""
+    num_held_out: int = 16
+    """Held-out prompts that are evaluated, at most."""
+    images_per_prompt: int = 2
+    """Images of each held-out prompt."""
+    auto_stop: bool = True
+    """Stop where the reward rises and what should rise with it does not."""
+    least_rise: float = 0.25
+    """Monitors judge when the reward has risen by this, in standard deviations of the untuned rewards, and by two standard errors."""
+    least_margin_share: float = 0.3
+    """Of the reward's rise, what the prompt margin has to rise by."""
+    least_robust_share: float = 0.6
+    """Of the reward's rise, what the rewards of mirrored and of blurred images have to rise by."""
+    patience: int = 2
+    """Evaluations in a row with signs of over-optimisation after which the run stops."""
+    save_every: int = 50
+    """Steps between saved states. A killed run loses no more than these."""
+    keep_checkpoints: int = 0
+    """Of the saved states, how many of the last are kept in folders checkpoint-STEP, with the weights as diffusers reads them."""
+    log_every: int = 1
+    """Steps between lines of the log."""
+
+    without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "cpu")
+
+    def __post_init__(self) -> None:
+        self.check_positive(
+            "repeats",
+            "candidates",
+            "pretraining_samples",
+            "max_steps",
+            "batch_images",
+            "micro_images",
+            "lr",
+            "evaluate_every",
+            "images_per_prompt",
+            "patience",
+            "save_every",
+            "log_every",
+        )
+        self.check_not_negative(
+            "keep_checkpoints", "kl_weight", "smoothing", "lora_rank", "warmup_steps", "weight_decay", "clip", "least_rise"
+        )
+        for name in ("denoising_steps", "height", "width", "lora_alpha"):
+            if getattr(self, name) is not None:
+                self.check_positive(name)
+        for name in ("grad_steps", "guidance_scale", "reward_weight", "margin_weight", "pretraining_weight"):
+            if getattr(self, name) is not None:
+                self.check_not_negative(name)
+        for name, below in (
+            ("held_out_share", True),
+            ("target_quantile", False),
+            ("ema", True),
+            ("least_margin_share", False),
+            ("least_robust_share", False),
+        ):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (below and value == 1):
+                raise InputError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+        self.check_seed()
+        if self.num_held_out < 2:
+            raise InputError(f"num_held_out must be at least 2, since the prompt margin needs another prompt, not {self.num_held_out}")
+        if not self.reward:
+            raise InputError('no reward: name at least one scorer, such as reward = ["ImageReward-v1.0"]')
+        if shared := sorted(set(self.reward) & set(self.watch)):
+            raise InputError(f"{', '.join(shared)} cannot be both the reward and watched: a scorer that is tuned with shows nothing")
+        resolved = {name: default for name, default in DEFAULTS[self.method].items() if getattr(self, name) is None}
+        grad_steps = resolved.get("grad_steps", self.grad_steps)
+        denoising_steps = resolved.get("denoising_steps", self.denoising_steps)
+        if self.method in ("sparse", "draft") and not 1 <= grad_steps <= denoising_steps:
+            raise InputError(f"grad_steps must be from 1 to the {denoising_steps} denoising steps, not {grad_steps}")
+        if self.method == "best-of" and self.candidates < 2:
+            raise InputError(f"candidates must be at least 2, not {self.candidates}")
+
+    def resolved(self) -> Tuning:
+        """With the method's own value for each setting that is None and has one.
+
+        >>> Tuning(method="refl").resolved().reward_weight, Tuning(method="refl", reward_weight=1.0).resolved().reward_weight
+        (0.001, 1.0)
+        """
+        return replace(self, **{name: value for name, value in DEFAULTS[self.method].items() if getattr(self, name) is None})

@@ -1,0 +1,88 @@
+"""`image-reward tune`, as a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")  # which needs Python 3.11
+pytest.importorskip("peft")
+
+import tiny_pipelines
+from accelerate.state import AcceleratorState
+
+from image_reward.cli import main
+from image_reward.recipes import read_toml
+from image_reward.tuning import Tuning
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one state per process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_pipelines.build("stable_diffusion")[0].save_pretrained(folder)
+    return str(folder)
+
+
+def options(pipeline: str, folder: Path, **changes: Any) -> list[str]:
+    (folder / "prompts.txt").write_text("a cat\na dog\na cow\na hen\na fox\n")
+    values = {
+        "model": pipeline, "prompts": folder / "prompts.txt", "output": folder / "run", "reward": "ImageReward-mini", "denoising-steps": 2,
+        "height": 16, "width": 16, "max-steps": 2, "batch-images": 2, "micro-images": 2, "pretraining-samples": 2, "lora-rank": 2,
+        "num-held-out": 2, "images-per-prompt": 1,
+    } | changes  # fmt: skip
+    return ["tune", "--cpu", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_a_run_and_its_repetition(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options(model, tmp_path)) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith(f"{tmp_path}/run/lora: step 2. The reward ")
+    assert first.out.endswith(f"{tmp_path}/run/report.html\n")
+    assert "sparse on 3 prompts, 2 images a step, 2 steps on 1 x cpu" in first.err
+    assert main(options(model, tmp_path)) == 0
+    assert capsys.readouterr().out == first.out
+    assert main(options(model, tmp_path, lr=1)) == 1
+    assert "holds a run with other settings (lr: 0.0001 there, 1.0 here)" in capsys.readouterr().err
+
+
+def test_what_can_be_seen_before_anything_is_loaded(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(code: int, **changes: Any) -> str:
+        assert main(options(model, tmp_path, **changes)) == code
+        assert not (tmp_path / "run" / "state.pt").exists()
+        return capsys.readouterr().err
+
+    assert "no generator: use --model FOLDER_OR_ID" in said(2, model="")
+    assert "is not a folder of a diffusers pipeline" in said(1, model=tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    assert "is not empty and not the folder of a run" in said(1, output=tmp_path / "other")
+    (tmp_path / "empty.txt").touch()
+    assert "empty.txt is empty" in said(1, prompts=tmp_path / "empty.txt", output=tmp_path / "a")
+
+
+def test_a_dry_run_says_what_memory_is_needed(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options(model, tmp_path), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "Memory to tune" in printed
+    assert "2 steps of 1 micro-batches" in " ".join(printed.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("tune_*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_configuration(path: Path) -> None:
+    config = read_toml(path, Tuning())
+    assert config.model
+    assert config.prompts

@@ -1,0 +1,86 @@
+"""Tuning runs in processes of their own: killed, and several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")  # which needs Python 3.11
+pytest.importorskip("peft")
+
+import tiny_runs
+import torch
+from safetensors.torch import load_file
+
+import image_reward
+from image_reward.tuning import Tuning
+
+HERE = Path(__file__).parent
+HANGS = 1800  # s: only what hangs takes as long
+
+
+def run(config: Tuning, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    recipe = Path(config.output).with_suffix(".toml")
+    recipe.write_text(config.to_toml())
+    source = Path(image_reward.__file__).parents[1]  # the very package that is tested here, installed or not
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(source), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(HERE / "tiny_runs.py"), str(recipe), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def log_of(config: Tuning) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(config.output, "log.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 7, "save_every": 2, "evaluate_every": 3, "ema": 0.9, "kl_weight": 0.1}
+    whole, killed = tiny_runs.config(tmp_path / "whole", **options), tiny_runs.config(tmp_path / "killed", **options)
+    assert run(whole).returncode == 0
+    kill_at = 3 + os.urandom(1)[0] % 4  # any step after the first save
+    assert run(killed, str(kill_at)).returncode == -signal.SIGKILL
+    assert 2 <= torch.load(tmp_path / "killed/state.pt", weights_only=True)["run"]["step"] < kill_at
+    again = run(killed)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "continued after step" in again.stderr
+    states = [torch.load(config.output + "/state.pt", weights_only=True) for config in (whole, killed)]
+    assert same(*states), f"killed at step {kill_at}"
+    weights = [load_file(Path(config.output, "lora/pytorch_lora_weights.safetensors")) for config in (whole, killed)]
+    assert same(*weights), f"killed at step {kill_at}"
+    assert log_of(whole) == log_of(killed), f"killed at step {kill_at}"
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    # Three images in micro-batches of one: the processes have different numbers of them.
+    options: dict[str, Any] = {"max_steps": 4, "evaluate_every": 2, "batch_images": 3, "micro_images": 1, "lr": 1e-3, "kl_weight": 0.1}
+    one, two = tiny_runs.config(tmp_path / "one", **options), tiny_runs.config(tmp_path / "two", **options)
+    done = run(one)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = run(two, launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "on 2 x cpu" in done.stderr
+    logs = [log_of(config) for config in (one, two)]
+    assert len(logs[0]) == len(logs[1]) == 4 + 3
+    for a, b in zip(*logs, strict=True):
+        assert (a["kind"], a["step"]) == (b["kind"], b["step"])
+        for name in ("loss", "pretraining", "kl") if a["kind"] == "train" else ("drift", "blurred"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5)
+        assert a["reward"] == pytest.approx(b["reward"], abs=1e-5)
