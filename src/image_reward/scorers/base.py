@@ -42,12 +42,19 @@ class Batch(Protocol):
     def select(self, rows: Sequence[int]) -> Any:
         """The batch of these rows, in this order."""
 
-    # It may also have ``keys()``: see ``keys_of``.
+    # It may also have ``keys()`` and ``join(others)``: see ``keys_of`` and ``joined``.
 
 
 def keys_of(batch: Any) -> list[Hashable] | None:
     """A key for each row, equal for rows that are the same to the scorer and so get one reward; None from batches without any."""
     return batch.keys() if hasattr(batch, "keys") else None
+
+
+def joined(batches: Sequence[Any]) -> Any | None:
+    """One batch of the rows of several that one processor made, so that they are computed at once; None from batches that cannot."""
+    if len(batches) == 1:
+        return batches[0]
+    return batches[0].join(batches[1:]) if hasattr(batches[0], "join") else None
 
 
 class Processor(ABC, Generic[B]):
