@@ -193,11 +193,13 @@ class Scorer(nn.Module, ABC, Generic[B]):
         Bradley-Terry in the raw units of the head, or with a fitted tie parameter Davidson's or Rao and Kupper's model: the formulas are
         those of ``metrics.win_probability``.
         """
-        rewards = self._score_pairs([prompt, prompt], [a, b])
-        difference = rewards[0] - rewards[1]
-        a_better, b_better = self.win_probability([difference, -difference]).tolist()
+        return self.preference(*self._score_pairs([prompt, prompt], [a, b]))
+
+    def preference(self, a: float, b: float) -> Preference:
+        """What ``compare`` says of two rewards."""
+        a_better, b_better = self.win_probability([a - b, b - a]).tolist()
         tie = max(0.0, 1.0 - a_better - b_better) if self.tie else 0.0
-        return Preference(a_better, tie, b_better, (rewards[0], rewards[1]))
+        return Preference(a_better, tie, b_better, (a, b))
 
     def win_probability(self, differences: ArrayLike) -> NDArray[Any]:
         """Differences of rewards a - b [N] -> the probabilities that people put a above b [N]."""
