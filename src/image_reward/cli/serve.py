@@ -110,7 +110,7 @@ class Serve(SeveralModelOptions):
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             names = ", ".join(scorer.name for scorer in app.state.service.scorers)
-            run(app, sock, lambda: note(f"serving {names} at http://{shown}:{port}"))
+            run(app, sock, lambda _: note(f"serving {names} at http://{shown}:{port}"))
         finally:
             sock.close()
         return 0

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from html import escape
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -36,11 +37,9 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None)
         service.is_draining = True
         await asyncio.to_thread(service.batcher.close, service.limits.drain_seconds)
 
-    from image_reward import __version__
-
     app = FastAPI(
         title="image-reward",
-        version=__version__,
+        version=version("image-reward"),
         description="How much people would like images made for a prompt.",
         docs_url=None,
         redoc_url=None,

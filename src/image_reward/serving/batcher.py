@@ -110,7 +110,7 @@ class Batcher:
         self.metrics = Metrics(lambda: self.num_rows)
         self._num_decoders = num_decoders
         self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
-        self._processors = {(n,): processors_of([scorer]) for n, scorer in enumerate(self.scorers)}
+        self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._can_join = [False] * len(self.scorers)
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._condition = threading.Condition()

@@ -24,7 +24,7 @@ from image_reward.serving.service import Service
 router = APIRouter(tags=["KServe v2"])
 
 _VERSION = "1"
-_TYPES = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+_TYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 
 
 class Tensor(BaseModel):

@@ -43,7 +43,7 @@ class _Dtype:
         self.order = "=" if order == "|" else order
 
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.name).newbyteorder(self.order)
+        return np.dtype(f"{self.order}{self.name}")
 
 
 class _Array:

@@ -16,7 +16,7 @@ from image_reward.types import Ranking
 
 router = APIRouter(tags=["rerank"])
 
-_DOCUMENT = {
+_DOCUMENT: Any = {
     "description": "A data URL or base64; {image}, {url} or {text} that holds one; or {content: [{type: image_url, image_url: {url}}]}",
     "anyOf": [{"type": "string", "minLength": 1}, {"type": "object"}],
 }

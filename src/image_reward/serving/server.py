@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self.on_started:
-            self.on_started()
+            self.on_started(self)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.service.is_draining = True
