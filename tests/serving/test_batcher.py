@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients import IMAGES, Gate
 
 import vision_language
-from clients import IMAGES, Gate
 from conftest import tiny
 from image_reward.scorers import MODELS, ImageRewardScorer, Scorer, load
 from image_reward.serving.batcher import Batcher, Group, Source, groups_of

@@ -26,7 +26,7 @@ from PIL import Image
 from image_reward.errors import ImageRewardError, PromptError
 from image_reward.prompts import long_prompt_warnings_collected, long_prompt_warnings_suppressed
 from image_reward.scorers.base import Scorer, check_finite, inference, joined, keys_of
-from image_reward.scorers.together import prepare_together, processors_of, rewards_together
+from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together
 from image_reward.serving.errors import BusyError, of_package
 from image_reward.serving.metrics import Metrics
 
@@ -126,10 +126,11 @@ class Batcher:
 
         Raises what scoring raises.
         """
-        grey = Image.new("RGB", (64, 64), (128, 128, 128))
         for number, scorer in enumerate(self.scorers):
             scorer.check_evaluating()
-            batches = prepare_together(self._models((number,)), ["grey"], [grey])
+            processors = self._models((number,))
+            side = max(options_of(processor).min_side for processor in processors) + 1
+            batches = prepare_together(processors, ["grey"], [Image.new("RGB", (side, side), (128, 128, 128))])
             self._can_join[number] = joined([batches[0], batches[0]]) is not None and all(joined([b, b]) is not None for b in batches)
             with inference():
                 rewards_together([scorer], batches)

@@ -64,9 +64,9 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
-# A name may hold a slash: that of a model of the hub is OWNER/NAME.
-@router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready")
+# A name may hold a slash: that of a model of the hub is OWNER/NAME. The lower of two decorators is tried first.
 @router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready")
+@router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready")
 async def model_ready(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
     """Whether a model is ready."""
     service: Service = request.app.state.service
@@ -75,8 +75,8 @@ async def model_ready(request: Request, name: str, version: str = _VERSION) -> J
     return JSONResponse({"name": name, "ready": service.is_ready}, 200 if service.is_ready else 503)
 
 
-@router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version")
 @router.get("/v2/models/{name:path}", operation_id="kserve_model")
+@router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version")
 async def model(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
     """The inputs and outputs of a model."""
     if (problem := _unknown(request.app.state.service, name, version)) is not None:
@@ -89,8 +89,8 @@ async def model(request: Request, name: str, version: str = _VERSION) -> JSONRes
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object", "required": ["inputs"]}}}}}
 
 
-@router.post("/v2/models/{name:path}/versions/{version}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
 @router.post("/v2/models/{name:path}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
+@router.post("/v2/models/{name:path}/versions/{version}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
 async def infer(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
     """The rewards of aligned prompts and images."""
     service: Service = request.app.state.service

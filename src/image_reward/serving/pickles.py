@@ -1,7 +1,8 @@
 """Pickles of plain values and of numpy's arrays of text and numbers, read without numpy or anything else being called by them.
 
 An unpickler calls what a pickle names. This one knows the names that numpy writes for an array, and gives for each of them a stand-in that
-holds what it was called with; arrays are made of that afterwards, by this module. Every other name is refused.
+holds what it was called with; arrays are made of that afterwards, by this module. Every other name is refused, so pickles of the protocols
+before 3, in which bytes are a call too, are not read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ _ROLES = (
     {("numpy", "ndarray"): "class", ("numpy", "dtype"): "dtype"}
     | {(f"{core}.multiarray", "_reconstruct"): "reconstruct" for core in _CORES}
     | {(f"{core}.numeric", "_frombuffer"): "frombuffer" for core in _CORES}
-    | {("_codecs", "encode"): "encode"}  # how protocols before 3 write bytes
 )
 _DTYPE = re.compile(r"U\d{1,6}|[iu][1248]|f[248]|b1")
 _MOST_DEPTH = 50
@@ -88,8 +88,6 @@ class _Name:
             return _Array().fill(*arguments)
         if self.role == "dtype" and arguments and isinstance(arguments[0], str) and _DTYPE.fullmatch(arguments[0]):
             return _Dtype(arguments[0])
-        if self.role == "encode" and len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1":
-            return arguments[0].encode("latin1")
         raise UnreadablePickleError("it calls numpy for something else than an array of text or numbers")
 
 
