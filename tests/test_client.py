@@ -39,7 +39,7 @@ def local() -> ImageRewardScorer:
 def url(local: ImageRewardScorer) -> Iterator[str]:
     other = tiny(ImageRewardScorer, seed=8)
     other.name = "other"
-    limits = Limits(max_images=4, max_queue=8, max_body=200_000)  # so that long lists are divided
+    limits = Limits(max_images=4, max_queue=8, max_body=2_000_000)  # so that long lists are divided
     with serving(create_app([local, other], Settings(token=TOKEN, limits=limits))) as url:
         yield url
 
@@ -192,7 +192,7 @@ def test_addresses_that_are_no_service(url: str) -> None:
 
 
 def test_too_large_a_request(client: Client) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     with pytest.raises(ServiceError, match="413"):
         client.score("a", noise)
 
@@ -221,7 +221,7 @@ def test_it_loads_no_torch(image_folder: Path) -> None:
 # --- a busy service ---
 
 
-def test_a_busy_service_is_asked_again_and_nothing_else_is(scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_service_is_asked_again_and_nothing_else_is(scorer: ImageRewardScorer) -> None:
     app = create_app([scorer], Settings(limits=Limits(max_images=1, max_queue=1)))
     metrics = app.state.service.metrics
     with serving(app) as url, ThreadPoolExecutor() as pool:

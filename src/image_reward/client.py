@@ -98,6 +98,10 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_idle"):  # the address made sense
+            self.close()
+
     def close(self) -> None:
         """Close the connections that are kept for the next request."""
         while self._idle:

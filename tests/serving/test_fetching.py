@@ -56,7 +56,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 @pytest.fixture
 def public(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of the server under a public name, as if its network were public."""
-    monkeypatch.setattr(fetching, "resolve", lambda host, port: ["127.0.0.1"] if host == NAME else [])
+    monkeypatch.setattr(fetching, "resolve", lambda host, _: ["127.0.0.1"] if host == NAME else [])
     monkeypatch.setattr(fetching, "is_public", lambda address: address == "127.0.0.1")
     return f"http://{NAME}:{server.server_port}"
 
@@ -129,7 +129,7 @@ def test_a_name_that_changes_its_address_after_the_check(public: str, monkeypatc
     assert connected == ["127.0.0.1"]
 
 
-def test_hosts_that_do_not_exist_or_answer(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_do_not_exist_or_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise socket.gaierror
 

@@ -61,14 +61,14 @@ def fetch(url: str, field: str, hosts: Sequence[str], max_bytes: int, seconds: f
                 connection.request(
                     "GET", target, headers={"accept": "image/*", "accept-encoding": "identity", "user-agent": "image-reward"}
                 )
-                response = connection.getresponse()
-                location = response.getheader("location")
-                if response.status in (301, 302, 303, 307, 308) and location:
-                    url = urljoin(url, location)
-                    continue
-                if response.status != 200:
-                    raise invalid(field, f"its address answered with {response.status}", "send the image itself")
-                return _read(response, field, max_bytes, deadline)
+                with connection.getresponse() as response:
+                    location = response.getheader("location")
+                    if response.status in (301, 302, 303, 307, 308) and location:
+                        url = urljoin(url, location)
+                        continue
+                    if response.status != 200:
+                        raise invalid(field, f"its address answered with {response.status}", "send the image itself")
+                    return _read(response, field, max_bytes, deadline)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = type(error).__name__
                 raise invalid(field, f"its address could not be read ({reason})", "send the image itself, or try again later") from None
@@ -79,9 +79,10 @@ def _connection(url: str, field: str, hosts: Sequence[str], deadline: float) -> 
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower(), parts.port
-        host.encode("ascii")
+        if any(ord(character) <= 32 or ord(character) > 126 for character in url):
+            raise ValueError
     except ValueError:
-        raise invalid(field, "its address is malformed", "send the image as a data URL") from None
+        raise invalid(field, "its address is malformed", "percent-encode it, or send the image as a data URL") from None
     if parts.scheme not in ("http", "https") or not host:
         raise invalid(field, "its address is neither http nor https", "send the image as a data URL")
     if parts.username is not None:
@@ -102,8 +103,6 @@ def _connection(url: str, field: str, hosts: Sequence[str], deadline: float) -> 
     if not addresses or not all(map(is_public, addresses)):
         raise invalid(field, f"the host {host:.100} is in a private network, from which nothing is fetched", "send the image as a data URL")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if any(ord(character) <= 32 or ord(character) > 126 for character in target):
-        raise invalid(field, "its address is malformed", "percent-encode it, or send the image as a data URL")
     return _Connection(host, port, addresses[0], max(0.001, deadline - time.monotonic()), parts.scheme == "https"), target
 
 
