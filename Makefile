@@ -1,12 +1,13 @@
-# make demo | test | check | test-full | test-lowest | test-hosts | mini | tiny-generator | dist | format.
+# make demo | serve | test | check | test-full | test-lowest | test-hosts | mini | tiny-generator | dist | format.
 # Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CORE_READY = $(VENV)/.ready-core
+SERVE_READY = $(VENV)/.ready-serve
 
-.PHONY: test test-full test-lowest test-hosts check demo mini tiny-generator dist format clean
+.PHONY: test test-full test-lowest test-hosts check demo serve mini tiny-generator dist format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -43,6 +44,12 @@ DEMO_PROMPT = a large green square above a yellow triangle on a blue background
 demo: $(CORE_READY)
 	$(BIN)/image-reward rank "$(DEMO_PROMPT)" examples/shapes --model ImageReward-mini --gallery demo.html
 
+# The service with the embedded model, until Ctrl-C: http://127.0.0.1:8000.
+SERVE_MODEL ?= ImageReward-mini
+SERVE_PORT ?= 8000
+serve: $(SERVE_READY)
+	$(BIN)/image-reward serve --model $(SERVE_MODEL) --port $(SERVE_PORT)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -78,6 +85,10 @@ $(CORE_READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e .
 	touch $(CORE_READY)
+
+$(SERVE_READY): $(CORE_READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
+	touch $(SERVE_READY)
 
 $(READY): $(CORE_READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

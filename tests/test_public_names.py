@@ -19,7 +19,9 @@ FORBIDDEN = {"torchvision", "timm", "open-clip-torch", "fairscale", "optimum-int
 
 def test_the_names_of_the_package() -> None:
     assert image_reward.__all__ == [
+        "AsyncClient",
         "CheckpointError",
+        "Client",
         "Comparison",
         "ComparisonError",
         "ComparisonWarning",
@@ -36,6 +38,7 @@ def test_the_names_of_the_package() -> None:
         "RewardError",
         "Scorer",
         "ScorerConfig",
+        "ServiceError",
         "UnknownModelError",
         "__version__",
         "best_of",

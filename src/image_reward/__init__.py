@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from image_reward.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from image_reward.client import AsyncClient, Client
     from image_reward.config import ScorerConfig
     from image_reward.errors import (
         CheckpointError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         LongPromptWarning,
         PromptError,
         RewardError,
+        ServiceError,
         UnknownModelError,
     )
     from image_reward.jobs import score_files
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from image_reward.types import Comparison, Preference, Ranking
 
 __all__ = [
+    "AsyncClient",
     "CheckpointError",
+    "Client",
     "Comparison",
     "ComparisonError",
     "ComparisonWarning",
@@ -48,6 +52,7 @@ __all__ = [
     "RewardError",
     "Scorer",
     "ScorerConfig",
+    "ServiceError",
     "UnknownModelError",
     "__version__",
     "best_of",
@@ -58,6 +63,7 @@ __all__ = [
 _name = lazy_names(
     __name__,
     {
+        "client": ["AsyncClient", "Client"],
         "config": ["ScorerConfig"],
         "errors": [
             "CheckpointError",
@@ -71,6 +77,7 @@ _name = lazy_names(
             "LongPromptWarning",
             "PromptError",
             "RewardError",
+            "ServiceError",
             "UnknownModelError",
         ],
         "jobs": ["score_files"],

@@ -68,6 +68,10 @@ class DownloadError(ImageRewardError, OSError):
     """A checkpoint is not on this machine and could not be fetched; the message says how to place it by hand."""
 
 
+class ServiceError(ImageRewardError, OSError):
+    """A service that scores elsewhere cannot be reached, refuses a request, or fails; the message says what it answered."""
+
+
 class UnknownModelError(ImageRewardError, ValueError):
     """A name that is neither registered, nor a file, nor a folder, nor a hub id."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +75,26 @@ def test_cosines_encode_each_distinct_prompt_once() -> None:
 
 def test_distinct_keeps_the_order() -> None:
     assert distinct([[1], [2], [1], [3]]) == [[1], [2], [3]]
+
+
+def test_batches_are_joined_into_the_batch_of_all_their_rows(scorer: ImageRewardScorer, image_folder: Path) -> None:
+    a, b, c = (image_folder / f"{name}.png" for name in "abc")
+    prompts, images = ["a cat", "a much longer prompt of several words", "", "a cat", "dog"], [a, b, a, c, b]
+    whole = scorer.prepare(prompts, images)
+    parts = [scorer.prepare(prompts[rows], images[rows]) for rows in (slice(0, 2), slice(2, 3), slice(3, 5))]
+    joined = parts[0].join(parts[1:])
+    assert joined.ids.equal(whole.ids)
+    assert joined.mask.equal(whole.mask)
+    assert joined.image_index.equal(whole.image_index)
+    assert joined.pixels.equal(whole.pixels)
+    assert joined.digests == whole.digests
+    assert joined.keys() == whole.keys()
+
+
+def test_batches_of_tensors_are_joined_image_by_image(scorer: ImageRewardScorer) -> None:
+    pixels = torch.rand(2, 3, 64, 64)
+    parts = [scorer.prepare.of_tensors(["a"], pixels[i : i + 1]) for i in range(2)]
+    joined = parts[0].join(parts[1:])
+    assert torch.equal(joined.image_index, torch.tensor([0, 1]))
+    assert not joined.digests
+    assert torch.allclose(scorer(joined), torch.cat([scorer(part) for part in parts]), atol=1e-5)

@@ -19,6 +19,7 @@ COMMANDS = {
     "score-files": "Score any number of rows of prompts and images into a folder.",
     "filter": "Select the best rows that score-files scored.",
     "report": "Summarize the rows that score-files scored.",
+    "serve": "Serve rewards over HTTP, to programs and to people.",
     "models": "List, download, verify, convert and describe models.",
     "data": "Check and split human rankings.",
     "pretrain": "Pretrain a network from scratch by masked language modelling.",

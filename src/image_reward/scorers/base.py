@@ -42,12 +42,19 @@ class Batch(Protocol):
     def select(self, rows: Sequence[int]) -> Any:
         """The batch of these rows, in this order."""
 
-    # It may also have ``keys()``: see ``keys_of``.
+    # It may also have ``keys()`` and ``join(others)``: see ``keys_of`` and ``joined``.
 
 
 def keys_of(batch: Any) -> list[Hashable] | None:
     """A key for each row, equal for rows that are the same to the scorer and so get one reward; None from batches without any."""
     return batch.keys() if hasattr(batch, "keys") else None
+
+
+def joined(batches: Sequence[Any]) -> Any | None:
+    """One batch of the rows of several that one processor made, so that they are computed at once; None from batches that cannot."""
+    if len(batches) == 1:
+        return batches[0]
+    return batches[0].join(batches[1:]) if hasattr(batches[0], "join") else None
 
 
 class Processor(ABC, Generic[B]):
@@ -186,11 +193,13 @@ class Scorer(nn.Module, ABC, Generic[B]):
         Bradley-Terry in the raw units of the head, or with a fitted tie parameter Davidson's or Rao and Kupper's model: the formulas are
         those of ``metrics.win_probability``.
         """
-        rewards = self._score_pairs([prompt, prompt], [a, b])
-        difference = rewards[0] - rewards[1]
-        a_better, b_better = self.win_probability([difference, -difference]).tolist()
+        return self.preference(*self._score_pairs([prompt, prompt], [a, b]))
+
+    def preference(self, a: float, b: float) -> Preference:
+        """What ``compare`` says of two rewards."""
+        a_better, b_better = self.win_probability([a - b, b - a]).tolist()
         tie = max(0.0, 1.0 - a_better - b_better) if self.tie else 0.0
-        return Preference(a_better, tie, b_better, (rewards[0], rewards[1]))
+        return Preference(a_better, tie, b_better, (a, b))
 
     def win_probability(self, differences: ArrayLike) -> NDArray[Any]:
         """Differences of rewards a - b [N] -> the probabilities that people put a above b [N]."""

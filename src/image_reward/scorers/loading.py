@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from image_reward.addresses import Address
+from image_reward.client import Client, is_service
 from image_reward.config import CONFIG_NAME, HEAD_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
@@ -191,8 +192,8 @@ def load(
 
     Args:
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
-            ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an ensemble, or the hub id of a model
-            folder.
+            ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an ensemble, the hub id of a model
+            folder, or the address of a service (``http://host:8000``), for which a ``Client`` is returned: it has a scorer's methods.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
@@ -207,8 +208,15 @@ def load(
     Raises:
         UnknownModelError, FileNotFoundError, DownloadError: there is nothing to load; the message says where it should come from.
         AddressError: the model is in an object store or on the web, and only files of this machine are loaded.
+        ServiceError: the service does not answer, or not to the token in the environment variable IMAGE_REWARD_TOKEN.
         CheckpointError: the file is damaged or does not fit the network.
     """
+    if isinstance(model, str) and is_service(model):
+        if (device, dtype, config, batch_size) != (None,) * 4 or exact or compile:
+            raise InputError(f"{model} is a service, which was started with its own device, dtype and options; leave them out")
+        client = Client(model)
+        client.models()
+        return client  # type: ignore[return-value] # it answers as a scorer does
     options = LoadOptions(
         name="",
         images=ImageOptions(orient, allow_truncated, max_pixels, min_side),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from image_reward.images import ImageLike, ImageOptions, ImageTransform, open_image, unique_images
@@ -54,6 +55,23 @@ class TwoTowerBatch:
         images, index = self.image_index[chosen].unique(return_inverse=True)
         digests = tuple(self.digests[image] for image in images.tolist()) if self.digests else ()
         return TwoTowerBatch(self.pixels[images], self.ids[chosen], self.mask[chosen], index, digests)
+
+    def join(self, others: Sequence[TwoTowerBatch]) -> TwoTowerBatch:
+        """The rows of this batch and then those of others from the same processor; images of equal digests become one."""
+        parts = [self, *others]
+        length = max(part.ids.shape[1] for part in parts)
+        ids, mask = (torch.cat([F.pad(getattr(part, name), (0, length - part.ids.shape[1])) for part in parts]) for name in ("ids", "mask"))
+        place: dict[Hashable, int] = {}
+        kept, index = [], []
+        for number, part in enumerate(parts):
+            images: Sequence[Hashable] = part.digests or [(number, image) for image in range(len(part.pixels))]
+            new = [image for image, key in enumerate(images) if key not in place]
+            place |= {images[image]: len(place) + i for i, image in enumerate(new)}
+            kept.append(part.pixels if len(new) == len(images) else part.pixels[new])
+            moved = torch.tensor([place[key] for key in images], dtype=torch.int64, device=part.image_index.device)
+            index.append(moved[part.image_index])
+        digests = tuple(key for key in place if isinstance(key, bytes))
+        return TwoTowerBatch(torch.cat(kept), ids, mask, torch.cat(index), digests if len(digests) == len(place) else ())
 
     def keys(self) -> list[Hashable]:
         """Of each row: equal for rows of equal tokens and equal pixels."""

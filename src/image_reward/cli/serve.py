@@ -1,0 +1,124 @@
+"""`image-reward serve --model NAME`"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from image_reward.cli.options import ReadingOptions, SeveralModelOptions, UsageError
+from image_reward.errors import InputError
+from image_reward.terminal import note
+
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What a request, and all at once, may cost."""
+
+    max_body: int = 128 << 20
+    """Bytes of a request."""
+    max_memory: int = 1 << 30
+    """Bytes of all requests in work."""
+    max_requests: int = 512
+    """Requests in work at once."""
+    max_images: int = 1000
+    """Images of a request."""
+    max_prompt: int = 10_000
+    """Characters of a prompt."""
+    max_queue: int = 2000
+    """Rows that wait, of all requests; beyond it the answer is 429 with Retry-After."""
+    max_seconds: float = 120.0
+    """Seconds that a request may take once it has arrived."""
+    read_seconds: float = 30.0
+    """Seconds that a request may take to arrive."""
+    drain_seconds: float = 30.0
+    """Seconds that requests in work have left after SIGTERM."""
+
+
+@dataclass
+class Serve(SeveralModelOptions):
+    """Serve rewards over HTTP, to programs and to people: see docs/serving.md.
+
+    The first model answers requests that name none. SIGTERM and Ctrl-C finish the requests in work, and then stop.
+    """
+
+    image: tyro.conf.OmitArgPrefixes[ReadingOptions] = field(default_factory=lambda: ReadingOptions(max_pixels=64_000_000))
+    host: str = "127.0.0.1"
+    """The address to listen at. Any other than this machine's own needs --token-file."""
+    port: int = 8000
+    token_file: Path | None = None
+    """A file that holds the token which clients must send as `Authorization: Bearer TOKEN`."""
+    without_token: bool = False
+    """Listen on a network without a token: whoever reaches the port may use the service."""
+    allow_fetch: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="HOST")] = ()
+    """Fetch images by their address from this host, such as images.example.org. Repeat the option for several hosts."""
+    flow_grpo: bool = False
+    """Also answer the pickled requests of flow_grpo's trainers, at POST /; from this machine only."""
+    flow_grpo_from_anywhere: bool = False
+    """Answer them on a network, too."""
+    decoders: int | None = None
+    """Threads that open images; by default as many as there are cores, at most 8."""
+    limits: tyro.conf.OmitArgPrefixes[LimitOptions] = field(default_factory=LimitOptions)
+
+    def run(self) -> int:
+        if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+            raise InputError(f"the service needs {', '.join(missing)}: pip install 'image-reward[serve]'")
+        from image_reward.serving.settings import Limits, Settings, is_loopback
+
+        is_local = is_loopback(self.host)
+        if not 0 <= self.port < 65536:
+            raise UsageError(f"--port must be from 0 to 65535, not {self.port}")
+        if self.decoders is not None and self.decoders < 1:
+            raise UsageError(f"--decoders must be at least 1, not {self.decoders}")
+        if not is_local and self.token_file is None and not self.without_token:
+            raise UsageError(
+                f"--host {self.host} makes the service reachable from a network: give --token-file, or accept that with --without-token"
+            )
+        flow_grpo = self.flow_grpo or self.flow_grpo_from_anywhere
+        if flow_grpo and not is_local and not self.flow_grpo_from_anywhere:
+            raise UsageError("--flow-grpo reads pickles, and is for this machine: use --host 127.0.0.1, or add --flow-grpo-from-anywhere")
+        if flow_grpo and self.token_file is not None:
+            raise UsageError("--flow-grpo and --token-file exclude each other: flow_grpo's clients send no token")
+        try:
+            limits = Limits(**asdict(self.limits))
+        except InputError as error:
+            raise UsageError(f"--{str(error).replace('_', '-')}") from None
+        settings = Settings(
+            limits=limits,
+            token=_token(self.token_file) if self.token_file else None,
+            allow_fetch=tuple(host.lower() for host in self.allow_fetch),
+            flow_grpo=flow_grpo,
+            local_names=("127.0.0.1", "::1", "localhost", self.host.lower()) if is_local else None,
+            num_decoders=self.decoders or min(8, os.cpu_count() or 1),
+        )
+
+        from image_reward.serving.app import create_app
+        from image_reward.serving.server import listen, run
+
+        sock = listen(self.host, self.port)
+        try:
+            app = create_app(self.load_all(), settings)
+            logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+            logging.getLogger("image_reward.serving").setLevel(logging.INFO)
+            host, port = sock.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            names = ", ".join(scorer.name for scorer in app.state.service.scorers)
+            run(app, sock, lambda _: note(f"serving {names} at http://{shown}:{port}"))
+        finally:
+            sock.close()
+        return 0
+
+
+def _token(path: Path) -> str:
+    """The token in a file. Raises ``InputError`` for one that is empty, too short to be secret, or more than a line."""
+    token = path.read_text(encoding="utf-8").strip()
+    if len(token) < 16 or any(character.isspace() for character in token):
+        raise InputError(f"{path} holds no token: one line of at least 16 characters without spaces, such as `openssl rand -hex 32` prints")
+    return token

@@ -1,0 +1,156 @@
+"""The bodies of requests: JSON, forms and data URLs, all in memory. Nothing is written to a disk, and file names are not looked at."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from image_reward.serving.errors import RequestError, invalid
+
+_DATA_URL = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+=-]+)*?(;base64)?,", re.ASCII)
+_SPACE = re.compile(r"\s+")
+_MOST_HEADERS = 8  # of a part
+
+
+@dataclass
+class Form:
+    """The parts of a form by name, in order; files as bytes, everything else as text."""
+
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def text(self, name: str) -> str:
+        """The one text of a name. Raises ``RequestError``."""
+        values = self.texts.get(name, [])
+        if len(values) != 1:
+            raise invalid(name, "it is missing" if not values else f"it is there {len(values)} times", "send it once")
+        return values[0]
+
+
+def parse_json(body: bytes, field: str = "body") -> Any:
+    """Raises ``RequestError`` for what is not strict JSON: NaN and Infinity are not numbers of it."""
+
+    def refuse(constant: str) -> None:
+        raise RequestError(400, field, f"it holds {constant}, which JSON does not know", "send finite numbers alone")
+
+    try:
+        return json.loads(body, parse_constant=refuse)
+    except RequestError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it is not UTF-8, or nested too deeply"
+        raise RequestError(
+            400, field, f"it is not JSON: {reason}", "send JSON with content-type application/json, or a multipart form"
+        ) from None
+
+
+def parse_form(content_type: str, body: bytes, max_parts: int) -> Form:
+    """A form of either encoding. Raises ``RequestError``."""
+    if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
+        try:
+            pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=max_parts, errors="strict")
+        except ValueError as error:
+            raise RequestError(400, "body", f"it is not a form: {str(error).lower()}", "see /docs") from None
+        form = Form()
+        for name, value in pairs:
+            form.texts.setdefault(name, []).append(value)
+        return form
+    return _parse_multipart(content_type, body, max_parts)
+
+
+def _parse_multipart(content_type: str, body: bytes, max_parts: int) -> Form:
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser, parse_options_header
+
+    _, options = parse_options_header(content_type)
+    if not (boundary := options.get(b"boundary")):
+        raise RequestError(400, "content-type", "it names no boundary", "let the HTTP library write the header of the form")
+    form = Form()
+    header = {"name": b"", "value": b""}
+    headers: dict[bytes, bytes] = {}
+    content = bytearray()
+    num_parts, has_ended = 0, False
+
+    def begin() -> None:
+        nonlocal num_parts
+        num_parts += 1
+        if num_parts > max_parts:
+            raise RequestError(413, "body", f"it has more than {max_parts} parts", "send fewer images at once")
+        headers.clear()
+        content.clear()
+
+    def end_of_header() -> None:
+        if len(headers) >= _MOST_HEADERS:
+            raise RequestError(400, "body", f"a part of it has more than {_MOST_HEADERS} headers", "see /docs")
+        headers[header["name"].lower()] = header["value"]
+        header.update(name=b"", value=b"")
+
+    def collect(key: str) -> Any:
+        def on_data(data: bytes, start: int, end: int) -> None:
+            header[key] += data[start:end]
+
+        return on_data
+
+    def on_content(data: bytes, start: int, end: int) -> None:
+        content.extend(data[start:end])
+
+    def end_of_part() -> None:
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode("utf-8", "replace").removesuffix("[]")
+        if not name:
+            raise RequestError(400, "body", "a part of it has no name", "name the parts as /docs does")
+        if b"filename" in options or headers.get(b"content-type", b"").startswith((b"image/", b"application/octet-stream")):
+            form.files.setdefault(name, []).append(bytes(content))
+            return
+        try:
+            form.texts.setdefault(name, []).append(content.decode())
+        except UnicodeDecodeError:
+            raise RequestError(400, name, "it is not UTF-8", "encode text in UTF-8, or send it as a file") from None
+
+    def end() -> None:
+        nonlocal has_ended
+        has_ended = True
+
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": begin,
+            "on_part_data": on_content,
+            "on_part_end": end_of_part,
+            "on_header_field": collect("name"),
+            "on_header_value": collect("value"),
+            "on_header_end": end_of_header,
+            "on_end": end,
+        },
+    )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except FormParserError:
+        raise RequestError(400, "body", "it is not a multipart form", "let the HTTP library write the form") from None
+    if not has_ended:
+        raise RequestError(400, "body", "the form breaks off before its last boundary", "send the whole form")
+    return form
+
+
+def image_bytes(text: str, field: str) -> bytes:
+    """A data URL, or bare base64 -> the bytes of an image file. Raises ``RequestError`` that names the field."""
+    head = _DATA_URL.match(text[:200])
+    if head is None and text[:5].lower() == "data:":
+        raise invalid(field, "its data URL is malformed", "send data:image/png;base64,…")
+    if head and not head[1]:
+        raise invalid(field, "its data URL is not in base64", "send data:image/png;base64,…")
+    encoded = _SPACE.sub("", text[head.end() :] if head else text)
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        what = "its data URL" if head else "it is neither a data URL nor an address, and"
+        raise invalid(field, f"{what} is not base64", "send data:image/png;base64,… or the base64 alone") from None
+    if not content:
+        raise invalid(field, "it is empty", "send the bytes of an image file in base64")
+    return content

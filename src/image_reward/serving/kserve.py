@@ -1,0 +1,210 @@
+"""The Open Inference Protocol, version 2, as KServe and Triton speak it.
+
+A model has two inputs of one length: ``prompt``, BYTES [N], and ``image``: BYTES [N] of image files (in JSON their base64, or data URLs),
+or UINT8 [N, H, W, 3] or FP32 [N, H, W, 3] in [0, 1]. Its output is ``reward``, FP32 [N]. Inputs may be sent as binary data, as Triton's
+client does; outputs are JSON.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from image_reward.serving.api import ERRORS, validated
+from image_reward.serving.errors import RequestError, invalid
+from image_reward.serving.forms import parse_json
+from image_reward.serving.service import Service
+
+router = APIRouter(tags=["KServe v2"])
+
+_VERSION = "1"
+_TYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+
+
+class Tensor(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    id: str | None = None
+    inputs: list[Tensor]
+
+
+@router.get("/v2")
+async def server(request: Request) -> JSONResponse:
+    """The server and the extensions of the protocol that it knows."""
+    return JSONResponse({"name": "image-reward", "version": request.app.version, "extensions": ["binary_tensor_data"]})
+
+
+@router.get("/v2/health/live")
+async def live(request: Request) -> JSONResponse:
+    """Whether the process works."""
+    alive = request.app.state.service.batcher.is_alive
+    return JSONResponse({"live": alive}, 200 if alive else 503)
+
+
+@router.get("/v2/health/ready")
+async def ready(request: Request) -> JSONResponse:
+    """Whether requests should be sent here."""
+    is_ready = request.app.state.service.is_ready
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+
+# A name may hold a slash: that of a model of the hub is OWNER/NAME. The lower of two decorators is tried first.
+@router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready")
+@router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready")
+async def model_ready(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+    """Whether a model is ready."""
+    service: Service = request.app.state.service
+    if (problem := _unknown(service, name, version)) is not None:
+        return _refused(problem)
+    return JSONResponse({"name": name, "ready": service.is_ready}, 200 if service.is_ready else 503)
+
+
+@router.get("/v2/models/{name:path}", operation_id="kserve_model")
+@router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version")
+async def model(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+    """The inputs and outputs of a model."""
+    if (problem := _unknown(request.app.state.service, name, version)) is not None:
+        return _refused(problem)
+    inputs = [{"name": key, "datatype": "BYTES", "shape": [-1]} for key in ("prompt", "image")]
+    outputs = [{"name": "reward", "datatype": "FP32", "shape": [-1]}]
+    return JSONResponse({"name": name, "versions": [_VERSION], "platform": "image-reward", "inputs": inputs, "outputs": outputs})
+
+
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object", "required": ["inputs"]}}}}}
+
+
+@router.post("/v2/models/{name:path}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
+@router.post("/v2/models/{name:path}/versions/{version}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
+async def infer(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+    """The rewards of aligned prompts and images."""
+    service: Service = request.app.state.service
+    try:
+        if (problem := _unknown(service, name, version)) is not None:
+            raise problem
+        service.batcher.check_room(1)
+        asked, binary = _divided(await request.body(), request.headers.get("inference-header-content-length"))
+        inputs = {tensor.name: (f"inputs[{number}]", tensor) for number, tensor in enumerate(asked.inputs)}
+        if set(inputs) != {"prompt", "image"} or len(asked.inputs) != 2:
+            raise invalid("inputs", "they are not prompt and image, each once", "GET /v2/models/NAME describes them")
+        values: dict[str, Any] = {}
+        for tensor in asked.inputs:  # in the order of their binary data
+            field = inputs[tensor.name][0]
+            values[tensor.name], binary = _values(tensor, field, binary)
+        if binary:
+            raise invalid("body", f"{len(binary)} bytes follow the last input", "set binary_data_size of each input")
+        prompts, images = values["prompt"], values["image"]
+        field = f"{inputs['prompt'][0]}.data"
+        if not isinstance(prompts, list) or not all(isinstance(prompt, str | bytes) for prompt in prompts):
+            raise invalid(f"{inputs['prompt'][0]}.datatype", "prompts are not text", "send them as BYTES")
+        try:
+            texts = [prompt.decode() if isinstance(prompt, bytes) else prompt for prompt in prompts]
+        except UnicodeDecodeError:
+            raise invalid(field, "a prompt is not UTF-8", "encode text in UTF-8") from None
+        if len(texts) != len(images):
+            raise invalid("inputs", f"there are {len(texts)} prompts and {len(images)} images", "send one prompt for each image")
+        service.check_number(len(images), inputs["image"][0])
+        service.check_prompts(texts, lambda number: f"{field}[{number}]")
+        place = f"{inputs['image'][0]}.data"
+        rewards, _ = await service.score([service.model(name)], texts, await service.images(images, lambda number: f"{place}[{number}]"))
+    except RequestError as error:
+        service.metrics.rejected.labels("busy" if error.status == 429 else "invalid").inc()
+        return _refused(error)
+    output = {"name": "reward", "datatype": "FP32", "shape": [len(texts)], "data": rewards[0].tolist()}
+    answer = {"model_name": name, "model_version": version, "outputs": [output]}
+    return JSONResponse(answer | ({"id": asked.id} if asked.id is not None else {}))
+
+
+def _unknown(service: Service, name: str, version: str) -> RequestError | None:
+    try:
+        service.model(name, "name")
+    except RequestError as error:
+        return error
+    if version != _VERSION:
+        return RequestError(404, "version", f"{name} has no version {version!r:.40}", f"use version {_VERSION}, or none")
+    return None
+
+
+def _refused(error: RequestError) -> JSONResponse:
+    """The protocol's error is a text."""
+    details = error.as_dict()["error"]
+    return JSONResponse({"error": f"{error.field}: {error.message}; {error.remedy}", "details": details}, error.status, error.headers)
+
+
+def _divided(body: bytes, header_length: str | None) -> tuple[InferRequest, bytes]:
+    """The JSON of a request, and the binary data that follow it."""
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isdigit() or int(header_length) > len(body):
+            raise RequestError(
+                400, "inference-header-content-length", "it is not the length of the JSON in bytes", "correct it, or leave it out"
+            )
+        length = int(header_length)
+    return validated(InferRequest, parse_json(body[:length])), body[length:]
+
+
+def _values(tensor: Tensor, field: str, binary: bytes) -> tuple[Any, bytes]:
+    """The elements of an input, each a text, bytes or an array [H, W, 3], and the binary data of the inputs that follow."""
+    if any(side < 0 for side in tensor.shape) or not tensor.shape:
+        raise invalid(f"{field}.shape", "it is not a shape", "send the numbers of elements")
+    own: bytes | None = None
+    if (size := tensor.parameters.get("binary_data_size")) is not None:
+        if not isinstance(size, int) or not 0 <= size <= len(binary):
+            raise invalid(f"{field}.parameters.binary_data_size", "it is not a number of the bytes that are there", "correct it")
+        own, binary = binary[:size], binary[size:]
+    elif tensor.data is None:
+        raise invalid(f"{field}.data", "it is missing", "add it, or binary data")
+    if tensor.datatype == "BYTES":
+        values = _texts(own, field) if own is not None else tensor.data
+        assert values is not None
+        if len(values) != math.prod(tensor.shape):
+            raise invalid(f"{field}.shape", f"it is {tensor.shape}, and there are {len(values)} elements", "make them agree")
+        if not all(isinstance(value, str | bytes) for value in values):
+            raise invalid(f"{field}.data", "its elements are not text", "send text, images as base64")
+        return values, binary
+    if tensor.datatype not in _TYPES:
+        raise invalid(f"{field}.datatype", f"it is {tensor.datatype:.20}", f"send BYTES, {' or '.join(_TYPES)}")
+    if len(tensor.shape) != 4 or tensor.shape[-1] not in (1, 3, 4):
+        raise invalid(f"{field}.shape", f"it is {tensor.shape}", "send images as [N, H, W, 3]")
+    kind = _TYPES[tensor.datatype]
+    try:
+        flat = np.frombuffer(own, kind) if own is not None else _flat(tensor.data, kind)
+        array = flat.reshape(tensor.shape)
+    except (ValueError, TypeError, OverflowError):
+        raise invalid(f"{field}.data", f"it is not {tensor.datatype} of the shape {tensor.shape}", "make shape and data agree") from None
+    return list(array), binary
+
+
+def _flat(data: Any, kind: np.dtype[Any]) -> Any:
+    array = np.array(data)
+    if array.dtype.kind not in ("iu" if kind.kind == "u" else "iuf"):
+        raise ValueError("of another type")
+    if kind.kind == "u" and array.size and not 0 <= array.min() <= array.max() <= 255:
+        raise ValueError("out of range")
+    return array.astype(kind)
+
+
+def _texts(data: bytes, field: str) -> list[bytes]:
+    """Elements, each after its length in 4 bytes."""
+    texts, at = [], 0
+    while at < len(data):
+        if at + 4 > len(data) or at + 4 + (size := struct.unpack_from("<I", data, at)[0]) > len(data):
+            raise invalid(f"{field}.data", "an element reaches beyond the end", "send each after its length in 4 bytes, little-endian")
+        texts.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return texts
