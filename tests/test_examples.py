@@ -130,6 +130,24 @@ def test_tensorboard(example: Any, mini: ir.Scorer, tmp_path: Path) -> None:
     assert len(events.Tags()["images"]) == len(IMAGES)
 
 
+def test_stopping_early(example: Any, mini: ir.Scorer) -> None:
+    pytest.importorskip("diffusers")
+    import tiny_pipelines
+    import torch
+
+    pipe, _ = tiny_pipelines.build("stable_diffusion")
+    pipe.set_progress_bar_config(disable=True)
+    calls: list[int] = []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    arguments = {"num_inference_steps": 6, "guidance_scale": 1.0}
+    image, seed, reward, finished = example("stop_early").best_of_promising(pipe, "a red circle", mini, range(5), step=2, **arguments)
+    assert 1 <= len(finished) < 5
+    assert len(calls) == 6 * len(finished) + 3 * (5 - len(finished)) + 5  # each preview is one call
+    whole = pipe("a red circle", generator=torch.Generator().manual_seed(seed), **arguments).images[0]
+    assert np.array_equal(np.asarray(whole), np.asarray(image))
+    assert reward == mini.score("a red circle", whole)
+
+
 @pytest.mark.filterwarnings("default")  # the library's own
 def test_wandb_offline(example: Any, mini: ir.Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb", reason="for want of wandb")

@@ -98,7 +98,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         _check_archive(path)
     mappable = is_archive and _is_utf8(path)  # PyTorch maps no file of another name
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        value = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mappable)  # PyTorch 2.1 maps no Path
     except Exception as error:
         refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         if name := refused[1] if refused else _code_in(path):

@@ -27,9 +27,13 @@ PROMPT = "a large (green:1.2) square above a [yellow] triangle on a blue backgro
 ON = {"enabled": True, "model": "ImageReward-mini", "sort": False, "limit": "", "best": 0, "on_cpu": False}
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda variant: variant.name)
+in_every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[variant.name for variant in VARIANTS], indirect=True)
+
+
+@pytest.fixture
 def variant(request: pytest.FixtureRequest) -> Variant:
-    return request.param
+    """Of the host; what depends on no hook is tested in one alone."""
+    return getattr(request, "param", VARIANTS[-1])
 
 
 @pytest.fixture
@@ -88,6 +92,7 @@ def reward_in(text: str) -> float | None:
     return float(values["ImageReward"]) if "ImageReward" in values else None
 
 
+@in_every_variant
 def test_files_hold_the_rewards_of_their_images(host: Host, module: Any, tmp_path: Path, rewards: list[float]) -> None:
     processed = run(host, processing(module, tmp_path))
     for place in range(8):
@@ -97,6 +102,7 @@ def test_files_hold_the_rewards_of_their_images(host: Host, module: Any, tmp_pat
         assert processed.infotexts[1 + place] == text == processed.images[1 + place].info["parameters"]
 
 
+@in_every_variant
 def test_the_grid_is_not_scored_and_nothing_is_left(host: Host, module: Any, tmp_path: Path) -> None:
     p = processing(module, tmp_path)
     processed = run(host, p)
@@ -107,6 +113,7 @@ def test_the_grid_is_not_scored_and_nothing_is_left(host: Host, module: Any, tmp
     assert len(processed.images) == 9
 
 
+@in_every_variant
 def test_a_grid_of_previews_in_another_thread_takes_no_reward_away(host: Host, module: Any, tmp_path: Path) -> None:
     def preview(image: Image.Image) -> Image.Image:
         thread = threading.Thread(target=host.image_grid, args=([image, image],))
@@ -118,6 +125,7 @@ def test_a_grid_of_previews_in_another_thread_takes_no_reward_away(host: Host, m
     assert all(reward_in(text) is not None for text in processed.infotexts[1:])
 
 
+@in_every_variant
 def test_sorting_keeps_each_image_with_its_text_and_seed(host: Host, module: Any, tmp_path: Path, rewards: list[float]) -> None:
     p = processing(module, tmp_path, options={"sort": True})
     processed = run(host, p)
@@ -142,6 +150,7 @@ def test_a_limit_leaves_images_out(host: Host, module: Any, tmp_path: Path, rewa
     assert len(list(tmp_path.glob("0*.png"))) == 8  # nothing is deleted
 
 
+@in_every_variant
 def test_a_limit_that_no_image_reaches(host: Host, module: Any, tmp_path: Path) -> None:
     processed = run(host, processing(module, tmp_path, options={"limit": 500, "sort": True}))
     assert len(processed.images) == len(processed.infotexts) == 1  # the grid
@@ -162,6 +171,7 @@ def test_best_of_n(host: Host, module: Any, tmp_path: Path, rewards: list[float]
     assert limited.all_seeds == [100 + place for place in range(8) if rewards[place] >= 1]
 
 
+@in_every_variant
 def test_one_image_without_a_grid(host: Host, module: Any, tmp_path: Path, rewards: list[float]) -> None:
     processed = run(host, processing(module, tmp_path, [pictures()[:1]], options={"sort": True}))
     assert reward_in(processed.infotexts[0]) == pytest.approx(rewards[0], abs=1e-4)
@@ -169,6 +179,7 @@ def test_one_image_without_a_grid(host: Host, module: Any, tmp_path: Path, rewar
     assert empty.images == empty.infotexts == []
 
 
+@in_every_variant
 def test_an_interrupted_job(host: Host, module: Any, tmp_path: Path) -> None:
     processed = run(host, processing(module, tmp_path, options={"sort": True}, interrupt_after=1))
     assert len(processed.images) == 5
@@ -177,6 +188,7 @@ def test_an_interrupted_job(host: Host, module: Any, tmp_path: Path) -> None:
     assert nothing.images == []
 
 
+@in_every_variant
 @pytest.mark.parametrize("pnginfo", [True, False])
 def test_masks_are_neither_scored_nor_lost(host: Host, module: Any, tmp_path: Path, pnginfo: bool) -> None:
     p = processing(module, tmp_path, options={"sort": True, "best": 3}, mask=Image.new("L", (64, 64)), pnginfo=pnginfo)
@@ -189,6 +201,7 @@ def test_masks_are_neither_scored_nor_lost(host: Host, module: Any, tmp_path: Pa
         assert "another script has changed the number of images" in processed.comments
 
 
+@in_every_variant
 def test_an_inpainted_image_is_scored_as_it_is_saved(host: Host, module: Any, mini: ir.Scorer, tmp_path: Path, variant: Variant) -> None:
     black = Image.new("RGB", (64, 64))
     p = processing(module, tmp_path, overlay=lambda _: black.copy())
