@@ -20,6 +20,7 @@ import tyro
 
 from image_reward.addresses import Address
 from image_reward.errors import ImageReadError
+from image_reward.image_files import no_such_image
 from image_reward.terminal import note
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class SkipOptions(LoadingOptions):
         or where no other image is left.
         """
         different = dict.fromkeys(images)
-        problems = {image: "" if Address.parse(image).exists() else f"no such image: {image:.200}" for image in different}
+        problems = {image: "" if Address.parse(image).exists() else str(no_such_image(image)) for image in different}
         if not all(problems.values()):
             from image_reward.images import ImageOptions, open_image  # loads PyTorch
 
@@ -397,7 +398,7 @@ def check_images(images: Iterable[str]) -> None:
     """Raise ``FileNotFoundError`` for the first that is not there: before a model is loaded, or downloaded, in vain."""
     for image in images:
         if not Address.parse(image).exists():
-            raise FileNotFoundError(f"no such image: {image:.200}")
+            raise no_such_image(image)
 
 
 def print_json(value: object) -> None:
