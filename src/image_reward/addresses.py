@@ -79,7 +79,7 @@ def join(folder: str, name: str) -> str:
     >>> join("s3://bucket/rows", "images/1.png"), join("s3://bucket/rows", "../images/1.png")
     ('s3://bucket/rows/images/1.png', 's3://bucket/images/1.png')
     """
-    if scheme(name):
+    if scheme(name) or (folder == "." and name):
         return name
     if not scheme(folder) or os.path.isabs(name):  # noqa: PTH117
         return os.path.join(folder, name)  # noqa: PTH118

@@ -82,6 +82,28 @@ def _begins(pattern: bytes, content: bytes) -> bool:
     return re.match(pattern, content[:_HEAD], re.DOTALL | re.IGNORECASE) is not None
 
 
+_ENCODED = re.compile(r"(^|/)(data:[\w/.+-]*[;,]|(iVBORw0KGgo|9j/4|R0lGOD|UklGR)[\w+/=-]{64})")
+"""The beginnings of PNG, JPEG, GIF and WebP files in base64."""
+
+
+def no_such_image(name: str) -> FileNotFoundError:
+    r"""What to raise for an image that is not there.
+
+    >>> no_such_image("data:image/png;base64,iVBORw0KGgo")
+    FileNotFoundError('no such image: data:image/png;base64,iVBORw0KGgo, which is an image as text; decode it, and name the file')
+    >>> no_such_image("images\\1.png")
+    FileNotFoundError('no such image: images\\1.png; here / separates folders')
+    """
+    hint = ""
+    if _ENCODED.search(name):
+        hint = ", which is an image as text; decode it, and name the file"
+    elif "\\" in name and os.sep == "/":
+        hint = "; here / separates folders"
+    elif re.search(r"(^|/)~\w*/", name):
+        hint = "; ~ is not expanded here: write the folder's whole name"
+    return FileNotFoundError(f"no such image: {name:.200}{hint}")
+
+
 def read_image_file(path: PathLike | Address) -> bytes:
     """The bytes of a file that should hold an image: a regular file, or one in an object store, of at most ``LARGEST_FILE`` bytes.
 
@@ -98,10 +120,10 @@ def read_image_file(path: PathLike | Address) -> bytes:
     except PermissionError as error:
         raise ImageReadError(f"{name} may not be read: {error.strerror}; change its permissions") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"no such image: {name:.200}") from None
+        raise no_such_image(name) from None
     except OSError as error:
         if not os.path.lexists(name):  # too long for a path, such as a prompt
-            raise FileNotFoundError(f"no such image: {name:.200}") from None
+            raise no_such_image(name) from None
         raise ImageReadError(f"{name} cannot be read: {error.strerror or error}; look at its disk, or copy it again") from None
     if not content:
         raise ImageReadError(f"{name} is empty; save or download it again")

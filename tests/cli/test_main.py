@@ -133,6 +133,10 @@ def test_a_device_that_does_not_work_here_is_no_defect(
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, images: list[str], tmp_path: Path) -> None:
     a = images[0]
+    assert main(["rnak", "cat", a]) == 2
+    assert capsys.readouterr().err == "image-reward: no command is called rnak; did you mean rank?\n"
+    assert main(["xyzzy"]) == 2
+    assert "the commands are rank, score, compare" in capsys.readouterr().err
     assert main(["rank", "cat", "--model", model_folder]) == 2
     assert "there are no images" in capsys.readouterr().err
     assert main(["rank", "cat", a, "missing.png", "--model", model_folder]) == 1
@@ -143,7 +147,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image
     assert "no device is called 'tpu9'" in capsys.readouterr().err
     assert main(["rank", "cat", a, "--model", model_folder, "--batch-size", "0"]) == 1
     assert "--batch-size must be at least 1" in capsys.readouterr().err
-    for wrong in (["rank"], ["rang"], ["rank", "cat", a, "--dtype", "int4"], ["models", "convert", "a", "b", "--dtype", "int8"]):
+    for wrong in (["rank"], ["rank", "cat", a, "--dtype", "int4"], ["models", "convert", "a", "b", "--dtype", "int8"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from image_reward.cli import main
+from image_reward.cli.options import ModelOptions
+from image_reward.scorers import load
 
 
 def test_rank_prints_a_table(capsys: pytest.CaptureFixture[str], model_folder: str, image_folder: Path) -> None:
@@ -136,3 +140,43 @@ def test_missing_images_are_unreadable_ones(
     assert main(arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("image-reward: 3 of 4 images cannot be read: no such image: missing.png; ")
+
+
+@pytest.mark.parametrize("room", [1 << 29, 0], ids=["kept", "decoded again"])
+def test_images_that_were_checked_get_the_rewards_of_their_files(
+    room: int, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every kind that is converted when it is opened, a turned one with --orient too; one image is there twice."""
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "alpha.png", exif=exif)
+    picture.convert("RGB").save(tmp_path / "turned.tif", exif=exif)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", exif=exif)
+    picture.convert("RGB").quantize(9).save(tmp_path / "palette.png", transparency=3)
+    picture.convert("L").save(tmp_path / "grey.png", transparency=7)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    names = sorted(str(path) for path in tmp_path.iterdir() if path.is_file())
+    monkeypatch.setattr("image_reward.cli.options._MOST_DECODED", room)
+    expected = load(model_folder, orient=True).score("cat", names)
+    assert main(["score", "cat", *names, names[0], "--orient", "--json", "--model", model_folder]) == 0
+    rewards = [row["reward"] for row in json.loads(capsys.readouterr().out)["images"]]
+    assert rewards[:-1] == pytest.approx(expected, abs=1e-5)
+    assert rewards[-1] == rewards[0]
+
+
+def test_an_image_is_decoded_once(images: list[str], model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone when the model has been loaded."""
+    copies = [str(Path(image).with_name(f"copy{number}.png")) for number, image in enumerate(images)]
+    for command in ("rank", "score"):
+        for image, copy in zip(images, copies, strict=True):
+            Path(copy).write_bytes(Path(image).read_bytes())
+
+        def load_late(options: ModelOptions) -> Any:
+            for copy in copies:
+                Path(copy).unlink()
+            return load(options.model)
+
+        monkeypatch.setattr(ModelOptions, "load", load_late)
+        assert main([command, "cat", *copies, "--model", model_folder]) == 0

@@ -34,6 +34,14 @@ def test_scoring_rows_from_the_command_line(scorer: ImageRewardScorer, folder: P
     assert pq.read_table(folder / "out" / "part-000000.parquet").column_names == ["prompt", "image", "reward", "error"]
 
 
+def test_a_job_names_the_command_that_summarizes_it(model_folder: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rows.csv").write_text("prompt,image\ncat,a.png\n")
+    assert main(["score-files", "rows.csv", "out put", "--model", model_folder, "--workers", "0"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("out put: 1 row, 0 with errors; 1 scored now, ")
+    assert printed.err.endswith("\nsummarize: image-reward report 'out put'\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

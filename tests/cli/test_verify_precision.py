@@ -33,6 +33,7 @@ def test_as_json_and_as_a_report(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 def test_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao")
     assert main([*COMMAND, "--dtype", "int8", "--prompt", PROMPT]) == 0
     out = " ".join(capsys.readouterr().out.split())
     for words in ("ImageReward-mini in int8 against float32", "1 prompt, each with 9 images", "of 36 (", "images per second, int8"):

@@ -217,7 +217,7 @@ def test_filter_and_report_write_to_the_bucket(rows: str, bucket: Any, capsys: p
     assert main(["report", "s3://bkt/nothing"]) == 1
     assert main(["report", "s3://bkt/out", "--report", "s3://none/page.html"]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert errors[-2] == "image-reward: s3://bkt/nothing is not the folder of a job: it has no manifest.json"
+    assert errors[-2] == "image-reward: there is no folder s3://bkt/nothing"
     assert "there is no bucket 'none'" in errors[-1]
 
 

@@ -104,6 +104,8 @@ def test_what_filter_refuses(scored: Path, tmp_path: Path, capsys: pytest.Captur
         kept(scored, min_reward=1.0)
     with pytest.raises(JobError, match=r"is not the folder of a job: it has no manifest\.json"):
         kept(tmp_path, min_reward=1.0)
+    with pytest.raises(JobError, match=r"there is no folder .*nowhere$"):
+        kept(tmp_path / "nowhere", min_reward=1.0)
     for option, message in [
         ("--top-fraction=2", "--top-fraction is a share of the rows, more than 0 and at most 1, not 2"),
         ("--best-per-prompt=0", "--best-per-prompt must be at least 1, not 0"),

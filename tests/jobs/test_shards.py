@@ -220,6 +220,10 @@ def test_the_identity_is_of_what_rewards_depend_on(scorer: ImageRewardScorer) ->
     before = identity_of(scorer)
     scorer.cast(torch.bfloat16)
     assert (before["dtype"], identity_of(scorer)["dtype"]) == ("float32", "bfloat16, float32")
+
+
+def test_the_identity_names_int8() -> None:
+    pytest.importorskip("torchao")
     assert identity_of(load("ImageReward-mini", "cpu", "int8"))["dtype"] == "float32, int8"
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import seeded
 from conftest import tiny
 from image_reward.config import RewardConfig
-from image_reward.errors import CheckpointError
+from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.scorers import MODELS, ImageRewardScorer, LoadOptions, ModelSpec, load, load_all
 from image_reward.scorers.loading import find, locate
 
@@ -84,3 +84,26 @@ def test_percentiles_are_those_of_published_weights_alone(tmp_path: Path, monkey
     sizes = replace(seeded.TINY, reward=RewardConfig(reference=None))
     monkeypatch.setattr("image_reward.scorers.build.ScorerConfig", lambda reward: replace(sizes, reward=reward))
     assert load(path, "cpu").reference is None
+
+
+@pytest.mark.parametrize(
+    ("repo", "names"),
+    [("THUDM/ImageReward", "what ImageReward-v1.0 comes from"), ("xswu/HPSv2", r"what HPSv2 and HPSv2\.1 come from")],
+)
+def test_a_hub_id_of_registered_weights_names_the_model(repo: str, names: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"{repo} is no model folder, but {names}; give that name"):
+        find(repo)
+
+
+def test_offline_a_hub_id_that_is_not_here_is_not_said_to_lack_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for repo in ("openai/clip-vit-large-patch14", "owner/none"):
+        with pytest.raises(DownloadError, match=rf"{repo} is .*: it is not on this machine and offline mode \(HF_HUB_OFFLINE\) is on\. "):
+            find(repo)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="a machine without MPS")
+def test_a_device_that_pytorch_was_built_without() -> None:
+    with pytest.raises(InputError, match=r"^this PyTorch was built without mps, or finds no such device here; use 'cpu'$"):
+        load("ImageReward-mini", device="mps")

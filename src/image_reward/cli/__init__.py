@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import sys
@@ -86,7 +87,11 @@ def parse(arguments: Sequence[str]) -> Any:
     from image_reward.cli.options import UsageError
     from image_reward.errors import InputError
 
-    if not arguments or arguments[0] not in COMMANDS:  # an overview, or a misspelt command, which tyro answers and exits
+    if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "the commands are " + ", ".join(COMMANDS)
+        raise UsageError(f"no command is called {arguments[0]:.80}; {hint}")
+    if not arguments or arguments[0] not in COMMANDS:  # an overview, which tyro prints before it exits
         options = tuple(
             Annotated[make_dataclass(_class_name(name), [], namespace={"__doc__": summary}), tyro.conf.subcommand(name)]
             for name, summary in COMMANDS.items()

@@ -20,15 +20,18 @@ import tyro
 
 from image_reward.addresses import Address
 from image_reward.errors import ImageReadError
+from image_reward.image_files import no_such_image
 from image_reward.terminal import note
 
 if TYPE_CHECKING:
+    from image_reward.images import ImageLike
     from image_reward.reports.document import Report
     from image_reward.scorers import Scorer
     from image_reward.scorers.distribution import RewardRow
 
 
 DEFAULT_MODEL = "ImageReward-v1.0"
+_MOST_DECODED = 1 << 29  # bytes of pixels that are kept from the check of images until they are scored; others are decoded twice
 MODEL_HELP = (
     "A registered name (see `image-reward models list`), a file, what `image-reward export` wrote, a folder, a hub id OWNER/NAME, "
     "or the JSON file of an ensemble."
@@ -282,25 +285,33 @@ class SkipOptions(LoadingOptions):
     skip_unreadable: bool = False
     """Leave out the images that cannot be read, and name them; the exit code is then 1."""
 
-    def readable(self, images: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The images that can be read, and what is wrong with each of the others, which are named on standard error.
+    def readable(self, images: Sequence[str]) -> tuple[list[str], list[ImageLike], dict[str, str]]:
+        """The images that can be read, what to score for each, and what is wrong with each of the others, named on standard error.
 
-        All are decoded before a model is loaded. Raises ``ImageReadError`` that names every unreadable image, without --skip-unreadable
-        or where no other image is left.
+        All are decoded before a model is loaded, and once, as far as memory should hold them.
+
+        Raises ``ImageReadError`` that names every unreadable image, without --skip-unreadable or where no other image is left.
         """
         different = dict.fromkeys(images)
-        problems = {image: "" if Address.parse(image).exists() else f"no such image: {image:.200}" for image in different}
+        problems = {image: "" if Address.parse(image).exists() else str(no_such_image(image)) for image in different}
+        decoded: dict[str, ImageLike] = {}
         if not all(problems.values()):
             from image_reward.images import ImageOptions, open_image  # loads PyTorch
 
-            options = ImageOptions(**asdict(self.image))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # comes again when they are scored
-                for image in (image for image, problem in problems.items() if not problem):
+            options, room = ImageOptions(**asdict(self.image)), _MOST_DECODED
+            for image in (image for image, problem in problems.items() if not problem):
+                with warnings.catch_warnings():
+                    if room <= 0:
+                        warnings.simplefilter("ignore")  # comes again when it is scored
                     try:
-                        open_image(image, options)
+                        picture = open_image(image, options)
                     except (ImageReadError, FileNotFoundError) as error:
                         problems[image] = in_options(str(error))
+                        continue
+                if room > 0:
+                    decoded[image] = picture = picture.copy()
+                    picture.info = {}  # it is upright already, and its EXIF block would turn it once more
+                    room -= picture.width * picture.height * len(picture.getbands())
         broken = {image: problem for image, problem in problems.items() if problem}
         kept = [image for image in images if image not in broken]
         if broken and not (self.skip_unreadable and kept):
@@ -309,7 +320,7 @@ class SkipOptions(LoadingOptions):
             raise ImageReadError(count + "; ".join(broken.values()) + remedy)
         for message in broken.values():
             note("left out: " + message.replace("\n", "\\n"))  # a name may hold a line end
-        return kept, broken
+        return kept, [decoded.get(image, image) for image in kept], broken
 
 
 def print_rewards(scorer: Scorer[Any], prompt: str, rows: Sequence[RewardRow], unreadable: dict[str, str]) -> None:
@@ -397,7 +408,7 @@ def check_images(images: Iterable[str]) -> None:
     """Raise ``FileNotFoundError`` for the first that is not there: before a model is loaded, or downloaded, in vain."""
     for image in images:
         if not Address.parse(image).exists():
-            raise FileNotFoundError(f"no such image: {image:.200}")
+            raise no_such_image(image)
 
 
 def print_json(value: object) -> None:

@@ -48,9 +48,9 @@ class Rank(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptio
         self.check_prompt(self.prompt, PROMPT_FIRST)
         if self.copy_to:
             Address.parse(self.copy_to)  # refuses what a Path makes of an address
-        images, unreadable = self.readable(find_images(self.images))
+        images, pictures, unreadable = self.readable(find_images(self.images))
         scorer = self.load()
-        ranking = scorer.rank(self.prompt, images)
+        ranking = scorer.rank(self.prompt, pictures)
 
         from image_reward.cli.tables import reward_table
         from image_reward.reports.tables import show

@@ -30,9 +30,9 @@ class Score(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOpti
 
     def run(self) -> int:
         self.check_prompt(self.prompt, PROMPT_FIRST)
-        images, unreadable = self.readable(find_images(self.images))
+        images, pictures, unreadable = self.readable(find_images(self.images))
         scorer = self.load()
-        rewards = scorer.score([self.prompt] * len(images), images)
+        rewards = scorer.score([self.prompt] * len(pictures), pictures)
 
         from image_reward.cli.tables import reward_table
         from image_reward.reports.tables import show

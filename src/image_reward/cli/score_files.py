@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,7 +20,7 @@ from image_reward.cli.options import (
     print_json,
     print_notices,
 )
-from image_reward.terminal import StatusLine, duration, printable
+from image_reward.terminal import StatusLine, duration, note, printable
 
 if TYPE_CHECKING:
     from image_reward.jobs import JobResult, Progress
@@ -121,6 +122,7 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
             print_json(result.as_dict())
         else:
             print(*map(printable, describe(result)), sep="\n")
+            note(f"summarize: image-reward report {shlex.quote(result.output)}")
         return 1 if result.num_quarantined or result.num_errors == result.num_rows else 0
 
     def _check_usage(self) -> None:
@@ -139,7 +141,8 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
 
 def describe(result: JobResult) -> list[str]:
     rate = f", {result.num_scored_now / result.seconds:.1f} rows/s, devices busy {100 * result.busy:.0f} %" if result.num_scored_now else ""
-    lines = [f"{result.output}: {result.num_rows:,} rows, {result.num_errors:,} with errors; {result.num_scored_now:,} scored now{rate}"]
+    rows = f"{result.num_rows:,} row{'' if result.num_rows == 1 else 's'}"
+    lines = [f"{result.output}: {rows}, {result.num_errors:,} with errors; {result.num_scored_now:,} scored now{rate}"]
     if result.file:
         lines.append(result.file)
     if result.num_quarantined:

@@ -138,7 +138,7 @@ def _in_known_zone(kind: Any) -> Any:
         return kind
     try:
         pa.scalar(0, pa.timestamp("s", kind.tz)).as_py()
-    except ValueError:
+    except (ValueError, KeyError):  # ZoneInfoNotFoundError, which older versions of pyarrow let through, is a KeyError
         return pa.timestamp(kind.unit, "UTC")
     return kind
 

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from image_reward.addresses import Address
 from image_reward.errors import JobError
 from image_reward.jobs.arrow import clean, python_rows, text_array
 from image_reward.jobs.files import Folder, writing
@@ -302,6 +303,8 @@ def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:
     """Raises ``JobError`` where there is no job, or one of another version."""
     text = text or folder.read(MANIFEST)
     if text is None:
+        if not Address.parse(folder.path).exists():
+            raise JobError(f"there is no folder {folder.path}")
         raise JobError(f"{folder.path} is not the folder of a job: it has no {MANIFEST}")
     try:
         manifest = json.loads(text)

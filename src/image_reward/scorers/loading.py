@@ -154,10 +154,18 @@ def _find_here(path: Path, asked: str) -> FoundModel:
 
 def _find_on_hub(repo: str) -> FoundModel:
     """A model folder from the hub, or the hub cache."""
+    import huggingface_hub
+
+    if names := _names_of_weights_in(repo):
+        raise UnknownModelError(
+            f"{repo} is no model folder, but what {' and '.join(names)} come{'s' * (len(names) == 1)} from; give that name"
+        )
     what = f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
     try:
         config = fetch_newest(HubFile(repo, CONFIG_NAME))
         if config is None:
+            if huggingface_hub.is_offline_mode():
+                raise DownloadError("it is not on this machine and offline mode (HF_HUB_OFFLINE) is on")
             raise DownloadError(f"it has no {CONFIG_NAME}")
         kind = _kind_of(config)
         for alternatives in kind.files:
@@ -166,6 +174,12 @@ def _find_on_hub(repo: str) -> FoundModel:
     except DownloadError as error:
         raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
     return FoundModel({"folder": config.parent}, repo, None, kind.build)
+
+
+def _names_of_weights_in(repo: str) -> list[str]:
+    """The registered models whose weights are in a repository of the hub that is no model folder."""
+    weights = {name: spec.files.get("weights") for name, spec in MODELS.items() if "config" not in spec.files}
+    return [name for name, file in weights.items() if isinstance(file, HubFile) and file.repo == repo]
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------
@@ -295,6 +309,6 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise InputError(f"device {device} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; use 'cpu'")
     try:
         torch.empty(0, device=chosen)
-    except Exception as error:  # each kind of device has its own, where PyTorch was built without it
-        raise InputError(f"device {device} does not work here ({str(error).splitlines()[0]}); use 'cpu'") from None
+    except Exception:  # each kind of device has its own, where PyTorch was built without it
+        raise InputError(f"this PyTorch was built without {chosen.type}, or finds no such device here; use 'cpu'") from None
     return chosen
