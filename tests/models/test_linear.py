@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from image_reward.models import linear as linear_module
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.linear import VARIABLE, WAYS, Linear, gelu, linear_ways, make_fast, set_plain
 from image_reward.scorers import ImageRewardScorer
@@ -153,10 +156,11 @@ def trained(linear: Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
 @in_every_way
 @pytest.mark.parametrize("shape", [(150,), (2, 75), (3, 5, 10)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_gradients_of_training(shape: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("out_features", [OUT, IN - 40], ids=["wider", "narrower"])
+def test_gradients_of_training(shape: tuple[int, ...], bias: bool, out_features: int) -> None:
     """Of products that are large enough for a choice."""
-    linear = layer(bias=bias).requires_grad_(True)
-    x, weights = rows(*shape), torch.randn(*shape, OUT, generator=torch.Generator().manual_seed(2))
+    linear = layer(out_features, bias=bias).requires_grad_(True)
+    x, weights = rows(*shape), torch.randn(*shape, out_features, generator=torch.Generator().manual_seed(2))
     reference = trained(copy.deepcopy(linear).double(), x.double(), weights.double())
     for tensor, right in zip(trained(linear, x, weights), reference, strict=True):
         assert float((tensor - right).abs().max()) <= 1e-5 * float(right.abs().max())
@@ -177,7 +181,7 @@ def test_training_takes_onednn_for_all_three_products(monkeypatch: pytest.Monkey
     linear.weight.requires_grad_(True)
     trained(linear, rows(100), torch.ones(()))
     out = OUT + 12
-    assert shapes == [((100, IN), (out, IN)), ((100, out), (IN, out)), ((out, 100), (IN, 100))]
+    assert shapes == [((100, IN), (out, IN)), ((100, out), (IN, out)), ((IN, 100), (out, 100))]  # of the last, the transposed product
     shapes.clear()
     linear.weight.requires_grad_(False)  # frozen: no gradient of it is computed
     trained(linear, rows(100), torch.ones(()))
@@ -278,6 +282,32 @@ def test_whoever_traces_or_counts_sees_a_linear_layer(monkeypatch: pytest.Monkey
 
 
 # --- the choice ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_measurement_goes_on_until_the_fastest_times_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs make single products many times too slow, and the choice is still the right one."""
+    clock = [0.0]
+    monkeypatch.setattr(linear_module, "_clock", lambda: clock[0])
+    times = {"slow": iter([0.0004, 0.0009, 0.0004]), "fast": iter([0.005, 0.0002, 0.0002])}
+    calls = Counter[str]()
+
+    def run(name: str) -> None:
+        calls[name] += 1
+        clock[0] += next(times[name])
+
+    assert linear_module._measure({name: partial(run, name) for name in times}) == pytest.approx({"slow": 0.0004, "fast": 0.0002})
+    assert calls == {"slow": 3, "fast": 3}
+
+
+def test_a_measurement_ends_where_no_times_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(linear_module, "_clock", lambda: clock[0])
+
+    def run(growth: float) -> None:
+        clock[0] = clock[0] * growth + 1e-6
+
+    seconds = linear_module._measure({"a": partial(run, 1.5), "b": partial(run, 1.6)})
+    assert all(0 < taken < linear_module._MOST_SECONDS for taken in seconds.values())
 
 
 def test_the_fastest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
