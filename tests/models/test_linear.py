@@ -110,6 +110,29 @@ def test_autocast_computes_in_its_type() -> None:
 
 
 @in_every_way
+def test_training_in_autocast_is_that_of_a_linear_layer() -> None:
+    linear, plain = layer().requires_grad_(True), nn.Linear(IN, OUT)
+    plain.load_state_dict(linear.state_dict())
+    weights = torch.randn(150, OUT, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [trained(one, rows(150), weights) for one in (linear, plain)]
+    assert results[0][0].dtype == torch.bfloat16
+    for tensor, right in zip(*results, strict=True):
+        assert torch.equal(tensor, right)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@in_every_way
+def test_tensors_of_a_cuda_device() -> None:
+    linear = layer().to("cuda")
+    assert_right(gelu(linear, rows().to("cuda")).cpu(), F.gelu(expected(layer(), rows())))
+    trained(linear.requires_grad_(True), rows(150).to("cuda"), torch.ones((), device="cuda"))
+    assert linear.weight.grad is not None
+    with pytest.raises(RuntimeError, match="device"):
+        linear(rows())
+
+
+@in_every_way
 def test_the_default_type_does_not_matter() -> None:
     linear, x = layer(OUT + 1), rows()
     torch.set_default_dtype(torch.float64)
@@ -142,7 +165,7 @@ def test_gradients() -> None:
         assert_right(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent.double() @ linear.weight.double().T)
 
 
-def trained(linear: Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
+def trained(linear: nn.Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
     """The output, and the gradients of the input and of all that is trained."""
     x = x.clone().requires_grad_()
     y = linear(x)
