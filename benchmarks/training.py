@@ -1,7 +1,8 @@
 """Comparisons learnt from per second: each image encoded once per step, against both images of every pair, as the original does.
 
-The same network takes a training step's work (forward, loss, backward) on the same pairs in turns, in one process: grouped, grouped with
-every linear layer computed by ``F.linear``, and pair by pair. Prompts have 4 to 9 images in five slots of at most two, as in ImageRewardDB.
+The same network takes a training step's work (forward, loss, backward, optimizer) on the same pairs in turns, in one process: grouped,
+grouped plainly, that is with ``F.linear`` in every layer and a loop over the weights in the optimizer, and pair by pair. Prompts have 4 to
+9 images in five slots of at most two, as in ImageRewardDB.
 Prints the medians, their ratios and how far the gradients are apart.
 
     python benchmarks/training.py                 # a network of middle size
@@ -25,6 +26,7 @@ from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip_config import BlipConfig
 from image_reward.models.initial import new_network
 from image_reward.models.linear import VARIABLE
+from image_reward.runs import adamw, weight_groups
 from image_reward.scorers import ImageRewardScorer, TwoTowerBatch
 from image_reward.training import MaskedLanguageTraining, read_toml
 from image_reward.training.data import TrainingSteps
@@ -89,16 +91,20 @@ def main() -> None:
                 first, second = scorer(batch).view(-1, 2).unbind(dim=1)
                 (pairwise_logistic(first, second, torch.ones_like(first)).sum() / num_pairs).backward()
 
-    ways = {"grouped": grouped, "grouped, F.linear": grouped, "pair by pair": pair_by_pair}
+    groups = weight_groups(weights, lr=0.0, weight_decay=0.05)  # a rate of zero: the gradients stay comparable
+    fused = adamw(groups, (0.9, 0.999), torch.device("cpu"))
+    loop = torch.optim.AdamW(groups)
+    ways = {"grouped": grouped, "grouped, plain": grouped, "pair by pair": pair_by_pair}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     gradients: dict[str, list[Tensor]] = {}
     for _ in range(arguments.rounds + 1):  # the first round warms up
         for name, work in ways.items():
-            os.environ[VARIABLE] = "plain" if name.endswith("F.linear") else "auto"
+            os.environ[VARIABLE] = "plain" if name.endswith("plain") else "auto"
             for weight in weights:
                 weight.grad = None
             start = time.perf_counter()
             work()
+            (loop if name.endswith("plain") else fused).step()
             seconds[name].append(time.perf_counter() - start)
             gradients[name] = [weight.grad.clone() for weight in weights if weight.grad is not None]
 

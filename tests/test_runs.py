@@ -11,7 +11,7 @@ import torch
 
 from image_reward.errors import TrainingError
 from image_reward.recipes import Recipe, read_toml
-from image_reward.runs import MovingAverage, RunFolder, rate_factor, seed_step, weight_groups
+from image_reward.runs import MovingAverage, RunFolder, adamw, rate_factor, seed_step, weight_groups
 
 
 @dataclass(frozen=True)
@@ -155,3 +155,20 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
     assert [group["weight_decay"] for group in weight_groups([matrix, vector], 1e-3, 0.1)] == [0.1, 0.0]
     assert len(weight_groups([vector], 1e-3, 0.1)) == 1
+
+
+def test_adamw_in_one_operation_moves_weights_as_the_loop_does() -> None:
+    moved = []
+    for optimizer_of in (
+        lambda groups: adamw(groups, (0.9, 0.98), torch.device("cpu")),
+        lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.98)),
+    ):
+        weights = [torch.linspace(-1, 1, 12).view(3, 4).requires_grad_(), torch.ones(4).requires_grad_()]
+        optimizer = optimizer_of(weight_groups(weights, lr=0.01, weight_decay=0.1))
+        for step in range(5):
+            optimizer.zero_grad()
+            sum((weight**3 * (step + 1)).sum() for weight in weights).backward()
+            optimizer.step()
+        moved.append([weight.detach() for weight in weights])
+    for one, other in zip(*moved, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

@@ -159,6 +159,11 @@ def weight_groups(weights: Sequence[nn.Parameter], lr: float, weight_decay: floa
     return [group for group in groups if group["params"]]
 
 
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
+    """On a CPU one operation for all weights: a loop over those of a small network takes a sixth of its training step."""
+    return torch.optim.AdamW(groups, betas=betas, fused=True if device.type == "cpu" else None)
+
+
 class MovingAverage:
     """An exponential moving average of weights; in early steps the decay is lower, so that the initial weights are forgotten."""
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from image_reward.models import linear as linear_module
 from image_reward.models.blip import BlipConfig, ImageRewardNetwork
 from image_reward.models.linear import VARIABLE, WAYS, Linear, gelu, linear_ways, make_fast, set_plain
 from image_reward.scorers import ImageRewardScorer
@@ -107,6 +110,29 @@ def test_autocast_computes_in_its_type() -> None:
 
 
 @in_every_way
+def test_training_in_autocast_is_that_of_a_linear_layer() -> None:
+    linear, plain = layer().requires_grad_(True), nn.Linear(IN, OUT)
+    plain.load_state_dict(linear.state_dict())
+    weights = torch.randn(150, OUT, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [trained(one, rows(150), weights) for one in (linear, plain)]
+    assert results[0][0].dtype == torch.bfloat16
+    for tensor, right in zip(*results, strict=True):
+        assert torch.equal(tensor, right)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@in_every_way
+def test_tensors_of_a_cuda_device() -> None:
+    linear = layer().to("cuda")
+    assert_right(gelu(linear, rows().to("cuda")).cpu(), F.gelu(expected(layer(), rows())))
+    trained(linear.requires_grad_(True), rows(150).to("cuda"), torch.ones((), device="cuda"))
+    assert linear.weight.grad is not None
+    with pytest.raises(RuntimeError, match="device"):
+        linear(rows())
+
+
+@in_every_way
 def test_the_default_type_does_not_matter() -> None:
     linear, x = layer(OUT + 1), rows()
     torch.set_default_dtype(torch.float64)
@@ -139,7 +165,7 @@ def test_gradients() -> None:
         assert_right(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent.double() @ linear.weight.double().T)
 
 
-def trained(linear: Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
+def trained(linear: nn.Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
     """The output, and the gradients of the input and of all that is trained."""
     x = x.clone().requires_grad_()
     y = linear(x)
@@ -153,10 +179,11 @@ def trained(linear: Linear, x: Tensor, weights: Tensor) -> list[Tensor]:
 @in_every_way
 @pytest.mark.parametrize("shape", [(150,), (2, 75), (3, 5, 10)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_gradients_of_training(shape: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("out_features", [OUT, IN - 40], ids=["wider", "narrower"])
+def test_gradients_of_training(shape: tuple[int, ...], bias: bool, out_features: int) -> None:
     """Of products that are large enough for a choice."""
-    linear = layer(bias=bias).requires_grad_(True)
-    x, weights = rows(*shape), torch.randn(*shape, OUT, generator=torch.Generator().manual_seed(2))
+    linear = layer(out_features, bias=bias).requires_grad_(True)
+    x, weights = rows(*shape), torch.randn(*shape, out_features, generator=torch.Generator().manual_seed(2))
     reference = trained(copy.deepcopy(linear).double(), x.double(), weights.double())
     for tensor, right in zip(trained(linear, x, weights), reference, strict=True):
         assert float((tensor - right).abs().max()) <= 1e-5 * float(right.abs().max())
@@ -177,7 +204,7 @@ def test_training_takes_onednn_for_all_three_products(monkeypatch: pytest.Monkey
     linear.weight.requires_grad_(True)
     trained(linear, rows(100), torch.ones(()))
     out = OUT + 12
-    assert shapes == [((100, IN), (out, IN)), ((100, out), (IN, out)), ((out, 100), (IN, 100))]
+    assert shapes == [((100, IN), (out, IN)), ((100, out), (IN, out)), ((IN, 100), (out, 100))]  # of the last, the transposed product
     shapes.clear()
     linear.weight.requires_grad_(False)  # frozen: no gradient of it is computed
     trained(linear, rows(100), torch.ones(()))
@@ -278,6 +305,32 @@ def test_whoever_traces_or_counts_sees_a_linear_layer(monkeypatch: pytest.Monkey
 
 
 # --- the choice ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_measurement_goes_on_until_the_fastest_times_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs make single products many times too slow, and the choice is still the right one."""
+    clock = [0.0]
+    monkeypatch.setattr(linear_module, "_clock", lambda: clock[0])
+    times = {"slow": iter([0.0004, 0.0009, 0.0004]), "fast": iter([0.005, 0.0002, 0.0002])}
+    calls = Counter[str]()
+
+    def run(name: str) -> None:
+        calls[name] += 1
+        clock[0] += next(times[name])
+
+    assert linear_module._measure({name: partial(run, name) for name in times}) == pytest.approx({"slow": 0.0004, "fast": 0.0002})
+    assert calls == {"slow": 3, "fast": 3}
+
+
+def test_a_measurement_ends_where_no_times_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(linear_module, "_clock", lambda: clock[0])
+
+    def run(growth: float) -> None:
+        clock[0] = clock[0] * growth + 1e-6
+
+    seconds = linear_module._measure({"a": partial(run, 1.5), "b": partial(run, 1.6)})
+    assert all(0 < taken < linear_module._MOST_SECONDS for taken in seconds.values())
 
 
 def test_the_fastest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

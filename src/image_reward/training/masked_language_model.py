@@ -22,7 +22,7 @@ from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.prompts import PromptTokenizer, Tokens, long_prompt_warnings_suppressed, vocabulary_of
-from image_reward.runs import Progress, rate_factor, seed_step, weight_groups
+from image_reward.runs import Progress, adamw, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training.config import MaskedLanguageTraining
 from image_reward.training.data import MicroBatch, TrainingSteps, plan, select_usable
@@ -98,7 +98,7 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     mask_id = PromptTokenizer(vocabulary=scorer.config.vocabulary).token_id("[MASK]")
 
     trained = [p for p in language_model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weight_groups(trained, config.lr, config.weight_decay), betas=config.betas)
+    optimizer = adamw(weight_groups(trained, config.lr, config.weight_decay), config.betas, accelerator.device)
     model, optimizer = accelerator.prepare(language_model, optimizer)
 
     progress = Progress(0, len(steps), accelerator.is_main_process)

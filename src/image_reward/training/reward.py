@@ -35,7 +35,7 @@ from image_reward.config import RewardConfig, TieConfig
 from image_reward.errors import InputError, TrainingError
 from image_reward.metrics import num_pairs
 from image_reward.reports.numbers import counted
-from image_reward.runs import MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
+from image_reward.runs import MovingAverage, Progress, RunFolder, adamw, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import frozen_features
 from image_reward.training.card import draw_curves, training_card
@@ -279,7 +279,7 @@ class _Run:
             for layer in scorer.network.image_layers:
                 fully_shard(layer)
             fully_shard(self.learner)
-        optimizer, self.highest_rates = _optimizer(self.learner, config)
+        optimizer, self.highest_rates = _optimizer(self.learner, config, accelerator.device)
         self.model: Any = self.learner
         if config.shard:  # FSDP has wrapped the learner in place, and DDP must not wrap it again
             self.optimizer = accelerator.prepare(optimizer)
@@ -498,13 +498,13 @@ def _accelerator(config: RewardTraining) -> Accelerator:
     return accelerator
 
 
-def _optimizer(learner: RewardLoss, config: RewardTraining) -> tuple[torch.optim.Optimizer, list[float]]:
+def _optimizer(learner: RewardLoss, config: RewardTraining, device: torch.device) -> tuple[torch.optim.Optimizer, list[float]]:
     tie = [learner.tie] if learner.tie is not None else []
     others = [p for p in learner.scorer.parameters() if p.requires_grad]
     groups = weight_groups(others, config.lr, config.weight_decay)
     if tie:
         groups.append({"params": tie, "lr": config.tie_lr, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, betas=config.betas), [float(group["lr"]) for group in groups]
+    return adamw(groups, config.betas, device), [float(group["lr"]) for group in groups]
 
 
 _TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
