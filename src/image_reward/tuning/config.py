@@ -122,6 +122,8 @@ class Tuning(Recipe):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the generator. Trained weights are in float32; with fp16 the decoder is, too."""
+    kohya: bool = False
+    """Write the LoRA of a U-Net once more, under the names that Stable Diffusion WebUI and ComfyUI read."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: a third more time, a fraction of the memory."""
     free_text_encoders: bool = True
