@@ -195,9 +195,9 @@ class Tuning(Recipe):
             raise InputError('no reward: name at least one scorer, such as reward = ["ImageReward-v1.0"]')
         if shared := sorted(set(self.reward) & set(self.watch)):
             raise InputError(f"{', '.join(shared)} cannot be both the reward and watched: a scorer that is tuned with shows nothing")
-        resolved = {name: default for name, default in DEFAULTS[self.method].items() if getattr(self, name) is None}
-        grad_steps = resolved.get("grad_steps", self.grad_steps)
-        denoising_steps = resolved.get("denoising_steps", self.denoising_steps)
+        defaults = DEFAULTS[self.method]
+        grad_steps = defaults["grad_steps"] if self.grad_steps is None else self.grad_steps
+        denoising_steps = defaults["denoising_steps"] if self.denoising_steps is None else self.denoising_steps
         if self.method in ("sparse", "draft") and not 1 <= grad_steps <= denoising_steps:
             raise InputError(f"grad_steps must be from 1 to the {denoising_steps} denoising steps, not {grad_steps}")
         if self.method == "best-of" and self.candidates < 2:

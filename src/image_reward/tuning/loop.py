@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ from image_reward.tuning.noise import check_gives_gradients
 from image_reward.tuning.page import EVALUATIONS, evaluation_grid, write_page
 from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
-from image_reward.tuning.sampling import check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
+from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
 
 LORA, DENOISER = "lora", "denoiser"
 UNTUNED = "untuned.pt"
@@ -587,7 +587,7 @@ class _Run:
             lora.save(self.pipe, folder, metadata=metadata)
         else:
             for number, denoiser in enumerate(denoisers_of(self.pipe)):
-                denoiser.save_pretrained(folder / str(number) if number else folder)
+                denoiser.save_pretrained(folder / str(number) if number else folder)  # type: ignore[operator]
 
     @property
     def model_folder(self) -> Path:
@@ -694,7 +694,7 @@ class _Run:
         seeds = [work.seeds[row] for row in rows]
         each = iter(methods.images(self.pipe, rollout, prompts, seeds, **self.arguments))
         for _ in range(rollout.repeats):
-            record = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
+            record: AbstractContextManager[list[DenoiserCall]] = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
             with record as calls, self.autocast(), replaced(self.pipe, "scheduler", self.scheduler):
                 pixels = next(each)
             loss = self._reward_loss(prompts, others, pixels.float(), sums, rollout.repeats)
@@ -724,7 +724,7 @@ class _Run:
     def _objective(self, values: Tensor, target: float | None) -> Tensor:
         return objectives.negative(values) if target is None else objectives.hinge(values, target)
 
-    def _divergence(self, call: Any) -> Tensor:
+    def _divergence(self, call: DenoiserCall) -> Tensor:
         with self.autocast(), torch.no_grad():
             if self.config.lora_rank:
                 with lora.disabled(self.pipe):
@@ -737,7 +737,8 @@ class _Run:
         """The ordinary loss on the best of several images of each prompt."""
         config = self.config
         for row in rows:
-            prompt, best = work.prompts[row], []
+            prompt = work.prompts[row]
+            best: list[tuple[float, Tensor]] = []
             for start in range(0, config.candidates, config.micro_images):
                 seeds = [work.seeds[row] + i for i in range(start, min(start + config.micro_images, config.candidates))]
                 made = self._generate([prompt] * len(seeds), seeds, self.arguments)
