@@ -96,6 +96,8 @@ class Tuning(Recipe):
     """LoRA: updates are scaled by this divided by the rank; by default the rank."""
     lora_targets: tuple[str, ...] = ()
     """LoRA: names of layers; by default those of the attention."""
+    kohya: bool = False
+    """Also write the LoRA of a U-Net under the names that Stable Diffusion WebUI and ComfyUI read."""
 
     max_steps: int = 300
     """Steps of the optimizer."""
@@ -152,7 +154,7 @@ class Tuning(Recipe):
     log_every: int = 1
     """Steps between lines of the log."""
 
-    without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "cpu")
+    without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "kohya", "cpu")
 
     def __post_init__(self) -> None:
         self.check_positive(

@@ -29,6 +29,7 @@ from image_reward.addresses import Address
 from image_reward.errors import InputError, TrainingError
 from image_reward.files import written_whole
 from image_reward.images import open_image
+from image_reward.reports.document import Report
 from image_reward.reports.numbers import counted
 from image_reward.rows import read_rows
 from image_reward.runs import STATE, MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
@@ -43,7 +44,7 @@ from image_reward.tuning.denoising import Generated, NoiseLevels, encode_images,
 from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
-from image_reward.tuning.page import EVALUATIONS, evaluation_grid, write_page
+from image_reward.tuning.page import EVALUATIONS, evaluation_grid, page, write_card, write_page
 from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
 from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
@@ -291,7 +292,9 @@ class _Run:
             for part in pipe.components.values():
                 if isinstance(part, nn.Module) and not any(part is each for each in untouched):
                     part.to(dtype)
-        pipe.to(device)
+        offloaded = any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+        if not offloaded:  # by enable_model_cpu_offload(), which moves parts as they are needed
+            pipe.to(device)
         if config.precision == "fp16":
             # SDXL's decoder overflows in float16. Its pipeline would upcast it, but within an autocast that has no effect.
             pipe.vae.float()
@@ -303,7 +306,7 @@ class _Run:
         if not EncodedPrompts.possible(pipe):
             return
         encoded = EncodedPrompts(pipe)
-        free = config.free_text_encoders and device.type != "cpu"
+        free = config.free_text_encoders and device.type != "cpu" and not offloaded
         if free:
             prompts = sorted({p for step in range(config.max_steps) for p in self.data.step(config.seed, step, config.batch_images)})
             for arguments in (self.arguments, self.evaluation_arguments, self.unguided):
@@ -330,7 +333,9 @@ class _Run:
         self.untuned_weights: dict[int, dict[str, Tensor]] = {}
         if config.lora_rank:
             alpha = config.lora_alpha if config.lora_alpha is not None else float(config.lora_rank)
-            return lora.attach(self.pipe, config.lora_rank, alpha, config.lora_targets or None, config.seed)
+            weights = lora.attach(self.pipe, config.lora_rank, alpha, config.lora_targets or None, config.seed)
+            stack.push(lambda kind, *_: lora.detach(self.pipe) if kind else None)  # after an error the pipeline is as it was
+            return weights
         for denoiser in denoisers_of(self.pipe):
             denoiser.float().requires_grad_(True)
             stack.callback(denoiser.requires_grad_, False)
@@ -394,9 +399,15 @@ class _Run:
             if self.accelerator.is_main_process:
                 untuned = self._measured(torch.stack([pixels for pixels, _, _ in made]), made[0][2], samples, latents)
                 with self.folder.saving(), written_whole(path) as temporary:
-                    torch.save(asdict(untuned), temporary)
+                    torch.save({"data": self.data.fingerprint, "frozen_sum": self.frozen_sum, **asdict(untuned)}, temporary)
             self.accelerator.wait_for_everyone()
         values = torch.load(path, map_location="cpu", weights_only=True)
+        if values.pop("data") != self.data.fingerprint:
+            raise InputError(
+                f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
+            )
+        if not math.isclose(values.pop("frozen_sum"), self.frozen_sum, rel_tol=1e-6, abs_tol=1e-6):  # the last digits depend on the threads
+            raise InputError(f"the generator is not what the run in {self.config.output} started from: its weights have changed")
         values["levels"] = NoiseLevels(**values["levels"])
         return Untuned(**values)
 
@@ -529,7 +540,7 @@ class _Run:
         if self.accelerator.is_main_process:
             with self.folder.saving():
                 evaluation_grid(self.folder.path / EVALUATIONS, state.step, pixels, self.config.images_per_prompt)
-                self._write_page(verdict)
+                write_page(self.folder.path, self._report(verdict))
         self.progress.say(f"step {state.step}: {verdict.sentence}")
         self.accelerator.wait_for_everyone()
 
@@ -570,8 +581,8 @@ class _Run:
         limits = Thresholds(config.least_rise, config.least_margin_share, config.least_robust_share, config.patience)
         return monitors.judge(self.history, limits, self.trusted)
 
-    def _write_page(self, verdict: Verdict, strengths: Sequence[tuple[float, Evaluation]] = ()) -> None:
-        write_page(
+    def _report(self, verdict: Verdict, strengths: Sequence[tuple[float, Evaluation]] = ()) -> Report:
+        return page(
             self.folder.path, self.config, self.history, verdict, self.data.held_out, self.folder.history(), self.untuned.target, strengths
         )
 
@@ -584,7 +595,7 @@ class _Run:
     def _write_weights(self, folder: Path) -> None:
         if self.config.lora_rank:
             metadata = {"step": str(self.state.step), "base": self.config.model, "reward": ", ".join(self.config.reward)}
-            lora.save(self.pipe, folder, metadata=metadata)
+            lora.save(self.pipe, folder, kohya=self.config.kohya, metadata=metadata)
         else:
             for number, denoiser in enumerate(denoisers_of(self.pipe)):
                 denoiser.save_pretrained(folder / str(number) if number else folder)  # type: ignore[operator]
@@ -601,8 +612,6 @@ class _Run:
             self.folder.save_state(
                 {
                     "run": asdict(self.state),
-                    "data": self.data.fingerprint,
-                    "frozen_sum": self.frozen_sum,
                     "weights": [weight.detach() for weight in self.trained],
                     "optimizer": self.optimizer.state_dict(),
                     "average": self.average.averages if self.average else None,
@@ -629,12 +638,6 @@ class _Run:
         saved = self.folder.load_state()
         if saved is None:
             return None
-        if saved["data"] != self.data.fingerprint:
-            raise InputError(
-                f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
-            )
-        if not math.isclose(saved["frozen_sum"], self.frozen_sum, rel_tol=1e-6, abs_tol=1e-6):  # the last digits depend on the threads
-            raise InputError(f"the generator is not what the run in {self.config.output} started from: its weights have changed")
         for weight, value in zip(self.trained, saved["weights"], strict=True):
             weight.copy_(value)
         if self.average:
@@ -681,9 +684,11 @@ class _Run:
                 self._denoise(work, rows, prompts, latents, config.pretraining_weight * share, sums)
             sums["images"] += len(rows)
         _reduce_gradients(accelerator, self.trained)
-        totals = accelerator.reduce(
-            torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu").to(accelerator.device), "sum"
-        ).tolist()
+        totals = list(sums.values())
+        if accelerator.num_processes > 1:
+            totals = accelerator.reduce(
+                torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu").to(accelerator.device), "sum"
+            ).tolist()
         *means, _ = (total / totals[-1] for total in totals)
         return dict(zip(sums, means, strict=False))
 
@@ -814,8 +819,11 @@ class _Run:
             report=str(self.folder.path / "report.html"),
         )
         if accelerator.is_main_process:
+            report = self._report(verdict, strengths)
             with self.folder.saving():
-                self._write_page(verdict, strengths)
+                write_page(self.folder.path, report)
+                if self.config.lora_rank:
+                    write_card(self.model_folder, report, self.config)
             self.folder.save_result(asdict(result))
         accelerator.wait_for_everyone()
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from image_reward.reports.render import write
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.monitors import Evaluation, Verdict, mean
 
-PAGE, EVALUATIONS = "report.html", "evaluations"
+PAGE, CARD, EVALUATIONS = "report.html", "README.md", "evaluations"
 _MOST_PROMPTS, _MOST_IMAGES, _SIDE = 6, 2, 192  # of a grid: prompts, images of each, and pixels of an image
 _MOST_GRIDS = 8
 
@@ -41,19 +42,19 @@ def evaluation_grid(folder: Path, step: int, pixels: Tensor, images_per_prompt: 
         sheet.save(temporary, format="PNG")
 
 
-def write_page(
-    folder: Path,
-    config: Tuning,
-    history: Sequence[Evaluation],
-    verdict: Verdict,
-    held_out: Sequence[str],
-    log: Sequence[Mapping[str, Any]],
-    target: float | None,
-    strengths: Sequence[tuple[float, Evaluation]] = (),
-) -> None:
-    """Write ``report.html`` in the folder of a run, whole or not at all. ``strengths``: the LoRA's, once the run is over."""
-    report = page(folder, config, history, verdict, held_out, log, target, strengths)
+def write_page(folder: Path, report: Report) -> None:
+    """Write ``report.html`` in the folder of a run, whole or not at all."""
     write(report, folder / PAGE)
+
+
+def write_card(folder: Path, report: Report, config: Tuning) -> None:
+    """Write README.md beside the LoRA: the page in words, and what the hub and diffusers want to know."""
+    write(report, folder / CARD)
+    base = f"base_model: {json.dumps(config.model)}\n" if config.model else ""
+    head = f"---\nlibrary_name: diffusers\n{base}tags: [text-to-image, lora, image-reward]\n---\n\n"
+    settings = f"\n## Settings\n\n```toml\n{config.to_toml()}```\n"
+    with written_whole(folder / CARD) as temporary:
+        temporary.write_text(head + (folder / CARD).read_text(encoding="utf-8") + settings, encoding="utf-8")
 
 
 def page(
@@ -66,7 +67,7 @@ def page(
     target: float | None,
     strengths: Sequence[tuple[float, Evaluation]] = (),
 ) -> Report:
-    """What ``write_page`` writes."""
+    """The page of the run in a folder. ``strengths``: the LoRA's, once the run is over."""
     blocks: list[Block] = [_pictures(folder, history, held_out)]
     if find_spec("matplotlib") is not None:
         blocks += _plots(history, log)
