@@ -29,7 +29,6 @@ from image_reward.addresses import Address
 from image_reward.errors import InputError, TrainingError
 from image_reward.files import written_whole
 from image_reward.images import open_image
-from image_reward.reports.document import Report
 from image_reward.reports.numbers import counted
 from image_reward.rows import read_rows
 from image_reward.runs import STATE, MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
@@ -39,15 +38,17 @@ from image_reward.scorers.loading import load_all
 from image_reward.scorers.together import CompositeScorer, single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning import lora, methods, monitors, objectives
+from image_reward.tuning.card import tuning_card, write_card
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.denoising import Generated, NoiseLevels, encode_images, generate, pretraining_loss, unguided
 from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
-from image_reward.tuning.page import EVALUATIONS, evaluation_grid, page, write_card, write_page
+from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
 from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
 from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
+from image_reward.tuning.strengths import STRENGTHS, Strength
 
 LORA, DENOISER = "lora", "denoiser"
 UNTUNED = "untuned.pt"
@@ -540,7 +541,7 @@ class _Run:
         if self.accelerator.is_main_process:
             with self.folder.saving():
                 evaluation_grid(self.folder.path / EVALUATIONS, state.step, pixels, self.config.images_per_prompt)
-                write_page(self.folder.path, self._report(verdict))
+                self._write_page(verdict)
         self.progress.say(f"step {state.step}: {verdict.sentence}")
         self.accelerator.wait_for_everyone()
 
@@ -581,8 +582,8 @@ class _Run:
         limits = Thresholds(config.least_rise, config.least_margin_share, config.least_robust_share, config.patience)
         return monitors.judge(self.history, limits, self.trusted)
 
-    def _report(self, verdict: Verdict, strengths: Sequence[tuple[float, Evaluation]] = ()) -> Report:
-        return page(
+    def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:
+        write_page(
             self.folder.path, self.config, self.history, verdict, self.data.held_out, self.folder.history(), self.untuned.target, strengths
         )
 
@@ -799,13 +800,13 @@ class _Run:
         self._load_kept()
         verdict = self.verdict()
         kept = next(each for each in self.history if each.step == state.kept_step)
-        strengths: list[tuple[float, Evaluation]] = []
+        strengths: list[Strength] = []
         if self.config.lora_rank and state.kept_step:
-            strengths.append((0.0, self.history[0]))
-            for strength in (0.25, 0.5, 0.75):
+            strengths.append(Strength(0.0, self.history[0]))
+            for strength in STRENGTHS[1:-1]:
                 with lora.strength(self.pipe, strength):
-                    strengths.append((strength, self._evaluation(state.step)[0]))
-            strengths.append((1.0, kept))
+                    strengths.append(Strength(strength, self._evaluation(state.step)[0]))
+            strengths.append(Strength(1.0, kept))
         result = TuningResult(
             model=str(self.model_folder),
             steps=state.step,
@@ -819,11 +820,11 @@ class _Run:
             report=str(self.folder.path / "report.html"),
         )
         if accelerator.is_main_process:
-            report = self._report(verdict, strengths)
             with self.folder.saving():
-                write_page(self.folder.path, report)
+                self._write_page(verdict, strengths)
                 if self.config.lora_rank:
-                    write_card(self.model_folder, report, self.config)
+                    drawn = draw_curves(self.model_folder, self.history, self.folder.history())
+                    write_card(self.model_folder, tuning_card(self.config, result, strengths, curves=drawn is not None))
             self.folder.save_result(asdict(result))
         accelerator.wait_for_everyone()
         return result
