@@ -37,7 +37,7 @@ class Tuning(Recipe):
     model: str = ""
     """The generator: the folder of a text-to-image pipeline of diffusers, a hub id OWNER/NAME, or shapes-generator."""
     prompts: str = ""
-    """Training prompts: a published set, a file, or "shapes:PROMPTS" or "shapes:PROMPTS:SEED" for those of the shapes world."""
+    """Training prompts: a published set, a file, or of the shapes world "shapes:one" or "shapes:PROMPTS"."""
     held_out: str = ""
     """Prompts that the monitors watch, of the same forms; by default a share of the training prompts is held out."""
     held_out_share: float = 0.1
