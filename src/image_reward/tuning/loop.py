@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ from image_reward.tuning.noise import check_gives_gradients
 from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
 from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
-from image_reward.tuning.sampling import check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
+from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
 from image_reward.tuning.strengths import STRENGTHS, Strength
 
 LORA, DENOISER = "lora", "denoiser"
@@ -293,7 +293,9 @@ class _Run:
             for part in pipe.components.values():
                 if isinstance(part, nn.Module) and not any(part is each for each in untouched):
                     part.to(dtype)
-        pipe.to(device)
+        offloaded = any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+        if not offloaded:  # by enable_model_cpu_offload(), which moves parts as they are needed
+            pipe.to(device)
         if config.precision == "fp16":
             # SDXL's decoder overflows in float16. Its pipeline would upcast it, but within an autocast that has no effect.
             pipe.vae.float()
@@ -305,7 +307,7 @@ class _Run:
         if not EncodedPrompts.possible(pipe):
             return
         encoded = EncodedPrompts(pipe)
-        free = config.free_text_encoders and device.type != "cpu"
+        free = config.free_text_encoders and device.type != "cpu" and not offloaded
         if free:
             prompts = sorted({p for step in range(config.max_steps) for p in self.data.step(config.seed, step, config.batch_images)})
             for arguments in (self.arguments, self.evaluation_arguments, self.unguided):
@@ -332,7 +334,9 @@ class _Run:
         self.untuned_weights: dict[int, dict[str, Tensor]] = {}
         if config.lora_rank:
             alpha = config.lora_alpha if config.lora_alpha is not None else float(config.lora_rank)
-            return lora.attach(self.pipe, config.lora_rank, alpha, config.lora_targets or None, config.seed)
+            weights = lora.attach(self.pipe, config.lora_rank, alpha, config.lora_targets or None, config.seed)
+            stack.push(lambda kind, *_: lora.detach(self.pipe) if kind else None)  # after an error the pipeline is as it was
+            return weights
         for denoiser in denoisers_of(self.pipe):
             denoiser.float().requires_grad_(True)
             stack.callback(denoiser.requires_grad_, False)
@@ -396,9 +400,15 @@ class _Run:
             if self.accelerator.is_main_process:
                 untuned = self._measured(torch.stack([pixels for pixels, _, _ in made]), made[0][2], samples, latents)
                 with self.folder.saving(), written_whole(path) as temporary:
-                    torch.save(asdict(untuned), temporary)
+                    torch.save({"data": self.data.fingerprint, "frozen_sum": self.frozen_sum, **asdict(untuned)}, temporary)
             self.accelerator.wait_for_everyone()
         values = torch.load(path, map_location="cpu", weights_only=True)
+        if values.pop("data") != self.data.fingerprint:
+            raise InputError(
+                f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
+            )
+        if not math.isclose(values.pop("frozen_sum"), self.frozen_sum, rel_tol=1e-6, abs_tol=1e-6):  # the last digits depend on the threads
+            raise InputError(f"the generator is not what the run in {self.config.output} started from: its weights have changed")
         values["levels"] = NoiseLevels(**values["levels"])
         return Untuned(**values)
 
@@ -589,7 +599,7 @@ class _Run:
             lora.save(self.pipe, folder, kohya=self.config.kohya, metadata=metadata)
         else:
             for number, denoiser in enumerate(denoisers_of(self.pipe)):
-                denoiser.save_pretrained(folder / str(number) if number else folder)
+                denoiser.save_pretrained(folder / str(number) if number else folder)  # type: ignore[operator]
 
     @property
     def model_folder(self) -> Path:
@@ -603,8 +613,6 @@ class _Run:
             self.folder.save_state(
                 {
                     "run": asdict(self.state),
-                    "data": self.data.fingerprint,
-                    "frozen_sum": self.frozen_sum,
                     "weights": [weight.detach() for weight in self.trained],
                     "optimizer": self.optimizer.state_dict(),
                     "average": self.average.averages if self.average else None,
@@ -631,12 +639,6 @@ class _Run:
         saved = self.folder.load_state()
         if saved is None:
             return None
-        if saved["data"] != self.data.fingerprint:
-            raise InputError(
-                f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
-            )
-        if not math.isclose(saved["frozen_sum"], self.frozen_sum, rel_tol=1e-6, abs_tol=1e-6):  # the last digits depend on the threads
-            raise InputError(f"the generator is not what the run in {self.config.output} started from: its weights have changed")
         for weight, value in zip(self.trained, saved["weights"], strict=True):
             weight.copy_(value)
         if self.average:
@@ -683,9 +685,11 @@ class _Run:
                 self._denoise(work, rows, prompts, latents, config.pretraining_weight * share, sums)
             sums["images"] += len(rows)
         _reduce_gradients(accelerator, self.trained)
-        totals = accelerator.reduce(
-            torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu").to(accelerator.device), "sum"
-        ).tolist()
+        totals = list(sums.values())
+        if accelerator.num_processes > 1:
+            totals = accelerator.reduce(
+                torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu").to(accelerator.device), "sum"
+            ).tolist()
         *means, _ = (total / totals[-1] for total in totals)
         return dict(zip(sums, means, strict=False))
 
@@ -696,7 +700,7 @@ class _Run:
         seeds = [work.seeds[row] for row in rows]
         each = iter(methods.images(self.pipe, rollout, prompts, seeds, **self.arguments))
         for _ in range(rollout.repeats):
-            record = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
+            record: AbstractContextManager[list[DenoiserCall]] = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
             with record as calls, self.autocast(), replaced(self.pipe, "scheduler", self.scheduler):
                 pixels = next(each)
             loss = self._reward_loss(prompts, others, pixels.float(), sums, rollout.repeats)
@@ -726,7 +730,7 @@ class _Run:
     def _objective(self, values: Tensor, target: float | None) -> Tensor:
         return objectives.negative(values) if target is None else objectives.hinge(values, target)
 
-    def _divergence(self, call: Any) -> Tensor:
+    def _divergence(self, call: DenoiserCall) -> Tensor:
         with self.autocast(), torch.no_grad():
             if self.config.lora_rank:
                 with lora.disabled(self.pipe):
@@ -739,7 +743,8 @@ class _Run:
         """The ordinary loss on the best of several images of each prompt."""
         config = self.config
         for row in rows:
-            prompt, best = work.prompts[row], []
+            prompt = work.prompts[row]
+            best: list[tuple[float, Tensor]] = []
             for start in range(0, config.candidates, config.micro_images):
                 seeds = [work.seeds[row] + i for i in range(start, min(start + config.micro_images, config.candidates))]
                 made = self._generate([prompt] * len(seeds), seeds, self.arguments)

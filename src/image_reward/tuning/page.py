@@ -68,7 +68,7 @@ def page(
     target: float | None,
     strengths: Sequence[Strength] = (),
 ) -> Report:
-    """What ``write_page`` writes."""
+    """The page of the run in a folder. ``strengths``: the LoRA's, once the run is over."""
     blocks: list[Block] = [_pictures(folder, history, held_out)]
     if find_spec("matplotlib") is not None:
         blocks += _plots(history, log)
