@@ -120,6 +120,10 @@ def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert sorted(path.name for path in (tmp_path / "run/evaluations").iterdir()) == ["000000.png", "000003.png", "000006.png"]
     assert Image.open(tmp_path / "run/evaluations/000006.png").size == (2 * 18 - 2, 2 * 18 - 2)
 
+    card = (tmp_path / "run/lora/README.md").read_text()
+    assert result.verdict in card
+    assert "lora_rank = 4" in card
+
     # The pipeline has the kept weights, and another gets them from the folder.
     tuned = sample(pipe, "a red fox", steps=3, grad_steps=0, seed=1, **own)
     assert not torch.equal(tuned, untuned)
@@ -231,8 +235,11 @@ def test_a_loss_that_is_not_a_number(tmp_path: Path) -> None:
             self.num_calls = vars(self).get("num_calls", 0) + 1
             return self.num_calls
 
+    pipe, _ = tiny_pipelines.build("stable_diffusion")
+    names = [name for name, _ in pipe.unet.named_modules()]
     with pytest.raises(TrainingError, match=r"the loss of step 3 is nan, its reward nan.*Try in a new folder a lower lr"):
-        tiny_runs.run(tiny_runs.config(tmp_path / "run"), scorers={"redness": Breaking(0)})
+        tiny_runs.run(tiny_runs.config(tmp_path / "run"), pipe=pipe, scorers={"redness": Breaking(0)})
+    assert [name for name, _ in pipe.unet.named_modules()] == names  # without the LoRA
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["run"]["step"] == 2
 
 
@@ -267,7 +274,8 @@ def test_pipelines_without_what_is_asked_for(tmp_path: Path) -> None:
 def test_a_run_on_other_prompts_or_weights_is_refused(tmp_path: Path) -> None:
     config = tiny_runs.config(tmp_path / "run", max_steps=3)
     tiny_runs.run(config)
-    (tmp_path / "run/result.json").unlink()
+    for kept in ("result.json", "state.pt"):
+        (tmp_path / "run" / kept).unlink()
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(InputError, match="holds a run on other prompts"):
         tiny_runs.run(config, prompts=[*tiny_runs.PROMPTS, "a new one"])

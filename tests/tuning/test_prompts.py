@@ -16,7 +16,9 @@ MANY = [f"a cat of {number} spots" for number in range(40)]
 def test_prompts_of_the_shapes_world_are_of_their_split() -> None:
     assert all(split_of(prompt) == "train" for prompt in read_prompts("shapes:20", "train"))
     assert all(split_of(prompt) == "test" for prompt in read_prompts("shapes:5:3", "test"))
-    with pytest.raises(InputError, match="'shapes:0' is not of the form shapes:PROMPTS"):
+    assert len(read_prompts("shapes:one", "train")) == 387
+    assert all(split_of(prompt) == "test" for prompt in read_prompts("shapes:one", "test"))
+    with pytest.raises(InputError, match="'shapes:0' is not of the form shapes:KIND, shapes:PROMPTS"):
         read_prompts("shapes:0", "train")
 
 
@@ -41,6 +43,13 @@ def test_held_out_prompts_are_not_trained_on() -> None:
     prompts = TuningPrompts.of(Tuning(), MANY, [MANY[0].upper(), "a dog"])
     assert prompts.train == tuple(MANY[1:])
     assert prompts.notes == ("1 training prompts are held out, too, and are not trained on",)
+
+
+def test_of_many_held_out_prompts_some_are_chosen() -> None:
+    held_out = TuningPrompts.of(Tuning(num_held_out=4), ["a", "b"], MANY).held_out
+    assert len(held_out) == 4
+    assert list(held_out) == sorted(held_out, key=MANY.index)
+    assert held_out != tuple(MANY[:4])
 
 
 def test_too_few_prompts() -> None:

@@ -83,6 +83,11 @@ def _markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def markdown_of(block: Block) -> str:
+    """One block as Markdown, for documents that are not reports."""
+    return "\n\n".join(part for part in _marked(block) if part)
+
+
 def _marked(block: Block) -> list[str]:
     if isinstance(block, str):
         return [_paragraph(block)]

@@ -11,10 +11,11 @@ from image_reward.lazy import lazy_names
 from image_reward.tuning.config import Tuning
 
 if TYPE_CHECKING:
-    from image_reward.tuning.loop import TuningResult, tune
+    from image_reward.tuning.loop import tune
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
     from image_reward.tuning.pipelines import load_pipeline
     from image_reward.tuning.previews import RewardPreview, reward_preview
+    from image_reward.tuning.result import TuningResult
     from image_reward.tuning.reward_functions import multi_reward_function, reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
@@ -48,7 +49,8 @@ _name = lazy_names(
         "reward_functions": ["multi_reward_function", "reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
-        "loop": ["TuningResult", "tune"],
+        "loop": ["tune"],
+        "result": ["TuningResult"],
     },
 )
 

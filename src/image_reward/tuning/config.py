@@ -37,7 +37,7 @@ class Tuning(Recipe):
     model: str = ""
     """The generator: the folder of a text-to-image pipeline of diffusers, a hub id OWNER/NAME, or shapes-generator."""
     prompts: str = ""
-    """Training prompts: a published set, a file, or "shapes:PROMPTS" or "shapes:PROMPTS:SEED" for those of the shapes world."""
+    """Training prompts: a published set, a file, or of the shapes world "shapes:one" or "shapes:PROMPTS"."""
     held_out: str = ""
     """Prompts that the monitors watch, of the same forms; by default a share of the training prompts is held out."""
     held_out_share: float = 0.1
@@ -96,6 +96,8 @@ class Tuning(Recipe):
     """LoRA: updates are scaled by this divided by the rank; by default the rank."""
     lora_targets: tuple[str, ...] = ()
     """LoRA: names of layers; by default those of the attention."""
+    kohya: bool = False
+    """Also write the LoRA of a U-Net under the names that Stable Diffusion WebUI and ComfyUI read."""
 
     max_steps: int = 300
     """Steps of the optimizer."""
@@ -152,7 +154,7 @@ class Tuning(Recipe):
     log_every: int = 1
     """Steps between lines of the log."""
 
-    without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "cpu")
+    without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "kohya", "cpu")
 
     def __post_init__(self) -> None:
         self.check_positive(
@@ -195,9 +197,9 @@ class Tuning(Recipe):
             raise InputError('no reward: name at least one scorer, such as reward = ["ImageReward-v1.0"]')
         if shared := sorted(set(self.reward) & set(self.watch)):
             raise InputError(f"{', '.join(shared)} cannot be both the reward and watched: a scorer that is tuned with shows nothing")
-        resolved = {name: default for name, default in DEFAULTS[self.method].items() if getattr(self, name) is None}
-        grad_steps = resolved.get("grad_steps", self.grad_steps)
-        denoising_steps = resolved.get("denoising_steps", self.denoising_steps)
+        defaults = DEFAULTS[self.method]
+        grad_steps = defaults["grad_steps"] if self.grad_steps is None else self.grad_steps
+        denoising_steps = defaults["denoising_steps"] if self.denoising_steps is None else self.denoising_steps
         if self.method in ("sparse", "draft") and not 1 <= grad_steps <= denoising_steps:
             raise InputError(f"grad_steps must be from 1 to the {denoising_steps} denoising steps, not {grad_steps}")
         if self.method == "best-of" and self.candidates < 2:

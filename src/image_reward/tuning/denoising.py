@@ -77,7 +77,8 @@ def generate(pipe: Any, prompts: Sequence[str], *, steps: int, seeds: Sequence[i
     """
     check_call_arguments(pipe, "generate()", _OWN, call_arguments)
     with torch.no_grad(), differentiable(pipe, steps=steps, active=()) as call:
-        step, last = pipe.scheduler.step, []
+        step = pipe.scheduler.step
+        last: list[Tensor] = []
 
         @functools.wraps(step)
         def recorded(*args: Any, **kwargs: Any) -> Any:

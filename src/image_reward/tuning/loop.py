@@ -13,8 +13,8 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,45 +38,24 @@ from image_reward.scorers.loading import load_all
 from image_reward.scorers.together import CompositeScorer, single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning import lora, methods, monitors, objectives
+from image_reward.tuning.card import tuning_card, write_card
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.denoising import Generated, NoiseLevels, encode_images, generate, pretraining_loss, unguided
 from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
-from image_reward.tuning.page import EVALUATIONS, evaluation_grid, write_page
+from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
 from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
-from image_reward.tuning.sampling import check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
+from image_reward.tuning.result import TuningResult
+from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
+from image_reward.tuning.strengths import STRENGTHS, Strength
 
 LORA, DENOISER = "lora", "denoiser"
 UNTUNED = "untuned.pt"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _UNREACHABLE = 6.0  # standard deviations of the untuned rewards above their mean
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """The outcome of a run."""
-
-    model: str
-    """A folder: the LoRA that ``pipe.load_lora_weights`` takes, or the denoiser's weights where all were trained."""
-    steps: int
-    kept_step: int
-    """The step whose weights were kept: the last evaluation without signs of over-optimisation. 0 is the untuned generator."""
-    stopped: bool
-    """Whether the monitors ended the run."""
-    verdict: str
-    """In a sentence."""
-    untuned_reward: float
-    """On the held-out prompts, as all that follow."""
-    reward: float
-    """Of the weights that were kept."""
-    target: float | None
-    watched: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Of each scorer that was watched: its mean for the untuned generator, and for the weights that were kept."""
-    report: str = ""
-    """The page."""
 
 
 @dataclass
@@ -291,7 +270,9 @@ class _Run:
             for part in pipe.components.values():
                 if isinstance(part, nn.Module) and not any(part is each for each in untouched):
                     part.to(dtype)
-        pipe.to(device)
+        offloaded = any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+        if not offloaded:  # by enable_model_cpu_offload(), which moves parts as they are needed
+            pipe.to(device)
         if config.precision == "fp16":
             # SDXL's decoder overflows in float16. Its pipeline would upcast it, but within an autocast that has no effect.
             pipe.vae.float()
@@ -303,7 +284,7 @@ class _Run:
         if not EncodedPrompts.possible(pipe):
             return
         encoded = EncodedPrompts(pipe)
-        free = config.free_text_encoders and device.type != "cpu"
+        free = config.free_text_encoders and device.type != "cpu" and not offloaded
         if free:
             prompts = sorted({p for step in range(config.max_steps) for p in self.data.step(config.seed, step, config.batch_images)})
             for arguments in (self.arguments, self.evaluation_arguments, self.unguided):
@@ -330,7 +311,9 @@ class _Run:
         self.untuned_weights: dict[int, dict[str, Tensor]] = {}
         if config.lora_rank:
             alpha = config.lora_alpha if config.lora_alpha is not None else float(config.lora_rank)
-            return lora.attach(self.pipe, config.lora_rank, alpha, config.lora_targets or None, config.seed)
+            weights = lora.attach(self.pipe, config.lora_rank, alpha, config.lora_targets or None, config.seed)
+            stack.push(lambda kind, *_: lora.detach(self.pipe) if kind else None)  # after an error the pipeline is as it was
+            return weights
         for denoiser in denoisers_of(self.pipe):
             denoiser.float().requires_grad_(True)
             stack.callback(denoiser.requires_grad_, False)
@@ -394,9 +377,15 @@ class _Run:
             if self.accelerator.is_main_process:
                 untuned = self._measured(torch.stack([pixels for pixels, _, _ in made]), made[0][2], samples, latents)
                 with self.folder.saving(), written_whole(path) as temporary:
-                    torch.save(asdict(untuned), temporary)
+                    torch.save({"data": self.data.fingerprint, "frozen_sum": self.frozen_sum, **asdict(untuned)}, temporary)
             self.accelerator.wait_for_everyone()
         values = torch.load(path, map_location="cpu", weights_only=True)
+        if values.pop("data") != self.data.fingerprint:
+            raise InputError(
+                f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
+            )
+        if not math.isclose(values.pop("frozen_sum"), self.frozen_sum, rel_tol=1e-6, abs_tol=1e-6):  # the last digits depend on the threads
+            raise InputError(f"the generator is not what the run in {self.config.output} started from: its weights have changed")
         values["levels"] = NoiseLevels(**values["levels"])
         return Untuned(**values)
 
@@ -570,7 +559,7 @@ class _Run:
         limits = Thresholds(config.least_rise, config.least_margin_share, config.least_robust_share, config.patience)
         return monitors.judge(self.history, limits, self.trusted)
 
-    def _write_page(self, verdict: Verdict, strengths: Sequence[tuple[float, Evaluation]] = ()) -> None:
+    def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:
         write_page(
             self.folder.path, self.config, self.history, verdict, self.data.held_out, self.folder.history(), self.untuned.target, strengths
         )
@@ -584,10 +573,10 @@ class _Run:
     def _write_weights(self, folder: Path) -> None:
         if self.config.lora_rank:
             metadata = {"step": str(self.state.step), "base": self.config.model, "reward": ", ".join(self.config.reward)}
-            lora.save(self.pipe, folder, metadata=metadata)
+            lora.save(self.pipe, folder, kohya=self.config.kohya, metadata=metadata)
         else:
             for number, denoiser in enumerate(denoisers_of(self.pipe)):
-                denoiser.save_pretrained(folder / str(number) if number else folder)
+                denoiser.save_pretrained(folder / str(number) if number else folder)  # type: ignore[operator]
 
     @property
     def model_folder(self) -> Path:
@@ -601,8 +590,6 @@ class _Run:
             self.folder.save_state(
                 {
                     "run": asdict(self.state),
-                    "data": self.data.fingerprint,
-                    "frozen_sum": self.frozen_sum,
                     "weights": [weight.detach() for weight in self.trained],
                     "optimizer": self.optimizer.state_dict(),
                     "average": self.average.averages if self.average else None,
@@ -629,12 +616,6 @@ class _Run:
         saved = self.folder.load_state()
         if saved is None:
             return None
-        if saved["data"] != self.data.fingerprint:
-            raise InputError(
-                f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
-            )
-        if not math.isclose(saved["frozen_sum"], self.frozen_sum, rel_tol=1e-6, abs_tol=1e-6):  # the last digits depend on the threads
-            raise InputError(f"the generator is not what the run in {self.config.output} started from: its weights have changed")
         for weight, value in zip(self.trained, saved["weights"], strict=True):
             weight.copy_(value)
         if self.average:
@@ -681,9 +662,11 @@ class _Run:
                 self._denoise(work, rows, prompts, latents, config.pretraining_weight * share, sums)
             sums["images"] += len(rows)
         _reduce_gradients(accelerator, self.trained)
-        totals = accelerator.reduce(
-            torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu").to(accelerator.device), "sum"
-        ).tolist()
+        totals = list(sums.values())
+        if accelerator.num_processes > 1:
+            totals = accelerator.reduce(
+                torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu").to(accelerator.device), "sum"
+            ).tolist()
         *means, _ = (total / totals[-1] for total in totals)
         return dict(zip(sums, means, strict=False))
 
@@ -694,7 +677,7 @@ class _Run:
         seeds = [work.seeds[row] for row in rows]
         each = iter(methods.images(self.pipe, rollout, prompts, seeds, **self.arguments))
         for _ in range(rollout.repeats):
-            record = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
+            record: AbstractContextManager[list[DenoiserCall]] = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
             with record as calls, self.autocast(), replaced(self.pipe, "scheduler", self.scheduler):
                 pixels = next(each)
             loss = self._reward_loss(prompts, others, pixels.float(), sums, rollout.repeats)
@@ -724,7 +707,7 @@ class _Run:
     def _objective(self, values: Tensor, target: float | None) -> Tensor:
         return objectives.negative(values) if target is None else objectives.hinge(values, target)
 
-    def _divergence(self, call: Any) -> Tensor:
+    def _divergence(self, call: DenoiserCall) -> Tensor:
         with self.autocast(), torch.no_grad():
             if self.config.lora_rank:
                 with lora.disabled(self.pipe):
@@ -737,7 +720,8 @@ class _Run:
         """The ordinary loss on the best of several images of each prompt."""
         config = self.config
         for row in rows:
-            prompt, best = work.prompts[row], []
+            prompt = work.prompts[row]
+            best: list[tuple[float, Tensor]] = []
             for start in range(0, config.candidates, config.micro_images):
                 seeds = [work.seeds[row] + i for i in range(start, min(start + config.micro_images, config.candidates))]
                 made = self._generate([prompt] * len(seeds), seeds, self.arguments)
@@ -793,13 +777,13 @@ class _Run:
         self._load_kept()
         verdict = self.verdict()
         kept = next(each for each in self.history if each.step == state.kept_step)
-        strengths: list[tuple[float, Evaluation]] = []
+        strengths: list[Strength] = []
         if self.config.lora_rank and state.kept_step:
-            strengths.append((0.0, self.history[0]))
-            for strength in (0.25, 0.5, 0.75):
+            strengths.append(Strength(0.0, self.history[0]))
+            for strength in STRENGTHS[1:-1]:
                 with lora.strength(self.pipe, strength):
-                    strengths.append((strength, self._evaluation(state.step)[0]))
-            strengths.append((1.0, kept))
+                    strengths.append(Strength(strength, self._evaluation(state.step)[0]))
+            strengths.append(Strength(1.0, kept))
         result = TuningResult(
             model=str(self.model_folder),
             steps=state.step,
@@ -815,6 +799,9 @@ class _Run:
         if accelerator.is_main_process:
             with self.folder.saving():
                 self._write_page(verdict, strengths)
+                if self.config.lora_rank:
+                    drawn = draw_curves(self.model_folder, self.history, self.folder.history())
+                    write_card(self.model_folder, tuning_card(self.config, result, strengths, curves=drawn is not None))
             self.folder.save_result(asdict(result))
         accelerator.wait_for_everyone()
         return result

@@ -39,6 +39,7 @@ from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning import lora, methods
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.methods import Rollout
+from image_reward.tuning.pipelines import PACKAGED
 from image_reward.tuning.sampling import denoisers_of, differentiable, replaced
 
 Kind = Literal["weights", "training", "activations"]
@@ -256,7 +257,7 @@ def meta_pipeline(model: str | os.PathLike[str], dtype: torch.dtype = torch.floa
     import diffusers
     import transformers
 
-    folder = Path(model)
+    folder = Path(PACKAGED.get(os.fspath(model), model))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

@@ -14,10 +14,12 @@ from torch import Tensor
 from image_reward.files import written_whole
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report
 from image_reward.reports.numbers import counted
-from image_reward.reports.plots import curves, figure
+from image_reward.reports.plots import curves, figure, style
 from image_reward.reports.render import write
+from image_reward.tuning.card import CURVES
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.monitors import Evaluation, Verdict, mean
+from image_reward.tuning.strengths import Strength, standardised, strength_blocks
 
 PAGE, EVALUATIONS = "report.html", "evaluations"
 _MOST_PROMPTS, _MOST_IMAGES, _SIDE = 6, 2, 192  # of a grid: prompts, images of each, and pixels of an image
@@ -49,7 +51,7 @@ def write_page(
     held_out: Sequence[str],
     log: Sequence[Mapping[str, Any]],
     target: float | None,
-    strengths: Sequence[tuple[float, Evaluation]] = (),
+    strengths: Sequence[Strength] = (),
 ) -> None:
     """Write ``report.html`` in the folder of a run, whole or not at all. ``strengths``: the LoRA's, once the run is over."""
     report = page(folder, config, history, verdict, held_out, log, target, strengths)
@@ -64,15 +66,15 @@ def page(
     held_out: Sequence[str],
     log: Sequence[Mapping[str, Any]],
     target: float | None,
-    strengths: Sequence[tuple[float, Evaluation]] = (),
+    strengths: Sequence[Strength] = (),
 ) -> Report:
-    """What ``write_page`` writes."""
+    """The page of the run in a folder. ``strengths``: the LoRA's, once the run is over."""
     blocks: list[Block] = [_pictures(folder, history, held_out)]
     if find_spec("matplotlib") is not None:
         blocks += _plots(history, log)
     blocks.append(_table(history))
     if strengths:
-        blocks.append(_strengths(strengths))
+        blocks += strength_blocks(strengths)
     step, last = history[-1].step, config.max_steps
     state = "is stopped" if verdict.stop and config.auto_stop else "is complete" if step >= last else "goes on"
     lead = (
@@ -86,9 +88,18 @@ def page(
         "kept_step": verdict.last_good,
         "target": target,
         "evaluations": [{"step": each.step, **each.summary()} for each in history],
-        "strengths": [{"strength": strength, **each.summary()} for strength, each in strengths],
+        "strengths": [{"strength": each.strength, **each.evaluation.summary()} for each in strengths],
     }
     return Report("Tuning a generator", lead, blocks, data, answer=verdict.sentence)
+
+
+def draw_curves(folder: Path, history: Sequence[Evaluation], log: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Write the first plot of the page as a picture; None without matplotlib, and for a run without steps."""
+    if find_spec("matplotlib") is None or len(history) < 2:
+        return None
+    with style(), written_whole(folder / CURVES) as temporary:
+        _plots(history, log)[0].figure.savefig(temporary, format="png", dpi=120)
+    return folder / CURVES
 
 
 def _pictures(folder: Path, history: Sequence[Evaluation], held_out: Sequence[str]) -> Cards:
@@ -119,7 +130,7 @@ def _plots(history: Sequence[Evaluation], log: Sequence[Mapping[str, Any]]) -> l
             "margin is the reward less that for another prompt.",
         )
     ]
-    if watched := {name: [_standardised(history[0].watched[name], each.watched[name]) for each in history] for name in history[0].watched}:
+    if watched := {name: [standardised(history[0].watched[name], each.watched[name]) for each in history] for name in history[0].watched}:
         plots.append(_curves("Scorers that are watched", "rise in standard deviations", steps, watched, "They are not tuned with."))
     pixels = {"drift": [mean(each.drifts) for each in history]}
     if history[0].distances:
@@ -138,10 +149,6 @@ def _plots(history: Sequence[Evaluation], log: Sequence[Mapping[str, Any]]) -> l
         own = {"reward": [line["reward"] for line in training], "loss": [line["loss"] for line in training]}
         plots.append(_curves("Training", "mean of a step", [line["step"] for line in training], own, ""))
     return plots
-
-
-def _standardised(untuned: Sequence[float], now: Sequence[float]) -> float:
-    return (mean(now) - mean(untuned)) / max(float(np.std(untuned)), 1e-9)
 
 
 def _curves(title: str, measure: str, steps: Sequence[int], series: Mapping[str, Sequence[float]], caption: str) -> Plot:
@@ -166,14 +173,6 @@ _COLUMNS = {
 
 def _table(history: Sequence[Evaluation]) -> Grid:
     return _grid("Evaluations", "step", [(str(each.step), each) for each in history], "")
-
-
-def _strengths(strengths: Sequence[tuple[float, Evaluation]]) -> Grid:
-    rows = [(f"{strength:g}", each) for strength, each in strengths]
-    caption = (
-        "A lower strength gives up some of the reward for less drift; choose it by the images and the scorers that were not tuned with."
-    )
-    return _grid("Strengths of the LoRA", "strength", rows, caption)
 
 
 def _grid(title: str, first: str, rows: Sequence[tuple[str, Evaluation]], caption: str) -> Grid:

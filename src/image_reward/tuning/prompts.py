@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from image_reward.comparisons import normalized_prompt, shapes
 from image_reward.errors import InputError
@@ -17,15 +17,19 @@ from image_reward.tuning.config import Tuning
 
 
 def read_prompts(source: str, split: Literal["train", "test"]) -> list[str]:
-    """The prompts of a published set, a file, or "shapes:PROMPTS" or "shapes:PROMPTS:SEED": of that split of the shapes world.
+    """The prompts of a published set or a file, or of that split of the shapes world.
+
+    "shapes:one", "shapes:count" and "shapes:relation" are all of a kind there; "shapes:PROMPTS" and "shapes:PROMPTS:SEED" are drawn.
 
     Raises ``InputError`` and ``FileNotFoundError`` as ``prompt_sets.prompts`` does.
     """
     kind, _, numbers = source.partition(":")
     if kind != "shapes":
         return [prompt.prompt for prompt in prompts_of(source)]
+    if numbers in get_args(shapes.PromptKind):
+        return [spec.prompt for spec in shapes.prompt_specs(cast(shapes.PromptKind, numbers), split)]
     if not (match := re.fullmatch("([1-9][0-9]{0,8})(?::([0-9]{1,9}))?", numbers)):
-        raise InputError(f"{source!r} is not of the form shapes:PROMPTS or shapes:PROMPTS:SEED")
+        raise InputError(f"{source!r} is not of the form shapes:KIND, shapes:PROMPTS or shapes:PROMPTS:SEED")
     return [each.prompt for each in shapes.comparisons(int(match[1]), int(match[2] or 0), split=split)]
 
 
@@ -56,7 +60,10 @@ class TuningPrompts:
             train, held_out = _split(train, config)
             notes.append(f"{len(held_out):,} of {len(train) + len(held_out):,} prompts are held out (held_out_share, seed {config.seed})")
         else:
-            held_out = list(dict.fromkeys(held_out))[: config.num_held_out]
+            held_out = list(dict.fromkeys(held_out))
+            if len(held_out) > config.num_held_out:  # not the first, which are of one category in published sets
+                chosen = sorted(random.Random(f"{config.seed} held out").sample(range(len(held_out)), config.num_held_out))
+                held_out = [held_out[place] for place in chosen]
             shared = {normalized_prompt(prompt) for prompt in held_out}
             kept = [prompt for prompt in train if normalized_prompt(prompt) not in shared]
             if len(kept) < len(train):
