@@ -4,12 +4,14 @@
     python benchmarks/serving.py --model ImageReward-v1.0 --side 512 --num-images 64
 
 Everything is measured in one run, alternating, and printed as ratios of medians: the clients, the service and the loop share the cores.
+Where other programs use them too, set OMP_NUM_THREADS=1: threads of PyTorch that wait for each other then wait for those programs.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -85,6 +87,7 @@ def service(model: str, *options: str) -> Iterator[tuple[str, int]]:
             yield line.split()[-1], process.pid
         finally:
             process.terminate()
+            drain.join()
 
 
 def rate_of_clients(url: str, num_clients: int, prompts: list[str], images: list[bytes]) -> float:
@@ -120,19 +123,32 @@ def rate_of_loop(scorer: Any, prompts: list[str], images: list[bytes], batch_siz
     return len(images) / seconds
 
 
+def cpu_seconds(pid: int) -> float:
+    """That a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure_throughput(benchmark: Benchmark, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
     rates: dict[str, list[float]] = {name: [] for name in ("loop", "loop, one by one", "service", "service, one client")}
-    with service(benchmark.model) as (url, _):
+    costs: dict[str, float] = {"loop": 0.0, "service": 0.0}
+    with service(benchmark.model) as (url, pid):
         rate_of_clients(url, benchmark.clients, prompts[:32], images[:32])
         for _ in range(benchmark.repeats):
+            started = time.process_time()
             rates["loop"].append(rate_of_loop(scorer, prompts, images, scorer.batch_size))
+            costs["loop"] += time.process_time() - started
+            started = cpu_seconds(pid)
             rates["service"].append(rate_of_clients(url, benchmark.clients, prompts, images))
+            costs["service"] += cpu_seconds(pid) - started
             part = max(1, len(images) // 4)
             rates["loop, one by one"].append(rate_of_loop(scorer, prompts[:part], images[:part], 1))
             rates["service, one client"].append(rate_of_clients(url, 1, prompts[:part], images[:part]))
     median = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in median.items():
         print(f"{name:24} {value:8.1f} pairs/s  ({min(rates[name]):.1f} to {max(rates[name]):.1f})")
+    each = {name: 1000 * seconds / benchmark.repeats / len(images) for name, seconds in costs.items()}
+    print(f"CPU time of a pair: loop {each['loop']:.2f} ms, service {each['service']:.2f} ms ({each['loop'] / each['service']:.2f})")
     print(f"{benchmark.clients} clients / loop                  {median['service'] / median['loop']:.2f}")
     print(f"{benchmark.clients} clients / loop, one by one      {median['service'] / median['loop, one by one']:.2f}")
     print(f"loop / loop, one by one            {median['loop'] / median['loop, one by one']:.2f}  (what batches gain)")

@@ -1,4 +1,4 @@
-"""A handler for Hugging Face Inference Endpoints: put it beside the model's files in a repository, with a requirements.txt of `image-reward`.
+"""A handler for Hugging Face Inference Endpoints: put it beside a model's files in a repository, and `image-reward` in requirements.txt.
 
 An endpoint calls it with ``{"inputs": {"prompt": TEXT, "images": [BASE64, ...]}}`` and gets ``{"ranking": [...], "rewards": [...]}``. With
 an image as the body (``inputs`` is then a PIL image) the prompt is in ``parameters``. A mistake of the caller is ``{"error": ...}``.

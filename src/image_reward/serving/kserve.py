@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from image_reward.serving.api import ERRORS, validated
+from image_reward.serving.api import ERRORS, ErrorDetail, validated
 from image_reward.serving.errors import RequestError, invalid
 from image_reward.serving.forms import parse_json
 from image_reward.serving.service import Service
@@ -44,53 +44,44 @@ class InferRequest(BaseModel):
     inputs: list[Tensor]
 
 
+class Refusal(BaseModel):
+    """The protocol's error is a text; that of the guard, which knows no protocol, is an object."""
+
+    error: str | ErrorDetail
+    details: ErrorDetail | None = None
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {status: answer | {"model": Refusal} for status, answer in ERRORS.items()}
+_UNREADY: dict[int | str, dict[str, Any]] = {503: {"description": "It is stopping."}}
+_OF_MODEL = {404: {"model": Refusal, "description": "No such model or version."}} | _UNREADY
+
+
 @router.get("/v2")
 async def server(request: Request) -> JSONResponse:
     """The server and the extensions of the protocol that it knows."""
     return JSONResponse({"name": "image-reward", "version": request.app.version, "extensions": ["binary_tensor_data"]})
 
 
-@router.get("/v2/health/live")
+@router.get("/v2/health/live", responses=_UNREADY)
 async def live(request: Request) -> JSONResponse:
     """Whether the process works."""
     alive = request.app.state.service.batcher.is_alive
     return JSONResponse({"live": alive}, 200 if alive else 503)
 
 
-@router.get("/v2/health/ready")
+@router.get("/v2/health/ready", responses=_UNREADY)
 async def ready(request: Request) -> JSONResponse:
     """Whether requests should be sent here."""
     is_ready = request.app.state.service.is_ready
     return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
-# A name may hold a slash: that of a model of the hub is OWNER/NAME. The lower of two decorators is tried first.
-@router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready")
-@router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready")
-async def model_ready(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
-    """Whether a model is ready."""
-    service: Service = request.app.state.service
-    if (problem := _unknown(service, name, version)) is not None:
-        return _refused(problem)
-    return JSONResponse({"name": name, "ready": service.is_ready}, 200 if service.is_ready else 503)
-
-
-@router.get("/v2/models/{name:path}", operation_id="kserve_model")
-@router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version")
-async def model(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
-    """The inputs and outputs of a model."""
-    if (problem := _unknown(request.app.state.service, name, version)) is not None:
-        return _refused(problem)
-    inputs = [{"name": key, "datatype": "BYTES", "shape": [-1]} for key in ("prompt", "image")]
-    outputs = [{"name": "reward", "datatype": "FP32", "shape": [-1]}]
-    return JSONResponse({"name": name, "versions": [_VERSION], "platform": "image-reward", "inputs": inputs, "outputs": outputs})
-
-
+# A name may hold a slash: that of a model of the hub is OWNER/NAME. So the order of routes counts: the lower of two decorators is first.
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object", "required": ["inputs"]}}}}}
 
 
-@router.post("/v2/models/{name:path}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
-@router.post("/v2/models/{name:path}/versions/{version}/infer", responses=ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
+@router.post("/v2/models/{name:path}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
+@router.post("/v2/models/{name:path}/versions/{version}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
 async def infer(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
     """The rewards of aligned prompts and images."""
     service: Service = request.app.state.service
@@ -128,6 +119,27 @@ async def infer(request: Request, name: str, version: str = _VERSION) -> JSONRes
     output = {"name": "reward", "datatype": "FP32", "shape": [len(texts)], "data": rewards[0].tolist()}
     answer = {"model_name": name, "model_version": version, "outputs": [output]}
     return JSONResponse(answer | ({"id": asked.id} if asked.id is not None else {}))
+
+
+@router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready", responses=_OF_MODEL)
+@router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready", responses=_OF_MODEL)
+async def model_ready(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+    """Whether a model is ready."""
+    service: Service = request.app.state.service
+    if (problem := _unknown(service, name, version)) is not None:
+        return _refused(problem)
+    return JSONResponse({"name": name, "ready": service.is_ready}, 200 if service.is_ready else 503)
+
+
+@router.get("/v2/models/{name:path}", operation_id="kserve_model", responses=_OF_MODEL)
+@router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version", responses=_OF_MODEL)
+async def model(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+    """The inputs and outputs of a model."""
+    if (problem := _unknown(request.app.state.service, name, version)) is not None:
+        return _refused(problem)
+    inputs = [{"name": key, "datatype": "BYTES", "shape": [-1]} for key in ("prompt", "image")]
+    outputs = [{"name": "reward", "datatype": "FP32", "shape": [-1]}]
+    return JSONResponse({"name": name, "versions": [_VERSION], "platform": "image-reward", "inputs": inputs, "outputs": outputs})
 
 
 def _unknown(service: Service, name: str, version: str) -> RequestError | None:
