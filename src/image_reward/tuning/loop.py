@@ -579,7 +579,9 @@ class _Run:
 
     def verdict(self) -> Verdict:
         config = self.config
-        limits = Thresholds(config.least_rise, config.least_margin_share, config.least_robust_share, config.patience)
+        limits = Thresholds(
+            config.least_rise, config.least_margin_share, config.least_robust_share, config.least_distance_share, config.patience
+        )
         return monitors.judge(self.history, limits, self.trusted)
 
     def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:
