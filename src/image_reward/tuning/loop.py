@@ -138,7 +138,7 @@ def tune(
         folder = RunFolder(Address.parse(config.output).local, config)
     if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
-        return TuningResult(**result)
+        return TuningResult(**result | {"watched": {name: tuple(means) for name, means in result["watched"].items()}})
     data = TuningPrompts.of(config, prompts, held_out)
     with ExitStack() as stack:
         run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
