@@ -9,7 +9,8 @@ First an autoencoder learns to bring faultless drawings of 64 x 64 px to latents
 learn together to predict v (Salimans and Ho 2022, arXiv 2202.00512) of noisy latents. At the last timestep nothing is left of the latents
 (Lin et al. 2023, arXiv 2305.08891): the background's colour would show through otherwise. Prompts are those of the train split.
 
-Processes share every batch, and draw the same random numbers, so that their number changes rounding only.
+Processes share every batch, whose size is to be a multiple of their number, and draw the same random numbers, so that the number changes
+rounding only.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from image_reward.comparisons import shapes
 from image_reward.comparisons.shapes_judge import judge
 from image_reward.runs import MovingAverage, Progress, rate_factor, weight_groups
+from image_reward.tuning.pipelines import load_pipeline
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,8 +53,8 @@ class ShapesGenerator:
     """Train the shapes generator from nothing and save it as a folder of diffusers."""
 
     output: Path = Path("runs/shapes-generator")
-    autoencoder: Path | None = None
-    """The folder of an autoencoder to begin with, which --autoencoder-steps 0 leaves as it is."""
+    start: Path | None = None
+    """The folder of an earlier run, to train its networks on; --autoencoder-steps 0 leaves the autoencoder as it is."""
     seed: int = 0
     num_images: int = 24_000
     """Drawings that the denoiser learns from."""
@@ -81,11 +83,14 @@ class ShapesGenerator:
     def run(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
-        pipe = build(self.widths)
-        if self.autoencoder is not None:
-            pipe.vae = diffusers.AutoencoderKL.from_pretrained(self.autoencoder)
-        train_autoencoder(pipe.vae, self)
+        pipe = build(self.widths) if self.start is None else load_pipeline(self.start, device="cpu")
+        if self.autoencoder_steps:
+            train_autoencoder(pipe, self)
         train_denoiser(pipe, self)
+
+    def evaluates_after(self, step: int, steps: int) -> bool:
+        """Whether this process saves and evaluates after a step, counted from 0."""
+        return process()[0] == 0 and ((step + 1) % self.evaluate_every == 0 or step + 1 == steps)
 
 
 # --- processes -----------------------------------------------------------------------------------------------------------------------
@@ -251,8 +256,9 @@ def _to_range(pixels: Tensor) -> Tensor:
 # --- training ------------------------------------------------------------------------------------------------------------------------
 
 
-def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
-    """Save it as ``autoencoder``."""
+def train_autoencoder(pipe: Any, config: ShapesGenerator) -> None:
+    """Train it, and save the pipeline at each evaluation."""
+    vae = pipe.vae
     pixels = drawings(training_specs(config.autoencoder_images, config.seed + 1), config.seed + 1)
     vae.train().to(memory_format=torch.channels_last)
     weights = list(vae.parameters())
@@ -272,11 +278,9 @@ def train_autoencoder(vae: Any, config: ShapesGenerator) -> None:
         due = (step + 1) % config.log_every == 0
         values = f"loss {fmean(losses[-config.log_every :]):.4f} error {error.item():.4f} divergence {divergence.item():.2f}"
         progress.step(step + 1, config.autoencoder_batch, values, due)
-        if process()[0] == 0 and (step + 1) % config.evaluate_every == 0:
-            vae.save_pretrained(config.output / "autoencoder")
+        if config.evaluates_after(step, config.autoencoder_steps):
+            save(pipe, config.output)
     vae.eval()
-    if process()[0] == 0:
-        vae.save_pretrained(config.output / "autoencoder")
 
 
 def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
@@ -302,8 +306,8 @@ def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
         rows = torch.randint(len(latents), [config.batch_size], generator=rng)
         noise = torch.randn(config.batch_size, *latents.shape[1:], generator=rng)
         # One timestep from each of as many equal parts of the range as there are images, which makes losses of batches alike.
-        parts = torch.arange(config.batch_size) + torch.rand(config.batch_size, generator=rng)
-        timesteps = (parts * (num_levels / config.batch_size)).long().clamp(max=num_levels - 1)
+        places = torch.arange(config.batch_size) + torch.rand(config.batch_size, generator=rng)
+        timesteps = (places * (num_levels / config.batch_size)).long().clamp(max=num_levels - 1)
         unconditional = torch.rand(config.batch_size, 1, generator=rng) < config.unconditional
         rows, noise, timesteps, unconditional = (_share(each) for each in (rows, noise, timesteps, unconditional))
         alpha, sigma = (level.view(-1, 1, 1, 1) for level in (alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()))
@@ -314,7 +318,7 @@ def train_denoiser(pipe: Any, config: ShapesGenerator) -> None:
         averages.update(step)
         due = (step + 1) % config.log_every == 0
         progress.step(step + 1, config.batch_size, f"loss {fmean(losses[-config.log_every :]):.4f}", due)
-        if process()[0] == 0 and ((step + 1) % config.evaluate_every == 0 or step + 1 == config.steps):
+        if config.evaluates_after(step, config.steps):
             with averages.in_place():
                 pipe.unet.eval()
                 pipe.text_encoder.eval()
