@@ -11,9 +11,10 @@ from image_reward.lazy import lazy_names
 from image_reward.tuning.config import Tuning
 
 if TYPE_CHECKING:
-    from image_reward.tuning.loop import TuningResult, tune
+    from image_reward.tuning.loop import tune
     from image_reward.tuning.noise import OptimizedNoise, optimize_noise
     from image_reward.tuning.pipelines import load_pipeline
+    from image_reward.tuning.result import TuningResult
     from image_reward.tuning.reward_functions import reward_function
     from image_reward.tuning.sampling import DenoiserCall, differentiable, recorded_calls, sample
     from image_reward.tuning.selection import BestOf, best_of, preference_pairs
@@ -43,7 +44,8 @@ _name = lazy_names(
         "reward_functions": ["reward_function"],
         "sampling": ["DenoiserCall", "differentiable", "recorded_calls", "sample"],
         "selection": ["BestOf", "best_of", "preference_pairs"],
-        "loop": ["TuningResult", "tune"],
+        "loop": ["tune"],
+        "result": ["TuningResult"],
     },
 )
 

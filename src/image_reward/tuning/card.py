@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from image_reward.config import CARD_NAME
 from image_reward.files import written_whole
 from image_reward.reports.render import markdown_of
 from image_reward.tuning import lora
 from image_reward.tuning.config import Tuning
+from image_reward.tuning.result import TuningResult
 from image_reward.tuning.strengths import Strength, strength_table
-
-if TYPE_CHECKING:
-    from image_reward.tuning.loop import TuningResult
 
 CURVES = "curves.png"
 

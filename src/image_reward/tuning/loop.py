@@ -14,7 +14,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,7 @@ from image_reward.tuning.noise import check_gives_gradients
 from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
 from image_reward.tuning.pipelines import load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
+from image_reward.tuning.result import TuningResult
 from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
 from image_reward.tuning.strengths import STRENGTHS, Strength
 
@@ -55,30 +56,6 @@ UNTUNED = "untuned.pt"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _UNREACHABLE = 6.0  # standard deviations of the untuned rewards above their mean
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """The outcome of a run."""
-
-    model: str
-    """A folder: the LoRA that ``pipe.load_lora_weights`` takes, or the denoiser's weights where all were trained."""
-    steps: int
-    kept_step: int
-    """The step whose weights were kept: the last evaluation without signs of over-optimisation. 0 is the untuned generator."""
-    stopped: bool
-    """Whether the monitors ended the run."""
-    verdict: str
-    """In a sentence."""
-    untuned_reward: float
-    """On the held-out prompts, as all that follow."""
-    reward: float
-    """Of the weights that were kept."""
-    target: float | None
-    watched: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Of each scorer that was watched: its mean for the untuned generator, and for the weights that were kept."""
-    report: str = ""
-    """The page."""
 
 
 @dataclass

@@ -1,0 +1,360 @@
+"""What tuning costs: memory and seconds of a step by method, the best of N images against a loop, the memory that is foretold.
+
+Every figure is a ratio to a baseline that is measured in the same run. Networks have random weights, and no file is downloaded.
+
+    python benchmarks/tuning.py                          # all sections
+    python benchmarks/tuning.py --sections methods best-of
+    python benchmarks/tuning.py --sections gpu           # SD 1.5 and SDXL in bfloat16; "not measured" without a CUDA device
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+import image_reward as ir
+import ImageReward
+from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
+from image_reward.models.blip_config import BlipConfig
+from image_reward.models.initial import new_network
+from image_reward.scorers import ImageRewardScorer
+from image_reward.tuning import Tuning, lora, memory, methods, objectives
+from image_reward.tuning.sampling import denoisers_of, sample
+
+SPEC = spec_from_file_location("tiny_pipelines", Path(__file__).parents[1] / "tests" / "tuning" / "tiny_pipelines.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+tiny_pipelines = module_from_spec(SPEC)
+SPEC.loader.exec_module(tiny_pipelines)
+
+SECTIONS = ("methods", "best-of", "dry-run", "gpu")
+STEPS = 20
+MOST_MEMORY, MOST_SECONDS, LEAST_RATE, MOST_ERROR = 0.2, 0.5, 1.0, 0.2
+
+
+def small_scorer() -> ImageRewardScorer:
+    network = BlipConfig(
+        image_size=64, vision_width=64, vision_layers=2, vision_heads=2, text_width=64, text_layers=2, text_heads=2, text_hidden=128
+    )
+    config = ScorerConfig(network=network, image=TransformConfig(size=64), reward=RewardConfig(0.0, 1.0))
+    return ImageRewardScorer(new_network(network, seed=0), config).eval().requires_grad_(False)
+
+
+def small_diffusion(side: int = 48) -> tuple[Any, dict[str, Any]]:
+    """The layout of Stable Diffusion with narrow layers, large enough that activations are most of the memory."""
+    torch.manual_seed(0)
+    pipe = tiny_pipelines.stable_diffusion()
+    pipe.unet = diffusers.UNet2DConditionModel(
+        sample_size=side // 2,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        cross_attention_dim=tiny_pipelines.WIDTH,
+    )
+    for part in tiny_pipelines.parts(pipe).values():
+        part.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {"height": side, "width": side, "guidance_scale": 1.0}
+
+
+# --- methods -------------------------------------------------------------------------------------------------------------------------
+
+WAYS: dict[str, tuple[methods.Rollout, bool]] = {
+    "full backpropagation": (methods.Rollout(STEPS, frozenset(range(STEPS))), False),
+    "sparse, checkpointed": (methods.sparse(STEPS, 2, random.Random(0)), True),
+}
+"""The rollout, and whether denoiser and decoder are checkpointed."""
+
+
+def checkpoint(pipe: Any) -> None:
+    for part in (*denoisers_of(pipe), pipe.vae):
+        part.enable_gradient_checkpointing()
+
+
+def step(
+    pipe: Any, scorer: Any, rollout: methods.Rollout, weights: Sequence[nn.Parameter], arguments: dict[str, Any], autocast: Any = None
+) -> None:
+    """The gradient of one image's reward."""
+    with autocast or nullcontext():
+        (pixels,) = methods.images(pipe, rollout, ["a cat"], [0], **arguments)
+    objectives.negative(scorer.rewards(["a cat"], pixels.float())).sum().backward()
+    assert any(weight.grad is not None for weight in weights)
+    for weight in weights:
+        weight.grad = None
+
+
+def measure_way(name: str, repeats: int) -> dict[str, float]:
+    """In a process of its own: bytes by which the resident memory rises, bytes that autograd saves, and seconds of a step.
+
+    The seconds are of the processor, which other programs on the machine change less than those of a clock.
+    """
+    rollout, checkpointed = WAYS[name]
+    pipe, arguments = small_diffusion()
+    scorer = small_scorer()
+    weights = lora.attach(pipe, 4, 4)
+    if checkpointed:
+        checkpoint(pipe)
+    with torch.no_grad():  # whatever the first call allocates once
+        sample(pipe, "a cat", steps=1, grad_steps=0, seed=0, **arguments)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(pipe, scorer, rollout, weights, arguments)
+    rise = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        step(pipe, scorer, rollout, weights, arguments)
+        seconds.append(time.process_time() - start)
+    own = set().union(*map(memory.storages, [*tiny_pipelines.parts(pipe).values(), scorer]))
+    with memory.saved_tensors(own) as saved:
+        step(pipe, scorer, rollout, weights, arguments)
+    return {"resident": rise, "saved": saved.num_bytes, "seconds": statistics.median(seconds)}
+
+
+def methods_section(arguments: argparse.Namespace) -> None:
+    """Each way in turns, so that both see the machine alike."""
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    for _ in range(arguments.rounds):
+        for name in WAYS:
+            command = [sys.executable, __file__, "--way", name, "--repeats", str(arguments.repeats), "--threads", str(arguments.threads)]
+            results[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+    medians = {name: {key: statistics.median(each[key] for each in rows) for key in rows[0]} for name, rows in results.items()}
+    print(f"{STEPS} denoising steps, 48 px, LoRA of rank 4, float32, {arguments.threads} threads")
+    for name, values in medians.items():
+        print(
+            f"  {name:22}  peak of resident memory +{values['resident'] / 2**20:7.1f} MiB   "
+            f"saved tensors {values['saved'] / 2**20:7.1f} MiB   {values['seconds']:.2f} processor s a step"
+        )
+    full, sparse = medians.values()
+    print(
+        f"  sparse / full: memory {verdict(sparse['resident'] / full['resident'], most=MOST_MEMORY)}, saved tensors "
+        f"{sparse['saved'] / full['saved']:.3f}, seconds {verdict(sparse['seconds'] / full['seconds'], most=MOST_SECONDS)}"
+    )
+
+
+def verdict(value: float, most: float | None = None, least: float | None = None) -> str:
+    held = (most is None or value <= most) and (least is None or value >= least)
+    limit = f"at most {most}" if most is not None else f"at least {least}"
+    return f"{value:.3f} ({limit}: {'held' if held else 'NOT HELD'})"
+
+
+# --- the best of N -------------------------------------------------------------------------------------------------------------------
+
+
+def best_of_section(arguments: argparse.Namespace) -> None:
+    """``best_of`` against a loop over the pipeline and ``score`` of image-reward 1.5's names, with the same scorer, in processor time."""
+    pipe, own = tiny_pipelines.build("stable_diffusion")
+    pipe.set_progress_bar_config(disable=True)
+    scorer, model = ir.load("ImageReward-mini", "cpu"), ImageReward.load("ImageReward-mini", device="cpu")
+    options = {**own, "num_inference_steps": STEPS, "height": 64, "width": 64}
+    prompt, n = "a red circle", 8
+
+    def by_loop() -> int:
+        images = [pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0] for seed in range(n)]
+        rewards = [model.score(prompt, image) for image in images]
+        return max(range(n), key=rewards.__getitem__)
+
+    def together() -> int:
+        return ir.best_of(pipe, prompt, n, model=scorer, **options).index
+
+    ways: dict[str, Callable[[], int]] = {"a loop, and 1.5's score": by_loop, "best_of": together}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    winners: dict[str, int] = {}
+    for turn in range(arguments.rounds + 1):
+        for name, work in ways.items():
+            start = time.process_time()
+            winners[name] = work()
+            if turn:  # the first warms up
+                seconds[name].append(time.process_time() - start)
+    rates = {name: n / statistics.median(times) for name, times in seconds.items()}
+    for name, rate in rates.items():
+        print(f"  {name:22}  {rate:6.2f} images/s   winner: seed {winners[name]}")
+    loop, best = rates.values()
+    same = "the same winner" if len(set(winners.values())) == 1 else "ANOTHER WINNER"
+    print(f"  best_of / loop: {verdict(best / loop, least=LEAST_RATE)}, {same}")
+
+
+# --- the memory that is foretold -----------------------------------------------------------------------------------------------------
+
+
+def dry_run_section(_: argparse.Namespace) -> None:
+    """``--dry-run`` against the tensors that autograd saves in a real step."""
+    config = Tuning(denoising_steps=4, lora_rank=4, reward=("a",), margin_weight=0.0)
+    for name in tiny_pipelines.PIPELINES:
+        pipe, own = tiny_pipelines.build(name)
+        scorer = small_scorer()
+        settings = {key: value for key, value in own.items() if hasattr(config, key)}
+        rest = {key: value for key, value in own.items() if key not in settings}
+        estimate = memory.estimate(Tuning(**vars(config) | settings), pipe=pipe, scorers={"a": scorer}, **rest)
+        weights = lora.attach(pipe, 4, 4)
+        for part in (*denoisers_of(pipe), pipe.vae):
+            if part._supports_gradient_checkpointing:
+                part.enable_gradient_checkpointing()
+        rollout = methods.rollout(config.resolved(), random.Random(0))
+        own_storages = set().union(*map(memory.storages, [*tiny_pipelines.parts(pipe).values(), scorer]))
+        with memory.saved_tensors(own_storages) as saved:
+            step(pipe, scorer, rollout, weights, own)
+        foretold = sum(part.num_bytes for part in estimate.parts if part.kind == "activations")
+        error = abs(foretold / saved.num_bytes - 1)
+        print(f"  {name:20}  foretold {foretold:9,}  counted {saved.num_bytes:9,} bytes   error {verdict(error, most=MOST_ERROR)}")
+
+
+# --- a GPU ---------------------------------------------------------------------------------------------------------------------------
+
+
+def sd15() -> tuple[Any, dict[str, Any]]:
+    return _layout(xl=False), {"height": 512, "width": 512}
+
+
+def sdxl() -> tuple[Any, dict[str, Any]]:
+    return _layout(xl=True), {"height": 1024, "width": 1024}
+
+
+LAYOUTS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "SD 1.5": sd15,
+    "SDXL": sdxl,
+    "tiny": lambda: (tiny_pipelines.stable_diffusion(), {"height": 16, "width": 16}),  # to try this section without a GPU
+}
+
+
+def _layout(xl: bool) -> Any:
+    """The published sizes of denoiser and decoder, with random weights; text encoders are tiny, since they are freed in a run."""
+    torch.manual_seed(0)
+    pipe = (tiny_pipelines.stable_diffusion_xl if xl else tiny_pipelines.stable_diffusion)()
+    sizes: dict[str, Any] = {"sample_size": 64, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)}
+    if xl:
+        sizes = {
+            "sample_size": 128,
+            "attention_head_dim": (5, 10, 20),
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": tiny_pipelines.WIDTH + 6 * 256,
+        }
+    pipe.unet = diffusers.UNet2DConditionModel(cross_attention_dim=tiny_pipelines.WIDTH * (2 if xl else 1), **sizes)
+    pipe.vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
+        force_upcast=False,
+    )
+    pipe.vae_scale_factor = 8
+    pipe.image_processor = diffusers.image_processor.VaeImageProcessor(vae_scale_factor=8)
+    return pipe
+
+
+def gpu_section(arguments: argparse.Namespace) -> None:
+    """Seconds and GiB of a step by method, LoRA of rank 16 in bfloat16 with checkpointing, beside the original's loop."""
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else None)
+    if device is None:
+        print("  not measured: there is no CUDA device here")
+        return
+    print(f"  on {torch.cuda.get_device_name() if device == 'cuda' else device}")
+    for name in arguments.layouts:
+        for method in ("the original's loop", "refl", "draft", "sparse"):
+            seconds, peak, foretold = _on_device(name, method, device, arguments.repeats)
+            memories = "" if peak is None else f"   {peak / 2**30:6.2f} GiB"
+            if foretold is not None and peak is not None:
+                memories += f", foretold {foretold / 2**30:6.2f}: error {verdict(abs(foretold / peak - 1), most=MOST_ERROR)}"
+            print(f"  {name:7} {method:20} {seconds:8.2f} s a step{memories}")
+
+
+def _on_device(name: str, method: str, device: str, repeats: int) -> tuple[float, int | None, int | None]:
+    """Median seconds, the peak of allocated bytes on a GPU, and what ``--dry-run`` foretells, for one image."""
+    pipe, size = LAYOUTS[name]()
+    original = method == "the original's loop"
+    for part in tiny_pipelines.parts(pipe).values():
+        part.requires_grad_(False).eval().to(device, torch.float32 if original and part is pipe.unet else torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    scorer = small_scorer().to(device)
+    config = Tuning(
+        method="refl" if original else method,  # type: ignore[arg-type]
+        reward=("a",),
+        lora_rank=0 if original else 16,
+        margin_weight=0.0,
+        pretraining_weight=0.0,
+        precision="bf16",
+        ema=0.0,
+        gradient_checkpointing=not original,
+        batch_images=1,
+        **size,
+    ).resolved()
+    foretold = None if original else memory.estimate(config, pipe=pipe, scorers={"a": scorer}).peak
+    if original:
+        pipe.unet.requires_grad_(True)
+        weights = list(pipe.unet.parameters())
+    else:
+        weights = lora.attach(pipe, 16, 16)
+        checkpoint(pipe)
+    call = {**size, **({"guidance_scale": config.guidance_scale} if config.guidance_scale is not None else {})}
+    optimizer = torch.optim.AdamW(weights, lr=1e-5)
+    draws = random.Random(0)
+    seconds = []
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        rollout = methods.rollout(config, draws)
+        for repeat in range(rollout.repeats):
+            with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+                pixels = next(methods.images(pipe, rollout, ["a cat"], [repeat], **call))
+            objectives.negative(scorer.rewards(["a cat"], pixels.float())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    del pipe, scorer, weights, optimizer
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return statistics.median(seconds[1:]), peak, foretold
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2, help="steps that are timed in each round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", help="of the section gpu; to try it, cpu")
+    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["SD 1.5", "SDXL"])
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", "__array_", DeprecationWarning)  # schedulers of diffusers with NumPy 2
+    if arguments.way:
+        print(json.dumps(measure_way(arguments.way, arguments.repeats)))
+        return
+    sections = {"methods": methods_section, "best-of": best_of_section, "dry-run": dry_run_section, "gpu": gpu_section}
+    for name in arguments.sections:
+        print(f"{name}: {(sections[name].__doc__ or '').strip()}")
+        sections[name](arguments)
+
+
+if __name__ == "__main__":
+    main()
