@@ -93,10 +93,10 @@ def test_a_run_that_changes_nothing_goes_on_and_is_said_to() -> None:
     assert "has not changed beyond chance" in judge(history, THRESHOLDS).sentence
 
 
-def test_a_fallen_reward_is_no_sign() -> None:
+def test_a_fallen_reward_is_no_sign_and_is_not_kept() -> None:
     history = [evaluation(0, **UNTUNED), evaluation(10, **(UNTUNED | {"reward": -3.0, "margin": -2.0}))]
     verdict = judge(history, THRESHOLDS)
-    assert verdict.signs == ()
+    assert (verdict.signs, verdict.last_good) == ((), 0)
     assert verdict.sentence.startswith("The reward fell from")
 
 

@@ -510,7 +510,7 @@ class _Run:
             evaluation, pixels = self._evaluation(state.step)
             self.history.append(evaluation)
             verdict = self.verdict()
-            if not verdict.signs:
+            if verdict.last_good == state.step:
                 state.kept_step = state.step
                 self._keep_weights()
         state.stopped = verdict.stop and self.config.auto_stop

@@ -84,7 +84,7 @@ class Verdict:
     stop: bool
     """Whether the last ``patience`` evaluations all had signs of over-optimisation."""
     last_good: int
-    """The step of the last evaluation without such signs."""
+    """The step of the last evaluation without such signs, whose reward has not fallen."""
     signs: tuple[str, ...]
     """Of the last evaluation, each in words."""
     sentence: str
@@ -102,7 +102,8 @@ def judge(history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), 
     """
     bad = [_signs(history[0], each, thresholds, trusted) for each in history]
     in_a_row = sum(1 for _ in takewhile(bool, reversed(bad)))
-    last_good = history[len(history) - 1 - in_a_row].step
+    fallen = [(rise := change(history[0].rewards, each.rewards)).mean < -2 * rise.error for each in history]
+    last_good = [each.step for each, signs, worse in zip(history, bad, fallen, strict=True) if not (signs or worse)][-1]
     stop = in_a_row >= thresholds.patience
     return Verdict(stop, last_good, bad[-1], _sentence(history, bad[-1], stop, last_good))
 
