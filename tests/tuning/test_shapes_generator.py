@@ -99,7 +99,7 @@ def test_making_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diffusers.UNet2DConditionModel.load_config(tmp_path / "unet")["block_out_channels"] == [16, 16]
 
     again = tmp_path / "again"
-    ShapesGenerator(**(vars(config) | {"output": again, "start": tmp_path, "autoencoder_steps": 0, "lr": 0.0})).run()
+    ShapesGenerator(**(vars(config) | {"output": again, "continue_from": tmp_path, "autoencoder_steps": 0, "lr": 0.0})).run()
     for part in ("vae", "unet"):
         before, after = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for folder in (tmp_path, again))
         assert all(torch.equal(after[name], weight) for name, weight in before.items())

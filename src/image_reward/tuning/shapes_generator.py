@@ -54,7 +54,7 @@ class ShapesGenerator:
     """Train the shapes generator from nothing and save it as a folder of diffusers."""
 
     output: Path = Path("runs/shapes-generator")
-    start: Path | None = None
+    continue_from: Path | None = None
     """The folder of an earlier run, to train its networks on; --autoencoder-steps 0 leaves the autoencoder as it is."""
     seed: int = 0
     num_images: int = 24_000
@@ -84,7 +84,7 @@ class ShapesGenerator:
     def run(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
-        pipe = build(self.widths) if self.start is None else load_pipeline(self.start, device="cpu")
+        pipe = build(self.widths) if self.continue_from is None else load_pipeline(self.continue_from, device="cpu")
         if self.autoencoder_steps:
             train_autoencoder(pipe, self)
         train_denoiser(pipe, self)
