@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         """Raises ``ValueError`` when the folder belongs to a run with other settings, or is not the folder of a run."""
         self.path = path
+        self.made: list[Path] = []
+        """What this process made of a new run: the recipe, and the folders that were not there."""
         if (path / RECIPE).exists():
             if changes := read_toml(path / RECIPE, type(recipe)()).difference(recipe):
                 raise InputError(
@@ -47,8 +49,27 @@ class RunFolder:
         remove_unfinished(path)
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and not the folder of a run ({RECIPE} is missing); use another output")
+        self.made = [path / RECIPE, *(folder for folder in (path, *path.parents) if not folder.exists())]
         path.mkdir(parents=True, exist_ok=True)
         self._write(RECIPE, recipe.to_toml())
+
+    @contextmanager
+    def beginning(self, *files: str) -> Iterator[None]:
+        """An error in the block leaves no trace of a new run, so that it can begin again with other settings.
+
+        ``files``: names of what else the block may have written.
+        """
+        try:
+            yield
+        except Exception:
+            if self.made:
+                recipe, *folders = self.made
+                for path in (recipe, *(self.path / name for name in files)):
+                    path.unlink(missing_ok=True)
+                for folder in folders:
+                    with suppress(OSError):  # it is not empty: something else was put there
+                        folder.rmdir()
+            raise
 
     # --- the state ---
 

@@ -186,20 +186,14 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
 
     def _saved(self, prompt: Prompt, made: BestOf, scorer: Scorer[Any]) -> list[tuple[RewardRow, int]]:
         """Save the best images. Returns each as a row, with its seed."""
-        from PIL.PngImagePlugin import PngInfo
-
-        from image_reward.files import written_whole
         from image_reward.scorers.distribution import RewardRow
+        from image_reward.tuning.selection import save_png
 
         order = sorted(range(self.best_of), key=lambda place: -made.rewards[place])
         saved = []
         for rank, place in enumerate(order[: self.keep], start=1):
             path, reward, seed = self._path(prompt, rank), made.rewards[place], made.seeds[place]
-            text = PngInfo()
-            for key, value in {"prompt": prompt.prompt, "seed": seed, "reward": reward, "model": scorer.name}.items():
-                text.add_text(key, str(value))
-            with written_whole(path) as temporary:
-                made.images[place].save(temporary, format="PNG", pnginfo=text)
+            save_png(made.images[place], path, prompt=prompt.prompt, seed=seed, reward=reward, model=scorer.name)
             saved.append((RewardRow.of(scorer, str(path), reward, rank=rank), seed))
         return saved
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from image_reward.addresses import Address
 from image_reward.errors import InputError, TrainingError
@@ -116,9 +114,10 @@ def tune(
     if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
         return TuningResult(**result | {"watched": {name: tuple(means) for name, means in result["watched"].items()}})
-    data = TuningPrompts.of(config, prompts, held_out)
     with ExitStack() as stack:
-        run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
+        with folder.beginning(UNTUNED):
+            data = TuningPrompts.of(config, prompts, held_out)
+            run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
         state = run.state
         if state.kept_step is None:
             run.evaluate()
@@ -180,7 +179,7 @@ class _Run:
         accelerator: Accelerator,
         stack: ExitStack,
     ) -> None:
-        unresolved, config = config, config.resolved()
+        config = config.resolved()
         self.config, self.data, self.folder, self.accelerator = config, data, folder, accelerator
         self.notes = list(data.notes)
         assert config.denoising_steps is not None
@@ -188,10 +187,11 @@ class _Run:
 
         # --- the generator ---
         self.pipe = self._load_pipeline() if pipe is None else pipe
-        self.arguments = self._arguments(config, call_arguments)
-        # Without guidance is how ReFL trains, and not how users will make the images that are evaluated.
-        self.evaluation_arguments = self._arguments(unresolved, call_arguments)
+        self.evaluation_arguments = self._arguments(call_arguments)
         self.unguided = unguided(self.pipe, self.evaluation_arguments)
+        # Without guidance is how ReFL trains, and not how users will make the images that are evaluated.
+        without = config.method == "refl" and config.guidance_scale is None
+        self.arguments = self.unguided if without else self.evaluation_arguments
         self.scheduler = methods.published_scheduler(self.pipe) if config.method == "refl" else self.pipe.scheduler
         self._check_prompts()
         self._place(stack)
@@ -239,18 +239,16 @@ class _Run:
         dtype: Any = str(_DTYPES[self.config.precision]).removeprefix("torch.") if self.config.lora_rank else "float32"
         return load_pipeline(self.config.model, dtype, str(self.accelerator.device))
 
-    def _arguments(self, config: Tuning, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments(self, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call."""
         parameters = inspect.signature(type(self.pipe).__call__).parameters
         arguments: dict[str, Any] = {"num_frames": 1} if "num_frames" in parameters else {}
         for name in ("guidance_scale", "height", "width"):
-            if (value := getattr(config, name)) is not None:
-                if name in parameters:
-                    arguments[name] = value
-                elif name != "guidance_scale" or config.method != "refl":
+            if (value := getattr(self.config, name)) is not None:
+                if name not in parameters:
                     raise InputError(f"{type(self.pipe).__name__} has no {name}; leave it out")
-        own = {"prompt", "generator", "num_inference_steps", "latents", "output_type", "return_dict"}
-        check_call_arguments(self.pipe, "tune()", own, call_arguments)
+                arguments[name] = value
+        check_call_arguments(self.pipe, "tune()", call_arguments, "num_inference_steps", "latents")
         return arguments | dict(call_arguments)
 
     def _check_prompts(self) -> None:
@@ -513,7 +511,7 @@ class _Run:
             if verdict.last_good == state.step:
                 state.kept_step = state.step
                 self._keep_weights()
-        state.stopped = verdict.stop and self.config.auto_stop
+        state.stopped = verdict.stop
         self.log("evaluation", evaluation.summary() | {"evaluation": asdict(evaluation)})
         if self.accelerator.is_main_process:
             with self.folder.saving():
@@ -557,9 +555,13 @@ class _Run:
     def verdict(self) -> Verdict:
         config = self.config
         limits = Thresholds(
-            config.least_rise, config.least_margin_share, config.least_robust_share, config.least_distance_share, config.patience
+            config.least_rise,
+            config.least_margin_share,
+            config.least_robust_share,
+            config.least_distance_share,
+            config.patience if config.auto_stop else None,
         )
-        return monitors.judge(self.history, limits, self.trusted)
+        return monitors.judge(self.history, limits, self.trusted, is_last=self.history[-1].step == config.max_steps)
 
     def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:
         write_page(
@@ -618,6 +620,9 @@ class _Run:
         saved = self.folder.load_state()
         if saved is None:
             return None
+        previous = self.model_folder.with_name(f"{self.model_folder.name}.previous")
+        if self.accelerator.is_main_process and previous.exists() and not self.model_folder.exists():
+            previous.rename(self.model_folder)  # the run was killed between two renames
         for weight, value in zip(self.trained, saved["weights"], strict=True):
             weight.copy_(value)
         if self.average:
@@ -715,7 +720,7 @@ class _Run:
                 with lora.disabled(self.pipe):
                     untuned = call.repeated()
             else:
-                untuned = functional_call(call.denoiser, self.untuned_weights[id(call.denoiser)], call.args, call.kwargs)[0]
+                untuned = call.repeated(self.untuned_weights[id(call.denoiser)])
         return objectives.divergence_from_untuned(call.prediction, untuned).mean()
 
     def _imitate(self, work: _Work, rows: Sequence[int], share: float, sums: dict[str, float]) -> None:
@@ -752,12 +757,14 @@ class _Run:
         if math.isfinite(measures["loss"]) and (math.isfinite(norm) or self.config.precision == "fp16"):
             return  # in float16 an infinite gradient is common: the scaler skips the step and lowers its factor
         self.optimizer.zero_grad()
+        kept = ""
         if self.state.step:
             self.save()  # the state before this step, whose weights are good
+            kept = f" The state before it is in {self.config.output}."
         overflow = " In float16 numbers above 65,504 overflow: bf16 does not." if self.config.precision == "fp16" else ""
         raise TrainingError(
             f"the loss of step {self.state.step + 1} is {measures['loss']}, its reward {measures['reward']:.4g}, and its gradient's norm "
-            f"{norm}. The state before it is in {self.config.output}.{overflow} Try in a new folder a lower lr, a warm-up, or precision "
+            f"{norm}.{kept}{overflow} Try in a new folder a lower lr, a warm-up, or precision "
             f"{'fp32' if self.config.precision == 'bf16' else 'bf16 or fp32'}"
         )
 
@@ -866,16 +873,20 @@ def _in_float32(decode: Callable[..., Any], device: str) -> Callable[..., Any]:
 
 @contextmanager
 def _replaced_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``path`` if the block succeeds."""
+    """A new folder that takes the place of ``path`` if the block succeeds, and vanishes if it fails."""
     new, old = path.with_name(f"{path.name}.unfinished"), path.with_name(f"{path.name}.previous")
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if path.exists():
-        os.replace(path, old)  # noqa: PTH105
-    os.replace(new, path)  # noqa: PTH105
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _tower(scorer: Scorer[Any]) -> Any:

@@ -301,7 +301,10 @@ def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], int, float]:
         raise CheckpointError(f"{path} has weights of the ranks {', '.join(map(str, sorted(ranks)))}; one rank is read")
     (rank,) = ranks
     settings = parse_json(metadata.get(_METADATA, "{}"), str(path))
-    return state, rank, settings.get(f"{prefix}.lora_alpha", rank)  # without the metadata, diffusers takes alpha for the rank
+    alpha = settings.get(f"{prefix}.lora_alpha", rank) if isinstance(settings, dict) else None  # without it, diffusers takes the rank
+    if not isinstance(alpha, int | float):
+        raise CheckpointError(f"the metadata of {path} has no number for alpha; copy it again")
+    return state, rank, alpha
 
 
 def _check_fits(path: Path, prefix: str, state: Mapping[str, Tensor], layers: Mapping[str, nn.Module], kind: str) -> None:
@@ -312,10 +315,10 @@ def _check_fits(path: Path, prefix: str, state: Mapping[str, Tensor], layers: Ma
         if not isinstance(layer, nn.Linear):
             raise CheckpointError(f"{other}: its weight {prefix}.{key} has no layer in this {kind}")
         size = layer.in_features if part == "lora_A" else layer.out_features
-        given = tensor.shape[-1 if part == "lora_A" else 0]
-        if tensor.ndim != 2 or given != size:
+        width = tensor.shape[-1 if part == "lora_A" else 0]
+        if tensor.ndim != 2 or width != size:
             raise CheckpointError(
-                f"{other}: its weight {prefix}.{key} is {list(tensor.shape)}, and the layer here has {size} in place of {given}"
+                f"{other}: its weight {prefix}.{key} is {list(tensor.shape)}, and the layer here has {size} in place of {width}"
             )
         pair = f"{name}.lora_{'B' if part == 'lora_A' else 'A'}.weight"
         if pair not in state:

@@ -38,6 +38,7 @@ from image_reward.scorers.together import single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning import lora, methods
 from image_reward.tuning.config import Tuning
+from image_reward.tuning.denoising import unguided
 from image_reward.tuning.methods import Rollout
 from image_reward.tuning.pipelines import PACKAGED
 from image_reward.tuning.sampling import denoisers_of, differentiable, replaced
@@ -177,6 +178,8 @@ def estimate(
     for name in ("guidance_scale", "height", "width"):
         if (value := getattr(config, name)) is not None:
             arguments[name] = value
+    if config.method == "refl" and config.guidance_scale is None:
+        arguments = unguided(meta, arguments)
     if config.method == "best-of":  # the loss is that of one call without guidance; all images are made without gradients
         assert config.denoising_steps is not None
         chosen = Rollout(config.denoising_steps, frozenset({config.denoising_steps - 1}))
@@ -213,6 +216,9 @@ def estimate(
         MemoryPart("gradients", "training", trained_bytes),
         MemoryPart("moments of AdamW", "training", 2 * trained_bytes),
         MemoryPart("moving average", "training", trained_bytes) if config.ema else None,
+        MemoryPart("untuned weights", "training", trained_bytes, "for the divergence")
+        if config.kl_weight and not config.lora_rank
+        else None,
     ]
     use = config.gradient_checkpointing
     denoiser_bytes_kept = sum(kept.of(use) for kept in calls.active)

@@ -76,7 +76,7 @@ def page(
     if strengths:
         blocks += strength_blocks(strengths)
     step, last = history[-1].step, config.max_steps
-    state = "is stopped" if verdict.stop and config.auto_stop else "is complete" if step >= last else "goes on"
+    state = "is stopped" if verdict.stop else "is complete" if step >= last else "goes on"
     lead = (
         f"{config.model or 'The generator'} tuned with {', '.join(config.reward)} by the method {config.method}; the run {state} after "
         f"step {step:,} of at most {last:,}. All numbers are of {counted(len(history[0].rewards), 'image')} of "
