@@ -135,6 +135,10 @@ def test_a_program_of_1_5(base: Path, data: Path, reward: Path, tmp_path: Path, 
     assert all(torch.equal(a, b) for a, b in zip(tuned.unet.parameters(), last.parameters(), strict=True))
     assert (output / "report.html").is_file()
 
+    ReFL.Trainer(str(base), str(data), args=args).train(args=args)  # the run is finished, and its pipeline stays the tuned one
+    same = diffusers.StableDiffusionPipeline.from_pretrained(output)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.unet.parameters(), same.unet.parameters(), strict=True))
+
     again = parse(monkeypatch, *flags, "--resume_from_checkpoint", output / "checkpoint-2")
     ReFL.Trainer(str(base), str(data), args=again).train(args=again)
     resumed = diffusers.StableDiffusionPipeline.from_pretrained(output)

@@ -135,8 +135,10 @@ def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "scheduler" in repr(pipe)
     assert not pipe.unet.is_gradient_checkpointing
 
-    # The same command again has nothing to do; another is refused.
-    assert tiny_runs.run(config, pipe=pipe) == result
+    # The same command again has nothing to do but to load the weights; another is refused.
+    again, _ = tiny_pipelines.build("stable_diffusion")
+    assert tiny_runs.run(config, pipe=again) == result
+    assert torch.equal(sample(again, "a red fox", steps=3, grad_steps=0, seed=1, **own), tuned)
     assert "holds a finished run" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"holds a run with other settings \(lr: 0\.02 there, 0\.001 here\)"):
         tiny_runs.run(tiny_runs.config(tmp_path / "run", watch=("redder",), **UNGUARDED | {"lr": 1e-3}))

@@ -113,6 +113,8 @@ def tune(
         folder = RunFolder(Address.parse(config.output).local, config)
     if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
+        if pipe is not None:
+            _load_kept(pipe, config, folder.path / (LORA if config.lora_rank else DENOISER))
         return TuningResult(**result | {"watched": {name: tuple(means) for name, means in result["watched"].items()}})
     with ExitStack() as stack:
         with folder.beginning(UNTUNED):
@@ -783,7 +785,7 @@ class _Run:
         state, accelerator = self.state, self.accelerator
         assert state.kept_step is not None
         accelerator.wait_for_everyone()
-        self._load_kept()
+        _load_kept(self.pipe, self.config, self.model_folder)
         verdict = self.verdict()
         kept = next(each for each in self.history if each.step == state.kept_step)
         strengths: list[Strength] = []
@@ -814,15 +816,6 @@ class _Run:
             self.folder.save_result(asdict(result))
         accelerator.wait_for_everyone()
         return result
-
-    @torch.no_grad()
-    def _load_kept(self) -> None:
-        if self.config.lora_rank:
-            lora.load(self.pipe, self.model_folder)
-            return
-        for number, denoiser in enumerate(denoisers_of(self.pipe)):
-            kept = type(denoiser).from_pretrained(self.model_folder / str(number) if number else self.model_folder)  # type: ignore[attr-defined]
-            denoiser.load_state_dict(kept.state_dict())
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------------------------
@@ -861,6 +854,17 @@ def _reduce_gradients(accelerator: Accelerator, weights: Sequence[nn.Parameter])
     for weight in weights:
         weight.grad = flat[start : start + weight.numel()].view_as(weight).clone()
         start += weight.numel()
+
+
+@torch.no_grad()
+def _load_kept(pipe: Any, config: Tuning, folder: Path) -> None:
+    """Give a pipeline the weights that a run has kept."""
+    if config.lora_rank:
+        lora.load(pipe, folder)
+        return
+    for number, denoiser in enumerate(denoisers_of(pipe)):
+        kept = type(denoiser).from_pretrained(folder / str(number) if number else folder)  # type: ignore[attr-defined]
+        denoiser.load_state_dict(kept.state_dict())
 
 
 def _in_float32(decode: Callable[..., Any], device: str) -> Callable[..., Any]:

@@ -64,7 +64,10 @@ def attach(pipe: Any, rank: int, alpha: float, targets: Sequence[str] | None = N
     chosen = {name: _targets(denoiser, targets) for name, denoiser in _denoisers(pipe).items()}
     for name, layers in chosen.items():
         if not layers:
-            raise InputError(f"no linear layer of {name} in {type(pipe).__name__} has a name that ends with {' or '.join(targets)}")
+            raise InputError(
+                f"no linear layer of {name} in {type(pipe).__name__} has a name that ends with {' or '.join(targets)}; leave the targets out "
+                "for the attention"
+            )
     weights = _inject(pipe, chosen, rank, alpha)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
