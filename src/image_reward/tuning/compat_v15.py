@@ -156,7 +156,7 @@ class Trainer:
 
     def train(self, args: argparse.Namespace) -> None:
         """Tune, and write the pipeline to ``args.output_dir``, or its LoRA with ``args.rank``. Raises what ``tune`` raises."""
-        from image_reward.tuning.loop import tune
+        from image_reward.tuning import tune
         from image_reward.tuning.pipelines import load_pipeline
 
         config = self.config

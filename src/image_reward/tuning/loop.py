@@ -187,6 +187,9 @@ class _Run:
         assert config.denoising_steps is not None
         self.steps = config.denoising_steps
 
+        if config.lora_rank:
+            lora.check_installed()
+
         # --- the generator ---
         self.pipe = self._load_pipeline() if pipe is None else pipe
         self.evaluation_arguments = self._arguments(call_arguments)

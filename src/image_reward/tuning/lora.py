@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def attach(pipe: Any, rank: int, alpha: float, targets: Sequence[str] | None = N
     for name, layers in chosen.items():
         if not layers:
             raise InputError(
-                f"no linear layer of {name} in {type(pipe).__name__} has a name that ends with {' or '.join(targets)}; leave the targets out "
-                "for the attention"
+                f"no linear layer of {name} in {type(pipe).__name__} has a name that ends with {' or '.join(targets)}; "
+                "leave the targets out for the attention"
             )
     weights = _inject(pipe, chosen, rank, alpha)
     generator = torch.Generator().manual_seed(seed)
@@ -207,7 +208,14 @@ def _targets(denoiser: nn.Module, targets: Sequence[str]) -> list[str]:
     ]
 
 
+def check_installed() -> None:
+    """Raise ``InputError`` without the package that has the layers."""
+    if find_spec("peft") is None:
+        raise InputError("a LoRA needs peft: pip install 'image-reward[tune]'")
+
+
 def _inject(pipe: Any, chosen: Mapping[str, list[str]], rank: int, alpha: float) -> list[nn.Parameter]:
+    check_installed()
     import peft
 
     for part in pipe.components.values():

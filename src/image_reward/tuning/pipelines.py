@@ -24,7 +24,7 @@ PACKAGED = {SHAPES_GENERATOR: Path(__file__).parents[1] / "assets" / SHAPES_GENE
 def check_pipeline(name: str | os.PathLike[str]) -> None:
     """Raise ``InputError`` for what cannot be a pipeline, ``FileNotFoundError`` where nothing has the name; nothing is loaded."""
     if find_spec("diffusers") is None:
-        raise InputError("generating images needs diffusers: pip install 'image-reward[tune]'")
+        raise InputError("generating images needs diffusers: pip install 'image-reward[tune]', with Python 3.11 or later")
     name = os.fspath(name)
     if name in PACKAGED:
         return
