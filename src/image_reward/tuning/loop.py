@@ -7,7 +7,6 @@ and the loss is a mean over the images of the whole step.
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
 import shutil
@@ -43,7 +42,7 @@ from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
 from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
-from image_reward.tuning.pipelines import load_pipeline
+from image_reward.tuning.pipelines import call_arguments_of, load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
 from image_reward.tuning.result import TuningResult
 from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
@@ -246,13 +245,7 @@ class _Run:
 
     def _arguments(self, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call."""
-        parameters = inspect.signature(type(self.pipe).__call__).parameters
-        arguments: dict[str, Any] = {"num_frames": 1} if "num_frames" in parameters else {}
-        for name in ("guidance_scale", "height", "width"):
-            if (value := getattr(self.config, name)) is not None:
-                if name not in parameters:
-                    raise InputError(f"{type(self.pipe).__name__} has no {name}; leave it out")
-                arguments[name] = value
+        arguments = call_arguments_of(self.pipe, {name: getattr(self.config, name) for name in ("guidance_scale", "height", "width")})
         check_call_arguments(self.pipe, "tune()", call_arguments, "num_inference_steps", "latents")
         return arguments | dict(call_arguments)
 

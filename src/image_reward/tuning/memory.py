@@ -40,8 +40,8 @@ from image_reward.tuning import lora, methods
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.denoising import unguided
 from image_reward.tuning.methods import Rollout
-from image_reward.tuning.pipelines import PACKAGED
-from image_reward.tuning.sampling import denoisers_of, differentiable, replaced
+from image_reward.tuning.pipelines import PACKAGED, call_arguments_of
+from image_reward.tuning.sampling import called, denoisers_of, differentiable, replaced
 
 Kind = Literal["weights", "training", "activations"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -174,10 +174,7 @@ def estimate(
         denoiser_bytes = sum(4 * weight.numel() for weight in trained)  # master weights
     trained_bytes = 4 * sum(weight.numel() for weight in trained)
 
-    arguments = dict(call_arguments)
-    for name in ("guidance_scale", "height", "width"):
-        if (value := getattr(config, name)) is not None:
-            arguments[name] = value
+    arguments = call_arguments_of(meta, {name: getattr(config, name) for name in ("guidance_scale", "height", "width")}) | call_arguments
     if config.method == "refl" and config.guidance_scale is None:
         arguments = unguided(meta, arguments)
     if config.method == "best-of":  # the loss is that of one call without guidance; all images are made without gradients
@@ -416,14 +413,7 @@ def measured_calls(
         call = stack.enter_context(
             differentiable(pipe, steps=rollout.steps, active=rollout.grad_steps, detach_input=rollout.detach_input, stop_at=rollout.stop_at)
         )
-        call(
-            prompt=list(prompts),
-            num_inference_steps=rollout.steps,
-            generator=[torch.Generator().manual_seed(row) for row in range(len(prompts))],
-            output_type="pt",
-            return_dict=False,
-            **call_arguments,
-        )
+        called(pipe, call, prompts, rollout.steps, range(len(prompts)), call_arguments)
     return calls
 
 
