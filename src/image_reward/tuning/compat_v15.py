@@ -22,6 +22,7 @@ from image_reward.tuning.config import Tuning
 ALL_CHECKPOINTS = 1_000_000
 
 NEVER_USED = (
+    "num_train_epochs",  # --max_train_steps decides
     "input_pertubation",
     "resolution",
     "center_crop",
