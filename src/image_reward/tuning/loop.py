@@ -1,6 +1,6 @@
 """Tuning a generator with a reward: evaluate, save, accumulate, clip, step, log, in one loop.
 
-The result depends on the configuration and the prompts, and not on where a run was killed (to the bit on a CPU), nor, beyond rounding, on
+The result depends on the configuration and the prompts, and not on where a run was killed (to the bit on a CPU), nor, apart from rounding, on
 how many processes share the work: each image has a seed of its own, the steps with gradients are drawn once for each step of the optimizer,
 and the loss is a mean over the images of the whole step.
 """

@@ -51,7 +51,7 @@ def sample(
         grad_steps: The steps whose calls of the denoiser carry gradients: the number of last steps (all, where there are fewer), or the
             steps themselves, counted from 0 for the noisiest. Other calls store nothing for the backward pass.
         seed: Of the first image; further images have the seeds that follow. Or one seed for each image. An image depends on its own
-            seed only, and not on what it shares a batch with, beyond rounding.
+            seed only, and not on what it shares a batch with, apart from rounding.
         detach_input: Cut the noisy sample that enters the denoiser from the graph, so that gradients pass between steps by the scheduler's
             arithmetic alone (DRTune, ECCV 2024; FlowBP, arXiv 2606.11075). No gradient then passes through two calls in a row.
         stop_at: The step after which the clean image that it predicts is decoded, in place of the remaining steps (ReFL, arXiv 2304.05977).

@@ -71,7 +71,7 @@ def best_of(
         n: Number of images.
         model: A loaded scorer, or what ``image_reward.load`` takes. Load it yourself for several prompts.
         seed: Of the first image; the others have the seeds that follow. Image i is the one that the pipeline makes alone with
-            ``generator=torch.Generator().manual_seed(seed + i)``, beyond rounding, whatever the batch size.
+            ``generator=torch.Generator().manual_seed(seed + i)``, apart from rounding, whatever the batch size.
         batch_size: Images that are generated at once.
         call_arguments: Further arguments of the pipeline, as ``num_inference_steps``.
 
