@@ -1,8 +1,8 @@
 """Tuning a generator with a reward: evaluate, save, accumulate, clip, step, log, in one loop.
 
-The result depends on the configuration and the prompts, and not on where a run was killed (to the bit on a CPU), nor, apart from rounding, on
-how many processes share the work: each image has a seed of its own, the steps with gradients are drawn once for each step of the optimizer,
-and the loss is a mean over the images of the whole step.
+The result depends on the configuration and the prompts, and not on where a run was killed (to the bit on a CPU), nor on how many processes
+share the work (apart from rounding): each image has a seed of its own, the steps with gradients are drawn once for each step of the
+optimizer, and the loss is a mean over the images of the whole step.
 """
 
 from __future__ import annotations
