@@ -23,7 +23,7 @@ from PIL import Image
 
 from image_reward.errors import InputError, PromptError, TrainingError
 from image_reward.scorers import Ensemble, ImageRewardScorer, Scorer
-from image_reward.tuning import Tuning, lora, sample, tune
+from image_reward.tuning import Tuning, lora, methods, sample, tune
 from image_reward.tuning.loop import _replaced_folder, rewards_of_prompts
 
 pytestmark = [
@@ -97,6 +97,17 @@ def test_pretraining_loss_and_divergence_hold_the_generator_back(tmp_path: Path)
         divergences = [line["kl"] for line in log_of(tmp_path / name)]
         assert divergences[0] == pytest.approx(0, abs=1e-9)
         assert divergences[-1] > 1e-6
+
+
+def test_without_weight_of_the_reward_no_image_is_made_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(methods, "images", never)
+    tiny_runs.run(tiny_runs.config(tmp_path / "control", reward_weight=0.0, pretraining_weight=1.0))
+    lines = log_of(tmp_path / "control")
+    assert all(line["pretraining"] > 0 and "reward" not in line and "margin" not in line for line in lines)
+    assert (tmp_path / "control" / "report.html").exists()
 
 
 def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

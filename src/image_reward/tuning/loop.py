@@ -652,14 +652,16 @@ class _Run:
     def accumulate(self, work: _Work) -> dict[str, float]:
         """Accumulate the gradient of the mean over the images of the step, other processes' included. Returns measures of all processes."""
         config, accelerator = self.config, self.accelerator
-        sums: dict[str, float] = dict.fromkeys(("loss", "reward", "margin", "pretraining", "kl", "images"), 0.0)
+        rewarded = work.rollout is None or bool(config.reward_weight or config.kl_weight)  # else images would be made for nothing
+        names = ("loss", "reward", "margin", "pretraining", "kl", "images")
+        sums: dict[str, float] = {name: 0.0 for name in names if rewarded or name not in ("reward", "margin", "kl")}
         mine = list(range(accelerator.process_index, len(work.prompts), accelerator.num_processes))
         share = 1 / len(work.prompts)
         for start in range(0, len(mine), config.micro_images):
             rows = mine[start : start + config.micro_images]
             if work.rollout is None:
                 self._imitate(work, rows, share, sums)
-            else:
+            elif rewarded:
                 self._reinforce(work, work.rollout, rows, share, sums)
             if config.pretraining_weight and self.untuned.latents is not None:
                 places = [work.samples[row] for row in rows]
@@ -755,14 +757,14 @@ class _Run:
         if math.isfinite(measures["loss"]) and (math.isfinite(norm) or self.config.precision == "fp16"):
             return  # in float16 an infinite gradient is common: the scaler skips the step and lowers its factor
         self.optimizer.zero_grad()
-        kept = ""
+        reward, kept = f", its reward {measures['reward']:.4g}" if "reward" in measures else "", ""
         if self.state.step:
             self.save()  # the state before this step, whose weights are good
             kept = f" The state before it is in {self.config.output}."
         overflow = " In float16 numbers above 65,504 overflow: bf16 does not." if self.config.precision == "fp16" else ""
         raise TrainingError(
-            f"the loss of step {self.state.step + 1} is {measures['loss']}, its reward {measures['reward']:.4g}, and its gradient's norm "
-            f"{norm}.{kept}{overflow} Try in a new folder a lower lr, a warm-up, or precision "
+            f"the loss of step {self.state.step + 1} is {measures['loss']}{reward}, and its gradient's norm {norm}.{kept}{overflow} Try in a new "
+            "folder a lower lr, a warm-up, or precision "
             f"{'fp32' if self.config.precision == 'bf16' else 'bf16 or fp32'}"
         )
 
@@ -771,7 +773,8 @@ class _Run:
             self.folder.log({"kind": kind, "step": self.state.step, **values})
 
     def show(self, measures: Mapping[str, float], lr: float, due: bool) -> None:
-        values = f"reward {measures['reward']:+.3f}  loss {measures['loss']:.4f}  lr {lr:.2e}"
+        reward = f"reward {measures['reward']:+.3f}  " if "reward" in measures else ""
+        values = f"{reward}loss {measures['loss']:.4f}  lr {lr:.2e}"
         self.progress.step(self.state.step, self.config.batch_images, values, due)
 
     # --- the end ---

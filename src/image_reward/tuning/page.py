@@ -146,7 +146,7 @@ def _plots(history: Sequence[Evaluation], log: Sequence[Mapping[str, Any]]) -> l
     )
     training = [line for line in log if line["kind"] == "train"]
     if len(training) > 1:
-        own = {"reward": [line["reward"] for line in training], "loss": [line["loss"] for line in training]}
+        own = {name: [line[name] for line in training] for name in ("reward", "loss") if name in training[0]}
         plots.append(_curves("Training", "mean of a step", [line["step"] for line in training], own, ""))
     return plots
 
