@@ -763,8 +763,8 @@ class _Run:
             kept = f" The state before it is in {self.config.output}."
         overflow = " In float16 numbers above 65,504 overflow: bf16 does not." if self.config.precision == "fp16" else ""
         raise TrainingError(
-            f"the loss of step {self.state.step + 1} is {measures['loss']}{reward}, and its gradient's norm {norm}.{kept}{overflow} Try in a new "
-            "folder a lower lr, a warm-up, or precision "
+            f"the loss of step {self.state.step + 1} is {measures['loss']}{reward}, and its gradient's norm {norm}.{kept}{overflow} Try "
+            "in a new folder a lower lr, a warm-up, or precision "
             f"{'fp32' if self.config.precision == 'bf16' else 'bf16 or fp32'}"
         )
 
