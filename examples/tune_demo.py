@@ -25,6 +25,7 @@ from image_reward.recipes import read_toml
 from image_reward.reports.document import Block, Column, Grid, Report, compared
 from image_reward.reports.render import write
 from image_reward.tuning import Tuning, load_pipeline, tune
+from image_reward.tuning.pipelines import call_arguments_of
 
 RECIPE = Path(__file__).with_name("tune_shapes.toml")
 SHOWN = 24
@@ -79,7 +80,7 @@ def images(pipe: object, config: Tuning, prompts: Sequence[str], batch_size: int
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
-        arguments = {"num_inference_steps": config.denoising_steps, "guidance_scale": config.guidance_scale}
+        arguments = call_arguments_of(pipe, {"num_inference_steps": config.denoising_steps, "guidance_scale": config.guidance_scale})
         made += pipe(list(batch), generator=generators, **arguments).images  # type: ignore[operator]
     return made
 
