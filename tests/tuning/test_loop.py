@@ -355,6 +355,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         ({"reward": ()}, "no reward: name at least one scorer"),
         ({"reward": ("a",), "watch": ("a",)}, "a cannot be both the reward and watched"),
         ({"grad_steps": 30}, "grad_steps must be from 1 to the 25 denoising steps, not 30"),
+        ({"reward": ("a", "a")}, "reward names a scorer twice: a, a; name each once"),
         ({"betas": (0.9, 1.0)}, "betas must be from 0 to less than 1, not 0.9 and 1.0"),
         ({"num_held_out": 1}, "num_held_out must be at least 2"),
         ({"ema": 1.0}, "ema must be from 0 to less than 1"),

@@ -199,6 +199,9 @@ class Tuning(Recipe):
             raise InputError(f"num_held_out must be at least 2, since the prompt margin needs another prompt, not {self.num_held_out}")
         if not self.reward:
             raise InputError('no reward: name at least one scorer, such as reward = ["ImageReward-v1.0"]')
+        for name in ("reward", "watch"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"{name} names a scorer twice: {', '.join(getattr(self, name))}; name each once")
         if shared := sorted(set(self.reward) & set(self.watch)):
             raise InputError(f"{', '.join(shared)} cannot be both the reward and watched: a scorer that is tuned with shows nothing")
         defaults = DEFAULTS[self.method]

@@ -33,6 +33,7 @@ from image_reward.models.clip import clip_config_from_json, clip_network
 from image_reward.models.heads import LinearHead
 from image_reward.reports.document import Column, Grid, Report
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.loading import find
 from image_reward.scorers.registry import spec_of
 from image_reward.scorers.together import single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
@@ -640,6 +641,8 @@ def _network_of(model: str) -> Any:
         return _clip(fetch(file))
     else:
         folder = Path(str(files("image_reward").joinpath(spec.packaged))) if spec is not None else Path(model)
+        if spec is None and not folder.exists() and "/" not in model:
+            find(model)  # raises what says how the name is wrong
         path = folder / CONFIG_NAME
         if not path.is_file():
             return None
