@@ -80,18 +80,22 @@ class RunFolder:
 
     def load_state(self) -> dict[str, Any] | None:
         """What was saved last, on the CPU; None in a new run. Raises ``TrainingError`` for a state that cannot be continued."""
-        path = self.path / STATE
-        if not path.exists():
+        if not (self.path / STATE).exists():
             return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
-            raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
+        state = self.load(STATE)
         if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
             raise TrainingError(
                 f"{self.path} holds a run of another version of this program, which cannot be continued exactly; use another output"
             )
         return state
+
+    def load(self, name: str) -> Any:
+        """What ``torch.save`` wrote, on the CPU. Raises ``TrainingError`` for a damaged file."""
+        path = self.path / name
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
+            raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
 
     @contextmanager
     def saving(self) -> Iterator[None]:

@@ -337,6 +337,10 @@ def test_a_run_on_other_prompts_or_weights_is_refused(tmp_path: Path) -> None:
     pipe.unet.conv_in.weight.data += 1
     with pytest.raises(InputError, match=r"is not what the run in .* started from: its weights have changed"):
         tiny_runs.run(config, pipe=pipe)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (tmp_path / "run/untuned.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match=r"untuned.pt is damaged .* start the run again in a new folder"):
+        tiny_runs.run(config)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

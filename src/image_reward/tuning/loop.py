@@ -375,7 +375,7 @@ class _Run:
                 with self.folder.saving(), written_whole(path) as temporary:
                     torch.save({"data": self.data.fingerprint, "frozen_sum": self.frozen_sum, **asdict(untuned)}, temporary)
             self.accelerator.wait_for_everyone()
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = self.folder.load(UNTUNED)
         if values.pop("data") != self.data.fingerprint:
             raise InputError(
                 f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
