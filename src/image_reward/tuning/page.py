@@ -19,7 +19,7 @@ from image_reward.reports.render import write
 from image_reward.tuning.card import CURVES
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.monitors import Evaluation, Verdict, mean
-from image_reward.tuning.strengths import Strength, standardised, strength_blocks
+from image_reward.tuning.strengths import COLUMNS, EXPLAINED, Strength, standardised, strength_blocks
 
 PAGE, EVALUATIONS = "report.html", "evaluations"
 _MOST_PROMPTS, _MOST_IMAGES, _SIDE = 6, 2, 192  # of a grid: prompts, images of each, and pixels of an image
@@ -160,28 +160,12 @@ def _curves(title: str, measure: str, steps: Sequence[int], series: Mapping[str,
     return Plot(drawn, title, f"{measure} against the step: {words}", caption)
 
 
-_COLUMNS = {
-    "reward": "reward",
-    "margin": "prompt margin",
-    "mirrored": "mirrored",
-    "blurred": "blurred",
-    "distance": "distance",
-    "drift": "drift",
-    "above_target": "above target",
-}
-
-
 def _table(history: Sequence[Evaluation]) -> Grid:
-    return _grid("Evaluations", "step", [(str(each.step), each) for each in history], "")
-
-
-def _grid(title: str, first: str, rows: Sequence[tuple[str, Evaluation]], caption: str) -> Grid:
-    names = _COLUMNS | {f"watch {name}": name for name in rows[0][1].watched}
-    summaries = [(name, each.summary()) for name, each in rows]
+    names = COLUMNS | {"above_target": "above target"} | {f"watch {name}": name for name in history[0].watched}
+    summaries = [(str(each.step), each.summary()) for each in history]
     shown = [key for key in names if any(summary.get(key) is not None for _, summary in summaries)]
-    cells = [[name, *(_cell(key, summary.get(key)) for key in shown)] for name, summary in summaries]
-    explained = "Mirrored and blurred are changes of the reward when the image is mirrored or blurred. "
-    return Grid([Column(first), *(Column(names[key]) for key in shown)], cells, title, explained + caption)
+    cells = [[step, *(_cell(key, summary.get(key)) for key in shown)] for step, summary in summaries]
+    return Grid([Column("step"), *(Column(names[key]) for key in shown)], cells, "Evaluations", EXPLAINED)
 
 
 def _cell(key: str, value: float | None) -> str:
