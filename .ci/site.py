@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)")
@@ -54,8 +54,8 @@ log = logging.getLogger("mkdocs.hooks.site")
 def on_files(files: Any, config: Any) -> Any:
     generated = {
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
-        "integrations/comfyui.md": _moved("integrations/comfyui/README.md"),
-        "integrations/sdwebui.md": _moved("integrations/sdwebui/README.md"),
+        "integrations/comfyui.md": (ROOT / "integrations/comfyui/README.md").read_text(),
+        "integrations/sdwebui.md": (ROOT / "integrations/sdwebui/README.md").read_text(),
         "reference/commands.md": _commands_page(),
         "reference/python.md": _python_page(),
         **{f"notebooks/{path.stem}.md": _notebook(path) for path in sorted((ROOT / "examples/notebooks").glob("*.ipynb"))},
@@ -70,8 +70,6 @@ def on_files(files: Any, config: Any) -> Any:
     for uri, content in generated.items():
         file = File.generated(config, uri, content=content)
         if uri.startswith(("files/", "reference/python/")):
-            from mkdocs.structure.files import InclusionLevel
-
             file.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(file)
     return files
@@ -115,13 +113,8 @@ def _link(uri: str, link: str) -> str:
 def _file_page(target: str) -> str:
     path = ROOT / target
     if path.is_dir():
-        links = (f"- [{entry.name}]({os.path.relpath(entry, ROOT / 'docs' / 'files' / target)})" for entry in sorted(path.iterdir()))
-        return f"# {target}\n\n" + "\n".join(link.split("](")[0].replace("- [", "- `") + "`" for link in links)
+        return f"# {target}\n\n" + "\n".join(f"- `{entry.name}`" for entry in sorted(path.iterdir()) if entry.name != "__pycache__")
     return f"# {path.name}\n\n`{target}`\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text().rstrip()}\n````\n"
-
-
-def _moved(path: str) -> str:
-    return (ROOT / path).read_text()
 
 
 def _notebook(path: Path) -> str:
@@ -168,9 +161,9 @@ def _help(command: list[str]) -> tuple[str, str, list[tuple[str, list[tuple[str,
     from image_reward.cli import main
 
     printed = io.StringIO()
-    with mock.patch.dict(os.environ, {"COLUMNS": "2000", "NO_COLOR": "1"}), contextlib.redirect_stdout(printed):
-        with contextlib.suppress(SystemExit):
-            main([*command, "--help"])
+    wide = mock.patch.dict(os.environ, {"COLUMNS": "2000", "NO_COLOR": "1"})
+    with wide, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
     head, *boxes = re.split(r"^╭─ ", printed.getvalue(), flags=re.MULTILINE)
     usage, _, description = head.strip().partition("\n\n")
     panels = []

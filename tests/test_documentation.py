@@ -6,8 +6,8 @@ the real command line all the same. Output that a console session shows must be 
 
 from __future__ import annotations
 
+import ast
 import json
-import os
 import re
 import shlex
 import shutil
@@ -34,10 +34,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-HUB, SERVICE, PART = "loads a pipeline of the hub", "talks to a running service", "is an excerpt of somebody else's program"
+HUB = "loads a pipeline of the hub"
+SERVICE = "talks to a running service, as tests/test_client.py and tests/serving do"
+PART = "is an excerpt of somebody else's program"
+PATTERN = "is a pattern"
 NOT_RUN = {
     # part of a block or a command: why it is not run
     'AutoPipelineForText2Image.from_pretrained("stabilityai/sd-turbo")': HUB,
+    'ir.best_of(pipe, "a red cube on a blue sphere", 8)\n': HUB,
     "pipe.load_lora_weights(": "needs a LoRA of a tuned pipeline of the hub",
     "config = Tuning(": HUB,
     "weights = lora.attach(": HUB,
@@ -52,7 +56,7 @@ NOT_RUN = {
     "image-reward benchmark table1": "needs the results published with the paper, which are not in this repository",
     "s3://": "needs an object store; tests/test_addresses.py runs such commands against one",
     "--engine ray": "needs a Ray cluster",
-    "image-reward score ...": "is a pattern",
+    "image-reward score ...": PATTERN,
     "saved/train": "needs a data set saved by datasets; tests/cli/test_data.py converts one",
 }
 PROGRAMS = {
@@ -188,7 +192,7 @@ def test_python(page: Path, here: Path) -> None:
     for block in PYTHON:
         if block.page != page:
             continue
-        flags = 0x2000 if "await " in block.text else 0  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if "await " in block.text else 0
         code = compile("\n" * block.line + smaller(block.text), str(block), "exec", flags=flags, dont_inherit=True)
         if why_not(block.text):
             continue
@@ -225,8 +229,9 @@ def with_small_model(arguments: list[str]) -> list[str]:
     for place in reversed(models[1:]):
         if arguments[place + 1] == MINI:  # a second one of the same name
             del arguments[place : place + 2]
-    arguments = [smaller(f'"{argument}"').strip('"') if argument == "DrawBench" else argument for argument in arguments]
-    return [*arguments[:1], *arguments[1:], *MORE_OPTIONS.get(arguments[0], [])]
+    if not models and arguments[0] in ("rank", "score", "compare", "verify-precision"):
+        arguments += ["--model", MINI]
+    return [*(argument.replace("DrawBench", "prompts.txt") for argument in arguments), *MORE_OPTIONS.get(arguments[0], [])]
 
 
 def check_other(program: str, arguments: list[str]) -> None:
@@ -278,10 +283,11 @@ def test_commands(page: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> 
                 if words[0] != "image-reward":
                     check_other(words[0], words[1:])
                     continue
-                if not why_not(part) == "is a pattern":
-                    words = [word for word in words if word not in ("IMAGES...",)] + ["1.png"] * ("IMAGES..." in words)
+                reason = why_not(part)
+                words = ["1.png" if word == "IMAGES..." else word for word in words]
+                if reason != PATTERN:
                     parse(words[1:])
-                if why_not(part):
+                if reason:
                     continue
                 arguments = with_small_model(words[1:])
                 capfd.readouterr()
@@ -317,7 +323,7 @@ def test_data(block: Block) -> None:
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
-    kinds = {"python", "console", "bash", "", "json", "toml", "csv", "bibtex"}
+    kinds = {"python", "console", "bash", "", "json", "toml", "csv", "text", "bibtex"}
     assert [str(block) for block in BLOCKS if block.language not in kinds] == []
     assert [str(block) for block in BLOCKS if block.language == "bibtex"] == [str(b) for b in BLOCKS if b.text.startswith("@inproceedings")]
     fences = sum(len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) for page in PAGES)
@@ -328,5 +334,3 @@ def test_no_reason_is_left_over() -> None:
     text = "\n".join(re.sub(r" *\\\n\s*", " ", block.text) for block in BLOCKS)
     assert [part for part in NOT_RUN if part not in text] == []
     assert [name for name in PROGRAMS if not re.search(rf"(?:^|\$ |&& ){name} ", text, re.MULTILINE)] == []
-    for name in os.listdir(ROOT / "docs"):  # noqa: PTH208
-        assert name.endswith((".md", ".css")) or (ROOT / "docs" / name).is_dir()

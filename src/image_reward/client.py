@@ -334,6 +334,7 @@ class AsyncClient:
 
     @property
     def model(self) -> str | None:
+        """The name of the model, if one was chosen."""
         return self._client.model
 
     async def name(self) -> str:

@@ -113,6 +113,7 @@ class Ranking(Sequence[RankedImage]):
         return self[:k]
 
     def as_dict(self) -> dict[str, Any]:
+        """Ranks and rewards for JSON, without the images."""
         return {"ranking": self.ranking, "rewards": self.rewards}
 
     def __len__(self) -> int:
@@ -179,6 +180,7 @@ class Preference:
     """The two images as they were passed; empty if they are not known."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Probabilities and rewards for JSON, without the images."""
         return {"a_better": self.a_better, "tie": self.tie, "b_better": self.b_better, "rewards": self.rewards}
 
     def _repr_html_(self) -> str:

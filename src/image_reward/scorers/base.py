@@ -130,6 +130,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
