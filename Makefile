@@ -57,7 +57,7 @@ check: $(READY)
 	$(BIN)/mypy integrations/comfyui/image_reward_nodes.py integrations/sdwebui/install.py integrations/sdwebui/scripts/image_reward_script.py
 	$(BIN)/lint-imports --no-cache
 
-# Trains the embedded model from nothing and measures it: about 40 minutes on two cores.
+# Trains the embedded model from nothing and measures it: about half an hour on two cores.
 MINI_PROCESSES ?= 2
 LAUNCH = OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(MINI_PROCESSES) -m image_reward.cli
 mini: $(READY)

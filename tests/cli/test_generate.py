@@ -181,6 +181,13 @@ def test_an_image_of_a_pipeline_for_videos(tmp_path: Path, run_json: Callable[..
         assert saved.size == (16, 16)
 
 
+def test_the_generator_in_the_package(tmp_path: Path, run_json: Callable[..., Any]) -> None:
+    arguments = ("--pipeline", "shapes-generator", "--model", "ImageReward-mini", "--device", "cpu", "--steps", "2", "--best-of", "2")
+    (row,) = run_json("generate", "a red circle", "--output", str(tmp_path), *arguments)["prompts"]
+    with Image.open(row["images"][0]["image"]) as saved:
+        assert saved.size == (64, 64)
+
+
 def test_what_a_pipeline_refuses(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a cat", "--pipeline", pipeline, "--output", str(tmp_path), *SMALL, "--height", "15"]) == 1
     assert error_of(capsys).startswith("StableDiffusionPipeline refused the call: `height` and `width` have to be divisible by")

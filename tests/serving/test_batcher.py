@@ -11,7 +11,7 @@ from clients import IMAGES, Gate
 
 import vision_language
 from conftest import tiny
-from image_reward.scorers import MODELS, ImageRewardScorer, Scorer, load
+from image_reward.scorers import MODELS, Ensemble, ImageRewardScorer, Reference, Scorer, load
 from image_reward.serving.batcher import Batcher, Group, Source, groups_of
 from image_reward.serving.errors import BusyError, RequestError
 
@@ -230,6 +230,20 @@ def test_several_models_are_asked_at_once(scorer: ImageRewardScorer) -> None:
     answer = run([scorer, other], lambda batcher: batcher.rewards((1, 0), groups(IMAGES, "a cat")))
     rewards = np.concatenate(answer.rewards, axis=1)
     np.testing.assert_allclose(rewards, [other.score("a cat", IMAGES), scorer.score("a cat", IMAGES)], rtol=0, atol=1e-5)
+
+
+def test_models_that_share_a_tower_encode_an_image_once(scorer: ImageRewardScorer) -> None:
+    ensemble = Ensemble({"tiny": scorer}, references={"tiny": Reference(0.5, 2.0, 9, "nine images")}).eval()
+
+    async def asked(batcher: Batcher) -> Any:
+        gate = Gate(scorer)
+        gate.open()
+        answer = await batcher.rewards((0, 1), groups(IMAGES, "a cat"))
+        return np.concatenate(answer.rewards, axis=1), sum(gate.sizes)
+
+    rewards, num_encoded = run([scorer, ensemble], asked)
+    assert num_encoded == len(IMAGES)
+    np.testing.assert_allclose(rewards, [scorer.score("a cat", IMAGES), ensemble.score("a cat", IMAGES)], rtol=0, atol=1e-5)
 
 
 def test_requests_for_different_models_are_in_different_batches(scorer: ImageRewardScorer) -> None:

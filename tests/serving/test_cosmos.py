@@ -137,3 +137,19 @@ class TestBusy:
         gate.open()
         assert refused.status_code == 429
         assert pull(client, name).status_code == 200
+
+
+class TestMemory:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(max_memory=3 * IMAGES.nbytes // 2)
+
+    def test_images_that_wait_count_although_their_request_is_answered(self, client: TestClient, scorer: ImageRewardScorer) -> None:
+        gate = Gate(scorer)
+        name = enqueue(client, payload()).json()["uuid"]
+        gate.wait()
+        refused = enqueue(client, payload())
+        gate.open()
+        assert (refused.status_code, refused.json()["error"]["message"]) == (429, "too many batches are in work")
+        assert pull(client, name).status_code == 200
+        until(lambda: enqueue(client, payload()).status_code == 200)

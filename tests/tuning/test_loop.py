@@ -118,7 +118,8 @@ def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert text in page
     assert "http" not in page.split("<body")[1].replace("http://www.w3.org", "")
     assert sorted(path.name for path in (tmp_path / "run/evaluations").iterdir()) == ["000000.png", "000003.png", "000006.png"]
-    assert Image.open(tmp_path / "run/evaluations/000006.png").size == (2 * 18 - 2, 2 * 18 - 2)
+    with Image.open(tmp_path / "run/evaluations/000006.png") as grid:
+        assert grid.size == (2 * 18 - 2, 2 * 18 - 2)
 
     card = (tmp_path / "run/lora/README.md").read_text()
     assert result.verdict in card

@@ -273,3 +273,19 @@ def test_the_layout_of_sdxl() -> None:
         kept = unet_call(network, side, 1)
         assert kept.plain / GIB == pytest.approx(plain, rel=0.1)
         assert kept.checkpointed / GIB == pytest.approx(checkpointed, rel=0.1)
+
+
+def test_half_precision_is_counted_as_the_loop_computes(scorer: ImageRewardScorer) -> None:
+    """Norms keep float32 under autocast; blocks that are checkpointed hand on half precision all the same."""
+    pipe, own = tiny_pipelines.build("stable_diffusion")
+    config = replace(CONFIG, **own)
+    whole, half, half_decoded_in_float32 = (
+        memory.estimate(replace(config, precision=precision), pipe=pipe, scorers={"a": scorer, "b": scorer})
+        for precision in ("fp32", "bf16", "fp16")
+    )
+    assert parts(half)["denoiser"] == parts(whole)["denoiser"] / 2
+    assert parts(half)["LoRA"] == parts(whole)["LoRA"]
+    assert whole.denoiser_call.checkpointed / 2 <= half.denoiser_call.checkpointed < whole.denoiser_call.checkpointed * 0.7  # the last norm
+    assert whole.denoiser_call.plain / 2 < half.denoiser_call.plain < whole.denoiser_call.plain * 1.1
+    assert half_decoded_in_float32.decoder.plain == pytest.approx(whole.decoder.plain, rel=0.05)
+    assert parts(half_decoded_in_float32)["VAE"] == parts(whole)["VAE"]

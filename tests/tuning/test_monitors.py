@@ -63,6 +63,22 @@ def test_a_hacked_run_is_stopped_early_and_the_last_good_weights_are_those_befor
     assert "is being exploited. The run was stopped" in verdict.sentence
 
 
+def test_a_collapse_to_one_image_is_stopped() -> None:
+    """As unguarded ReFL did on an early shapes generator: plain images, which keep their reward when they are mirrored and blurred."""
+    history = [
+        replace(
+            evaluation(10 * place, -1.19 + rise, 0.04, -1.19 + rise, -1.19 + rise),
+            rewards=tuple(value + rise for value in values(-1.19, 0.5, 0)),
+            distances=(distance,) * 16,
+        )
+        for place, (rise, distance) in enumerate([(0.0, 0.22), (0.12, 0.22), (0.35, 0.14), (0.28, 0.09), (0.33, 0.05), (0.33, 0.05)])
+    ]
+    assert stopped_at(history) == 40
+    verdict = judge(history[:5], THRESHOLDS)
+    assert "the distance between images of one prompt has fallen to 23%" in verdict.sentence
+    assert verdict.last_good == 20
+
+
 def test_a_healthy_run_goes_on() -> None:
     history = towards(REAL)
     assert stopped_at(history) is None
@@ -77,10 +93,10 @@ def test_a_run_that_changes_nothing_goes_on_and_is_said_to() -> None:
     assert "has not changed beyond chance" in judge(history, THRESHOLDS).sentence
 
 
-def test_a_fallen_reward_is_no_sign() -> None:
+def test_a_fallen_reward_is_no_sign_and_is_not_kept() -> None:
     history = [evaluation(0, **UNTUNED), evaluation(10, **(UNTUNED | {"reward": -3.0, "margin": -2.0}))]
     verdict = judge(history, THRESHOLDS)
-    assert verdict.signs == ()
+    assert (verdict.signs, verdict.last_good) == ((), 0)
     assert verdict.sentence.startswith("The reward fell from")
 
 

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from image_reward.comparisons.shapes import prompt_specs
 from image_reward.tuning import load_pipeline
 from image_reward.tuning.pipelines import PACKAGED, SHAPES_GENERATOR
-from image_reward.tuning.shapes_generator import MAX_TOKENS, ShapesGenerator, build, held_out_points, tokenizer
+from image_reward.tuning.shapes_generator import MAX_TOKENS, ShapesGenerator, build, held_out_points, parts, tokenizer
 
 FOLDER = PACKAGED[SHAPES_GENERATOR]
 MAX_BYTES = 8_000_000
@@ -42,11 +42,12 @@ def test_diffusers_alone_loads_it(pipe: Any) -> None:
     assert isinstance(alone.text_encoder, CLIPTextModel)
     assert isinstance(alone.tokenizer, CLIPTokenizer)
     assert isinstance(alone.scheduler, diffusers.DDIMScheduler)
-    assert {weight.dtype for weight in alone.unet.parameters()} == {torch.float32}
+    weights = [weight for part in parts(alone).values() for weight in part.parameters()]
+    assert {weight.dtype for weight in weights} == {torch.float32}
     alone.set_progress_bar_config(disable=True)
     made = image(alone, "a red circle", 0)
     assert made.shape == (64, 64, 3)
-    assert np.array_equal(made, image(pipe, "a red circle", 0))
+    assert np.abs(made.astype(int) - image(pipe, "a red circle", 0)).max() <= 1  # memory that is aligned otherwise rounds otherwise
 
 
 def test_it_is_small() -> None:
@@ -98,7 +99,7 @@ def test_making_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diffusers.UNet2DConditionModel.load_config(tmp_path / "unet")["block_out_channels"] == [16, 16]
 
     again = tmp_path / "again"
-    ShapesGenerator(**(vars(config) | {"output": again, "start": tmp_path, "autoencoder_steps": 0, "lr": 0.0})).run()
+    ShapesGenerator(**(vars(config) | {"output": again, "continue_from": tmp_path, "autoencoder_steps": 0, "lr": 0.0})).run()
     for part in ("vae", "unet"):
         before, after = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for folder in (tmp_path, again))
         assert all(torch.equal(after[name], weight) for name, weight in before.items())

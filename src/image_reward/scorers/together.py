@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from image_reward.images import ImageLike, ImageOptions, ImageTransform, open_image, unique_images
 from image_reward.prompts import check_prompts, long_prompt_warnings_suppressed
-from image_reward.scorers.base import Processor, Scorer, check_finite, joined, keys_of, prompts_for, score_rows
+from image_reward.scorers.base import Processor, Scorer, check_finite, keys_of, prompts_for, score_rows
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer, distinct, process_together
 
 Prepare = Processor[Any] | Callable[[Sequence[str], Sequence[ImageLike]], Any]
@@ -177,10 +177,6 @@ class CompositeBatch:
 
     def select(self, rows: Sequence[int]) -> CompositeBatch:
         return CompositeBatch([part.select(rows) for part in self.parts])
-
-    def join(self, others: Sequence[CompositeBatch]) -> CompositeBatch | None:
-        parts = [joined(list(own)) for own in zip(self.parts, *(other.parts for other in others), strict=True)]
-        return None if any(part is None for part in parts) else CompositeBatch(parts)
 
     def keys(self) -> list[Hashable] | None:
         parts = [keys_of(part) for part in self.parts]

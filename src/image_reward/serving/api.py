@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from image_reward.serving.errors import RequestError, invalid
+from image_reward.serving.errors import invalid
 from image_reward.serving.forms import Form, parse_form, parse_json
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
@@ -275,6 +275,3 @@ async def models(request: Request) -> JSONResponse:
             },
         }
     )
-
-
-__all__ = ["ERRORS", "RequestError", "read", "rewards_of_one_prompt", "router", "validated"]

@@ -131,7 +131,7 @@ class Batcher:
             processors = self._models((number,))
             side = max(options_of(processor).min_side for processor in processors) + 1
             batches = prepare_together(processors, ["grey"], [Image.new("RGB", (side, side), (128, 128, 128))])
-            self._can_join[number] = joined([batches[0], batches[0]]) is not None and all(joined([b, b]) is not None for b in batches)
+            self._can_join[number] = all(joined([batch, batch]) is not None for batch in batches)
             with inference():
                 rewards_together([scorer], batches)
 

@@ -13,6 +13,7 @@ import math
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,16 +46,25 @@ class _Job:
 class Jobs:
     """What was enqueued and not yet forgotten: finished ones go after an hour, and the oldest where there are too many."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._num_bytes = 0  # of images that wait, whose requests have been answered
 
-    def add(self, job: _Job) -> str:
+    def start(self, job: _Job, num_bytes: int, work: Callable[[], Coroutine[Any, Any, NDArray[np.float32]]]) -> str:
+        """The name of a job, which is in work from now on. Raises ``BusyError``."""
         self._forget()
-        if len(self._jobs) >= _MOST_RESULTS:
-            raise BusyError(f"{_MOST_RESULTS} batches are in work", 5)
+        if len(self._jobs) >= _MOST_RESULTS or self._num_bytes + num_bytes > self._max_bytes:
+            raise BusyError("too many batches are in work", 5)
         name = str(uuid.uuid4())
         self._jobs[name] = job
+        self._num_bytes += num_bytes
+        job.task = asyncio.create_task(work())
+        job.task.add_done_callback(lambda _: self._end(num_bytes))
         return name
+
+    def _end(self, num_bytes: int) -> None:
+        self._num_bytes -= num_bytes
 
     def get(self, name: str) -> _Job | None:
         return self._jobs.get(name)
@@ -69,7 +79,7 @@ class Jobs:
 
 def _jobs(request: Request) -> Jobs:
     if not hasattr(request.app.state, "cosmos_jobs"):
-        request.app.state.cosmos_jobs = Jobs()
+        request.app.state.cosmos_jobs = Jobs(request.app.state.service.limits.max_memory)
     jobs: Jobs = request.app.state.cosmos_jobs
     return jobs
 
@@ -127,8 +137,7 @@ async def enqueue(request: Request) -> JSONResponse:
         "max": f"{float(images.max()):.3f}",
     }
     job = _Job(list(rewards), info)
-    name = _jobs(request).add(job)
-    job.task = asyncio.create_task(_score(service, job, models, prompts, images))
+    name = _jobs(request).start(job, images.nbytes, lambda: _score(service, job, models, prompts, images))
     return JSONResponse({"uuid": name})
 
 

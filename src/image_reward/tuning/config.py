@@ -140,11 +140,13 @@ class Tuning(Recipe):
     auto_stop: bool = True
     """Stop where the reward rises and what should rise with it does not."""
     least_rise: float = 0.25
-    """Monitors judge when the reward has risen by this, in standard deviations of the untuned rewards, and by two standard errors."""
+    """Monitors judge when the reward has risen by this, in standard deviations of the untuned rewards, and beyond chance."""
     least_margin_share: float = 0.3
     """Of the reward's rise, what the prompt margin has to rise by."""
     least_robust_share: float = 0.6
     """Of the reward's rise, what the rewards of mirrored and of blurred images have to rise by."""
+    least_distance_share: float = 0.5
+    """Of the distance between images of one prompt, what has to be left."""
     patience: int = 2
     """Evaluations in a row with signs of over-optimisation after which the run stops."""
     save_every: int = 50
@@ -186,6 +188,7 @@ class Tuning(Recipe):
             ("ema", True),
             ("least_margin_share", False),
             ("least_robust_share", False),
+            ("least_distance_share", False),
         ):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below and value == 1):

@@ -115,7 +115,7 @@ def tune(
         folder = RunFolder(Address.parse(config.output).local, config)
     if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
-        return TuningResult(**result)
+        return TuningResult(**result | {"watched": {name: tuple(means) for name, means in result["watched"].items()}})
     data = TuningPrompts.of(config, prompts, held_out)
     with ExitStack() as stack:
         run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
@@ -510,7 +510,7 @@ class _Run:
             evaluation, pixels = self._evaluation(state.step)
             self.history.append(evaluation)
             verdict = self.verdict()
-            if not verdict.signs:
+            if verdict.last_good == state.step:
                 state.kept_step = state.step
                 self._keep_weights()
         state.stopped = verdict.stop and self.config.auto_stop
@@ -556,7 +556,9 @@ class _Run:
 
     def verdict(self) -> Verdict:
         config = self.config
-        limits = Thresholds(config.least_rise, config.least_margin_share, config.least_robust_share, config.patience)
+        limits = Thresholds(
+            config.least_rise, config.least_margin_share, config.least_robust_share, config.least_distance_share, config.patience
+        )
         return monitors.judge(self.history, limits, self.trusted)
 
     def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:

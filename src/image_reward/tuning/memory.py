@@ -13,7 +13,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -182,7 +182,10 @@ def estimate(
         chosen = Rollout(config.denoising_steps, frozenset({config.denoising_steps - 1}))
     else:
         chosen = methods.rollout(config, random.Random(config.seed))
-    calls = measured_calls(meta, [prompt] * config.micro_images, chosen, **arguments)
+    if config.precision == "fp16":
+        nn.Module.to(meta.vae, torch.float32)  # as the loop has it
+    autocast = None if config.precision == "fp32" else dtype
+    calls = measured_calls(meta, [prompt] * config.micro_images, chosen, autocast, **arguments)
     prompts_per_image = 2 if config.margin_weight else 1
     tuned_with, watched = (
         [each for name in names for each in _scorer_memory((scorers or {}).get(name, name), calls.images, prompts_per_image)]
@@ -365,8 +368,10 @@ class Calls:
     """[B, 3, H, W]"""
 
 
-def measured_calls(pipe: Any, prompts: Sequence[str], rollout: Rollout, **call_arguments: Any) -> Calls:
-    """Run a pipeline that ``meta_pipeline`` made, and count what its networks would keep."""
+def measured_calls(
+    pipe: Any, prompts: Sequence[str], rollout: Rollout, autocast: torch.dtype | None = None, **call_arguments: Any
+) -> Calls:
+    """Run a pipeline that ``meta_pipeline`` made, and count what its networks would keep. ``autocast``: the dtype of the loop's, if any."""
     calls = Calls([], Kept(0, 0, 0))
     seen: dict[Any, Any] = {}
 
@@ -377,7 +382,7 @@ def measured_calls(pipe: Any, prompts: Sequence[str], rollout: Rollout, **call_a
             active = torch.is_grad_enabled()
             key = (id(network), active, *_shapes((args, kwargs)))
             if key not in seen:
-                seen[key] = counted(network, forward, args, kwargs, active)
+                seen[key] = counted(network, forward, args, kwargs, active, autocast)
             kept, output = seen[key]
             if active:
                 calls.active.append(kept)
@@ -386,7 +391,10 @@ def measured_calls(pipe: Any, prompts: Sequence[str], rollout: Rollout, **call_a
         return counted_call
 
     def decode(*args: Any, **kwargs: Any) -> Any:
-        calls.decoder, output = counted(pipe.vae, original, args, kwargs, True)
+        in_float32 = pipe.vae.dtype == torch.float32
+        if in_float32:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.float(), (args, kwargs))
+        calls.decoder, output = counted(pipe.vae, original, args, kwargs, True, None if in_float32 else autocast)
         shape = output[0].shape
         calls.images = (shape[0], 3, *shape[-2:])  # a video of one frame is an image
         return _with_numbers(output, True)
@@ -413,15 +421,17 @@ def measured_calls(pipe: Any, prompts: Sequence[str], rollout: Rollout, **call_a
     return calls
 
 
-def counted(network: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any, active: bool) -> tuple[Kept, Any]:
+def counted(
+    network: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any, active: bool, autocast: torch.dtype | None = None
+) -> tuple[Kept, Any]:
     """What a call keeps without and with checkpointing, and its output on the meta device."""
     own = storages(network)
     args, kwargs = tree_map_only(Tensor, _without_numbers, (args, kwargs))
-    with torch.device("meta"):
+    with torch.device("meta"), _FlashAttention(), nullcontext() if autocast is None else _Autocast(autocast):
         if not active:
-            with torch.no_grad(), _FlashAttention():
+            with torch.no_grad():
                 return Kept(0, 0, 0), call(*args, **kwargs)
-        with saved_tensors(own) as plain, _FlashAttention():
+        with saved_tensors(own) as plain:
             output = call(*args, **kwargs)
         if not getattr(network, "_supports_gradient_checkpointing", False):
             return Kept(plain.num_bytes, plain.num_bytes, 0), output
@@ -439,7 +449,7 @@ def counted(network: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
 
         network.enable_gradient_checkpointing(recompute_later)  # type: ignore[operator]
         try:
-            with saved_tensors(own) as kept, _FlashAttention():
+            with saved_tensors(own) as kept:
                 call(*args, **kwargs)
         finally:
             network.disable_gradient_checkpointing()  # type: ignore[operator]
@@ -486,6 +496,34 @@ class _FlashAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             values = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
             return _Attention.apply(values["query"], values["key"], values["value"])
+        return func(*args, **(kwargs or {}))
+
+
+_IN_HALF = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.scaled_dot_product_attention,
+    torch.matmul,
+    torch.bmm,
+    torch.baddbmm,
+    Tensor.matmul,
+    Tensor.__matmul__,
+}
+_IN_FLOAT32 = {F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax}
+
+
+class _Autocast(TorchFunctionMode):
+    """Casts as ``torch.autocast`` does on CUDA: norms keep their inputs in float32. There is none for the meta device."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        dtype = self.dtype if func in _IN_HALF else torch.float32 if func in _IN_FLOAT32 else None
+        if dtype is not None:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, (args, kwargs))
         return func(*args, **(kwargs or {}))
 
 

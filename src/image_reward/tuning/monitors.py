@@ -66,6 +66,7 @@ class Thresholds:
     least_rise: float = 0.25
     least_margin_share: float = 0.3
     least_robust_share: float = 0.6
+    least_distance_share: float = 0.5
     patience: int = 2
 
 
@@ -83,7 +84,7 @@ class Verdict:
     stop: bool
     """Whether the last ``patience`` evaluations all had signs of over-optimisation."""
     last_good: int
-    """The step of the last evaluation without such signs."""
+    """The step of the last evaluation without such signs, whose reward has not fallen."""
     signs: tuple[str, ...]
     """Of the last evaluation, each in words."""
     sentence: str
@@ -93,15 +94,16 @@ def judge(history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), 
     """Judge a run by its evaluations, the first of which is that of the untuned generator.
 
     An evaluation is a bad one where the reward has risen and half or more of the watched scorers have fallen, by more than two standard
-    errors of the paired differences. Without scorers to watch, it is bad where most of the other signs agree: the prompt margin has not
-    risen by its share of the reward's rise, or the rewards of mirrored or blurred images have not. The run stops after ``patience`` bad
-    evaluations in a row.
+    errors of the paired differences. Without scorers to watch, it is bad where two of the other signs agree: the prompt margin has not
+    risen by its share of the reward's rise; the rewards of mirrored images have not; those of blurred images have not; the images of a
+    prompt have become alike. The run stops after ``patience`` bad evaluations in a row.
 
     ``trusted``: the watched scorers that count, all by default. One that sees images through the reward's own tower may be fooled with it.
     """
     bad = [_signs(history[0], each, thresholds, trusted) for each in history]
     in_a_row = sum(1 for _ in takewhile(bool, reversed(bad)))
-    last_good = history[len(history) - 1 - in_a_row].step
+    fallen = [(rise := change(history[0].rewards, each.rewards)).mean < -2 * rise.error for each in history]
+    last_good = [each.step for each, signs, worse in zip(history, bad, fallen, strict=True) if not (signs or worse)][-1]
     stop = in_a_row >= thresholds.patience
     return Verdict(stop, last_good, bad[-1], _sentence(history, bad[-1], stop, last_good))
 
@@ -109,7 +111,7 @@ def judge(history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), 
 def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted: Sequence[str] | None) -> tuple[str, ...]:
     """The signs of over-optimisation, in words; none where they are too few to be sure."""
     rise = change(untuned.rewards, now.rewards)
-    if rise.mean <= max(thresholds.least_rise * deviation(untuned.rewards), 2 * rise.error):
+    if rise.mean <= max(thresholds.least_rise * deviation(untuned.rewards), _ONE_SIDED * rise.error):
         return ()
     watched = [name for name in now.watched if trusted is None or name in trusted]
     if watched:
@@ -128,9 +130,14 @@ def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted
         num_checks += 1
         own = change(before, after)
         risen = own.mean + added * rise.mean  # mirrored and blurred are held as differences from the reward
-        if risen + 2 * own.error < share * rise.mean:
+        if risen < share * rise.mean:
             signs.append(f"{name} risen by only {risen:.3g}" if risen > 0 else f"{name} fallen by {-risen:.3g}")
-    return tuple(signs) if 2 * len(signs) > num_checks else ()
+    if untuned.distances and now.distances:
+        num_checks += 1
+        left = mean(now.distances) / max(mean(untuned.distances), 1e-9)
+        if left < thresholds.least_distance_share:
+            signs.append(f"the distance between images of one prompt has fallen to {left:.0%}")
+    return tuple(signs) if len(signs) >= min(2, num_checks) else ()
 
 
 def _sentence(history: Sequence[Evaluation], signs: Sequence[str], stop: bool, last_good: int) -> str:
@@ -175,6 +182,7 @@ def change(before: Sequence[float], after: Sequence[float]) -> Change:
     return Change(mean(differences), deviation(differences) / math.sqrt(len(differences) - 1))
 
 
+_ONE_SIDED = 1.645  # standard errors: a rise by chance is as large once in twenty times
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 

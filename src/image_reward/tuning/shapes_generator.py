@@ -15,6 +15,7 @@ rounding only.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -53,7 +54,7 @@ class ShapesGenerator:
     """Train the shapes generator from nothing and save it as a folder of diffusers."""
 
     output: Path = Path("runs/shapes-generator")
-    start: Path | None = None
+    continue_from: Path | None = None
     """The folder of an earlier run, to train its networks on; --autoencoder-steps 0 leaves the autoencoder as it is."""
     seed: int = 0
     num_images: int = 24_000
@@ -83,7 +84,7 @@ class ShapesGenerator:
     def run(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
-        pipe = build(self.widths) if self.start is None else load_pipeline(self.start, device="cpu")
+        pipe = build(self.widths) if self.continue_from is None else load_pipeline(self.continue_from, device="cpu")
         if self.autoencoder_steps:
             train_autoencoder(pipe, self)
         train_denoiser(pipe, self)
@@ -349,9 +350,12 @@ def token_ids(words: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def save(pipe: Any, folder: Path) -> None:
-    """In float16, which halves the files; ``load_pipeline`` computes in float32 all the same."""
+    """In float16, which halves the files; it is loaded as float32 all the same."""
     halved = {name: deepcopy(part).half() for name, part in parts(pipe).items()}
     type(pipe)(**(pipe.components | halved), requires_safety_checker=False).save_pretrained(folder)
+    # Without a dtype, diffusers loads float32, but transformers what its configuration says, and the two would not fit.
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def parts(pipe: Any) -> dict[str, nn.Module]:
