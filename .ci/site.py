@@ -1,7 +1,7 @@
 """What `make docs` makes besides the pages in docs/: a hook of MkDocs.
 
-The reference comes from docstrings and from the commands' own help, notebooks and integrations from their files, and a file of the repository that
-a page links to becomes a page. A public name without a docstring is a warning, which ends a strict build.
+The reference comes from docstrings and from the commands' own help, notebooks and integrations from their files, and a file of the
+repository that a page links to becomes a page. A public name without a docstring is a warning, which ends a strict build.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every code block of README.md and docs/: run as it stands where that is possible, with the small model in place of those of the hub.
 
-``NOT_RUN`` lists the blocks and commands that are not, with the reason; Python among them must compile, and commands of this package are read by
-the real command line all the same. Output that a console session shows must be output of the commands in it.
+``NOT_RUN`` lists the blocks and commands that are not, with the reason; Python among them must compile, and commands of this package are
+read by the real command line all the same. Output that a console session shows must be output of the commands in it.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def smaller(code: str) -> str:
 
 @pytest.mark.filterwarnings("default")  # the libraries' own
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.page == page for b in PYTHON)], ids=lambda page: page.stem)
-def test_python(page: Path, here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_python(page: Path) -> None:
     namespace: dict[str, Any] = {}
     for block in PYTHON:
         if block.page != page:
