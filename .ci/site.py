@@ -69,7 +69,7 @@ def on_files(files: Any, config: Any) -> Any:
             generated.setdefault(_page_of(target), _file_page(target))
     for uri, content in generated.items():
         file = File.generated(config, uri, content=content)
-        if uri.startswith(("files/", "reference/python/")):
+        if uri.startswith("files/"):
             file.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(file)
     return files
