@@ -143,11 +143,12 @@ def _command(command: list[str], level: int) -> list[str]:
     parts = [f"{'#' * level} image-reward {' '.join(command)}", f"```text\n{usage}\n```", description]
     for title, entries in panels:
         if title == "subcommands":
-            for name, _ in entries:
-                parts += _command([*command, name], level + 1)
             continue
         rows = [f"`{name}`\n:   {_text(text)}" for name, text in entries if not name.startswith("-h")]
         parts += [f"**{title.capitalize()}**", "\n\n".join(rows)] if rows else []
+    subcommands = re.search(r"\[-h\] \{([\w,-]+)\}", usage) if any(title == "subcommands" for title, _ in panels) else None
+    for name in subcommands[1].split(",") if subcommands else ():
+        parts += _command([*command, name], level + 1)
     return parts
 
 
@@ -160,11 +161,11 @@ def _help(command: list[str]) -> tuple[str, str, list[tuple[str, list[tuple[str,
     """Usage, description, and the options by group, of the help of a command."""
     from image_reward.cli import main
 
-    printed = io.StringIO()
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)  # of another encoding, the boxes would be drawn in ASCII
     wide = mock.patch.dict(os.environ, {"COLUMNS": "2000", "NO_COLOR": "1"})
     with wide, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*command, "--help"])
-    head, *boxes = re.split(r"^╭─ ", printed.getvalue(), flags=re.MULTILINE)
+    head, *boxes = re.split(r"^╭─ ", printed.buffer.getvalue().decode(), flags=re.MULTILINE)
     usage, _, description = head.strip().partition("\n\n")
     panels = []
     for box in boxes:
