@@ -1,4 +1,4 @@
-# make demo | serve | test | check | test-full | test-lowest | test-hosts | mini | tiny-generator | tune-demo | dist | format.
+# make demo | serve | test | check | docs | test-full | test-lowest | test-hosts | mini | tiny-generator | tune-demo | dist | format.
 # Each does its own set-up in .venv; set VENV to use another place.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,8 +6,9 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CORE_READY = $(VENV)/.ready-core
 SERVE_READY = $(VENV)/.ready-serve
+DOCS_READY = $(VENV)/.ready-docs
 
-.PHONY: test test-full test-lowest test-hosts check demo serve mini tiny-generator tune-demo dist format clean
+.PHONY: test test-full test-lowest test-hosts check docs demo serve mini tiny-generator tune-demo dist format clean
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
@@ -57,6 +58,11 @@ check: $(READY)
 	$(BIN)/mypy integrations/comfyui/image_reward_nodes.py integrations/sdwebui/install.py integrations/sdwebui/scripts/image_reward_script.py
 	$(BIN)/lint-imports --no-cache
 
+# The documentation as a site in build/docs. A broken link or a public name without a docstring ends it.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo build/docs/index.html
+
 # Trains the embedded model from nothing and measures it: about half an hour on two cores.
 MINI_PROCESSES ?= 2
 LAUNCH = OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(MINI_PROCESSES) -m image_reward.cli
@@ -93,6 +99,10 @@ $(CORE_READY): pyproject.toml constraints.txt
 $(SERVE_READY): $(CORE_READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
 	touch $(SERVE_READY)
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $(DOCS_READY)
 
 $(READY): $(CORE_READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

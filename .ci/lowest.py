@@ -20,7 +20,7 @@ project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
 extras = {
     name: requirements
     for name, requirements in project["optional-dependencies"].items()
-    if name not in ("export", "int8", "tune", "test", "dev")
+    if name not in ("export", "int8", "tune", "test", "dev", "docs")
 }
 declared = {}
 for requirement in [*project["dependencies"], *(line for lines in extras.values() for line in lines)]:

@@ -45,10 +45,7 @@ def test_json_holds_ranks_and_rewards_alone() -> None:
     assert Ranking.from_rewards([0.0, 1.0], ["a.png", "b.png"]).as_dict() == {"ranking": [2, 1], "rewards": [0.0, 1.0]}
 
 
-def test_notebooks_show_tables_with_names_escaped() -> None:
-    html = Ranking.from_rewards([0.0, 1.0], ["<b>.png", b"bytes"])._repr_html_()
-    assert "<td>1</td><td>[1]</td><td>+1.0000</td>" in html
-    assert "<td>2</td><td>&lt;b&gt;.png</td><td>+0.0000</td>" in html
-    html = Preference(0.5, 0.25, 0.25, (1.0, 0.5))._repr_html_()
-    assert "<td>first is better</td><td>50.0 %</td>" in html
-    assert html.count("<tr>") == 4
+def test_json_of_a_preference_has_no_images() -> None:
+    preference = Preference(0.5, 0.25, 0.25, (1.0, 0.5), ("a.png", b"bytes"))
+    assert preference.as_dict() == {"a_better": 0.5, "tie": 0.25, "b_better": 0.25, "rewards": (1.0, 0.5)}
+    assert preference == Preference(0.5, 0.25, 0.25, (1.0, 0.5))

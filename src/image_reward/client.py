@@ -195,7 +195,7 @@ class Client:
     def _compare(self, call: _Call, prompt: str, a: Any, b: Any) -> Preference:
         _check_prompts([prompt])
         answer = self._post(call, "/v1/compare", [("prompt", prompt), ("a", encoded(a)), ("b", encoded(b))])
-        return Preference(answer["a_better"], answer["tie"], answer["b_better"], tuple(answer["rewards"]))
+        return Preference(answer["a_better"], answer["tie"], answer["b_better"], tuple(answer["rewards"]), (a, b))
 
     def _description(self, call: _Call) -> dict[str, Any]:
         if self._described is None:
@@ -334,6 +334,7 @@ class AsyncClient:
 
     @property
     def model(self) -> str | None:
+        """The name of the model, if one was chosen."""
         return self._client.model
 
     async def name(self) -> str:

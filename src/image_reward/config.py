@@ -103,10 +103,12 @@ class ScorerConfig:
             raise CheckpointError(f"max_tokens must be from 3 to the network's {self.network.max_positions}, not {self.max_tokens}")
 
     def to_json(self) -> str:
+        """The text of a ``config.json``."""
         return json.dumps({"format": "image-reward", "version": 1} | asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ScorerConfig:
+        """From the text of a ``config.json``; ``source`` names it in errors. Raises ``CheckpointError``."""
         return cls.from_values(parse_json(text, source), source)
 
     @classmethod

@@ -39,6 +39,7 @@ class PairCounts(NamedTuple):
 
     @property
     def untied(self) -> int:
+        """Pairs that the annotators put in an order."""
         return self.correct + self.wrong + self.predicted_ties
 
 

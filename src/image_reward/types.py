@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from html import escape
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal, get_args, overload
 
 LONGEST_PROMPT = 200_000
@@ -113,6 +113,7 @@ class Ranking(Sequence[RankedImage]):
         return self[:k]
 
     def as_dict(self) -> dict[str, Any]:
+        """Ranks and rewards for JSON, without the images."""
         return {"ranking": self.ranking, "rewards": self.rewards}
 
     def __len__(self) -> int:
@@ -135,20 +136,12 @@ class Ranking(Sequence[RankedImage]):
         return RankedImage(self.ranking[index], self.rewards[index], self.images[index] if self.images else None, index)
 
     def _repr_html_(self) -> str:
-        """For notebooks: a table, best first."""
-        rows = [(str(item.rank), _name(item), f"{item.reward:+.4f}") for item in self]
-        return _table(("rank", "image", "reward"), rows)
+        """For notebooks: the images with their rewards, best first."""
+        return _displays().ranking_html(self)
 
 
-def _name(item: RankedImage) -> str:
-    return os.fspath(item.image) if isinstance(item.image, str | os.PathLike) else f"[{item.index}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line("th", head) + "".join(line("td", row) for row in rows) + "</table>"
+def _displays() -> Any:
+    return import_module("image_reward.displays")  # it opens images, of which records know nothing, and is above this module
 
 
 @dataclass(frozen=True)
@@ -183,11 +176,13 @@ class Preference:
     """Probability in [0, 1] that annotators prefer the second image."""
     rewards: tuple[float, float]
     """The rewards of the two images."""
+    images: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    """The two images as they were passed; empty if they are not known."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Probabilities and rewards for JSON, without the images."""
+        return {"a_better": self.a_better, "tie": self.tie, "b_better": self.b_better, "rewards": self.rewards}
 
     def _repr_html_(self) -> str:
-        """For notebooks: a table."""
-        outcomes = {"first is better": self.a_better, "tie": self.tie, "second is better": self.b_better}
-        return _table(("outcome", "probability"), [(outcome, f"{100 * share:.1f} %") for outcome, share in outcomes.items()])
+        """For notebooks: the two images with the probabilities of each outcome."""
+        return _displays().preference_html(self)

@@ -90,6 +90,7 @@ class Audit:
         return not any(finding.level == "error" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         files = [asdict(file) | {"tie_rate": file.tie_rate} for file in self.files]
         return {"sound": self.sound, "images_opened": self.images_opened, "files": files, "findings": [asdict(f) for f in self.findings]}
 

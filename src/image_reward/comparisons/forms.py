@@ -74,6 +74,7 @@ class Record:
 
     @classmethod
     def of(cls, comparison: Comparison) -> Record:
+        """A record of a comparison that comes from no file."""
         return cls(f"id {comparison.id}", comparison)
 
 

@@ -128,6 +128,7 @@ class SceneObject:
     """None where a prompt leaves it open; never None in a scene."""
 
     def describe(self, count: int = 1) -> str:
+        """As the prompt names it: "a small red circle", "three small red circles"."""
         words = " ".join(word for word in (self.size, self.colour, self.shape) if word)
         if count == 1:
             return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
@@ -146,6 +147,7 @@ class PromptSpec:
 
     @property
     def prompt(self) -> str:
+        """The prompt in words."""
         text = self.objects[0].describe(self.count)
         if self.relation:
             text += f" {self.relation} {self.objects[1].describe()}"

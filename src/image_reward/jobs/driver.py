@@ -58,6 +58,7 @@ class Progress:
     """Ready and not yet let go."""
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "rows": self.num_rows,
             "total": self.total,

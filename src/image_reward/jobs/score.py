@@ -68,6 +68,7 @@ class JobResult:
     """The one file of all rows, if it was asked for."""
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 

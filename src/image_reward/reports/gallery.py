@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from image_reward.addresses import Address, PathLike
+from image_reward.displays import Picture, picture
 
 if TYPE_CHECKING:
     from image_reward.images import ImageLike
     from image_reward.scorers.distribution import RewardRow
 
 _LONGEST_SIDE = 640  # px: sharp on a phone, and a hundred images stay below ten megabytes
-_ENLARGED_BELOW = 160  # px: smaller images are shown with their pixels, not blurred
 
 
 @dataclass(frozen=True)
@@ -52,36 +49,12 @@ def write_text(path: PathLike, text: str) -> None:
     address.write(text.encode(errors="backslashreplace"))  # a file's name may be no text at all
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image as a page carries it."""
-
-    url: str
-    small: bool
-    """So small that its pixels are to be seen as they are."""
-
-
-def picture(source: ImageLike) -> Picture:
-    """An image, turned upright and made small enough for a page of a hundred. Raises ``ImageReadError`` as ``open_image`` does."""
-    image = _thumbnail(source)
-    return Picture(_data_url(image), max(image.size) < _ENLARGED_BELOW)
+def gallery_picture(source: ImageLike) -> Picture:
+    """An image as a page of a hundred carries it. Raises ``ImageReadError`` as ``open_image`` does."""
+    return picture(source, _LONGEST_SIDE)
 
 
 def _card(row: RewardRow) -> _Card:
     percentile = row.distribution.percentile(row.reward) if row.distribution else None
     words = row.distribution.in_words(row.reward) if row.distribution else ""
-    return _Card(Address.parse(row.image).name, row.reward, picture(row.image), percentile, words)
-
-
-def _thumbnail(source: ImageLike) -> Image.Image:
-    from image_reward.images import ImageOptions, open_image  # PyTorch, which a report without images does not need
-
-    image = open_image(source, ImageOptions(orient=True, allow_truncated=True, max_pixels=None))
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return image.convert("RGBA" if image.mode in ("RGBA", "LA") else "RGB")
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=86)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _Card(Address.parse(row.image).name, row.reward, gallery_picture(row.image), percentile, words)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from image_reward.addresses import Address, PathLike
 from image_reward.errors import InputError
 from image_reward.reports.document import Block, Grid, Plot, Report
-from image_reward.reports.gallery import picture, render_template, write_text
+from image_reward.reports.gallery import gallery_picture, render_template, write_text
 from image_reward.reports.plots import COLOURS, ON_DARK, to_svg
 
 
@@ -62,7 +62,7 @@ def _on_page(block: Block, prefix: str) -> tuple[str, Any]:
         width = _NATURAL * block.figure.get_figwidth()
         sizes = {"narrowest": round(_NARROWEST * width), "widest": round(_WIDEST * width)}
         return "plot", {"title": block.title, "caption": block.caption, "svg": _svg(block, prefix), **sizes}
-    cards = [{"picture": picture(card.image), "title": card.title, "lines": card.lines} for card in block.cards]
+    cards = [{"picture": gallery_picture(card.image), "title": card.title, "lines": card.lines} for card in block.cards]
     return "cards", {"title": block.title, "caption": block.caption, "cards": cards}
 
 

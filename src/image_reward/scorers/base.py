@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from image_reward.config import TieConfig
+from image_reward.displays import properties_html
 from image_reward.errors import ImageReadError, InputError, RewardError
 from image_reward.images import ImageLike, unique_images
 from image_reward.metrics import win_probability
@@ -104,12 +106,31 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
     def __repr__(self) -> str:
         """One line, where a module would print all of its parts; those of its networks print as ever."""
+        dtype, num_parameters = self._weights()
+        return f"{type(self).__name__}({self.name!r}, {self.device}, {dtype}, {num_parameters:,} parameters)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of what the scorer is and how its rewards are to be read."""
+        dtype, num_parameters = self._weights()
+        tie = f"{self.tie.model}, {self.tie.parameter:.4g}" if self.tie else "not modelled"
+        rows = {
+            "kind": type(self).__name__,
+            "device": str(self.device),
+            "dtype": dtype,
+            "parameters": f"{num_parameters:,}",
+            "reads the prompt": "yes" if self.reads_prompt else "no",
+            "ties": tie,
+        }
+        return properties_html(self.name, rows.items())
+
+    def _weights(self) -> tuple[str, int]:
+        """Their dtype and their number."""
         weights = list(self.parameters())
-        dtype = str(weights[0].dtype).removeprefix("torch.") if weights else "no weights"
-        return f"{type(self).__name__}({self.name!r}, {self.device}, {dtype}, {sum(p.numel() for p in weights):,} parameters)"
+        return str(weights[0].dtype).removeprefix("torch.") if weights else "no weights", sum(weight.numel() for weight in weights)
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
@@ -193,7 +214,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
         Bradley-Terry in the raw units of the head, or with a fitted tie parameter Davidson's or Rao and Kupper's model: the formulas are
         those of ``metrics.win_probability``.
         """
-        return self.preference(*self._score_pairs([prompt, prompt], [a, b]))
+        return replace(self.preference(*self._score_pairs([prompt, prompt], [a, b])), images=(a, b))
 
     def preference(self, a: float, b: float) -> Preference:
         """What ``compare`` says of two rewards."""

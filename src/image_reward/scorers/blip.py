@@ -111,6 +111,7 @@ class BlipMatchingScorer(CrossEncoderScorer):
 
     @property
     def blip(self) -> Blip:
+        """The towers."""
         return self.network.blip
 
     @blip.setter

@@ -155,12 +155,14 @@ class ImageReward(ImageRewardScorer):
 
     @classmethod
     def of(cls, network: ImageRewardNetwork, config: ScorerConfig, **options: Any) -> Any:
+        """Around a network that exists."""
         model = cls.__new__(cls)
         ImageRewardScorer.__init__(model, network, config, **options)
         return model
 
     @classmethod
     def new_network(cls, config: ScorerConfig, name: str) -> ImageRewardNetwork:
+        """The network with its parts under their names of 1.5."""
         return ImageRewardNetwork(config.network, BLIP_Pretrain.of(config.network, name, config.vocabulary), MLP.of(config.network))
 
     @property  # type: ignore[override]
@@ -174,6 +176,7 @@ class ImageReward(ImageRewardScorer):
 
     @property  # type: ignore[override]
     def prepare(self) -> TwoTowerProcessor:
+        """Prompts and images -> a batch, with the tokenizer that a program may have assigned to ``blip``."""
         tokenizer = vars(self.blip).get("tokenizer")
         return self._prepare if tokenizer is None else _reading_with(tokenizer, self._prepare, self.config.max_tokens)
 
@@ -192,6 +195,7 @@ class ImageReward(ImageRewardScorer):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are; assigning it moves them."""
         return super().device
 
     @device.setter
@@ -200,6 +204,7 @@ class ImageReward(ImageRewardScorer):
 
     @property
     def mean(self) -> float:
+        """Subtracted from what the head gives."""
         return self.config.reward.mean
 
     @mean.setter
@@ -208,6 +213,7 @@ class ImageReward(ImageRewardScorer):
 
     @property
     def std(self) -> float:
+        """By which it is then divided."""
         return self.config.reward.std
 
     @std.setter

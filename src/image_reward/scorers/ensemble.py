@@ -151,6 +151,7 @@ class Ensemble(CompositeScorer):
 
     @property
     def reward(self) -> Reward:
+        """ "mean" or "conservative": the mean less ``penalty`` times the disagreement."""
         return self._reward
 
     @reward.setter
@@ -161,6 +162,7 @@ class Ensemble(CompositeScorer):
 
     @property
     def penalty(self) -> float:
+        """What a conservative reward loses for each unit of disagreement."""
         return self._penalty
 
     @penalty.setter

@@ -63,6 +63,7 @@ class ImageRewardScorer(CrossEncoderScorer):
 
     @property
     def config(self) -> ScorerConfig:
+        """Everything a score depends on besides the weights."""
         return self._config
 
     @config.setter
@@ -76,6 +77,7 @@ class ImageRewardScorer(CrossEncoderScorer):
 
     @property
     def tie(self) -> TieConfig | None:
+        """The fitted model of ties, if the checkpoint has one."""
         return self.config.reward.tie
 
     @tie.setter
@@ -84,6 +86,7 @@ class ImageRewardScorer(CrossEncoderScorer):
 
     @property
     def reference(self) -> str | None:
+        """The published reward distribution that rewards may be compared with, if there is one."""
         return self.config.reward.reference
 
     @reference.setter
@@ -105,6 +108,7 @@ class ImageRewardScorer(CrossEncoderScorer):
 
     @classmethod
     def new_network(cls, config: ScorerConfig, name: str) -> ImageRewardNetwork:  # noqa: ARG003 - for a subclass
+        """A network of the sizes of a config, without weights."""
         return ImageRewardNetwork(config.network)
 
     def score_pairs(self, features: list[KeysValues], ids: Tensor, mask: Tensor) -> Tensor:
@@ -115,6 +119,7 @@ class ImageRewardScorer(CrossEncoderScorer):
         save_checkpoint(Path(folder), self.network.state_dict(), self.config, self.model_card())
 
     def model_card(self) -> str:
+        """Markdown for a README beside the weights: sizes, scale and use."""
         reward, network = self.config.reward, self.config.network
         num_parameters = sum(p.numel() for p in self.network.parameters())
         dtype = str(self.network.dtype).removeprefix("torch.")

@@ -46,6 +46,7 @@ class TwoTowerBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> TwoTowerBatch:
+        """The same batch with its tensors on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("pixels", "ids", "mask", "image_index")}
         return replace(self, **moved)
 
@@ -89,6 +90,7 @@ class TwoTowerProcessor(Processor[TwoTowerBatch]):
 
     @property
     def options(self) -> ImageOptions:
+        """How strictly images are opened."""
         return self.transform.options
 
     def __call__(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> TwoTowerBatch:

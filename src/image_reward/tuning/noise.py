@@ -52,6 +52,7 @@ class OptimizedNoise:
 
     @property
     def starting_reward(self) -> float:
+        """Of the image before the first step."""
         return self.rewards[0]
 
 

@@ -45,6 +45,7 @@ class BestOf:
 
     @property
     def reward(self) -> float:
+        """Of the best image."""
         return self.rewards[self.index]
 
     @property

@@ -28,6 +28,7 @@ class HumanRanking:
 
     @classmethod
     def of(cls, source: str, values: Mapping[str, float], higher_is_better: bool = True) -> HumanRanking:
+        """From a value for each generator, such as wins; equal values share a rank."""
         sign = 1 if higher_is_better else -1
         ranks = {name: 1 + sum(sign * other > sign * value for other in values.values()) for name, value in values.items()}
         return cls(source, dict(values), ranks)
