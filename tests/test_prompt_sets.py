@@ -55,6 +55,21 @@ def test_parquet(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "p.parquet") == [Prompt("x", "a cat"), Prompt("y", "a dog")]
 
 
+@pytest.mark.parametrize("empty", ["", "  ", "\u3000"])
+def test_an_empty_prompt_is_refused_in_every_format(tmp_path: Path, empty: str) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(["a cat", empty]))
+    (tmp_path / "objects.json").write_text(json.dumps([{"prompt": "a cat"}, {"prompt": empty}]))
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("a cat", empty)))
+    (tmp_path / "p.csv").write_text(f'id,prompt\na,a cat\nb,"{empty}"\n', encoding="utf-8")
+    (tmp_path / "p.tsv").write_text(f"id\tprompt\na\ta cat\nb\t{empty}\n", encoding="utf-8")
+    write_table(pyarrow.table({"prompt": ["a cat", empty]}), tmp_path / "p.parquet")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=r"prompt 2: .* is not text"):
+            read_prompts(path)
+    (tmp_path / "p.txt").write_text(f"a cat\n{empty}\na dog\n", encoding="utf-8")  # here a blank line is no prompt
+    assert [prompt.prompt for prompt in read_prompts(tmp_path / "p.txt")] == ["a cat", "a dog"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -50,6 +50,7 @@ class Rows:
     table: pyarrow.Table
     """The columns that the output takes over; images are named, never contained."""
     prompts: Sequence[object]
+    """None where the row has no prompt, or nothing but white space."""
     images: Sequence[ImageSource | None]
     problems: Sequence[str | None]
     """What is wrong with the row itself, where anything is."""
@@ -166,6 +167,9 @@ class Input(ABC):
         """Raises ``JobError`` if the file is not what it was when it was scanned."""
         self.check_unchanged(shard.file)
         rows = self._read(shard)
+        if self.prompt is None:  # CSV cannot tell an empty text from none, so in no format does either count as a prompt
+            prompts = [None if isinstance(prompt, str) and not prompt.strip() else prompt for prompt in rows.prompts]
+            rows = Rows(rows.table, prompts, rows.images, rows.problems)
         self.check_unchanged(shard.file)
         if len(rows.problems) != shard.num_rows:
             raise JobError(f"{shard.file}: {len(rows.problems)} rows where there were {shard.num_rows}; it has changed since the job began")

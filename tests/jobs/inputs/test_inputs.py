@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import csv
+import json
 import os
 import sys
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +44,57 @@ def test_one_prompt_for_all_rows(tmp_path: Path) -> None:
     (tmp_path / "both.csv").write_text("image,prompt\na.png,x\n")
     with pytest.raises(JobError, match="has a column 'prompt' of prompts; leave --prompt out"):
         read_all(tmp_path / "both.csv", prompt="cat")
+
+
+EMPTY = ["", " ", "\u3000", " \u2003 "]
+
+
+def write_csv(path: Path, separator: str) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, delimiter=separator)
+        writer.writerows([["prompt", "image"], *([prompt, "a.png"] for prompt in EMPTY), ["cat ", "a.png"]])
+
+
+def write_folder(path: Path, prompts: Sequence[str]) -> None:
+    path.mkdir()
+    for number, prompt in enumerate(prompts):
+        (path / f"{number}.png").touch()
+        (path / f"{number}.txt").write_text(prompt, encoding="utf-8")
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[str]], object]] = {
+    "rows.csv": lambda path, _: write_csv(path, ","),
+    "semicolons.csv": lambda path, _: write_csv(path, ";"),
+    "tabs.csv": lambda path, _: write_csv(path, "\t"),
+    "rows.jsonl": lambda path, prompts: path.write_text("".join(json.dumps({"prompt": p, "image": "a.png"}) + "\n" for p in prompts)),
+    "rows.parquet": lambda path, prompts: pq.write_table(pa.table({"prompt": prompts, "image": ["a.png"] * len(prompts)}), path),
+    "texts.tar": lambda path, prompts: write_tar(
+        path, {f"{n}.{kind}": content for n, p in enumerate(prompts) for kind, content in (("png", b"x"), ("txt", p.encode()))}
+    ),
+    "objects.tar": lambda path, prompts: write_tar(
+        path,
+        {
+            f"{n}.{kind}": content
+            for n, p in enumerate(prompts)
+            for kind, content in (("png", b"x"), ("json", json.dumps({"prompt": p}).encode()))
+        },
+    ),
+    "folder": write_folder,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_empty_prompt_is_none_in_every_format(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name, [*EMPTY, "cat "])
+    _, rows = read_all(tmp_path / name)
+    assert [row[1] for row in rows][:-1] == [None] * len(EMPTY)
+    assert rows[-1][1] in ("cat ", "cat")  # a file of text ends in a line break that is not the prompt's
+    assert [row[3] for row in rows] == [None] * len(rows)
+
+
+def test_an_empty_prompt_for_all_rows_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("image\na.png\n")
+    assert [row[1] for row in read_all(tmp_path / "rows.csv", prompt="")[1]] == [""]
 
 
 @pytest.mark.parametrize(

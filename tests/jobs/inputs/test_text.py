@@ -113,7 +113,7 @@ def test_json_lines_with_columns_of_every_type(tmp_path: Path) -> None:
     assert types == {"image": "string", "n": "int64", "x": "double", "ok": "bool"} | dict.fromkeys(
         ("prompt", "mixed", "list", "big", "late"), "string"
     )
-    assert [row[1] for row in rows] == ["a", None, "", 7, None, None, "z"]
+    assert [row[1] for row in rows] == ["a", None, None, 7, None, None, "z"]
     assert rows[0][0]["list"] == "[1, 2]"
     assert rows[1][0]["big"] == str(2**70)
     assert [row[3] is None for row in rows] == [True, True, True, True, False, False, True]

@@ -149,7 +149,7 @@ class _RowPrompts:
         self.by_id: dict[str, Prompt] = {}
 
     def find(self, name: str | None, text: str, where: str) -> Prompt:
-        if not text:
+        if not text.strip():
             raise InputError(f"{where} has no prompt; add it to the row, or use --prompts")
         prompt = self.by_id.setdefault(name or text, Prompt(name or text, text))
         if prompt.prompt != text:
