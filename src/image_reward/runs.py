@@ -104,7 +104,8 @@ class RunFolder:
             yield
         # PyTorch's writer turns a full disk into a RuntimeError; safetensors' errors and OSError share no base class.
         except Exception as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "write" in str(error).lower()
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            full = full or any(words in str(error).lower() for words in ("write", "unexpected pos"))
             kept = "the last saved state is whole" if (self.path / STATE).exists() else "no state was saved before"
             raise TrainingError(
                 f"saving to {self.path} failed{': the disk may be full' if full else ''} ({error}); {kept}. "

@@ -347,7 +347,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        with pytest.raises(TrainingError, match=r"saving to .* failed.*no state was saved before. Free space"):
+        with pytest.raises(TrainingError, match=r"saving to .* failed: the disk may be full.*no state was saved before. Free space"):
             tiny_runs.run(tiny_runs.config(tmp_path / "run"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
