@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +180,24 @@ def test_a_wrong_token(url: str) -> None:
         Client(url, "wrong").models()
     with pytest.raises(ServiceError, match="missing"):
         Client(url).models()
+    assert Client(url, f"{TOKEN}\n").models()
+    for token in ("two words", "tökén", "a\r\nX-Header: b"):
+        with pytest.raises(InputError, match="--token-file") as error:
+            Client(url, token)
+        assert token not in str(error.value)
 
 
 def test_addresses_that_are_no_service(url: str) -> None:
-    with pytest.raises(InputError, match="http://"):
-        Client("127.0.0.1:8000")
+    for address, message in {
+        "127.0.0.1:8000": "http://",
+        "http://127.0.0.1:x": "not an address",
+        "http://127.0.0.1:99999": "not an address",
+        "http://[::1": "not an address",
+        "http://user:secret@127.0.0.1": "token=",
+    }.items():
+        with pytest.raises(InputError, match=message) as error:
+            Client(address)
+        assert "secret" not in str(error.value)
     with pytest.raises(ServiceError, match="404: path"):
         Client(f"{url}/elsewhere", TOKEN).models()
     with socket.socket() as closed:
@@ -216,6 +232,77 @@ def test_it_loads_no_torch(image_folder: Path) -> None:
         f"encoded({str(image_folder / 'a.png')!r}); print('torch' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+# --- another service ---
+
+
+@pytest.fixture
+def another() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The address of a service, and what it answers to each path."""
+    answers: dict[str, bytes] = {"/v1/models": json.dumps({"models": [{"name": "m"}], "limits": LIMITS}).encode()}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.send_header("retry-after", "\xb2")
+            self.end_headers()
+            self.wfile.write(answers[self.path])
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", answers
+        server.shutdown()
+        thread.join()
+
+
+LIMITS = {"max_images": 10, "max_queue": 10, "max_body": 1 << 20}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"<html>", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"rewards": [1.0, 2.0]}', b'{"rewards": ["1"]}', b'{"rewards": [[1.0, 2.0]]}',
+     b'{"rewards": [null]}', b'{"rewards": [1.0], "warnings": 3}', b'{"a_better": 1}'],
+)  # fmt: skip
+def test_a_service_of_another_version(answer: bytes, another: tuple[str, dict[str, bytes]]) -> None:
+    url, answers = another
+    answers |= {"/v1/score": answer, "/v1/matrix": answer, "/v1/compare": answer}
+    client = Client(url)
+    for call in (
+        lambda: client.score("a", IMAGES[0]),
+        lambda: client.rank("a", IMAGES[:1]),
+        lambda: client.matrix(["a"], IMAGES[:1]),
+        lambda: client.compare("a", *IMAGES[:2]),
+    ):
+        with pytest.raises(ServiceError, match="same version"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"{}", b'{"models": [], "limits": {}}', json.dumps({"models": [{"name": "m"}], "limits": LIMITS | {"max_queue": 0}}).encode()],
+)
+def test_a_description_of_another_version(answer: bytes, another: tuple[str, dict[str, bytes]]) -> None:
+    url, answers = another
+    answers["/v1/models"] = answer
+    with pytest.raises(ServiceError, match="same version"):
+        Client(url).score("a", IMAGES[0])
+
+
+def test_an_answer_without_end(another: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, answers = another
+    answers["/v1/score"] = b'{"rewards": [1.0]}' + b" " * 2000
+    assert Client(url).score("a", IMAGES[0]) == 1.0
+    monkeypatch.setattr("image_reward.client._LARGEST_ANSWER", 1000)
+    with pytest.raises(ServiceError, match="same version"):
+        Client(url).score("a", IMAGES[0])
 
 
 # --- a busy service ---

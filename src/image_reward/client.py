@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import secrets
 import socket
 import threading
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _RETRIED = (429, 503)
 _LONGEST_WAIT = 60.0  # seconds between two tries
 _MOST_CONNECTIONS = 64  # of an asynchronous client
+_LARGEST_ANSWER = 1 << 28  # bytes
+_LIMITS = ("max_images", "max_queue", "max_body")
 _FIELDS = {"images": ImageReadError, "a": ImageReadError, "b": ImageReadError, "prompt": PromptError, "prompts": PromptError}
 
 T = TypeVar("T")
@@ -78,13 +81,21 @@ class Client:
             timeout: seconds to wait for an answer.
             retries: how often a request is sent again, at growing intervals, while the service is busy (429, 503). Nothing else is.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise InputError(f"{url!r:.100} is not an address: {error}; write it as http://127.0.0.1:8000") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"the address of a service begins with http:// or https://, not {url!r:.100}")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise InputError("the address of a service has no user name, ? or #; pass the token as token=")
         self.url = url.rstrip("/")
-        self._host, self._port, self._is_encrypted = parts.hostname, parts.port, parts.scheme == "https"
+        self._host, self._port, self._is_encrypted = parts.hostname, port, parts.scheme == "https"
         self._path = parts.path.rstrip("/")
-        self._token = token if token is not None else os.environ.get("IMAGE_REWARD_TOKEN")
+        self._token = (token if token is not None else os.environ.get("IMAGE_REWARD_TOKEN", "")).strip()
+        if not self._token.isascii() or any(character.isspace() for character in self._token):
+            raise InputError("the token holds a space, or a character beyond ASCII; pass what the service's --token-file holds")
         self.model, self.timeout, self.retries = model, timeout, retries
         self._idle: list[http.client.HTTPConnection] = []
         self._described: dict[str, Any] | None = None
@@ -115,11 +126,11 @@ class Client:
     @property
     def name(self) -> str:
         """The name of the model."""
-        return self.model or str(self._description(_Call())["models"][0]["name"])
+        return self.model or self.models()[0]
 
     def models(self) -> list[str]:
         """The names of the service's models."""
-        return [str(model["name"]) for model in self._description(_Call())["models"]]
+        return _names(self._description(_Call()))
 
     @overload
     def score(self, prompt: str, image: ImageLike) -> float: ...
@@ -166,7 +177,9 @@ class Client:
             own = prompts[start : start + len(files)]
             fields: list[tuple[str, str | bytes]] = [("prompt", prompt) for prompt in (own if len(set(own)) > 1 else own[:1])]
             answer = self._post(call, "/v1/score", [*fields, *(("images", file) for file in files)], start)
-            rewards += answer["rewards"]
+            if not _are_numbers(own_rewards := answer.get("rewards"), len(files)):
+                raise self._is_another("/v1/score")
+            rewards += own_rewards
         return rewards
 
     def _matrix(self, call: _Call, prompts: Sequence[str], images: Sequence[Any]) -> NDArray[Any]:
@@ -184,7 +197,10 @@ class Client:
             for start, files in self._parts(call, images, len(own)):
                 fields: list[tuple[str, str | bytes]] = [("prompts", prompt) for prompt in own]
                 answer = self._post(call, "/v1/matrix", [*fields, *(("images", file) for file in files)], start)
-                whole[first : first + len(own), start : start + len(files)] = answer["rewards"]
+                rows = answer.get("rewards")
+                if not isinstance(rows, list) or len(rows) != len(own) or not all(_are_numbers(row, len(files)) for row in rows):
+                    raise self._is_another("/v1/matrix")
+                whole[first : first + len(own), start : start + len(files)] = rows
         return whole
 
     def _rank(self, call: _Call, prompt: str, images: Sequence[Any]) -> Ranking:
@@ -195,11 +211,20 @@ class Client:
     def _compare(self, call: _Call, prompt: str, a: Any, b: Any) -> Preference:
         _check_prompts([prompt])
         answer = self._post(call, "/v1/compare", [("prompt", prompt), ("a", encoded(a)), ("b", encoded(b))])
-        return Preference(answer["a_better"], answer["tie"], answer["b_better"], tuple(answer["rewards"]), (a, b))
+        probabilities = [answer.get(name) for name in ("a_better", "tie", "b_better")]
+        if not _are_numbers(probabilities, 3) or not _are_numbers(answer.get("rewards"), 2):
+            raise self._is_another("/v1/compare")
+        return Preference(*probabilities, tuple(answer["rewards"]), (a, b))
 
     def _description(self, call: _Call) -> dict[str, Any]:
         if self._described is None:
-            self._described = self._request(call, "GET", "/v1/models", b"", {})
+            described = self._request(call, "GET", "/v1/models", b"", {})
+            limits, models = described.get("limits"), described.get("models")
+            if not isinstance(limits, dict) or not all(isinstance(limits.get(name), int) and limits[name] > 0 for name in _LIMITS):
+                raise self._is_another("/v1/models")
+            if not isinstance(models, list) or not models or not all(isinstance(model, dict) and "name" in model for model in models):
+                raise self._is_another("/v1/models")
+            self._described = described
         return self._described
 
     def _parts(self, call: _Call, images: Sequence[Any], rows_each: int) -> Iterator[tuple[int, list[bytes]]]:
@@ -242,12 +267,15 @@ class Client:
         for attempt in range(self.retries + 1):
             status, retry_after, content = self._exchange(call, method, self._path + path, body, headers)
             if status == 200:
-                answer = json.loads(content)
-                if isinstance(answer, dict):
-                    for warning in answer.get("warnings", ()):
-                        warnings.warn(warning, LongPromptWarning, stacklevel=2)
-                    return answer
-                raise ServiceError(f"{self.url}{path} is not the service of image-reward: it answered something else")
+                try:
+                    answer = json.loads(content)
+                except (ValueError, RecursionError):
+                    answer = None
+                if not isinstance(answer, dict) or not isinstance(answer.get("warnings", []), list):
+                    raise self._is_another(path)
+                for warning in answer.get("warnings", ()):
+                    warnings.warn(str(warning), LongPromptWarning, stacklevel=2)
+                return answer
             if status not in _RETRIED or attempt == self.retries:
                 break
             wait = min(_LONGEST_WAIT, max(retry_after, 0.25 * 2**attempt) * random.uniform(1.0, 1.5))
@@ -269,8 +297,12 @@ class Client:
                     if is_new is False:
                         raise
                     # A request that is too large is answered before all of it has been sent.
+                if call.ended.is_set():  # while it was connecting, when there was nothing to shut down
+                    raise ServiceError(f"{self.url}{path}: the call was cancelled")
                 response = connection.getresponse()
-                content = response.read()
+                content = response.read(_LARGEST_ANSWER + 1)
+                if len(content) > _LARGEST_ANSWER:
+                    raise self._is_another(path)
             except (http.client.HTTPException, OSError) as error:
                 connection.close()
                 if isinstance(error, ServiceError) or call.ended.is_set():
@@ -284,17 +316,23 @@ class Client:
                 call.connection = None
             self._idle.append(connection)
             wait = response.getheader("retry-after") or ""
-            return response.status, float(wait) if wait.isdigit() else 0.0, content
+            return response.status, float(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0.0, content
 
     def _connection(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._is_encrypted else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=self.timeout)
 
+    def _is_another(self, path: str) -> ServiceError:
+        return ServiceError(
+            f"{self.url}{path} does not answer as the service of this version of image-reward does; is the address right, "
+            "and is the same version installed there?"
+        )
+
     def _error(self, path: str, status: int, content: bytes, first_image: int) -> Exception:
         try:
             error = json.loads(content)["error"]
             field, message = str(error["field"]), f"{error['message']}; {error['remedy']}"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return ServiceError(f"{self.url}{path} answered with {status}, and not as this service does; is the address right?")
         name, _, rest = field.partition("[")
         if name == "images" and first_image and rest.removesuffix("]").isdigit():
@@ -344,7 +382,7 @@ class AsyncClient:
     async def models(self) -> list[str]:
         """The names of the service's models."""
         described = await self._run(self._client._description)
-        return [str(model["name"]) for model in described["models"]]
+        return _names(described)
 
     @overload
     async def score(self, prompt: str, image: ImageLike) -> float: ...
@@ -400,6 +438,14 @@ def encoded(image: Any) -> bytes:
     else:
         picture.convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _names(described: Mapping[str, Any]) -> list[str]:
+    return [str(model["name"]) for model in described["models"]]
+
+
+def _are_numbers(values: Any, number: int) -> bool:
+    return isinstance(values, list) and len(values) == number and all(type(value) in (int, float) for value in values)
 
 
 def _check_prompts(prompts: Sequence[object]) -> None:

@@ -100,6 +100,7 @@ def test_a_user_name_is_refused(public: str) -> None:
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+                "::7f00:1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "fec0::1", "ff02::1",
                 "::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "2002:7f00:1::", "::"],
 )  # fmt: skip
 def test_private_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +150,12 @@ def test_the_service_fetches_from_hosts_that_were_named(public: str, scorer: Ima
         assert answer.json()["rewards"] == pytest.approx(scorer.score("a", [IMAGES[0]] * 2), abs=1e-5)
         refused = client.post("/v1/score", json={"prompt": "a", "images": [URLS[0], "http://other.example/a.png"]})
         assert (refused.status_code, refused.json()["error"]["field"]) == (422, "images[1]")
+
+
+def test_what_is_fetched_for_a_request_is_bounded(public: str, server: Any, scorer: ImageRewardScorer) -> None:
+    limits = Limits(max_body=len(IMAGES[0]) * 3 // 2)
+    urls = [f"{public}/to/{public}/a.png?x=1", f"{public}/a.png?x=1", f"{public}/to//to/{public}/a.png?x=1"]
+    with TestClient(create_app([scorer], Settings(allow_fetch=(NAME,), limits=limits)), base_url=HOST) as client:
+        assert client.post("/v1/score", json={"prompt": "a", "images": urls[:1] * 2}).status_code == 200
+        refused = client.post("/v1/score", json={"prompt": "a", "images": urls})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (413, "images[1]")

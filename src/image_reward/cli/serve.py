@@ -118,7 +118,9 @@ class Serve(SeveralModelOptions):
 
 def _token(path: Path) -> str:
     """The token in a file. Raises ``InputError`` for one that is empty, too short to be secret, or more than a line."""
-    token = path.read_text(encoding="utf-8").strip()
-    if len(token) < 16 or any(character.isspace() for character in token):
-        raise InputError(f"{path} holds no token: one line of at least 16 characters without spaces, such as `openssl rand -hex 32` prints")
+    token = path.read_text(encoding="utf-8", errors="replace").strip()
+    if len(token) < 16 or not token.isascii() or any(character.isspace() for character in token):
+        raise InputError(
+            f"{path} holds no token: one line of at least 16 ASCII characters without spaces, such as `openssl rand -hex 32` prints"
+        )
     return token

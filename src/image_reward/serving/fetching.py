@@ -19,18 +19,24 @@ from image_reward.serving.errors import RequestError, invalid
 
 _MOST_REDIRECTS = 3
 _BLOCK = 1 << 16
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 def is_public(address: str) -> bool:
     """
     >>> is_public("8.8.8.8"), is_public("10.0.0.1"), is_public("169.254.169.254"), is_public("::ffff:127.0.0.1")
     (True, False, False, False)
+
+    Of IPv6 only global unicast, 2000::/3, is public: the rest holds forms of private IPv4 addresses, such as 64:ff9b::7f00:1 and ::7f00:1,
+    that Python takes for global ones.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is not None:
             return is_public(str(inner))
+        if ip not in _GLOBAL_UNICAST:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from image_reward.serving.fetching import fetch
 from image_reward.serving.forms import image_bytes
 from image_reward.serving.settings import Settings
 
+_NUM_FETCHERS = 8
 _WORTH_A_THREAD = 1 << 18  # bytes: parsing fewer is quicker than asking another thread to
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ class Service:
         self.batcher = Batcher(self.scorers, settings.num_decoders, settings.limits.max_queue)
         self.metrics = self.batcher.metrics
         self.is_draining = False
+        self._fetchers = ThreadPoolExecutor(_NUM_FETCHERS, "fetcher")  # of their own: a host that is slow holds up nothing else
         self._by_name = {scorer.name: number for number, scorer in reversed(list(enumerate(self.scorers)))}
 
     @property
@@ -72,22 +75,25 @@ class Service:
 
     async def images(self, values: Sequence[Any], field: Callable[[int], str]) -> list[Source]:
         """Data URLs, base64, addresses, bytes or arrays -> sources. Equal texts are decoded or fetched once. Raises ``RequestError``."""
-        known: dict[str, Any] = {}
+        known: dict[str, bytes] = {}
+        room = self.limits.max_body  # of what is fetched for one request, as of what is sent
         sources = []
         for number, value in enumerate(values):
             content = value
             if isinstance(value, str):
                 if value not in known:
-                    known[value] = await self._content(value, field(number))
+                    if value[:8].lower().startswith(("http://", "https://")):
+                        known[value] = await self._fetched(value, field(number), room)
+                        room -= len(known[value])
+                    else:
+                        known[value] = await self.in_thread(len(value), image_bytes, value, field(number))
                 content = known[value]
             sources.append(Source(content, field(number)))
         return sources
 
-    async def _content(self, text: str, field: str) -> bytes:
-        if text[:8].lower().startswith(("http://", "https://")):
-            limits, hosts = self.limits, self.settings.allow_fetch
-            return await asyncio.to_thread(fetch, text, field, hosts, limits.max_body, limits.read_seconds)
-        return await self.in_thread(len(text), image_bytes, text, field)
+    async def _fetched(self, url: str, field: str, max_bytes: int) -> bytes:
+        loop, hosts = asyncio.get_running_loop(), self.settings.allow_fetch
+        return await loop.run_in_executor(self._fetchers, fetch, url, field, hosts, max_bytes, self.limits.read_seconds)
 
     async def in_thread(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
         """What a function returns, from another thread if its work is large enough to hold up other requests."""
