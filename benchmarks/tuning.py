@@ -1,9 +1,11 @@
-"""What tuning costs: memory and seconds of a step by method, the best of N images against a loop, the memory that is foretold.
+"""What tuning costs: memory and seconds of a step by method, the best of N images against a loop, the memory that is foretold. And what it
+gains: the faults of the shapes generator in the package before and after.
 
-Every figure is a ratio to a baseline that is measured in the same run. Networks have random weights, and no file is downloaded.
+Every figure is a ratio to a baseline, or a difference from one, that is measured in the same run. No file is downloaded.
 
     python benchmarks/tuning.py                          # all sections
     python benchmarks/tuning.py --sections methods best-of
+    python benchmarks/tuning.py --sections shapes        # 20 minutes; the same command again continues it, in runs/benchmark-tuning
     python benchmarks/tuning.py --sections gpu           # SD 1.5 and SDXL in bfloat16; "not measured" without a CUDA device
 """
 
@@ -18,24 +20,32 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import nn
 
 import image_reward as ir
 import ImageReward
+from image_reward import metrics
+from image_reward.comparisons.shapes import prompt_specs
+from image_reward.comparisons.shapes_judge import judge
 from image_reward.config import RewardConfig, ScorerConfig, TransformConfig
 from image_reward.models.blip_config import BlipConfig
 from image_reward.models.initial import new_network
+from image_reward.recipes import read_toml
 from image_reward.scorers import ImageRewardScorer
-from image_reward.tuning import Tuning, lora, memory, methods, objectives
+from image_reward.tuning import Tuning, load_pipeline, lora, memory, methods, objectives, tune
 from image_reward.tuning.sampling import denoisers_of, sample
+from image_reward.tuning.shapes_generator import build
 
 SPEC = spec_from_file_location("tiny_pipelines", Path(__file__).parents[1] / "tests" / "tuning" / "tiny_pipelines.py")
 assert SPEC is not None
@@ -43,9 +53,9 @@ assert SPEC.loader is not None
 tiny_pipelines = module_from_spec(SPEC)
 SPEC.loader.exec_module(tiny_pipelines)
 
-SECTIONS = ("methods", "best-of", "dry-run", "gpu")
+SECTIONS = ("methods", "best-of", "dry-run", "shapes", "gpu")
 STEPS = 20
-MOST_MEMORY, MOST_SECONDS, LEAST_RATE, MOST_ERROR = 0.2, 0.5, 1.0, 0.2
+MOST_MEMORY, MOST_SECONDS, LEAST_RATE, MOST_ERROR, MOST_POINTS = 0.2, 0.5, 1.0, 0.2, 0.5
 
 
 def small_scorer() -> ImageRewardScorer:
@@ -217,6 +227,115 @@ def dry_run_section(_: argparse.Namespace) -> None:
         print(f"  {name:20}  foretold {foretold:9,}  counted {saved.num_bytes:9,} bytes   error {verdict(error, most=MOST_ERROR)}")
 
 
+# --- the shapes generator ------------------------------------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parents[1] / "examples" / "tune_shapes.toml"
+IMAGES_PER_PROMPT = 12  # of 45 held-out prompts: 540 images
+UNGUARDED: dict[str, Any] = {
+    "method": "refl",
+    "objective": "negative",
+    "reward_weight": 1.0,
+    "margin_weight": 0.0,
+    "pretraining_weight": 0.0,
+    "ema": 0.0,
+    "lr": 3e-3,
+    "max_steps": 100,
+    "batch_images": 8,
+    "micro_images": 8,
+    "save_every": 10,
+    "keep_checkpoints": 1,
+}
+"""ReFL with nothing but the reward."""
+
+
+def shapes_section(arguments: argparse.Namespace) -> None:
+    """The judge's penalty points of images for held-out prompts of one object, with the same noises for every generator.
+
+    Intervals are of resampled prompts; those of all seeds are of the mean over the seeds. The monitors watch training prompts here.
+    """
+    folder = Path(arguments.shapes_output)
+    recipe = replace(read_toml(RECIPE, Tuning()), log_every=10)
+    untrained = build()
+    untrained.vae = load_pipeline("shapes-generator", device="cpu").vae
+    never = _points(folder / "untrained.json", lambda: untrained, recipe)
+    before = _points(folder / "untuned.json", lambda: load_pipeline("shapes-generator", device="cpu"), recipe)
+    _print_points("random denoiser", never)
+    _print_points("untuned", before)
+    print(f"  untuned / random denoiser: {verdict(float(np.mean(before) / np.mean(never)), most=MOST_POINTS)}")
+
+    unguarded = replace(recipe, output=str(folder / "unguarded"), **UNGUARDED)
+    result = tune(unguarded)
+    print(f"  unguarded ReFL: stopped after step {result.steps}, step {result.kept_step} is kept. {result.verdict}")
+    print(f"  stopped within 100 steps: {'held' if result.stopped else 'NOT HELD'}")
+    for name, weights in (("where it was stopped", folder / "unguarded" / f"checkpoint-{result.steps}"), ("kept", Path(result.model))):
+        own = _points(folder / f"unguarded {name}.json", lambda weights=weights: _with_lora(weights), recipe)  # type: ignore[misc]
+        _print_points(f"unguarded ReFL, {name}", own, {"untuned": before})
+
+    points: dict[str, list[Any]] = {"guarded": [], "without the reward": []}
+    for seed in arguments.seeds:
+        for name, changes in (("without the reward", {"reward_weight": 0.0}), ("guarded", {})):
+            output = folder / f"{name.replace(' ', '-')}-{seed}"
+            result = tune(replace(recipe, output=str(output), seed=seed, **changes))
+            points[name].append(
+                _points(folder / f"{output.name}.json", lambda result=result: _with_lora(Path(result.model)), recipe)  # type: ignore[misc]
+            )
+        control, own = points["without the reward"][-1], points["guarded"][-1]
+        _print_points(f"without the reward, seed {seed}", control, {"untuned": before})
+        print(f"  kept step {result.kept_step} of {result.steps}. {result.verdict}")
+        _print_points(f"guarded, seed {seed}", own, {"untuned": before, "without the reward": control})
+    guarded, without = (np.mean(points[name], axis=0) for name in ("guarded", "without the reward"))
+    _print_points("without the reward, all seeds", without, {"untuned": before})
+    held = _print_points("guarded, all seeds", guarded, {"untuned": before, "without the reward": without})
+    print(f"  lower than both, intervals exclude 0: {'held' if held else 'NOT HELD'}")
+
+
+def _prompts() -> list[str]:
+    return [spec.prompt for spec in prompt_specs("one", "test")] * IMAGES_PER_PROMPT
+
+
+def _points(path: Path, pipeline: Callable[[], Any], config: Tuning, batch_size: int = 60) -> Any:
+    """[N] points; kept in a file, with the faults and the rewards, so that an interrupted measurement continues."""
+    if not path.exists():
+        pipe, prompts = pipeline(), _prompts()
+        pipe.set_progress_bar_config(disable=True)
+        scorer = ir.load("ImageReward-mini", "cpu")
+        images: list[Any] = []
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            generators = [torch.Generator().manual_seed(10_000 + start + i) for i in range(len(batch))]
+            options = {"num_inference_steps": config.denoising_steps, "guidance_scale": config.guidance_scale}
+            images += pipe(batch, generator=generators, **options).images
+        verdicts = [judge(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+        faults = Counter(fault for each in verdicts for fault in set(each.names))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"points": [each.points for each in verdicts], "rewards": scorer.score(prompts, images), "faults": dict(faults)})
+        )
+    values = json.loads(path.read_text())
+    shares = ", ".join(f"{fault} {count / len(values['points']):.0%}" for fault, count in Counter(values["faults"]).most_common())
+    print(f"  {path.stem}: reward {np.mean(values['rewards']):+.2f}, faultless {np.mean(np.equal(values['points'], 0)):.0%}; {shares}")
+    return np.array(values["points"], dtype=float)
+
+
+def _with_lora(folder: Path) -> Any:
+    pipe = load_pipeline("shapes-generator", device="cpu")
+    pipe.load_lora_weights(str(folder))
+    return pipe
+
+
+def _print_points(name: str, points: Any, baselines: dict[str, Any] | None = None) -> bool:
+    """Whether the points are below those of each baseline, beyond chance."""
+    low, high = metrics.interval(metrics.bootstrap(points, groups=_prompts()))
+    line = f"  {name:34} {points.mean():.2f} [{low:.2f}, {high:.2f}] points"
+    below = True
+    for baseline, own in (baselines or {}).items():
+        low, high = metrics.interval(metrics.bootstrap(points - own, groups=_prompts()))
+        line += f"; less {baseline}: {(points - own).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+        below = below and high < 0
+    print(line, flush=True)
+    return below
+
+
 # --- a GPU ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +462,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", help="of the section gpu; to try it, cpu")
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["SD 1.5", "SDXL"])
+    parser.add_argument("--shapes-output", default="runs/benchmark-tuning", help="of the section shapes: its runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs of the section shapes")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -350,7 +471,13 @@ def main() -> None:
     if arguments.way:
         print(json.dumps(measure_way(arguments.way, arguments.repeats)))
         return
-    sections = {"methods": methods_section, "best-of": best_of_section, "dry-run": dry_run_section, "gpu": gpu_section}
+    sections = {
+        "methods": methods_section,
+        "best-of": best_of_section,
+        "dry-run": dry_run_section,
+        "shapes": shapes_section,
+        "gpu": gpu_section,
+    }
     for name in arguments.sections:
         print(f"{name}: {(sections[name].__doc__ or '').strip()}")
         sections[name](arguments)

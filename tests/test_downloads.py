@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -407,10 +406,8 @@ def test_no_lie_of_a_hub_writes_outside_the_cache(
 def test_redirects_that_lead_nowhere(status: int, hub: hubs.Hub, victims: Path, tmp_path: Path) -> None:
     before = everything_in(tmp_path)
     hub.status = status
-    follows_for_ever = hasattr(huggingface_hub.utils._http, "_httpx_follow_relative_redirects_with_backoff")  # before version 1.30
-    circle = [] if follows_for_ever else ["/owner/tiny/resolve/main/tiny.pt"]
     for place in (
-        *circle,
+        "/owner/tiny/resolve/main/tiny.pt",
         f"file://{victims}/precious",
         "http://127.0.0.1:9/",
         "//127.0.0.1:9/",

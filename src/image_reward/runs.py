@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         """Raises ``ValueError`` when the folder belongs to a run with other settings, or is not the folder of a run."""
         self.path = path
+        self.made: list[Path] = []
+        """What this process made of a new run: the recipe, and the folders that were not there."""
         if (path / RECIPE).exists():
             if changes := read_toml(path / RECIPE, type(recipe)()).difference(recipe):
                 raise InputError(
@@ -47,8 +49,27 @@ class RunFolder:
         remove_unfinished(path)
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and not the folder of a run ({RECIPE} is missing); use another output")
+        self.made = [path / RECIPE, *(folder for folder in (path, *path.parents) if not folder.exists())]
         path.mkdir(parents=True, exist_ok=True)
         self._write(RECIPE, recipe.to_toml())
+
+    @contextmanager
+    def beginning(self, *files: str) -> Iterator[None]:
+        """An error in the block leaves no trace of a new run, so that it can begin again with other settings.
+
+        ``files``: names of what else the block may have written.
+        """
+        try:
+            yield
+        except Exception:
+            if self.made:
+                recipe, *folders = self.made
+                for path in (recipe, *(self.path / name for name in files)):
+                    path.unlink(missing_ok=True)
+                for folder in folders:
+                    with suppress(OSError):  # it is not empty: something else was put there
+                        folder.rmdir()
+            raise
 
     # --- the state ---
 
@@ -59,18 +80,22 @@ class RunFolder:
 
     def load_state(self) -> dict[str, Any] | None:
         """What was saved last, on the CPU; None in a new run. Raises ``TrainingError`` for a state that cannot be continued."""
-        path = self.path / STATE
-        if not path.exists():
+        if not (self.path / STATE).exists():
             return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
-            raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
+        state = self.load(STATE)
         if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
             raise TrainingError(
                 f"{self.path} holds a run of another version of this program, which cannot be continued exactly; use another output"
             )
         return state
+
+    def load(self, name: str) -> Any:
+        """What ``torch.save`` wrote, on the CPU. Raises ``TrainingError`` for a damaged file."""
+        path = self.path / name
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
+            raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
 
     @contextmanager
     def saving(self) -> Iterator[None]:

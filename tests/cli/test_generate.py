@@ -211,4 +211,4 @@ def test_a_place_that_cannot_be_written(pipeline: str, tmp_path: Path, capsys: p
 def test_without_diffusers(pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert main(["generate", "a cat", "--pipeline", pipeline, "--output", str(tmp_path)]) == 1
-    assert error_of(capsys) == "generating images needs diffusers: pip install 'image-reward[tune]'"
+    assert error_of(capsys) == "generating images needs diffusers: pip install 'image-reward[tune]', with Python 3.11 or later"

@@ -141,6 +141,13 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
+def nested(depth: int) -> Any:
+    document: Any = URLS[0]
+    for _ in range(depth):
+        document = {"image": document}
+    return document
+
+
 NOT_AN_IMAGE = data_url(b"hello")
 ASK: dict[str, Any] = {"prompt": "a", "images": URLS[:2]}
 REFUSED: dict[str, tuple[str, Any, int, str, str]] = {
@@ -151,7 +158,7 @@ REFUSED: dict[str, tuple[str, Any, int, str, str]] = {
     "percent-encoded": ("/v1/score", ASK | {"images": ["data:image/png,abc"]}, 422, "images[0]", "base64"),
     "malformed data URL": ("/v1/score", ASK | {"images": ["data:;;,"]}, 422, "images[0]", "data:image/png"),
     "empty image": ("/v1/score", ASK | {"images": [""]}, 422, "images[0]", "base64"),
-    "no image": ("/v1/score", ASK | {"images": []}, 422, "images", "/docs"),
+    "no image": ("/v1/score", ASK | {"images": []}, 422, "images", "at least one"),
     "too many images": ("/v1/score", ASK | {"images": URLS[:1] * 1001}, 413, "images", "several requests"),
     "unequal lists": ("/v1/score", ASK | {"prompt": ["a", "b", "c"]}, 422, "prompt", "one for each image"),
     "a number for an image": ("/v1/score", ASK | {"images": [3]}, 422, "images[0]", "/docs"),
@@ -167,12 +174,20 @@ REFUSED: dict[str, tuple[str, Any, int, str, str]] = {
     "an address of this machine": ("/v1/score", ASK | {"images": ["http://127.0.0.1/a.png"]}, 422, "images[0]", "data URL"),
     "a path": ("/v1/score", ASK | {"images": ["/etc/passwd"]}, 422, "images[0]", "data:image/png"),
     "a file address": ("/v1/score", ASK | {"images": ["file:///etc/passwd"]}, 422, "images[0]", "data:image/png"),
-    "rank without images": ("/v1/rank", {"prompt": "a", "images": []}, 422, "images", "/docs"),
+    "rank without images": ("/v1/rank", {"prompt": "a", "images": []}, 422, "images", "at least one"),
     "compare with a bad image": ("/v1/compare", {"prompt": "a", "a": URLS[0], "b": NOT_AN_IMAGE}, 422, "b", "PNG"),
     "compare without an image": ("/v1/compare", {"prompt": "a", "a": URLS[0]}, 422, "b", "add it"),
     "too large a matrix": ("/v1/matrix", {"prompts": ["a"] * 1500, "images": URLS[:2]}, 413, "prompts", "several requests"),
     "a bad prompt of a matrix": ("/v1/matrix", {"prompts": ["a", "\ud800"], "images": URLS[:2]}, 422, "prompts[1]", "UTF-8"),
     "a list": ("/v1/score", [1], 422, "body", "/docs"),
+    "numbers for images": ("/v1/score", ASK | {"images": [3] * 1000}, 422, "images[0]", "/docs"),
+    "many numbers for images": ("/v1/score", ASK | {"images": [3] * 100_000}, 413, "images", "several requests"),
+    "many numbers for prompts": ("/v1/score", ASK | {"prompt": [3] * 100_000}, 413, "prompt", "several requests"),
+    "many models": ("/v1/score", ASK | {"models": ["tiny"] * 100_000}, 413, "models", "several requests"),
+    "many fields": ("/v1/score", ASK | {f"a{n}": 1 for n in range(1000)}, 422, "body", "leave out"),
+    "many documents": ("/rerank", {"query": "a", "documents": [3] * 100_000}, 413, "documents", "several requests"),
+    "no documents": ("/rerank", {"query": "a", "documents": {"content": []}}, 422, "documents", "at least one"),
+    "a deep document": ("/rerank", {"query": "a", "documents": [nested(500)]}, 422, "documents[0]", "image_url"),
 }
 
 
@@ -212,6 +227,7 @@ def test_bad_requests(case: str, client: TestClient) -> None:
             "prompt",
         ),
         (b"--x\r\n" + b"a: b\r\n" * 9 + b"\r\na\r\n--x--\r\n", "multipart/form-data; boundary=x", 400, "body"),
+        (b"--x", "multipart/form-data; boundary=" + "x" * 5000, 400, "body"),
         (b"a=%ff", "application/x-www-form-urlencoded", 400, "body"),
     ],
 )

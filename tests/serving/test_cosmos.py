@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,10 @@ def test_models_have_their_own_names(scorer: ImageRewardScorer) -> None:
     assert rewards["image_reward"] == rewards["tiny"] == pytest.approx(scorer.score(PROMPTS, list(IMAGES)), abs=1e-5)
 
 
+def with_header(header: str) -> bytes:
+    return json.dumps(DATA).encode() + b"\n\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n"
+
+
 BAD: dict[str, tuple[bytes, int, str]] = {
     "one line": (b"{}", 400, "body"),
     "not JSON": (b"{\n", 400, "body"),
@@ -90,6 +95,10 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "floats": (payload(array=np.full((2, 4, 4, 3), np.nan, dtype=np.float32)), 422, "body"),
     "three dimensions": (payload(array=IMAGES[0]), 422, "body"),
     "no images": (payload(DATA | {"prompts": []}, IMAGES[:0]), 422, "body"),
+    "a negative shape": (with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -2, 1, 3)}") + bytes(12), 422, "body"),
+    "a header that nests": (with_header("(" * 9000), 400, "body"),
+    "a header that exhausts the parser": (with_header("-" * 9000 + "1"), 400, "body"),
+    "a header that is no expression": (with_header("'''"), 400, "body"),
     "a huge shape": (json.dumps(DATA).encode() + b"\n" + npy(IMAGES).replace(b"(2, 48", b"(9, 48"), 422, "body"),
     "unequal": (payload(DATA | {"prompts": PROMPTS[:1]}), 422, "prompts"),
     "numbers for prompts": (payload(DATA | {"prompts": [1, 2]}), 422, "prompts"),

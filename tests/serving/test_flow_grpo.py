@@ -69,6 +69,8 @@ BAD: dict[str, bytes] = {
     "unequal": request(prompts=PROMPTS[:2]),
     "not an image": pickle.dumps({"images": [b"hello"], "prompts": ["a"]}),
     "empty": pickle.dumps({"images": [], "prompts": []}),
+    "prompts without a shape": pickle.dumps({"images": jpegs(TENSOR)[:1], "prompts": np.array("a")}),
+    "prompts in a square": pickle.dumps({"images": jpegs(TENSOR)[:1], "prompts": np.array([["a"]])}),
     "too many": pickle.dumps({"images": [b"a"] * 1001, "prompts": ["a"] * 1001}),
 }
 
@@ -100,6 +102,45 @@ class TestBusy:
             assert "retry-after" in refused.headers
             assert held.result().status_code == 200
         assert client.post("/", content=request()).status_code == 200
+
+
+class TestManyRequests:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(max_requests=1)
+
+    def test_too_many_requests_are_500_which_its_clients_wait_for(self, client: TestClient, scorer: ImageRewardScorer) -> None:
+        gate = Gate(scorer)
+        with ThreadPoolExecutor() as pool:
+            held = pool.submit(client.post, "/", content=request())
+            gate.wait()
+            refused = client.post("/", content=request())
+            elsewhere = client.get("/v1/models")
+            gate.open()
+            assert (refused.status_code, refused.json()["error"]["status"]) == (500, 500)
+            assert elsewhere.status_code == 429
+            assert held.result().status_code == 200
+
+
+class TestTime:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(max_seconds=0.01)
+
+    def test_a_request_that_always_takes_too_long_stops_the_trainer(self, client: TestClient, scorer: ImageRewardScorer) -> None:
+        gate = Gate(scorer)
+        answer = client.post("/", content=request())
+        gate.open()
+        assert answer.status_code == 503
+
+
+def test_a_defect_stops_the_trainer(client: TestClient, scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> Any:
+        raise RuntimeError("it is broken")
+
+    monkeypatch.setattr(scorer, "encode_images", fail)
+    answer = client.post("/", content=request())
+    assert (answer.status_code, answer.json()["error"]["status"]) == (503, 503)
 
 
 def test_it_is_off_unless_asked_for(scorer: ImageRewardScorer) -> None:

@@ -54,6 +54,7 @@ def test_a_local_service_is_not_reached_under_another_name(client: TestClient) -
 def test_pages_of_other_sites_are_not_answered(client: TestClient) -> None:
     assert refusal(client.post("/v1/score", json=ASK, headers={"origin": "https://attacker.example"})) == (403, "origin")
     assert refusal(client.post("/", content=b"", headers={"origin": "null"})) == (403, "origin")
+    assert refusal(client.post("/v1/score", json=ASK, headers={"origin": "http://["})) == (403, "origin")
     assert client.post("/v1/score", json=ASK, headers={"origin": HOST}).status_code == 200
 
 

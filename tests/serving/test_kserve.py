@@ -72,6 +72,9 @@ def test_infer_of_binary_data(client: TestClient, scorer: ImageRewardScorer) -> 
     for broken in (encoded + binary[0], encoded + b"".join(binary) + b"x", encoded + b"\xff" * len(b"".join(binary))):
         assert client.post(INFER, content=broken, headers=headers).status_code == 422
     assert client.post(INFER, content=encoded, headers={"Inference-Header-Content-Length": "9999999"}).status_code == 400
+    for length in ("-1", "", "\xb2", "0" * 5000 + "1"):
+        refused = client.post(INFER, content=encoded, headers={b"Inference-Header-Content-Length": length.encode("latin-1")})
+        assert (refused.status_code, refused.json()["details"]["field"]) == (400, "inference-header-content-length")
 
 
 REFUSED: dict[str, tuple[Any, int, str]] = {
@@ -89,6 +92,17 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
     "text for pixels": (inputs(image=tensor("image", ["a"] * 24, "FP32", [2, 2, 2, 3])), 422, "inputs[1].data"),
     "out of range": (inputs(image=tensor("image", [2.5] * 24, "FP32", [2, 2, 2, 3])), 422, "inputs[1].data[0]"),
     "not base64": (inputs(image=tensor("image", ["%", "%"])), 422, "inputs[1].data[0]"),
+    "a text among pixels": (inputs(image=tensor("image", [0] * 23 + ["a" * 9], "UINT8", [2, 2, 2, 3])), 422, "inputs[1].data"),
+    "truth for pixels": (inputs(image=tensor("image", [True] * 24, "UINT8", [2, 2, 2, 3])), 422, "inputs[1].data"),
+    "pixels beyond range": (inputs(image=tensor("image", [10**4000] * 24, "FP32", [2, 2, 2, 3])), 422, "inputs[1].data"),
+    "ragged pixels": (inputs(image=tensor("image", [[1, 2], [3]], "UINT8", [2, 2, 2, 3])), 422, "inputs[1].data"),
+    "deep pixels": (inputs(image=tensor("image", [[[[[1]]]]], "UINT8", [1, 1, 1, 1])), 422, "inputs[1].data"),
+    "no pixels": (inputs(image=tensor("image", [], "FP32", [2, 0, 0, 3])), 422, "inputs[1].shape"),
+    "many images without pixels": (inputs(image=tensor("image", [], "FP32", [10**9, 0, 0, 3])), 413, "inputs[1]"),
+    "no inputs' shape": (inputs(prompt=tensor("prompt", PROMPTS, shape=[])), 422, "inputs[0].shape"),
+    "a long shape": (inputs(prompt=tensor("prompt", PROMPTS, shape=[2] * 9)), 422, "inputs[0].shape"),
+    "a shape of huge numbers": (inputs(prompt=tensor("prompt", PROMPTS, shape=[10**4000] * 3)), 422, "inputs[0].shape"),
+    "half a character": (inputs() | {"id": "\ud800"}, 422, "id"),
     "a long prompt": (inputs(prompt=tensor("prompt", ["a", "a" * 20_000])), 422, "inputs[0].data[1]"),
 }
 
@@ -96,7 +110,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals(case: str, client: TestClient) -> None:
     ask, status, field = REFUSED[case]
-    answer = client.post(INFER, json=ask)
+    answer = client.post(INFER, content=json.dumps(ask))
     assert (answer.status_code, answer.json()["details"]["field"]) == (status, field), answer.text
     assert answer.json()["error"].startswith(field)
 

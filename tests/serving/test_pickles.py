@@ -95,6 +95,37 @@ def test_an_array_that_is_longer_than_its_data() -> None:
     assert any(opcode.name == "BUILD" for opcode, _, _ in pickletools.genops(array))
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("U0", (1 << 40,)), ("U1", (1 << 40, 0)), ("U1", (0,) * 9), ("U1", (1 << 5000, 0)), ("U1", (-1, -1))],
+    ids=["of nothing", "a long side", "many sides", "a huge number", "negative"],
+)
+def test_arrays_without_data_are_not_large(kind: str, shape: tuple[int, ...]) -> None:
+    assert loads(unframed("U1", (0,))).shape == (0,)
+    with pytest.raises(UnreadablePickleError):
+        loads(unframed(kind, shape))
+
+
+def unframed(kind: str, shape: tuple[int, ...]) -> bytes:
+    """What numpy writes for an array without data, of a shape of one's own."""
+    data = pickle.dumps(np.zeros(0, "U7"), 3).replace(b"U7", kind.encode())
+    head, _, tail = data.rpartition(b"K\x00\x85")
+    return head + pickle.dumps(shape, 2)[2:-1] + tail
+
+
+def test_a_memo_is_not_larger_than_the_pickle() -> None:
+    with pytest.raises(UnreadablePickleError, match="memo"):
+        loads(b"\x80\x03Nr\xff\xff\xff\x0f.")
+
+
+def test_what_is_referred_to_often_is_read_once() -> None:
+    value: Any = []
+    for _ in range(40):
+        value = [value, value]
+    read = loads(pickle.dumps(value))
+    assert read[0] is read[1]
+
+
 def test_deep_nesting_is_refused() -> None:
     value: list[Any] = []
     for _ in range(100):

@@ -43,6 +43,15 @@ def test_documents_can_be_returned(client: TestClient) -> None:
     assert [result["document"] for result in results] == [VLLM[result["index"]] for result in results]
 
 
+@pytest.mark.parametrize("extra", ['"\\ud800"', "1e400", "-1e999"])
+def test_documents_that_cannot_be_returned(extra: str, client: TestClient) -> None:
+    document = f'[{{"image": "{URLS[0]}", "title": {extra}}}]'
+    for name, field in (("documents", "return_documents"), ("texts", "return_text")):
+        answer = client.post("/rerank", content=f'{{"query": "a", "{name}": {document}, "{field}": true}}')
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, name)
+        assert client.post("/rerank", content=f'{{"query": "a", "{name}": {document}}}').status_code == 200
+
+
 def test_text_embeddings_inference(client: TestClient, scorer: ImageRewardScorer) -> None:
     from clients import IMAGES
 
@@ -59,7 +68,7 @@ def test_text_embeddings_inference(client: TestClient, scorer: ImageRewardScorer
     [
         ({"query": "a"}, 422, "documents"),
         ({"query": "a", "documents": URLS, "texts": URLS}, 422, "documents"),
-        ({"query": "a", "documents": []}, 422, "images"),
+        ({"query": "a", "documents": []}, 422, "documents"),
         ({"query": "a", "documents": [URLS[0], {"content": []}]}, 422, "documents[1]"),
         ({"query": "a", "documents": [URLS[0], 3]}, 422, "documents[1]"),
         ({"query": "a", "documents": [URLS[0], "just text"]}, 422, "documents[1]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import signal
 import socket
@@ -203,8 +204,27 @@ def test_a_body_that_comes_slowly(port: int) -> None:
 
 
 def test_what_is_not_http(port: int) -> None:
-    with raw_request(port, b"\x16\x03\x01 hello\r\n\r\n") as sock:
-        assert b"400" in read_all(sock)
+    for data in (
+        b"\x16\x03\x01 hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        HEAD + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n",
+    ):
+        with raw_request(port, data) as sock:
+            head, _, body = read_all(sock).partition(b"\r\n\r\n")
+        assert b"400 Bad Request" in head
+        assert json.loads(body)["error"]["remedy"]
+
+
+def test_a_client_that_does_not_read_the_answer(scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._Protocol, "write_seconds", 0.05)
+    app = create_app([scorer])
+    documents = [{"image": URLS[0], "text": "x" * (1 << 24)}]
+    content = json.dumps({"query": "a", "documents": documents, "return_documents": True}).encode()
+    with serving(app) as url:
+        head = HEAD.replace(b"/v1/score", b"/rerank") + f"Content-Length: {len(content)}\r\n\r\n".encode()
+        with raw_request(int(url.rpartition(":")[2]), head + content):
+            until(lambda: "image_reward_request_seconds_count" in app.state.service.metrics.text().decode())
 
 
 def test_web_sockets_are_not_served(port: int) -> None:

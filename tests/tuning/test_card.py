@@ -15,7 +15,8 @@ import tiny_runs
 import torch
 from PIL import Image
 
-from image_reward.tuning import lora
+from image_reward.tuning import Tuning, TuningResult, lora
+from image_reward.tuning.card import tuning_card
 from image_reward.tuning.lora import KOHYA, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # schedulers of diffusers with NumPy 2
@@ -55,3 +56,9 @@ def test_the_lines_that_load_it(tmp_path: Path) -> None:
         with lora.strength(ours, 0.75):
             images.append(each(**arguments, generator=torch.Generator().manual_seed(1))[0])
     assert torch.equal(*images)
+
+
+def test_the_generator_in_the_package_is_loaded_by_name() -> None:
+    result = TuningResult("runs/x/lora", 2, 2, False, "It rose.", 0.0, 1.0, None)
+    lines = tuning_card(Tuning(model="shapes-generator"), result, []).split("```python\n")[1].splitlines()[:3]
+    assert lines == ["import image_reward.tuning", "", "pipe = image_reward.tuning.load_pipeline('shapes-generator')"]

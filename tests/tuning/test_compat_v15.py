@@ -135,6 +135,10 @@ def test_a_program_of_1_5(base: Path, data: Path, reward: Path, tmp_path: Path, 
     assert all(torch.equal(a, b) for a, b in zip(tuned.unet.parameters(), last.parameters(), strict=True))
     assert (output / "report.html").is_file()
 
+    ReFL.Trainer(str(base), str(data), args=args).train(args=args)  # the run is finished, and its pipeline stays the tuned one
+    same = diffusers.StableDiffusionPipeline.from_pretrained(output)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.unet.parameters(), same.unet.parameters(), strict=True))
+
     again = parse(monkeypatch, *flags, "--resume_from_checkpoint", output / "checkpoint-2")
     ReFL.Trainer(str(base), str(data), args=again).train(args=again)
     resumed = diffusers.StableDiffusionPipeline.from_pretrained(output)
@@ -182,12 +186,13 @@ def test_settings_of_the_published_launch_script(data: Path, monkeypatch: pytest
 def test_flags_that_have_no_effect_say_so_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ImageReward import ReFL
 
-    args = parse(monkeypatch, "--resolution", 768, "--random_flip", "--use_8bit_adam")
+    args = parse(monkeypatch, "--resolution", 768, "--random_flip", "--use_8bit_adam", "--adam_epsilon", 1e-6, "--revision", "fp16")
     with pytest.warns(UserWarning, match="no effect") as caught:
         ReFL.Trainer("base", str(data), args=args)
     assert [str(warning.message) for warning in caught] == [
         "--resolution, --random_flip: no effect, as in image-reward 1.5",
-        "no effect in this release: --use_8bit_adam (AdamW keeps its moments in float32; --rank trains a LoRA, which needs far less)",
+        "no effect in this release: --adam_epsilon (it is 1e-8); --use_8bit_adam (AdamW keeps its moments in float32; --rank trains a "
+        "LoRA, which needs far less)",
     ]
     assert set(NEVER_USED) < set(vars(args))
 

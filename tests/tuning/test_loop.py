@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from PIL import Image
 
 from image_reward.errors import InputError, PromptError, TrainingError
 from image_reward.scorers import Ensemble, ImageRewardScorer, Scorer
-from image_reward.tuning import Tuning, lora, sample, tune
-from image_reward.tuning.loop import rewards_of_prompts
+from image_reward.tuning import Tuning, lora, methods, sample, tune
+from image_reward.tuning.loop import _replaced_folder, rewards_of_prompts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # schedulers of diffusers with NumPy 2
@@ -98,6 +99,17 @@ def test_pretraining_loss_and_divergence_hold_the_generator_back(tmp_path: Path)
         assert divergences[-1] > 1e-6
 
 
+def test_without_weight_of_the_reward_no_image_is_made_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(methods, "images", never)
+    tiny_runs.run(tiny_runs.config(tmp_path / "control", reward_weight=0.0, pretraining_weight=1.0))
+    lines = log_of(tmp_path / "control")
+    assert all(line["pretraining"] > 0 and "reward" not in line and "margin" not in line for line in lines)
+    assert (tmp_path / "control" / "report.html").exists()
+
+
 def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe, own = tiny_pipelines.build("stable_diffusion")
     untuned = sample(pipe, "a red fox", steps=3, grad_steps=0, seed=1, **own)
@@ -134,8 +146,10 @@ def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "scheduler" in repr(pipe)
     assert not pipe.unet.is_gradient_checkpointing
 
-    # The same command again has nothing to do; another is refused.
-    assert tiny_runs.run(config, pipe=pipe) == result
+    # The same command again has nothing to do but to load the weights; another is refused.
+    again, _ = tiny_pipelines.build("stable_diffusion")
+    assert tiny_runs.run(config, pipe=again) == result
+    assert torch.equal(sample(again, "a red fox", steps=3, grad_steps=0, seed=1, **own), tuned)
     assert "holds a finished run" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"holds a run with other settings \(lr: 0\.02 there, 0\.001 here\)"):
         tiny_runs.run(tiny_runs.config(tmp_path / "run", watch=("redder",), **UNGUARDED | {"lr": 1e-3}))
@@ -272,6 +286,44 @@ def test_pipelines_without_what_is_asked_for(tmp_path: Path) -> None:
         tiny_runs.run(tiny_runs.config(tmp_path / "misspelt"), gidance=3)
 
 
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    for wrong, message in (
+        ({"height": 20}, "StableDiffusionPipeline refused the call: .* divisible by 8"),
+        ({"lora_targets": ("nothing",)}, "has a name that ends with nothing"),
+        ({"pretraining_images": str(tmp_path / "none.jsonl")}, "none.jsonl"),
+    ):
+        with pytest.raises((InputError, FileNotFoundError), match=message):
+            tiny_runs.run(tiny_runs.config(tmp_path / "runs/new", **{"max_steps": 1} | wrong))
+        assert not list(tmp_path.iterdir())
+        AcceleratorState._reset_state(reset_partial_state=True)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="takes no gidance"):
+        tiny_runs.run(tiny_runs.config(tmp_path / "mine"), gidance=3)
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_folder_that_is_replaced_vanishes_or_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), _replaced_folder(tmp_path / "lora") as new:
+        shutil.copy(tmp_path / "nothing", new)
+    assert not list(tmp_path.iterdir())
+    for text in ("first", "second"):
+        with _replaced_folder(tmp_path / "lora") as new:
+            (new / "whole").write_text(text)
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+    assert (tmp_path / "lora/whole").read_text() == "second"
+
+
+def test_a_run_killed_between_the_renames_of_its_lora_continues(tmp_path: Path) -> None:
+    config = tiny_runs.config(tmp_path / "run", max_steps=2, evaluate_every=1, **UNGUARDED)
+    result = tiny_runs.run(config)
+    weights = Path(result.model, lora.WEIGHTS).read_bytes()
+    Path(result.model).rename(tmp_path / "run/lora.previous")
+    (tmp_path / "run/result.json").unlink()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert tiny_runs.run(config) == result
+    assert Path(result.model, lora.WEIGHTS).read_bytes() == weights
+
+
 def test_a_run_on_other_prompts_or_weights_is_refused(tmp_path: Path) -> None:
     config = tiny_runs.config(tmp_path / "run", max_steps=3)
     tiny_runs.run(config)
@@ -285,6 +337,10 @@ def test_a_run_on_other_prompts_or_weights_is_refused(tmp_path: Path) -> None:
     pipe.unet.conv_in.weight.data += 1
     with pytest.raises(InputError, match=r"is not what the run in .* started from: its weights have changed"):
         tiny_runs.run(config, pipe=pipe)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (tmp_path / "run/untuned.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match=r"untuned.pt is damaged .* start the run again in a new folder"):
+        tiny_runs.run(config)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -303,6 +359,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         ({"reward": ()}, "no reward: name at least one scorer"),
         ({"reward": ("a",), "watch": ("a",)}, "a cannot be both the reward and watched"),
         ({"grad_steps": 30}, "grad_steps must be from 1 to the 25 denoising steps, not 30"),
+        ({"reward": ("a", "a")}, "reward names a scorer twice: a, a; name each once"),
+        ({"betas": (0.9, 1.0)}, "betas must be from 0 to less than 1, not 0.9 and 1.0"),
         ({"num_held_out": 1}, "num_held_out must be at least 2"),
         ({"ema": 1.0}, "ema must be from 0 to less than 1"),
         ({"method": "best-of", "candidates": 1}, "candidates must be at least 2"),

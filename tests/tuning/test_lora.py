@@ -275,10 +275,20 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
     save_file(tensors | {name: torch.zeros(3, tensors[name].shape[1])}, file)
     with pytest.raises(CheckpointError, match="has weights of the ranks 2, 3"):
         lora.load(pipe, tmp_path)
+    save_file(tensors, file, {"lora_adapter_metadata": "[]"})
+    with pytest.raises(CheckpointError, match="has no number for alpha"):
+        lora.load(pipe, tmp_path)
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match=r"is damaged: .*; copy it again"):
         lora.load(pipe, tmp_path)
     assert lora.save(pipe, tmp_path)  # the LoRA that the pipeline has is untouched
+
+
+def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "find_spec", lambda _: None)
+    pipe, _ = tiny_pipelines.build("stable_diffusion")
+    with pytest.raises(InputError, match="a LoRA needs peft: pip install"):
+        lora.attach(pipe, 2, 2)
 
 
 @pytest.mark.parametrize(("values", "message"), [((0, 1), "rank of a LoRA must be"), ((2, 0), "alpha of a LoRA must be above 0")])

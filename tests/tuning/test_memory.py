@@ -19,7 +19,7 @@ import tiny_pipelines
 import torch
 from torch import nn
 
-from image_reward.errors import InputError
+from image_reward.errors import InputError, UnknownModelError
 from image_reward.reports import printing
 from image_reward.scorers import ImageRewardScorer
 from image_reward.tuning import lora, memory, methods, sample
@@ -169,6 +169,19 @@ def test_scorers_by_name(tmp_path: Path, scorer: ImageRewardScorer) -> None:
     assert sizes["watch: ImageReward-mini"] > 0
     (blip,) = [part for part in estimate.parts if part.name == "watch: BLIP"]
     assert (blip.num_bytes, blip.note) == (0, "not known without its weights, and not counted")
+    with pytest.raises(UnknownModelError, match="Did you mean ImageReward-v1"):
+        memory.estimate(replace(config, reward=("ImageRewrd-v1.0",)), pipe=pipe)
+
+
+def test_one_frame_of_a_pipeline_for_videos(scorer: ImageRewardScorer) -> None:
+    pipe, own = tiny_pipelines.build("wan")
+    scorers = {"a": scorer, "b": scorer}
+    config = replace(CONFIG, height=16, width=16)
+    frame = memory.estimate(config, pipe=pipe, scorers=scorers, **own)
+    own.pop("num_frames")
+    assert memory.estimate(config, pipe=pipe, scorers=scorers, **own) == frame
+    with pytest.raises(InputError, match="WanPipeline refused the call"):
+        memory.estimate(replace(CONFIG, height=17, width=16), pipe=pipe, scorers=scorers, **own)
 
 
 def test_the_estimate_as_a_table_and_as_json(scorer: ImageRewardScorer, capsys: pytest.CaptureFixture[str]) -> None:

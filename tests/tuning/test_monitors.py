@@ -119,6 +119,15 @@ def test_one_bad_evaluation_is_not_enough() -> None:
     verdict = judge(history, THRESHOLDS)
     assert verdict.last_good == 20
     assert "stops if the next evaluation agrees" in verdict.sentence
+    assert "the next 2 evaluations agree" in judge(history, replace(THRESHOLDS, patience=3)).sentence
+    assert judge(history, THRESHOLDS, is_last=True).sentence.endswith("exploited. Step 20 is the last good one.")
+
+
+def test_a_run_that_is_not_to_be_stopped_is_not_said_to_be() -> None:
+    verdict = judge(towards(HACKED), replace(THRESHOLDS, patience=None))
+    assert not verdict.stop
+    assert verdict.signs
+    assert "stop" not in verdict.sentence
 
 
 def test_without_margin_and_mirrored_images_what_is_left_decides() -> None:

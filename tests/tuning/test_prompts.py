@@ -18,7 +18,7 @@ def test_prompts_of_the_shapes_world_are_of_their_split() -> None:
     assert all(split_of(prompt) == "test" for prompt in read_prompts("shapes:5:3", "test"))
     assert len(read_prompts("shapes:one", "train")) == 387
     assert all(split_of(prompt) == "test" for prompt in read_prompts("shapes:one", "test"))
-    with pytest.raises(InputError, match="'shapes:0' is not of the form shapes:KIND, shapes:PROMPTS"):
+    with pytest.raises(InputError, match=r"'shapes:0' is not of the form shapes:KIND \(one, count, relation\), shapes:PROMPTS"):
         read_prompts("shapes:0", "train")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from image_reward.cli.options import (
     print_json,
 )
 from image_reward.errors import InputError
-from image_reward.tuning.pipelines import PipelineDtype, check_pipeline, load_pipeline
+from image_reward.tuning.pipelines import PipelineDtype, call_arguments_of, check_pipeline, load_pipeline
 
 if TYPE_CHECKING:
     from image_reward.prompt_sets import Prompt
@@ -64,15 +63,8 @@ class GenerationOptions:
 
     def call_arguments(self, pipe: Any) -> dict[str, Any]:
         """The arguments of the pipeline's call. Raises ``InputError`` for an option that it has no argument for."""
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        arguments: dict[str, Any] = {"num_frames": 1} if "num_frames" in parameters else {}  # an image of a pipeline for videos
-        names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "height": "height", "width": "width"}
-        for option, argument in names.items():
-            if (value := getattr(self, option)) is not None:
-                if argument not in parameters:
-                    raise InputError(f"{type(pipe).__name__} has no {argument}; leave out --{option.replace('_', '-')}")
-                arguments[argument] = value
-        return arguments
+        settings = {"num_inference_steps": self.steps, **{name: getattr(self, name) for name in ("guidance_scale", "height", "width")}}
+        return call_arguments_of(pipe, settings)
 
 
 @dataclass(kw_only=True)
@@ -186,20 +178,14 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
 
     def _saved(self, prompt: Prompt, made: BestOf, scorer: Scorer[Any]) -> list[tuple[RewardRow, int]]:
         """Save the best images. Returns each as a row, with its seed."""
-        from PIL.PngImagePlugin import PngInfo
-
-        from image_reward.files import written_whole
         from image_reward.scorers.distribution import RewardRow
+        from image_reward.tuning.selection import save_png
 
         order = sorted(range(self.best_of), key=lambda place: -made.rewards[place])
         saved = []
         for rank, place in enumerate(order[: self.keep], start=1):
             path, reward, seed = self._path(prompt, rank), made.rewards[place], made.seeds[place]
-            text = PngInfo()
-            for key, value in {"prompt": prompt.prompt, "seed": seed, "reward": reward, "model": scorer.name}.items():
-                text.add_text(key, str(value))
-            with written_whole(path) as temporary:
-                made.images[place].save(temporary, format="PNG", pnginfo=text)
+            save_png(made.images[place], path, prompt=prompt.prompt, seed=seed, reward=reward, model=scorer.name)
             saved.append((RewardRow.of(scorer, str(path), reward, rank=rank), seed))
         return saved
 

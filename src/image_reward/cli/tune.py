@@ -34,7 +34,7 @@ class Tune:
         return cls(recipe, tuning=tuning)
 
     def run(self) -> int:
-        from image_reward.tuning.pipelines import check_pipeline
+        from image_reward.tuning.pipelines import SHAPES_GENERATOR, check_pipeline
 
         config = self.tuning
         if not config.model:
@@ -48,7 +48,8 @@ class Tune:
             return 0
         from image_reward.tuning import tune
 
-        print_notices([*config.reward, *config.watch])
+        if config.model != SHAPES_GENERATOR:  # which ImageReward-mini is made for
+            print_notices([*config.reward, *config.watch])
         result = tune(config)
         print(f"{result.model}: step {result.kept_step}. {result.verdict}")
         print(f"{result.report}")

@@ -49,7 +49,7 @@ MODELS: dict[str, ModelSpec] = {
         range="mean 0, std 1 on drawings",
         build=build_imagereward,
         packaged="assets/ImageReward-mini",
-        notice="ImageReward-mini knows only drawn shapes; for pictures use --model ImageReward-v1.0, which is downloaded once (1.8 GB)",
+        notice="ImageReward-mini knows only drawn shapes; for pictures use ImageReward-v1.0, which is downloaded once (1.8 GB)",
     ),
     "ImageReward-v1.0": ModelSpec(
         description="human preference for an image given its prompt (Xu et al., NeurIPS 2023)",

@@ -120,9 +120,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 R = TypeVar("R", bound=BaseModel)
 
+_MOST_FIELDS = 100  # of a request; those that clients of other servers add included
+
 
 def validated(kind: type[R], values: object) -> R:
     """Raises ``RequestError`` that names the first field at fault."""
+    if isinstance(values, dict) and len(values) > _MOST_FIELDS:
+        raise invalid("body", f"it has {len(values):,} fields", f"leave out all but {', '.join(kind.model_fields)}")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -155,8 +159,19 @@ async def read(request: Request, kind: type[R]) -> R:
     content_type = request.headers.get("content-type", "application/json")
     if content_type.lower().startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
         form = await service.in_thread(len(body), parse_form, content_type, body, service.limits.max_images + 32)
-        return validated(kind, of_form(form, kind))
-    return validated(kind, await service.in_thread(len(body), parse_json, body))
+        values: Any = of_form(form, kind)
+    else:
+        values = await service.in_thread(len(body), parse_json, body)
+    if isinstance(values, dict):  # each element that is at fault would be an error of its own, and a million of them fill the memory
+        for name, value in values.items():
+            if isinstance(value, list) and name in _OF_IMAGES:
+                service.check_number(len(value), name)
+            elif isinstance(value, list):
+                service.check_pairs(len(value), name)
+    return validated(kind, values)
+
+
+_OF_IMAGES = ("images", "documents", "texts")
 
 
 def described(kind: type[BaseModel]) -> dict[str, Any]:
@@ -187,7 +202,6 @@ async def score(request: Request) -> JSONResponse:
         raise invalid("models", "model is there too", "leave out one of the two")
     names = asked.models if asked.models is not None else [asked.model]
     models = [service.model(name, f"models[{number}]" if asked.models else "model") for number, name in enumerate(names)]
-    service.check_number(len(asked.images), "images")
     if isinstance(asked.prompt, str):
         service.check_prompts([asked.prompt], lambda _: "prompt")
         prompts = [asked.prompt] * len(asked.images)
@@ -230,7 +244,6 @@ async def matrix(request: Request) -> JSONResponse:
     service: Service = request.app.state.service
     asked = await read(request, MatrixRequest)
     model = service.model(asked.model)
-    service.check_number(len(asked.images), "images")
     service.check_pairs(len(asked.prompts) * len(asked.images), "prompts")
     service.check_prompts(asked.prompts, numbered("prompts"))
     rewards, warnings = await service.matrix(model, asked.prompts, await service.images(asked.images, numbered("images")))

@@ -85,7 +85,9 @@ def _jobs(request: Request) -> Jobs:
 
 
 async def _form(request: Request) -> Form:
-    return parse_form(request.headers.get("content-type", ""), await request.body(), 16)
+    service: Service = request.app.state.service
+    body = await request.body()
+    return await service.in_thread(len(body), parse_form, request.headers.get("content-type", ""), body, 16)
 
 
 def _described(*names: str) -> dict[str, Any]:
@@ -99,7 +101,9 @@ _BYTES = {"requestBody": {"required": True, "content": {"application/octet-strea
 @router.post("/ping", responses=ERRORS, openapi_extra=_described("info_data"))
 async def ping(request: Request) -> JSONResponse:
     """Whether the service is there."""
-    parse_json((await _form(request)).text("info_data").encode(), "info_data")
+    service: Service = request.app.state.service
+    data = (await _form(request)).text("info_data").encode()
+    await service.in_thread(len(data), parse_json, data, "info_data")
     return JSONResponse({"message": "Ping request received"})
 
 
@@ -111,7 +115,7 @@ async def enqueue(request: Request) -> JSONResponse:
     head, newline, data = (await request.body()).partition(b"\n")
     if not newline:
         raise RequestError(400, "body", "it is one line", "send a line of JSON and then a .npy file")
-    asked = parse_json(head)
+    asked = await service.in_thread(len(head), parse_json, head)
     if not isinstance(asked, dict):
         raise RequestError(400, "body", "its first line is not an object", "send media_type, prompts and reward_fn")
     if asked.get("media_type", "image") != "image":
@@ -156,11 +160,11 @@ def _images(data: bytes) -> NDArray[Any]:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, is_fortran, dtype = read_header(file)
-    except (ValueError, KeyError, SyntaxError, TypeError):
+    except Exception:  # of many kinds: NumPy has Python's parser read the header
         raise RequestError(400, "body", "what follows its first line is not a .npy file", "write it with numpy.save") from None
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3, 4):
         raise invalid("body", f"its array is {dtype} {list(shape)}", "send uint8 [B, H, W, 3]")
-    if 0 in shape or math.prod(shape) != len(data) - file.tell():
+    if min(shape) < 1 or math.prod(shape) != len(data) - file.tell():
         raise invalid("body", f"its array {list(shape)} is empty, or not as long as its shape says", "send the whole file")
     return np.frombuffer(data, np.uint8, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
 

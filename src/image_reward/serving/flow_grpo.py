@@ -1,9 +1,9 @@
 """The reward server that flow_grpo's trainers post pickles to, as far as one can do that safely: see ``pickles``.
 
 ``POST /`` takes ``{"images": [JPEG bytes], "prompts": [text]}`` and answers ``{"outputs": [rewards]}``, both pickled. Its clients try again
-a thousand times after a 500, and take any other answer for a result, which they then fail to unpickle. So a request that can never
-succeed is answered with a 4xx, which stops the trainer; and one that has come at a bad time, which would otherwise be a 429 or a 503,
-with a 500, so that the trainer waits and goes on.
+a thousand times after a 500, and take any other answer for a result, which they then fail to unpickle. So ``STATUSES`` exchanges two
+answers: a busy service, elsewhere 429, is a 500, for which the trainer waits; and a defect, elsewhere 500, is a 503, which stops the
+trainer, as does everything else that may be permanent.
 """
 
 from __future__ import annotations
@@ -20,20 +20,14 @@ from image_reward.serving.service import Service
 
 router = APIRouter()
 
+PLACE = ("POST", "/")
+STATUSES = {429: 500, 500: 503}
+
 
 @router.post("/", include_in_schema=False)
 async def rewards(request: Request) -> Response:
     service: Service = request.app.state.service
-    try:
-        outputs = await _rewards(service, await request.body())
-    except RequestError as error:
-        if error.status not in (429, 503):
-            raise
-        raise RequestError(500, error.field, error.message, error.remedy, error.retry_after) from None
-    return Response(pickle.dumps({"outputs": outputs}), media_type="application/octet-stream")
-
-
-async def _rewards(service: Service, body: bytes) -> list[float]:
+    body = await request.body()
     service.batcher.check_room(1)
     try:
         asked = await service.in_thread(len(body), loads, body)
@@ -46,7 +40,7 @@ async def _rewards(service: Service, body: bytes) -> list[float]:
         raise invalid("images", "it is not a list of the bytes of image files", "encode each image as JPEG or PNG")
     if prompts is None and not service.scorers[0].reads_prompt:
         prompts = [""] * len(images)
-    if isinstance(prompts, np.ndarray) and prompts.dtype.kind == "U":
+    if isinstance(prompts, np.ndarray) and prompts.dtype.kind == "U" and prompts.ndim == 1:
         prompts = prompts.tolist()
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise invalid("prompts", "it is neither a list nor an array of texts", "send one prompt for each image")
@@ -56,4 +50,4 @@ async def _rewards(service: Service, body: bytes) -> list[float]:
     service.check_prompts(prompts, lambda number: f"prompts[{number}]")
     sources = await service.images([bytes(image) for image in images], lambda number: f"images[{number}]")
     scored, _ = await service.score([0], prompts, sources)
-    return scored[0].tolist()
+    return Response(pickle.dumps({"outputs": scored[0].tolist()}), media_type="application/octet-stream")

@@ -49,6 +49,15 @@ def parse_json(body: bytes, field: str = "body") -> Any:
         ) from None
 
 
+def check_returnable(value: Any, field: str) -> None:
+    """Raise ``RequestError`` for what Python reads from JSON and cannot write: halves of surrogate pairs, and numbers beyond range."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        message = "it holds half of a surrogate pair, a number beyond range, or too many levels, and cannot be sent back"
+        raise invalid(field, message, "correct it, or do not ask for it back") from None
+
+
 def parse_form(content_type: str, body: bytes, max_parts: int) -> Form:
     """A form of either encoding. Raises ``RequestError``."""
     if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
@@ -116,19 +125,19 @@ def _parse_multipart(content_type: str, body: bytes, max_parts: int) -> Form:
         nonlocal has_ended
         has_ended = True
 
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": begin,
-            "on_part_data": on_content,
-            "on_part_end": end_of_part,
-            "on_header_field": collect("name"),
-            "on_header_value": collect("value"),
-            "on_header_end": end_of_header,
-            "on_end": end,
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begin,
+                "on_part_data": on_content,
+                "on_part_end": end_of_part,
+                "on_header_field": collect("name"),
+                "on_header_value": collect("value"),
+                "on_header_end": end_of_header,
+                "on_end": end,
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError:

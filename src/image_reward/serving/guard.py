@@ -12,6 +12,7 @@ import hmac
 import logging
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,8 +69,9 @@ class _Exchange:
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, service: Service, statuses: Mapping[tuple[str, str], Mapping[int, int]]) -> None:
+        """``statuses``: of a method and path, what replaces some statuses that its clients take for something else."""
+        self.app, self.service, self.statuses = app, service, statuses
         settings = service.settings
         self.token = None if settings.token is None else _digest(settings.token)
         self.memory = 0
@@ -91,6 +93,7 @@ class Guard:
             self.service.metrics.gone.inc()
         except RequestError as error:
             self.service.metrics.rejected.labels(_reason(error.status)).inc()
+            error.status = self.statuses.get((scope["method"], scope["path"]), {}).get(error.status, error.status)
             await exchange.refuse(error)
         finally:
             self.num_requests -= 1
@@ -120,8 +123,8 @@ class Guard:
                 await asyncio.wait({handler}, timeout=limits.read_seconds)
             if handler.done():
                 handler.result()
-            elif leaving.done():
-                raise _ClientGoneError
+            elif leaving.done() or exchange.status:
+                raise _ClientGoneError  # or does not read the answer
             else:
                 raise RequestError(503, "request", f"it took longer than {limits.max_seconds:g} s", "send fewer images at once", 5)
         except (_ClientGoneError, RequestError):
@@ -156,7 +159,7 @@ class Guard:
             remedy = "use http://127.0.0.1, or start the service with --token-file"
             raise RequestError(403, "host", f"without a token this service answers only this machine, not as {host!r:.100}", remedy)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and _netloc(origin) != headers.get("host", "").lower():
             remedy = "start the service with --token-file, and send the token"
             raise RequestError(403, "origin", "without a token this service does not answer pages of other sites", remedy)
 
@@ -164,7 +167,7 @@ class Guard:
         limits = self.service.limits
         too_large = RequestError(413, "body", f"it has more than {limits.max_body:,} bytes", "send fewer or smaller images at once")
         declared = exchange.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > limits.max_body:
+        if declared.isdecimal() and int(declared) > limits.max_body:  # of at most 20 digits: h11 refuses longer numbers
             raise too_large
         chunks = []
         while True:
@@ -201,6 +204,13 @@ class _Replay:
 def _digest(token: str) -> bytes:
     """Of equal length for all tokens, so that comparing them takes equally long."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:

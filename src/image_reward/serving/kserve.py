@@ -8,17 +8,18 @@ client does; outputs are JSON.
 from __future__ import annotations
 
 import math
+import re
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FailFast
 
 from image_reward.serving.api import ERRORS, ErrorDetail, validated
 from image_reward.serving.errors import RequestError, invalid
-from image_reward.serving.forms import parse_json
+from image_reward.serving.forms import check_returnable, parse_json
 from image_reward.serving.service import Service
 
 router = APIRouter(tags=["KServe v2"])
@@ -31,7 +32,7 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     name: str
-    shape: list[int]
+    shape: Annotated[list[int], FailFast()]
     datatype: str
     data: list[Any] | None = None
     parameters: dict[str, Any] = {}
@@ -41,7 +42,7 @@ class InferRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     id: str | None = None
-    inputs: list[Tensor]
+    inputs: Annotated[list[Tensor], FailFast()]
 
 
 class Refusal(BaseModel):
@@ -89,29 +90,9 @@ async def infer(request: Request, name: str, version: str = _VERSION) -> JSONRes
         if (problem := _unknown(service, name, version)) is not None:
             raise problem
         service.batcher.check_room(1)
-        asked, binary = _divided(await request.body(), request.headers.get("inference-header-content-length"))
-        inputs = {tensor.name: (f"inputs[{number}]", tensor) for number, tensor in enumerate(asked.inputs)}
-        if set(inputs) != {"prompt", "image"} or len(asked.inputs) != 2:
-            raise invalid("inputs", "they are not prompt and image, each once", "GET /v2/models/NAME describes them")
-        values: dict[str, Any] = {}
-        for tensor in asked.inputs:  # in the order of their binary data
-            field = inputs[tensor.name][0]
-            values[tensor.name], binary = _values(tensor, field, binary)
-        if binary:
-            raise invalid("body", f"{len(binary)} bytes follow the last input", "set binary_data_size of each input")
-        prompts, images = values["prompt"], values["image"]
-        field = f"{inputs['prompt'][0]}.data"
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str | bytes) for prompt in prompts):
-            raise invalid(f"{inputs['prompt'][0]}.datatype", "prompts are not text", "send them as BYTES")
-        try:
-            texts = [prompt.decode() if isinstance(prompt, bytes) else prompt for prompt in prompts]
-        except UnicodeDecodeError:
-            raise invalid(field, "a prompt is not UTF-8", "encode text in UTF-8") from None
-        if len(texts) != len(images):
-            raise invalid("inputs", f"there are {len(texts)} prompts and {len(images)} images", "send one prompt for each image")
-        service.check_number(len(images), inputs["image"][0])
+        body, header_length = await request.body(), request.headers.get("inference-header-content-length")
+        asked, texts, images, field, place = await service.in_thread(len(body), _read, service, body, header_length)
         service.check_prompts(texts, lambda number: f"{field}[{number}]")
-        place = f"{inputs['image'][0]}.data"
         rewards, _ = await service.score([service.model(name)], texts, await service.images(images, lambda number: f"{place}[{number}]"))
     except RequestError as error:
         service.metrics.rejected.labels("busy" if error.status == 429 else "invalid").inc()
@@ -158,11 +139,40 @@ def _refused(error: RequestError) -> JSONResponse:
     return JSONResponse({"error": f"{error.field}: {error.message}; {error.remedy}", "details": details}, error.status, error.headers)
 
 
+def _read(service: Service, body: bytes, header_length: str | None) -> tuple[InferRequest, list[str], list[Any], str, str]:
+    """A request, its prompts and images, and the fields of the two. Raises ``RequestError``."""
+    asked, binary = _divided(body, header_length)
+    check_returnable(asked.id, "id")
+    fields = {tensor.name: f"inputs[{number}]" for number, tensor in enumerate(asked.inputs)}
+    if set(fields) != {"prompt", "image"} or len(asked.inputs) != 2:
+        raise invalid("inputs", "they are not prompt and image, each once", "GET /v2/models/NAME describes them")
+    values: dict[str, Any] = {}
+    for tensor in asked.inputs:  # in the order of their binary data
+        field = fields[tensor.name]
+        if not tensor.shape or len(tensor.shape) > 4 or not all(0 <= side < 1 << 31 for side in tensor.shape):
+            raise invalid(f"{field}.shape", "it is not a shape", "send the numbers of elements")
+        service.check_number(tensor.shape[0], field)
+        values[tensor.name], binary = _values(tensor, field, binary)
+    if binary:
+        raise invalid("body", f"{len(binary)} bytes follow the last input", "set binary_data_size of each input")
+    prompts, images = values["prompt"], values["image"]
+    if not all(isinstance(prompt, str | bytes) for prompt in prompts):
+        raise invalid(f"{fields['prompt']}.datatype", "prompts are not text", "send them as BYTES")
+    try:
+        texts = [prompt.decode() if isinstance(prompt, bytes) else prompt for prompt in prompts]
+    except UnicodeDecodeError:
+        raise invalid(f"{fields['prompt']}.data", "a prompt is not UTF-8", "encode text in UTF-8") from None
+    if len(texts) != len(images):
+        raise invalid("inputs", f"there are {len(texts)} prompts and {len(images)} images", "send one prompt for each image")
+    service.check_number(len(images), fields["image"])
+    return asked, texts, images, f"{fields['prompt']}.data", f"{fields['image']}.data"
+
+
 def _divided(body: bytes, header_length: str | None) -> tuple[InferRequest, bytes]:
     """The JSON of a request, and the binary data that follow it."""
     length = len(body)
     if header_length is not None:
-        if not header_length.isdigit() or int(header_length) > len(body):
+        if not re.fullmatch("[0-9]{1,18}", header_length) or int(header_length) > len(body):
             raise RequestError(
                 400, "inference-header-content-length", "it is not the length of the JSON in bytes", "correct it, or leave it out"
             )
@@ -172,8 +182,6 @@ def _divided(body: bytes, header_length: str | None) -> tuple[InferRequest, byte
 
 def _values(tensor: Tensor, field: str, binary: bytes) -> tuple[Any, bytes]:
     """The elements of an input, each a text, bytes or an array [H, W, 3], and the binary data of the inputs that follow."""
-    if any(side < 0 for side in tensor.shape) or not tensor.shape:
-        raise invalid(f"{field}.shape", "it is not a shape", "send the numbers of elements")
     own: bytes | None = None
     if (size := tensor.parameters.get("binary_data_size")) is not None:
         if not isinstance(size, int) or not 0 <= size <= len(binary):
@@ -191,7 +199,7 @@ def _values(tensor: Tensor, field: str, binary: bytes) -> tuple[Any, bytes]:
         return values, binary
     if tensor.datatype not in _TYPES:
         raise invalid(f"{field}.datatype", f"it is {tensor.datatype:.20}", f"send BYTES, {' or '.join(_TYPES)}")
-    if len(tensor.shape) != 4 or tensor.shape[-1] not in (1, 3, 4):
+    if len(tensor.shape) != 4 or 0 in tensor.shape or tensor.shape[-1] not in (1, 3, 4):
         raise invalid(f"{field}.shape", f"it is {tensor.shape}", "send images as [N, H, W, 3]")
     kind = _TYPES[tensor.datatype]
     try:
@@ -203,12 +211,21 @@ def _values(tensor: Tensor, field: str, binary: bytes) -> tuple[Any, bytes]:
 
 
 def _flat(data: Any, kind: np.dtype[Any]) -> Any:
+    if not _is_numeric(data, 4):  # NumPy would make all elements as large as the longest text among them
+        raise ValueError("of another type")
     array = np.array(data)
     if array.dtype.kind not in ("iu" if kind.kind == "u" else "iuf"):
         raise ValueError("of another type")
     if kind.kind == "u" and array.size and not 0 <= array.min() <= array.max() <= 255:
         raise ValueError("out of range")
     return array.astype(kind)
+
+
+def _is_numeric(data: list[Any], depth: int) -> bool:
+    kinds = set(map(type, data))
+    if list not in kinds:
+        return kinds <= {int, float}
+    return kinds == {list} and depth > 1 and all(_is_numeric(inner, depth - 1) for inner in data)
 
 
 def _texts(data: bytes, field: str) -> list[bytes]:

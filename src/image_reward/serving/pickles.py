@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 from typing import Any
 
@@ -22,8 +23,10 @@ _ROLES = (
     | {(f"{core}.multiarray", "_reconstruct"): "reconstruct" for core in _CORES}
     | {(f"{core}.numeric", "_frombuffer"): "frombuffer" for core in _CORES}
 )
-_DTYPE = re.compile(r"U\d{1,6}|[iu][1248]|f[248]|b1")
+_DTYPE = re.compile(r"U[1-9]\d{0,5}|[iu][1248]|f[248]|b1")
 _MOST_DEPTH = 50
+_LONGEST_SIDE = 1 << 32
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class UnreadablePickleError(ValueError):
@@ -55,12 +58,12 @@ class _Array:
     def fill(self, data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
         if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
             raise UnreadablePickleError("an array holds neither text nor numbers")
-        if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape) or order not in ("C", "F"):
+        if not isinstance(shape, tuple) or len(shape) > 8 or not all(map(_is_side, shape)) or order not in ("C", "F"):
             raise UnreadablePickleError("an array has a strange shape")
         kind = dtype.dtype()
         if math.prod(shape) * kind.itemsize != len(data):
             raise UnreadablePickleError("an array holds more or less than its shape says")
-        self.value = np.frombuffer(data, kind).reshape(shape, order=order) if kind.itemsize else np.zeros(shape, kind)
+        self.value = np.frombuffer(data, kind).reshape(shape, order=order)
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -68,6 +71,10 @@ class _Array:
             raise UnreadablePickleError("an array has a strange state")
         _, shape, dtype, is_fortran, data = state
         self.fill(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _is_side(side: Any) -> bool:
+    return type(side) is int and 0 <= side <= _LONGEST_SIDE
 
 
 class _Name:
@@ -105,24 +112,31 @@ class _Unpickler(pickle.Unpickler):
 def loads(data: bytes) -> Any:
     """What a pickle holds, arrays as numpy's. Raises ``UnreadablePickleError``."""
     try:
-        return _plain(_Unpickler(io.BytesIO(data)).load(), 0)
+        for opcode, argument, _ in pickletools.genops(data):  # also finds sizes that are not those of what follows
+            if opcode.name in _PUTS and argument > len(data):
+                raise UnreadablePickleError("it has a memo of more objects than bytes")  # the memo is an array
+        return _plain(_Unpickler(io.BytesIO(data)).load(), 0, {})
     except UnreadablePickleError:
         raise
     except Exception as error:  # of any kind: an unpickler is a machine that runs what it reads
         raise UnreadablePickleError(f"it is damaged ({type(error).__name__})") from None
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: Any, depth: int, made: dict[int, Any]) -> Any:
+    """``made``: what has been made of each list and dictionary, which may be referred to any number of times."""
     if depth > _MOST_DEPTH:
         raise UnreadablePickleError("it is nested too deeply")
     if isinstance(value, _Array):
         if value.value is None:
             raise UnreadablePickleError("an array has no content")
         return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, dict | list | tuple):
+        if id(value) not in made:
+            if isinstance(value, dict):
+                made[id(value)] = {key: _plain(item, depth + 1, made) for key, item in value.items()}
+            else:
+                made[id(value)] = [_plain(item, depth + 1, made) for item in value]
+        return made[id(value)]
     if value is None or isinstance(value, str | bytes | bytearray | bool | int | float):
         return value
     raise UnreadablePickleError("it holds something else than text, numbers, bytes, lists, dictionaries and arrays")

@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from image_reward.serving.api import ERRORS, read, rewards_of_one_prompt
 from image_reward.serving.errors import invalid
+from image_reward.serving.forms import check_returnable
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
 router = APIRouter(tags=["rerank"])
+
+_MOST_DEPTH = 4  # of objects in each other: content, its part, image_url, and one to spare
 
 _DOCUMENT: Any = {
     "description": "A data URL or base64; {image}, {url} or {text} that holds one; or {content: [{type: image_url, image_url: {url}}]}",
@@ -52,6 +55,9 @@ async def rerank(request: Request) -> JSONResponse:
         content = documents.get("content")
         documents = [{"content": [part]} for part in content] if isinstance(content, list) else [documents]
     assert documents is not None
+    service.check_number(len(documents), name)
+    if asked.return_documents or asked.return_text:
+        check_returnable(documents, name)
     images = [_image(document, f"{name}[{number}]") for number, document in enumerate(documents)]
     model, rewards, _ = await rewards_of_one_prompt(service, asked.model, asked.query, images, lambda n: f"{name}[{n}]", "query")
     best = Ranking.from_rewards(rewards).order[: asked.top_n]
@@ -70,17 +76,17 @@ async def rerank(request: Request) -> JSONResponse:
     )
 
 
-def _image(document: Any, field: str) -> str:
+def _image(document: Any, field: str, depth: int = 0) -> str:
     """The image of a document. Raises ``RequestError``."""
     if isinstance(document, str):
         return document
-    if isinstance(document, dict):
+    if isinstance(document, dict) and depth < _MOST_DEPTH:
         content = document.get("content")
         if isinstance(content, list) and len(content) == 1:
-            return _image(content[0], field)
+            return _image(content[0], field, depth + 1)
         for key in ("image_url", "image", "url", "text"):
             if (inner := document.get(key)) is not None:
-                return _image(inner, field)
+                return _image(inner, field, depth + 1)
     raise invalid(
         field, "it holds no image, or several", 'send {"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}]}'
     )

@@ -12,21 +12,28 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from image_reward.errors import InputError
+from image_reward.serving.errors import RequestError
 
 _HEAD_SECONDS = 10.0  # that a client may take to send the head of a request
+_WRITE_SECONDS = 30.0  # that a client may take to read a part of an answer
 _IDLE_SECONDS = 75  # that a connection is kept open between two requests: longer than the load balancers' minute
 
 
 class _Protocol(H11Protocol):
-    """Closes connections whose client does not finish the head of a request, which uvicorn waits for without end."""
+    """Closes connections whose client does not finish the head of a request, or does not read the answer, which uvicorn waits for
+    without end. What is not HTTP is refused as everything else is.
+    """
 
     head_seconds = _HEAD_SECONDS
+    write_seconds = _WRITE_SECONDS
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -39,6 +46,31 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unwatch_head()
+        self._unwatch_write()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwatch_write()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun: nothing else can be said
+            self.transport.close()
+            return
+        remedy = "let an HTTP library write the request, with a head of less than 64 KiB"
+        body = RequestError(400, "request", "it is not HTTP/1.1, or its head is too large", remedy).body()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+    def _unwatch_write(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _watch_head(self) -> None:
         is_waiting = self.cycle is None or self.cycle.response_complete

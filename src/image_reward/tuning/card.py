@@ -11,6 +11,7 @@ from image_reward.files import written_whole
 from image_reward.reports.render import markdown_of
 from image_reward.tuning import lora
 from image_reward.tuning.config import Tuning
+from image_reward.tuning.pipelines import PACKAGED
 from image_reward.tuning.result import TuningResult
 from image_reward.tuning.strengths import Strength, strength_table
 
@@ -29,10 +30,13 @@ def tuning_card(config: Tuning, result: TuningResult, strengths: Sequence[Streng
     )
     second = '\npipe.load_lora_weights("path/of/this/folder", weight_name="transformer_2.safetensors", load_into_transformer_2=True)'
     files = Path(result.model)
+    made, by = ("diffusers", "diffusers.DiffusionPipeline.from_pretrained")
+    if config.model in PACKAGED:
+        made, by = ("image_reward.tuning", "image_reward.tuning.load_pipeline")
     loading = f"""```python
-import diffusers
+import {made}
 
-pipe = diffusers.DiffusionPipeline.from_pretrained({config.model!r})
+pipe = {by}({config.model or "path/of/the/generator"!r})
 pipe.load_lora_weights("path/of/this/folder"){second if (files / "transformer_2.safetensors").exists() else ""}
 pipe.set_adapters(pipe.get_active_adapters(), adapter_weights=[0.75])  # a strength
 ```"""

@@ -22,6 +22,7 @@ from image_reward.tuning.config import Tuning
 ALL_CHECKPOINTS = 1_000_000
 
 NEVER_USED = (
+    "num_train_epochs",  # --max_train_steps decides
     "input_pertubation",
     "resolution",
     "center_crop",
@@ -35,6 +36,8 @@ NEVER_USED = (
 
 _NOT_HERE: dict[str, str] = {
     "dataset_config_name": "prompts are read from the JSON file",
+    "adam_epsilon": "it is 1e-8",
+    "non_ema_revision": "--revision is that of all weights",
     "use_8bit_adam": "AdamW keeps its moments in float32; --rank trains a LoRA, which needs far less",
     "enable_xformers_memory_efficient_attention": "PyTorch's own fused attention is used",
     "dataloader_num_workers": "prompts need no loader",
@@ -154,7 +157,7 @@ class Trainer:
 
     def train(self, args: argparse.Namespace) -> None:
         """Tune, and write the pipeline to ``args.output_dir``, or its LoRA with ``args.rank``. Raises what ``tune`` raises."""
-        from image_reward.tuning.loop import tune
+        from image_reward.tuning import tune
         from image_reward.tuning.pipelines import load_pipeline
 
         config = self.config
@@ -292,6 +295,7 @@ def _resume(output: Path, checkpoint: str | None) -> None:
 def _warn(args: argparse.Namespace) -> None:
     """Say once, for all of them, which flags have no effect."""
     defaults: Mapping[str, Any] = vars(_parser().parse_args([]))
+    defaults = {**defaults, "non_ema_revision": args.revision}  # as parse_args() sets it
     changed = [name for name in vars(args) if name in defaults and getattr(args, name) != defaults[name]]
     if never := [f"--{name}" for name in changed if name in NEVER_USED]:
         warnings.warn(f"{', '.join(never)}: no effect, as in image-reward 1.5", stacklevel=3)

@@ -23,7 +23,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "margin_weight": 0.0,
         "pretraining_weight": 1.0,
         "target": 2.0,
-        "guidance_scale": 1.0,
     },
     "best-of": {"denoising_steps": 25, "grad_steps": 0, "reward_weight": 1.0, "margin_weight": 0.0, "pretraining_weight": 0.0},
 }
@@ -63,7 +62,7 @@ class Tuning(Recipe):
     candidates: int = 8
     """best-of: images made for each prompt, of which the best is learnt."""
     guidance_scale: float | None = None
-    """Of the generator's images, in training and evaluation. [default: the pipeline's own; refl: 1, no guidance, in training]"""
+    """Of the generator's images, in training and evaluation. [default: the pipeline's own; refl: none in training]"""
     height: int | None = None
     """Of images in pixels; by default the pipeline's own."""
     width: int | None = None
@@ -193,11 +192,16 @@ class Tuning(Recipe):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below and value == 1):
                 raise InputError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas must be from 0 to less than 1, not {self.betas[0]} and {self.betas[1]}")
         self.check_seed()
         if self.num_held_out < 2:
             raise InputError(f"num_held_out must be at least 2, since the prompt margin needs another prompt, not {self.num_held_out}")
         if not self.reward:
             raise InputError('no reward: name at least one scorer, such as reward = ["ImageReward-v1.0"]')
+        for name in ("reward", "watch"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"{name} names a scorer twice: {', '.join(getattr(self, name))}; name each once")
         if shared := sorted(set(self.reward) & set(self.watch)):
             raise InputError(f"{', '.join(shared)} cannot be both the reward and watched: a scorer that is tuned with shows nothing")
         defaults = DEFAULTS[self.method]

@@ -19,9 +19,7 @@ from torch import Tensor
 
 from image_reward.errors import InputError
 from image_reward.tuning.objectives import Prediction, add_noise, denoising_loss
-from image_reward.tuning.sampling import check_call_arguments, check_single_frame, differentiable, replaced
-
-_OWN = {"prompt", "generator", "num_inference_steps", "latents", "output_type", "return_dict"}
+from image_reward.tuning.sampling import called, check_call_arguments, differentiable, refusals, replaced
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def generate(pipe: Any, prompts: Sequence[str], *, steps: int, seeds: Sequence[i
 
     Raises what ``sample`` raises for arguments that make no sense, and ``InputError`` for a scheduler whose noise levels are not known.
     """
-    check_call_arguments(pipe, "generate()", _OWN, call_arguments)
+    check_call_arguments(pipe, "generate()", call_arguments, "num_inference_steps", "latents")
     with torch.no_grad(), differentiable(pipe, steps=steps, active=()) as call:
         step = pipe.scheduler.step
         last: list[Tensor] = []
@@ -87,16 +85,9 @@ def generate(pipe: Any, prompts: Sequence[str], *, steps: int, seeds: Sequence[i
             return output
 
         with replaced(pipe.scheduler, "step", recorded):
-            images = call(
-                prompt=list(prompts),
-                num_inference_steps=steps,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="pt",
-                return_dict=False,
-                **call_arguments,
-            )[0]
+            images = called(pipe, call, prompts, steps, seeds, call_arguments)
         levels = NoiseLevels.of(pipe.scheduler, steps)
-    return Generated(_single_frame(pipe, images), last[0], levels)
+    return Generated(images, last[0], levels)
 
 
 def clean_from(
@@ -115,15 +106,7 @@ def clean_from(
     """
     steps = len(levels.alphas)
     with differentiable(pipe, steps=steps, active={step}, start_at=step) as call, starting_from(pipe, _noisy(latents, noise, levels, step)):
-        images = call(
-            prompt=list(prompts),
-            num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-            return_dict=False,
-            **arguments,
-        )[0]
-    return _single_frame(pipe, images)
+        return called(pipe, call, prompts, steps, seeds, arguments)
 
 
 def pretraining_loss(
@@ -144,7 +127,7 @@ def pretraining_loss(
             captured.append(model_output)
             raise _CapturedError
 
-        with replaced(pipe.scheduler, "step", capture), suppress(_CapturedError):
+        with replaced(pipe.scheduler, "step", capture), suppress(_CapturedError), refusals(pipe):
             call(prompt=list(prompts), num_inference_steps=steps, output_type="latent", return_dict=False, **arguments)
     prediction = captured[0]
     alpha, sigma = (torch.full((len(latents),), values[step], device=latents.device) for values in (levels.alphas, levels.sigmas))
@@ -228,10 +211,3 @@ def _noisy(latents: Tensor, noise: Tensor, levels: NoiseLevels, step: int) -> Te
         alpha, sigma = 1.0, sigma / alpha
     one = torch.ones(len(latents), device=latents.device)
     return add_noise(latents.float(), noise.float(), alpha * one, sigma * one)
-
-
-def _single_frame(pipe: Any, images: Tensor) -> Tensor:
-    if images.ndim == 5:
-        check_single_frame(pipe, images.shape[1])
-        return images[:, 0]
-    return images

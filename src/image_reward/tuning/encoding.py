@@ -104,11 +104,11 @@ class EncodedPrompts:
         if key not in self.outputs:
             if self.complete:
                 raise InputError(f"the prompt {prompts[row]!r:.80} was not encoded before the text encoders were freed")
-            given = {name: list(value) if isinstance(value, list) else value for name, value in own.items()}  # Z-Image changes its list
+            arguments = {name: list(value) if isinstance(value, list) else value for name, value in own.items()}  # Z-Image changes its list
             if "device" in values:
-                given["device"] = values["device"]
+                arguments["device"] = values["device"]
             with torch.no_grad():
-                output = encode(**given)
+                output = encode(**arguments)
             self.outputs[key] = _moved(output if isinstance(output, tuple) else (output,), "cpu")
         return self.outputs[key]
 

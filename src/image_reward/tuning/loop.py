@@ -1,15 +1,13 @@
 """Tuning a generator with a reward: evaluate, save, accumulate, clip, step, log, in one loop.
 
-The result depends on the configuration and the prompts, and not on where a run was killed (to the bit on a CPU), nor, beyond rounding, on
-how many processes share the work: each image has a seed of its own, the steps with gradients are drawn once for each step of the optimizer,
-and the loss is a mean over the images of the whole step.
+The result depends on the configuration and the prompts, and not on where a run was killed (to the bit on a CPU), nor on how many processes
+share the work (apart from rounding): each image has a seed of its own, the steps with gradients are drawn once for each step of the
+optimizer, and the loss is a mean over the images of the whole step.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +21,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from image_reward.addresses import Address
 from image_reward.errors import InputError, TrainingError
@@ -45,7 +42,7 @@ from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
 from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
-from image_reward.tuning.pipelines import load_pipeline
+from image_reward.tuning.pipelines import call_arguments_of, load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
 from image_reward.tuning.result import TuningResult
 from image_reward.tuning.sampling import DenoiserCall, check_call_arguments, check_lengths, denoisers_of, recorded_calls, replaced
@@ -115,10 +112,13 @@ def tune(
         folder = RunFolder(Address.parse(config.output).local, config)
     if result := folder.result():
         Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
+        if pipe is not None:
+            _load_kept(pipe, config, folder.path / (LORA if config.lora_rank else DENOISER))
         return TuningResult(**result | {"watched": {name: tuple(means) for name, means in result["watched"].items()}})
-    data = TuningPrompts.of(config, prompts, held_out)
     with ExitStack() as stack:
-        run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
+        with folder.beginning(UNTUNED):
+            data = TuningPrompts.of(config, prompts, held_out)
+            run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
         state = run.state
         if state.kept_step is None:
             run.evaluate()
@@ -180,18 +180,22 @@ class _Run:
         accelerator: Accelerator,
         stack: ExitStack,
     ) -> None:
-        unresolved, config = config, config.resolved()
+        config = config.resolved()
         self.config, self.data, self.folder, self.accelerator = config, data, folder, accelerator
         self.notes = list(data.notes)
         assert config.denoising_steps is not None
         self.steps = config.denoising_steps
 
+        if config.lora_rank:
+            lora.check_installed()
+
         # --- the generator ---
         self.pipe = self._load_pipeline() if pipe is None else pipe
-        self.arguments = self._arguments(config, call_arguments)
-        # Without guidance is how ReFL trains, and not how users will make the images that are evaluated.
-        self.evaluation_arguments = self._arguments(unresolved, call_arguments)
+        self.evaluation_arguments = self._arguments(call_arguments)
         self.unguided = unguided(self.pipe, self.evaluation_arguments)
+        # Without guidance is how ReFL trains, and not how users will make the images that are evaluated.
+        without = config.method == "refl" and config.guidance_scale is None
+        self.arguments = self.unguided if without else self.evaluation_arguments
         self.scheduler = methods.published_scheduler(self.pipe) if config.method == "refl" else self.pipe.scheduler
         self._check_prompts()
         self._place(stack)
@@ -239,18 +243,10 @@ class _Run:
         dtype: Any = str(_DTYPES[self.config.precision]).removeprefix("torch.") if self.config.lora_rank else "float32"
         return load_pipeline(self.config.model, dtype, str(self.accelerator.device))
 
-    def _arguments(self, config: Tuning, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments(self, call_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call."""
-        parameters = inspect.signature(type(self.pipe).__call__).parameters
-        arguments: dict[str, Any] = {"num_frames": 1} if "num_frames" in parameters else {}
-        for name in ("guidance_scale", "height", "width"):
-            if (value := getattr(config, name)) is not None:
-                if name in parameters:
-                    arguments[name] = value
-                elif name != "guidance_scale" or config.method != "refl":
-                    raise InputError(f"{type(self.pipe).__name__} has no {name}; leave it out")
-        own = {"prompt", "generator", "num_inference_steps", "latents", "output_type", "return_dict"}
-        check_call_arguments(self.pipe, "tune()", own, call_arguments)
+        arguments = call_arguments_of(self.pipe, {name: getattr(self.config, name) for name in ("guidance_scale", "height", "width")})
+        check_call_arguments(self.pipe, "tune()", call_arguments, "num_inference_steps", "latents")
         return arguments | dict(call_arguments)
 
     def _check_prompts(self) -> None:
@@ -379,7 +375,7 @@ class _Run:
                 with self.folder.saving(), written_whole(path) as temporary:
                     torch.save({"data": self.data.fingerprint, "frozen_sum": self.frozen_sum, **asdict(untuned)}, temporary)
             self.accelerator.wait_for_everyone()
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = self.folder.load(UNTUNED)
         if values.pop("data") != self.data.fingerprint:
             raise InputError(
                 f"{self.config.output} holds a run on other prompts; use another output, or the same prompts to continue that run"
@@ -513,7 +509,7 @@ class _Run:
             if verdict.last_good == state.step:
                 state.kept_step = state.step
                 self._keep_weights()
-        state.stopped = verdict.stop and self.config.auto_stop
+        state.stopped = verdict.stop
         self.log("evaluation", evaluation.summary() | {"evaluation": asdict(evaluation)})
         if self.accelerator.is_main_process:
             with self.folder.saving():
@@ -557,9 +553,13 @@ class _Run:
     def verdict(self) -> Verdict:
         config = self.config
         limits = Thresholds(
-            config.least_rise, config.least_margin_share, config.least_robust_share, config.least_distance_share, config.patience
+            config.least_rise,
+            config.least_margin_share,
+            config.least_robust_share,
+            config.least_distance_share,
+            config.patience if config.auto_stop else None,
         )
-        return monitors.judge(self.history, limits, self.trusted)
+        return monitors.judge(self.history, limits, self.trusted, is_last=self.history[-1].step == config.max_steps)
 
     def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:
         write_page(
@@ -618,6 +618,9 @@ class _Run:
         saved = self.folder.load_state()
         if saved is None:
             return None
+        previous = self.model_folder.with_name(f"{self.model_folder.name}.previous")
+        if self.accelerator.is_main_process and previous.exists() and not self.model_folder.exists():
+            previous.rename(self.model_folder)  # the run was killed between two renames
         for weight, value in zip(self.trained, saved["weights"], strict=True):
             weight.copy_(value)
         if self.average:
@@ -649,14 +652,16 @@ class _Run:
     def accumulate(self, work: _Work) -> dict[str, float]:
         """Accumulate the gradient of the mean over the images of the step, other processes' included. Returns measures of all processes."""
         config, accelerator = self.config, self.accelerator
-        sums: dict[str, float] = dict.fromkeys(("loss", "reward", "margin", "pretraining", "kl", "images"), 0.0)
+        rewarded = work.rollout is None or bool(config.reward_weight or config.kl_weight)  # else images would be made for nothing
+        names = ("loss", "reward", "margin", "pretraining", "kl", "images")
+        sums: dict[str, float] = {name: 0.0 for name in names if rewarded or name not in ("reward", "margin", "kl")}
         mine = list(range(accelerator.process_index, len(work.prompts), accelerator.num_processes))
         share = 1 / len(work.prompts)
         for start in range(0, len(mine), config.micro_images):
             rows = mine[start : start + config.micro_images]
             if work.rollout is None:
                 self._imitate(work, rows, share, sums)
-            else:
+            elif rewarded:
                 self._reinforce(work, work.rollout, rows, share, sums)
             if config.pretraining_weight and self.untuned.latents is not None:
                 places = [work.samples[row] for row in rows]
@@ -715,7 +720,7 @@ class _Run:
                 with lora.disabled(self.pipe):
                     untuned = call.repeated()
             else:
-                untuned = functional_call(call.denoiser, self.untuned_weights[id(call.denoiser)], call.args, call.kwargs)[0]
+                untuned = call.repeated(self.untuned_weights[id(call.denoiser)])
         return objectives.divergence_from_untuned(call.prediction, untuned).mean()
 
     def _imitate(self, work: _Work, rows: Sequence[int], share: float, sums: dict[str, float]) -> None:
@@ -752,12 +757,14 @@ class _Run:
         if math.isfinite(measures["loss"]) and (math.isfinite(norm) or self.config.precision == "fp16"):
             return  # in float16 an infinite gradient is common: the scaler skips the step and lowers its factor
         self.optimizer.zero_grad()
+        reward, kept = f", its reward {measures['reward']:.4g}" if "reward" in measures else "", ""
         if self.state.step:
             self.save()  # the state before this step, whose weights are good
+            kept = f" The state before it is in {self.config.output}."
         overflow = " In float16 numbers above 65,504 overflow: bf16 does not." if self.config.precision == "fp16" else ""
         raise TrainingError(
-            f"the loss of step {self.state.step + 1} is {measures['loss']}, its reward {measures['reward']:.4g}, and its gradient's norm "
-            f"{norm}. The state before it is in {self.config.output}.{overflow} Try in a new folder a lower lr, a warm-up, or precision "
+            f"the loss of step {self.state.step + 1} is {measures['loss']}{reward}, and its gradient's norm {norm}.{kept}{overflow} Try "
+            "in a new folder a lower lr, a warm-up, or precision "
             f"{'fp32' if self.config.precision == 'bf16' else 'bf16 or fp32'}"
         )
 
@@ -766,7 +773,8 @@ class _Run:
             self.folder.log({"kind": kind, "step": self.state.step, **values})
 
     def show(self, measures: Mapping[str, float], lr: float, due: bool) -> None:
-        values = f"reward {measures['reward']:+.3f}  loss {measures['loss']:.4f}  lr {lr:.2e}"
+        reward = f"reward {measures['reward']:+.3f}  " if "reward" in measures else ""
+        values = f"{reward}loss {measures['loss']:.4f}  lr {lr:.2e}"
         self.progress.step(self.state.step, self.config.batch_images, values, due)
 
     # --- the end ---
@@ -776,7 +784,7 @@ class _Run:
         state, accelerator = self.state, self.accelerator
         assert state.kept_step is not None
         accelerator.wait_for_everyone()
-        self._load_kept()
+        _load_kept(self.pipe, self.config, self.model_folder)
         verdict = self.verdict()
         kept = next(each for each in self.history if each.step == state.kept_step)
         strengths: list[Strength] = []
@@ -807,15 +815,6 @@ class _Run:
             self.folder.save_result(asdict(result))
         accelerator.wait_for_everyone()
         return result
-
-    @torch.no_grad()
-    def _load_kept(self) -> None:
-        if self.config.lora_rank:
-            lora.load(self.pipe, self.model_folder)
-            return
-        for number, denoiser in enumerate(denoisers_of(self.pipe)):
-            kept = type(denoiser).from_pretrained(self.model_folder / str(number) if number else self.model_folder)  # type: ignore[attr-defined]
-            denoiser.load_state_dict(kept.state_dict())
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------------------------
@@ -856,6 +855,17 @@ def _reduce_gradients(accelerator: Accelerator, weights: Sequence[nn.Parameter])
         start += weight.numel()
 
 
+@torch.no_grad()
+def _load_kept(pipe: Any, config: Tuning, folder: Path) -> None:
+    """Give a pipeline the weights that a run has kept."""
+    if config.lora_rank:
+        lora.load(pipe, folder)
+        return
+    for number, denoiser in enumerate(denoisers_of(pipe)):
+        kept = type(denoiser).from_pretrained(folder / str(number) if number else folder)  # type: ignore[attr-defined]
+        denoiser.load_state_dict(kept.state_dict())
+
+
 def _in_float32(decode: Callable[..., Any], device: str) -> Callable[..., Any]:
     def decoded(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device, enabled=False):
@@ -866,16 +876,20 @@ def _in_float32(decode: Callable[..., Any], device: str) -> Callable[..., Any]:
 
 @contextmanager
 def _replaced_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``path`` if the block succeeds."""
+    """A new folder that takes the place of ``path`` if the block succeeds, and vanishes if it fails."""
     new, old = path.with_name(f"{path.name}.unfinished"), path.with_name(f"{path.name}.previous")
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if path.exists():
-        os.replace(path, old)  # noqa: PTH105
-    os.replace(new, path)  # noqa: PTH105
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _tower(scorer: Scorer[Any]) -> Any:

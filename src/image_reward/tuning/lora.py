@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ def attach(pipe: Any, rank: int, alpha: float, targets: Sequence[str] | None = N
     chosen = {name: _targets(denoiser, targets) for name, denoiser in _denoisers(pipe).items()}
     for name, layers in chosen.items():
         if not layers:
-            raise InputError(f"no linear layer of {name} in {type(pipe).__name__} has a name that ends with {' or '.join(targets)}")
+            raise InputError(
+                f"no linear layer of {name} in {type(pipe).__name__} has a name that ends with {' or '.join(targets)}; "
+                "leave the targets out for the attention"
+            )
     weights = _inject(pipe, chosen, rank, alpha)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -204,7 +208,14 @@ def _targets(denoiser: nn.Module, targets: Sequence[str]) -> list[str]:
     ]
 
 
+def check_installed() -> None:
+    """Raise ``InputError`` without the package that has the layers."""
+    if find_spec("peft") is None:
+        raise InputError("a LoRA needs peft: pip install 'image-reward[tune]'")
+
+
 def _inject(pipe: Any, chosen: Mapping[str, list[str]], rank: int, alpha: float) -> list[nn.Parameter]:
+    check_installed()
     import peft
 
     for part in pipe.components.values():
@@ -301,7 +312,10 @@ def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], int, float]:
         raise CheckpointError(f"{path} has weights of the ranks {', '.join(map(str, sorted(ranks)))}; one rank is read")
     (rank,) = ranks
     settings = parse_json(metadata.get(_METADATA, "{}"), str(path))
-    return state, rank, settings.get(f"{prefix}.lora_alpha", rank)  # without the metadata, diffusers takes alpha for the rank
+    alpha = settings.get(f"{prefix}.lora_alpha", rank) if isinstance(settings, dict) else None  # without it, diffusers takes the rank
+    if not isinstance(alpha, int | float):
+        raise CheckpointError(f"the metadata of {path} has no number for alpha; copy it again")
+    return state, rank, alpha
 
 
 def _check_fits(path: Path, prefix: str, state: Mapping[str, Tensor], layers: Mapping[str, nn.Module], kind: str) -> None:
@@ -312,10 +326,10 @@ def _check_fits(path: Path, prefix: str, state: Mapping[str, Tensor], layers: Ma
         if not isinstance(layer, nn.Linear):
             raise CheckpointError(f"{other}: its weight {prefix}.{key} has no layer in this {kind}")
         size = layer.in_features if part == "lora_A" else layer.out_features
-        given = tensor.shape[-1 if part == "lora_A" else 0]
-        if tensor.ndim != 2 or given != size:
+        width = tensor.shape[-1 if part == "lora_A" else 0]
+        if tensor.ndim != 2 or width != size:
             raise CheckpointError(
-                f"{other}: its weight {prefix}.{key} is {list(tensor.shape)}, and the layer here has {size} in place of {given}"
+                f"{other}: its weight {prefix}.{key} is {list(tensor.shape)}, and the layer here has {size} in place of {width}"
             )
         pair = f"{name}.lora_{'B' if part == 'lora_A' else 'A'}.weight"
         if pair not in state:

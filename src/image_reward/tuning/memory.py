@@ -33,14 +33,16 @@ from image_reward.models.clip import clip_config_from_json, clip_network
 from image_reward.models.heads import LinearHead
 from image_reward.reports.document import Column, Grid, Report
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.loading import find
 from image_reward.scorers.registry import spec_of
 from image_reward.scorers.together import single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning import lora, methods
 from image_reward.tuning.config import Tuning
+from image_reward.tuning.denoising import unguided
 from image_reward.tuning.methods import Rollout
-from image_reward.tuning.pipelines import PACKAGED
-from image_reward.tuning.sampling import denoisers_of, differentiable, replaced
+from image_reward.tuning.pipelines import PACKAGED, call_arguments_of
+from image_reward.tuning.sampling import called, denoisers_of, differentiable, replaced
 
 Kind = Literal["weights", "training", "activations"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -173,10 +175,9 @@ def estimate(
         denoiser_bytes = sum(4 * weight.numel() for weight in trained)  # master weights
     trained_bytes = 4 * sum(weight.numel() for weight in trained)
 
-    arguments = dict(call_arguments)
-    for name in ("guidance_scale", "height", "width"):
-        if (value := getattr(config, name)) is not None:
-            arguments[name] = value
+    arguments = call_arguments_of(meta, {name: getattr(config, name) for name in ("guidance_scale", "height", "width")}) | call_arguments
+    if config.method == "refl" and config.guidance_scale is None:
+        arguments = unguided(meta, arguments)
     if config.method == "best-of":  # the loss is that of one call without guidance; all images are made without gradients
         assert config.denoising_steps is not None
         chosen = Rollout(config.denoising_steps, frozenset({config.denoising_steps - 1}))
@@ -213,6 +214,9 @@ def estimate(
         MemoryPart("gradients", "training", trained_bytes),
         MemoryPart("moments of AdamW", "training", 2 * trained_bytes),
         MemoryPart("moving average", "training", trained_bytes) if config.ema else None,
+        MemoryPart("untuned weights", "training", trained_bytes, "for the divergence")
+        if config.kl_weight and not config.lora_rank
+        else None,
     ]
     use = config.gradient_checkpointing
     denoiser_bytes_kept = sum(kept.of(use) for kept in calls.active)
@@ -410,14 +414,7 @@ def measured_calls(
         call = stack.enter_context(
             differentiable(pipe, steps=rollout.steps, active=rollout.grad_steps, detach_input=rollout.detach_input, stop_at=rollout.stop_at)
         )
-        call(
-            prompt=list(prompts),
-            num_inference_steps=rollout.steps,
-            generator=[torch.Generator().manual_seed(row) for row in range(len(prompts))],
-            output_type="pt",
-            return_dict=False,
-            **call_arguments,
-        )
+        called(pipe, call, prompts, rollout.steps, range(len(prompts)), call_arguments)
     return calls
 
 
@@ -644,6 +641,8 @@ def _network_of(model: str) -> Any:
         return _clip(fetch(file))
     else:
         folder = Path(str(files("image_reward").joinpath(spec.packaged))) if spec is not None else Path(model)
+        if spec is None and not folder.exists() and "/" not in model:
+            find(model)  # raises what says how the name is wrong
         path = folder / CONFIG_NAME
         if not path.is_file():
             return None

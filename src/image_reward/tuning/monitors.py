@@ -67,7 +67,8 @@ class Thresholds:
     least_margin_share: float = 0.3
     least_robust_share: float = 0.6
     least_distance_share: float = 0.5
-    patience: int = 2
+    patience: int | None = 2
+    """None: the run is not stopped."""
 
 
 class Change(NamedTuple):
@@ -90,7 +91,9 @@ class Verdict:
     sentence: str
 
 
-def judge(history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), trusted: Sequence[str] | None = None) -> Verdict:
+def judge(
+    history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), trusted: Sequence[str] | None = None, *, is_last: bool = False
+) -> Verdict:
     """Judge a run by its evaluations, the first of which is that of the untuned generator.
 
     An evaluation is a bad one where the reward has risen and half or more of the watched scorers have fallen, by more than two standard
@@ -99,13 +102,19 @@ def judge(history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), 
     prompt have become alike. The run stops after ``patience`` bad evaluations in a row.
 
     ``trusted``: the watched scorers that count, all by default. One that sees images through the reward's own tower may be fooled with it.
+    ``is_last``: whether no evaluation follows.
     """
     bad = [_signs(history[0], each, thresholds, trusted) for each in history]
     in_a_row = sum(1 for _ in takewhile(bool, reversed(bad)))
     fallen = [(rise := change(history[0].rewards, each.rewards)).mean < -2 * rise.error for each in history]
     last_good = [each.step for each, signs, worse in zip(history, bad, fallen, strict=True) if not (signs or worse)][-1]
-    stop = in_a_row >= thresholds.patience
-    return Verdict(stop, last_good, bad[-1], _sentence(history, bad[-1], stop, last_good))
+    left = math.inf if thresholds.patience is None else max(0, thresholds.patience - in_a_row)
+    outcome = ""
+    if left == 0:
+        outcome = "The run was stopped; "
+    elif left < math.inf and not is_last:
+        outcome = f"The run stops if the next {'evaluation agrees' if left == 1 else f'{left} evaluations agree'}; "
+    return Verdict(left == 0, last_good, bad[-1], _sentence(history, bad[-1], outcome, last_good))
 
 
 def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted: Sequence[str] | None) -> tuple[str, ...]:
@@ -140,7 +149,7 @@ def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted
     return tuple(signs) if len(signs) >= min(2, num_checks) else ()
 
 
-def _sentence(history: Sequence[Evaluation], signs: Sequence[str], stop: bool, last_good: int) -> str:
+def _sentence(history: Sequence[Evaluation], signs: Sequence[str], outcome: str, last_good: int) -> str:
     untuned, now = history[0], history[-1]
     if len(history) == 1:
         return f"The untuned generator has a reward of {untuned.reward:.3f} on held-out prompts."
@@ -149,7 +158,8 @@ def _sentence(history: Sequence[Evaluation], signs: Sequence[str], stop: bool, l
     if signs:
         what = f"The reward rose {moved}, but {' and '.join(signs)}: the reward is being exploited"
         kept = "the untuned generator" if last_good == untuned.step else f"step {last_good}"
-        return f"{what}. The run {'was stopped' if stop else 'stops if the next evaluation agrees'}; {kept} is the last good one."
+        sentence = f"{outcome}{kept} is the last good one."
+        return f"{what}. {sentence[0].upper()}{sentence[1:]}"
     if rise.mean > 2 * rise.error:
         return f"The reward rose {moved}, without signs of over-optimisation."
     if rise.mean < -2 * rise.error:

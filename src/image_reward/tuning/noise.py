@@ -107,7 +107,7 @@ def optimize_noise(
     ):
         if not (math.isfinite(value) and (value >= 0 if name == "regularization" else value > 0)):
             raise InputError(f"{name} must be {lowest} and finite, not {value}")
-    check_call_arguments(pipe, "optimize_noise()", {"prompt", "generator", "output_type", "return_dict"}, call_arguments)
+    check_call_arguments(pipe, "optimize_noise()", call_arguments)
     scorer = loaded(model)
     check_gives_gradients(scorer)
     grad_steps = num_inference_steps if grad_steps is None else grad_steps

@@ -19,7 +19,7 @@ from image_reward.reports.render import write
 from image_reward.tuning.card import CURVES
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.monitors import Evaluation, Verdict, mean
-from image_reward.tuning.strengths import Strength, standardised, strength_blocks
+from image_reward.tuning.strengths import COLUMNS, EXPLAINED, Strength, standardised, strength_blocks
 
 PAGE, EVALUATIONS = "report.html", "evaluations"
 _MOST_PROMPTS, _MOST_IMAGES, _SIDE = 6, 2, 192  # of a grid: prompts, images of each, and pixels of an image
@@ -76,7 +76,7 @@ def page(
     if strengths:
         blocks += strength_blocks(strengths)
     step, last = history[-1].step, config.max_steps
-    state = "is stopped" if verdict.stop and config.auto_stop else "is complete" if step >= last else "goes on"
+    state = "is stopped" if verdict.stop else "is complete" if step >= last else "goes on"
     lead = (
         f"{config.model or 'The generator'} tuned with {', '.join(config.reward)} by the method {config.method}; the run {state} after "
         f"step {step:,} of at most {last:,}. All numbers are of {counted(len(history[0].rewards), 'image')} of "
@@ -146,7 +146,7 @@ def _plots(history: Sequence[Evaluation], log: Sequence[Mapping[str, Any]]) -> l
     )
     training = [line for line in log if line["kind"] == "train"]
     if len(training) > 1:
-        own = {"reward": [line["reward"] for line in training], "loss": [line["loss"] for line in training]}
+        own = {name: [line[name] for line in training] for name in ("reward", "loss") if name in training[0]}
         plots.append(_curves("Training", "mean of a step", [line["step"] for line in training], own, ""))
     return plots
 
@@ -160,28 +160,12 @@ def _curves(title: str, measure: str, steps: Sequence[int], series: Mapping[str,
     return Plot(drawn, title, f"{measure} against the step: {words}", caption)
 
 
-_COLUMNS = {
-    "reward": "reward",
-    "margin": "prompt margin",
-    "mirrored": "mirrored",
-    "blurred": "blurred",
-    "distance": "distance",
-    "drift": "drift",
-    "above_target": "above target",
-}
-
-
 def _table(history: Sequence[Evaluation]) -> Grid:
-    return _grid("Evaluations", "step", [(str(each.step), each) for each in history], "")
-
-
-def _grid(title: str, first: str, rows: Sequence[tuple[str, Evaluation]], caption: str) -> Grid:
-    names = _COLUMNS | {f"watch {name}": name for name in rows[0][1].watched}
-    summaries = [(name, each.summary()) for name, each in rows]
+    names = COLUMNS | {"above_target": "above target"} | {f"watch {name}": name for name in history[0].watched}
+    summaries = [(str(each.step), each.summary()) for each in history]
     shown = [key for key in names if any(summary.get(key) is not None for _, summary in summaries)]
-    cells = [[name, *(_cell(key, summary.get(key)) for key in shown)] for name, summary in summaries]
-    explained = "Mirrored and blurred are changes of the reward when the image is mirrored or blurred. "
-    return Grid([Column(first), *(Column(names[key]) for key in shown)], cells, title, explained + caption)
+    cells = [[step, *(_cell(key, summary.get(key)) for key in shown)] for step, summary in summaries]
+    return Grid([Column("step"), *(Column(names[key]) for key in shown)], cells, "Evaluations", EXPLAINED)
 
 
 def _cell(key: str, value: float | None) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ PACKAGED = {SHAPES_GENERATOR: Path(__file__).parents[1] / "assets" / SHAPES_GENE
 def check_pipeline(name: str | os.PathLike[str]) -> None:
     """Raise ``InputError`` for what cannot be a pipeline, ``FileNotFoundError`` where nothing has the name; nothing is loaded."""
     if find_spec("diffusers") is None:
-        raise InputError("generating images needs diffusers: pip install 'image-reward[tune]'")
+        raise InputError("generating images needs diffusers: pip install 'image-reward[tune]', with Python 3.11 or later")
     name = os.fspath(name)
     if name in PACKAGED:
         return
@@ -81,3 +82,18 @@ def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32"
         raise InputError(f"{name} is a {type(pipe).__name__}, which takes no prompt; give a text-to-image pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)
+
+
+def call_arguments_of(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's call: the ``settings`` that are not None, and a single frame of a pipeline for videos.
+
+    Raises ``InputError`` for a setting that the pipeline has no argument for.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    arguments: dict[str, Any] = {"num_frames": 1} if "num_frames" in parameters else {}
+    for name, value in settings.items():
+        if value is not None:
+            if name not in parameters:
+                raise InputError(f"{type(pipe).__name__} has no {name}; leave it out")
+            arguments[name] = value
+    return arguments

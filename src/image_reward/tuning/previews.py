@@ -16,7 +16,7 @@ from torch import Tensor
 from image_reward.errors import InputError
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Scorer
-from image_reward.tuning.sampling import check_call_arguments, check_single_frame, differentiable, predicted_clean, replaced
+from image_reward.tuning.sampling import check_call_arguments, differentiable, predicted_clean, replaced, single_frame
 from image_reward.tuning.selection import Model, loaded
 
 
@@ -76,8 +76,7 @@ def reward_preview(
         raise InputError(f"steps must be whole numbers from 0, not {', '.join(map(repr, wrong))}")
     if "callback_on_step_end" not in inspect.signature(type(pipe).__call__).parameters:
         raise InputError(f"{type(pipe).__name__} takes no callback_on_step_end, so nothing can be seen while it runs")
-    own = {"prompt", "generator", "num_inference_steps", "output_type", "return_dict", "latents", "callback_on_step_end"}
-    check_call_arguments(pipe, "reward_preview()", own, call_arguments)
+    check_call_arguments(pipe, "reward_preview()", call_arguments, "num_inference_steps", "latents", "callback_on_step_end")
     preview = RewardPreview(loaded(model), prompts, frozenset(steps))
     step = pipe.scheduler.step
 
@@ -128,7 +127,4 @@ def _decoded(pipe: Any, clean: Tensor, prompt: str, call_arguments: dict[str, An
                 return_dict=False,
                 **call_arguments,
             )[0]
-    if images.ndim == 5:  # a video [B, F, 3, H, W]
-        check_single_frame(pipe, images.shape[1])
-        images = images[:, 0]
-    return images
+    return single_frame(pipe, images)

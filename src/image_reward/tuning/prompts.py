@@ -29,7 +29,9 @@ def read_prompts(source: str, split: Literal["train", "test"]) -> list[str]:
     if numbers in get_args(shapes.PromptKind):
         return [spec.prompt for spec in shapes.prompt_specs(cast(shapes.PromptKind, numbers), split)]
     if not (match := re.fullmatch("([1-9][0-9]{0,8})(?::([0-9]{1,9}))?", numbers)):
-        raise InputError(f"{source!r} is not of the form shapes:KIND, shapes:PROMPTS or shapes:PROMPTS:SEED")
+        raise InputError(
+            f"{source!r} is not of the form shapes:KIND ({', '.join(get_args(shapes.PromptKind))}), shapes:PROMPTS or shapes:PROMPTS:SEED"
+        )
     return [each.prompt for each in shapes.comparisons(int(match[1]), int(match[2] or 0), split=split)]
 
 

@@ -19,21 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from image_reward.errors import InputError, PromptError
+from image_reward.errors import ImageRewardError, InputError, PromptError
 from image_reward.prompts import check_prompts
 
 _DENOISERS = ("unet", "transformer", "transformer_2")  # Wan 2.2 has two transformers, for early and late steps
 _NOISY_SAMPLE = ("hidden_states", "sample", "x")  # the denoiser's first parameter, where a pipeline passes it by name
-_SET_BY_SAMPLE = {
-    "prompt",
-    "generator",
-    "num_inference_steps",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "output_type",
-    "return_dict",
-}
+_OWN = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt"}
 
 
 def sample(
@@ -58,7 +51,7 @@ def sample(
         grad_steps: The steps whose calls of the denoiser carry gradients: the number of last steps (all, where there are fewer), or the
             steps themselves, counted from 0 for the noisiest. Other calls store nothing for the backward pass.
         seed: Of the first image; further images have the seeds that follow. Or one seed for each image. An image depends on its own
-            seed only, and not on what it shares a batch with, beyond rounding.
+            seed only, and not on what it shares a batch with, apart from rounding.
         detach_input: Cut the noisy sample that enters the denoiser from the graph, so that gradients pass between steps by the scheduler's
             arithmetic alone (DRTune, ECCV 2024; FlowBP, arXiv 2606.11075). No gradient then passes through two calls in a row.
         stop_at: The step after which the clean image that it predicts is decoded, in place of the remaining steps (ReFL, arXiv 2304.05977).
@@ -75,26 +68,50 @@ def sample(
     if not prompts:
         raise InputError("sample() needs at least one prompt")
     active = _active_steps(steps, grad_steps)
-    own = {"prompt", "generator", "num_inference_steps", "output_type", "return_dict"}
-    check_call_arguments(pipe, "sample()", own, call_arguments)
+    check_call_arguments(pipe, "sample()", call_arguments, "num_inference_steps")
     check_lengths(pipe, prompts, call_arguments.get("max_sequence_length"))
     with differentiable(pipe, steps=steps, active=active, detach_input=detach_input, stop_at=stop_at) as call:
-        images = call(
-            prompt=prompts,
-            num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(each) for each in _seeds(seed, len(prompts))],
-            output_type="pt",
-            return_dict=False,
-            **call_arguments,
-        )[0]
-    if images.ndim == 5:  # a video [B, F, 3, H, W]
-        check_single_frame(pipe, images.shape[1])
-        images = images[:, 0]
+        images = called(pipe, call, prompts, steps, _seeds(seed, len(prompts)), call_arguments)
     if active and torch.is_grad_enabled() and not images.requires_grad:
         raise InputError(
             f"no gradient reaches the images of {type(pipe).__name__}: no weight of its denoiser requires gradients, or it is not "
             "differentiable; call requires_grad_(True) on what is tuned, or pass grad_steps=0"
         )
+    return images
+
+
+def called(
+    pipe: Any, call: Callable[..., Any], prompts: Sequence[str], steps: int, seeds: Sequence[int], call_arguments: Mapping[str, Any]
+) -> Tensor:
+    """Pixels [B, 3, H, W] in [0, 1] of a call within ``differentiable``, one seed for each prompt."""
+    with refusals(pipe):
+        images = call(
+            prompt=list(prompts),
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+            return_dict=False,
+            **call_arguments,
+        )[0]
+    return single_frame(pipe, images)
+
+
+@contextmanager
+def refusals(pipe: Any) -> Iterator[None]:
+    """A ``ValueError`` of a pipeline's own in the block, for a size that is no multiple of 8 and the like, is an ``InputError``."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, ImageRewardError):
+            raise
+        raise InputError(f"{type(pipe).__name__} refused the call: {error}") from error
+
+
+def single_frame(pipe: Any, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W], or the only frame of videos [B, F, 3, H, W]."""
+    if images.ndim == 5:
+        check_single_frame(pipe, images.shape[1])
+        return images[:, 0]
     return images
 
 
@@ -165,10 +182,10 @@ class DenoiserCall:
     prediction: Tensor = field(repr=False)
     """[B, ...], or [2 B, ...] where the pipeline guides with one call for both halves; on the graph of the rollout."""
 
-    def repeated(self) -> Tensor:
-        """The prediction for the same inputs by the denoiser as it is now, without gradients."""
+    def repeated(self, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The prediction for the same inputs by the denoiser as it is now, or with other ``weights`` by name, without gradients."""
         with torch.no_grad():
-            return _prediction(self.denoiser(*self.args, **self.kwargs))
+            return _prediction(functional_call(self.denoiser, dict(weights or {}), self.args, self.kwargs))
 
 
 @contextmanager
@@ -360,9 +377,9 @@ def _seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     return list(seed)
 
 
-def check_call_arguments(pipe: Any, caller: str, own: set[str], call_arguments: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for arguments that the pipeline does not take, or that the caller sets itself."""
-    if taken := sorted((own | {"num_images_per_prompt", "num_videos_per_prompt"}) & call_arguments.keys()):
+def check_call_arguments(pipe: Any, caller: str, call_arguments: Mapping[str, Any], *own: str) -> None:
+    """Raise ``InputError`` for arguments that the pipeline does not take, or that the caller sets itself: ``own``, and those of any."""
+    if taken := sorted((_OWN | set(own)) & call_arguments.keys()):
         raise InputError(
             f"{caller} sets {', '.join(taken)} of the pipeline itself; it has arguments of its own for prompts, seeds and numbers"
         )

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from image_reward.errors import InputError
 from image_reward.files import written_whole
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.loading import load
-from image_reward.tuning.sampling import check_call_arguments, check_single_frame
+from image_reward.tuning.sampling import check_call_arguments, check_single_frame, refusals
 from image_reward.types import Comparison
 
 Model = str | os.PathLike[str] | Scorer[Any]
@@ -71,7 +72,7 @@ def best_of(
         n: Number of images.
         model: A loaded scorer, or what ``image_reward.load`` takes. Load it yourself for several prompts.
         seed: Of the first image; the others have the seeds that follow. Image i is the one that the pipeline makes alone with
-            ``generator=torch.Generator().manual_seed(seed + i)``, beyond rounding, whatever the batch size.
+            ``generator=torch.Generator().manual_seed(seed + i)``, apart from rounding, whatever the batch size.
         batch_size: Images that are generated at once.
         call_arguments: Further arguments of the pipeline, as ``num_inference_steps``.
 
@@ -87,16 +88,14 @@ def best_of(
     for name, value in (("n", n), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
-    check_call_arguments(pipe, "best_of()", {"prompt", "generator", "output_type", "return_dict"}, call_arguments)
+    check_call_arguments(pipe, "best_of()", call_arguments)
     scorer = loaded(model)
     seeds = list(range(seed, seed + n))
     images: list[Image.Image] = []
     for start in range(0, n, batch_size):
         generators = [torch.Generator().manual_seed(each) for each in seeds[start : start + batch_size]]
-        try:
+        with refusals(pipe):
             made = pipe(prompt=[prompt] * len(generators), generator=generators, output_type="pil", return_dict=False, **call_arguments)[0]
-        except ValueError as error:  # diffusers' own, for a size that is no multiple of 8 and the like
-            raise InputError(f"{type(pipe).__name__} refused the call: {error}") from error
         images += [_image(image, pipe) for image in made]
     return BestOf(prompt, scorer.score(prompt, images), seeds, images)
 
@@ -136,7 +135,7 @@ def preference_pairs(
             continue
         images: list[Any] = [made.image, made.images[worst]]
         if folder is not None:
-            images = [_saved(made, place, Path(folder) / f"{row}-{made.seeds[place]}.png") for place in (made.index, worst)]
+            images = [save_png(made.images[place], Path(folder) / f"{row}-{made.seeds[place]}.png") for place in (made.index, worst)]
         pairs.append(Comparison(prompt, tuple(images), (1, 2), id=str(row), source=scorer.name))
     return pairs
 
@@ -153,7 +152,11 @@ def _image(made: Any, pipe: Any) -> Image.Image:
     return made
 
 
-def _saved(made: BestOf, place: int, path: Path) -> str:
+def save_png(image: Image.Image, path: Path, **text: object) -> str:
+    """Write an image whole or not at all, with ``text`` by keys in the file; returns the path."""
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, str(value))
     with written_whole(path) as temporary:
-        made.images[place].save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=chunks)
     return os.fspath(path)

@@ -110,7 +110,7 @@ def strength_blocks(rows: Sequence[Strength]) -> list[Block]:
     return blocks
 
 
-_COLUMNS = {
+COLUMNS = {
     "reward": "reward",
     "margin": "prompt margin",
     "mirrored": "mirrored",
@@ -118,10 +118,12 @@ _COLUMNS = {
     "distance": "distance",
     "drift": "drift",
 }
+"""Titles of what is measured, by the names in ``Evaluation.summary``."""
+EXPLAINED = "Mirrored and blurred are changes of the reward when the image is mirrored or blurred."
 
 
 def strength_table(rows: Sequence[Strength]) -> Grid:
-    columns = _COLUMNS | {f"watch {name}": name for name in rows[0].evaluation.watched}
+    columns = COLUMNS | {f"watch {name}": name for name in rows[0].evaluation.watched}
     summaries = [row.evaluation.summary() for row in rows]
     shown = [key for key in columns if any(summary.get(key) is not None for summary in summaries)]
     cells = [[f"{row.strength:g}", *(decimal(each.get(key), 3) for key in shown)] for row, each in zip(rows, summaries, strict=True)]
@@ -129,7 +131,8 @@ def strength_table(rows: Sequence[Strength]) -> Grid:
         [Column("strength"), *(Column(columns[key]) for key in shown)],
         cells,
         "Strengths of the LoRA",
-        "A lower strength gives up some of the reward for less drift; choose it by the images and the scorers that were not tuned with.",
+        "A lower strength gives up some of the reward for less drift; choose it by the images and the scorers that were not tuned with."
+        + (f" {EXPLAINED}" if "blurred" in shown else ""),
     )
 
 
