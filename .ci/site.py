@@ -162,8 +162,8 @@ def _help(command: list[str]) -> tuple[str, str, list[tuple[str, list[tuple[str,
     from image_reward.cli import main
 
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)  # of another encoding, the boxes would be drawn in ASCII
-    wide = mock.patch.dict(os.environ, {"COLUMNS": "2000", "NO_COLOR": "1"})
-    with wide, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    narrow = mock.patch.dict(os.environ, {"COLUMNS": "120", "NO_COLOR": "1"})  # a wider help has boxes side by side
+    with narrow, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*command, "--help"])
     head, *boxes = re.split(r"^╭─ ", printed.buffer.getvalue().decode(), flags=re.MULTILINE)
     usage, _, description = head.strip().partition("\n\n")

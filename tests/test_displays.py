@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from image_reward import displays
-from image_reward.scorers import ImageRewardScorer
+from image_reward.scorers import Ensemble, ImageRewardScorer, Reference
 from image_reward.types import Preference, Ranking
 
 VOID = {"img", "br"}
@@ -102,3 +102,10 @@ def test_what_a_scorer_answers_has_its_images(scorer: ImageRewardScorer, image_f
     assert scorer.compare("a cat", a, b).images == (a, b)
     assert len(Page(scorer.compare("a cat", a, b)._repr_html_()).pictures) == 2
     assert len(Page(scorer.rank("a cat", [a, b])._repr_html_()).pictures) == 2
+
+
+def test_an_ensemble_shows_what_it_is(scorer: ImageRewardScorer) -> None:
+    reference = Reference(0.0, 1.0, 100, "the tests")
+    pair = Ensemble({"a": scorer, "b": scorer}, {"a": 2.0, "b": 1.0}, {"a": reference, "b": reference})
+    assert "float32" in Page(pair._repr_html_()).text
+    assert repr(pair).startswith("Ensemble(")

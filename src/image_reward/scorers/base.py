@@ -106,12 +106,12 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
     def __repr__(self) -> str:
         """One line, where a module would print all of its parts; those of its networks print as ever."""
-        dtype, num_parameters = self._weights()
+        dtype, num_parameters = self._dtype_and_size()
         return f"{type(self).__name__}({self.name!r}, {self.device}, {dtype}, {num_parameters:,} parameters)"
 
     def _repr_html_(self) -> str:
         """For notebooks: a table of what the scorer is and how its rewards are to be read."""
-        dtype, num_parameters = self._weights()
+        dtype, num_parameters = self._dtype_and_size()
         tie = f"{self.tie.model}, {self.tie.parameter:.4g}" if self.tie else "not modelled"
         rows = {
             "kind": type(self).__name__,
@@ -123,8 +123,8 @@ class Scorer(nn.Module, ABC, Generic[B]):
         }
         return properties_html(self.name, rows.items())
 
-    def _weights(self) -> tuple[str, int]:
-        """Their dtype and their number."""
+    def _dtype_and_size(self) -> tuple[str, int]:
+        """The dtype of the weights, and their number."""
         weights = list(self.parameters())
         return str(weights[0].dtype).removeprefix("torch.") if weights else "no weights", sum(weight.numel() for weight in weights)
 
