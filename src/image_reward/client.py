@@ -177,9 +177,7 @@ class Client:
             own = prompts[start : start + len(files)]
             fields: list[tuple[str, str | bytes]] = [("prompt", prompt) for prompt in (own if len(set(own)) > 1 else own[:1])]
             answer = self._post(call, "/v1/score", [*fields, *(("images", file) for file in files)], start)
-            if not _are_numbers(own_rewards := answer.get("rewards"), len(files)):
-                raise self._is_another("/v1/score")
-            rewards += own_rewards
+            rewards += self._numbers("/v1/score", answer.get("rewards"), len(files))
         return rewards
 
     def _matrix(self, call: _Call, prompts: Sequence[str], images: Sequence[Any]) -> NDArray[Any]:
@@ -198,9 +196,10 @@ class Client:
                 fields: list[tuple[str, str | bytes]] = [("prompts", prompt) for prompt in own]
                 answer = self._post(call, "/v1/matrix", [*fields, *(("images", file) for file in files)], start)
                 rows = answer.get("rewards")
-                if not isinstance(rows, list) or len(rows) != len(own) or not all(_are_numbers(row, len(files)) for row in rows):
+                if not isinstance(rows, list) or len(rows) != len(own):
                     raise self._is_another("/v1/matrix")
-                whole[first : first + len(own), start : start + len(files)] = rows
+                numbers = [self._numbers("/v1/matrix", row, len(files)) for row in rows]
+                whole[first : first + len(own), start : start + len(files)] = numbers
         return whole
 
     def _rank(self, call: _Call, prompt: str, images: Sequence[Any]) -> Ranking:
@@ -212,9 +211,9 @@ class Client:
         _check_prompts([prompt])
         answer = self._post(call, "/v1/compare", [("prompt", prompt), ("a", encoded(a)), ("b", encoded(b))])
         probabilities = [answer.get(name) for name in ("a_better", "tie", "b_better")]
-        if not _are_numbers(probabilities, 3) or not _are_numbers(answer.get("rewards"), 2):
-            raise self._is_another("/v1/compare")
-        return Preference(*probabilities, tuple(answer["rewards"]), (a, b))
+        a_better, tie, b_better = self._numbers("/v1/compare", probabilities, 3)
+        reward_a, reward_b = self._numbers("/v1/compare", answer.get("rewards"), 2)
+        return Preference(a_better, tie, b_better, (reward_a, reward_b), (a, b))
 
     def _description(self, call: _Call) -> dict[str, Any]:
         if self._described is None:
@@ -321,6 +320,12 @@ class Client:
     def _connection(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._is_encrypted else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=self.timeout)
+
+    def _numbers(self, path: str, values: Any, number: int) -> list[float]:
+        """Values of an answer. Raises ``ServiceError`` unless they are that many numbers."""
+        if not isinstance(values, list) or len(values) != number or not all(type(value) in (int, float) for value in values):
+            raise self._is_another(path)
+        return values
 
     def _is_another(self, path: str) -> ServiceError:
         return ServiceError(
@@ -442,10 +447,6 @@ def encoded(image: Any) -> bytes:
 
 def _names(described: Mapping[str, Any]) -> list[str]:
     return [str(model["name"]) for model in described["models"]]
-
-
-def _are_numbers(values: Any, number: int) -> bool:
-    return isinstance(values, list) and len(values) == number and all(type(value) in (int, float) for value in values)
 
 
 def _check_prompts(prompts: Sequence[object]) -> None:

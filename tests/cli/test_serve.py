@@ -44,7 +44,7 @@ def test_flow_grpo_knows_no_token(token_file: Path, capsys: pytest.CaptureFixtur
     assert (code, "exclude each other" in errors) == (2, True)
 
 
-@pytest.mark.parametrize("content", ["", "short", "two words of length"])
+@pytest.mark.parametrize("content", ["", "short", "two words of length", "a-tökén-of-some-length"])
 def test_a_file_that_holds_no_token(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "token"
     path.write_text(content)

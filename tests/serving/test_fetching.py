@@ -152,7 +152,7 @@ def test_the_service_fetches_from_hosts_that_were_named(public: str, scorer: Ima
         assert (refused.status_code, refused.json()["error"]["field"]) == (422, "images[1]")
 
 
-def test_what_is_fetched_for_a_request_is_bounded(public: str, server: Any, scorer: ImageRewardScorer) -> None:
+def test_what_is_fetched_for_a_request_is_bounded(public: str, scorer: ImageRewardScorer) -> None:
     limits = Limits(max_body=len(IMAGES[0]) * 3 // 2)
     urls = [f"{public}/to/{public}/a.png?x=1", f"{public}/a.png?x=1", f"{public}/to//to/{public}/a.png?x=1"]
     with TestClient(create_app([scorer], Settings(allow_fetch=(NAME,), limits=limits)), base_url=HOST) as client:

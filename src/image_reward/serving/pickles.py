@@ -113,7 +113,7 @@ def loads(data: bytes) -> Any:
     """What a pickle holds, arrays as numpy's. Raises ``UnreadablePickleError``."""
     try:
         for opcode, argument, _ in pickletools.genops(data):  # also finds sizes that are not those of what follows
-            if opcode.name in _PUTS and argument > len(data):
+            if opcode.name in _PUTS and argument is not None and argument > len(data):
                 raise UnreadablePickleError("it has a memo of more objects than bytes")  # the memo is an array
         return _plain(_Unpickler(io.BytesIO(data)).load(), 0, {})
     except UnreadablePickleError:

@@ -21,7 +21,7 @@ from image_reward.errors import InputError
 from image_reward.serving.errors import RequestError
 
 _HEAD_SECONDS = 10.0  # that a client may take to send the head of a request
-_WRITE_SECONDS = 30.0  # that a client may take to read a part of an answer
+_WRITE_SECONDS = 30.0  # that a client may take to read what does not fit into the buffers of the connection
 _IDLE_SECONDS = 75  # that a connection is kept open between two requests: longer than the load balancers' minute
 
 
