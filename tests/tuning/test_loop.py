@@ -258,6 +258,12 @@ def test_a_loss_that_is_not_a_number(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["run"]["step"] == 2
 
 
+def test_weights_that_overflow(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the loss of step 2 is nan, its reward nan.*The state before it is in .*a lower lr"):
+        tiny_runs.run(tiny_runs.config(tmp_path / "run", lr=1e30, clip=0.0, pretraining_weight=0.0))
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["run"]["step"] == 1
+
+
 def test_pixels_that_are_not_finite(tmp_path: Path) -> None:
     pipe, _ = tiny_pipelines.build("stable_diffusion")
     pipe.unet.conv_out.bias.data[:] = math.nan

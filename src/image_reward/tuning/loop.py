@@ -687,6 +687,9 @@ class _Run:
             record: AbstractContextManager[list[DenoiserCall]] = recorded_calls(self.pipe) if config.kl_weight else nullcontext([])
             with record as calls, self.autocast(), replaced(self.pipe, "scheduler", self.scheduler):
                 pixels = next(each)
+            if not bool(pixels.isfinite().all()):  # no scorer takes them; ``check_finite`` ends the run in all processes
+                sums["loss"] = sums["reward"] = math.nan
+                return
             loss = self._reward_loss(prompts, others, pixels.float(), sums, rollout.repeats)
             if config.kl_weight:
                 divergence = torch.stack([self._divergence(call) for call in calls]).mean() * len(rows)
