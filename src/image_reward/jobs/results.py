@@ -26,8 +26,8 @@ from image_reward.jobs.shards import reward_columns
 if TYPE_CHECKING:
     import pyarrow
 
-_NUM_BINS = 60
-_FINE = 100  # bins that quantiles are read from, to one of the histogram
+_MOST_BINS = 60
+_NUM_FINE = 6000  # bins that quantiles are read from
 
 
 class Scored:
@@ -268,7 +268,7 @@ class RewardSummary:
     mean: float | None
     std: float | None
     quantiles: dict[str, float]
-    """Share below -> reward, exact to a bin of the histogram's width."""
+    """Share below -> reward, exact to a 6,000th of the range of the rewards."""
     bins: list[float]
     """Edges of a histogram."""
     counts: list[int]
@@ -342,6 +342,16 @@ def summarize(folder: str | os.PathLike[str], num_shown: int = 12) -> JobSummary
     )
 
 
+def _num_bins(num: int) -> int:
+    """By the rule of Rice, twice the cube root of how many values there are: in more bins, few values make spikes of one or two.
+
+    >>> [_num_bins(num) for num in (1, 2, 30, 121, 1000, 1_000_000)]
+    [2, 2, 6, 8, 20, 60]
+    """
+    most = min(int(2 * float(np.cbrt(num))), _MOST_BINS)
+    return next(bins for bins in range(most, 0, -1) if _NUM_FINE % bins == 0)
+
+
 def _summary(connection: Any, scored: Scored, name: str, column: str, num_shown: int) -> RewardSummary:
     reward, prompt, image = scored.sql(column), scored.sql(scored.prompt_column), scored.sql(scored.image_column)
     num, mean, std, low, high = connection.execute(
@@ -350,7 +360,7 @@ def _summary(connection: Any, scored: Scored, name: str, column: str, num_shown:
     if not num:
         return RewardSummary(name, column, 0, None, None, {}, [], [], [], [])
     high = max(high, low + 1e-6)
-    edges = np.linspace(low, high, _FINE * _NUM_BINS + 1)
+    edges = np.linspace(low, high, _NUM_FINE + 1)
     bins = connection.execute(
         f"SELECT least(floor(({reward}::DOUBLE - ?) / ?)::INTEGER, ?) AS bin, count(*) FROM parts WHERE {reward} IS NOT NULL GROUP BY bin",
         [low, (high - low) / (len(edges) - 1), len(edges) - 2],
@@ -358,6 +368,7 @@ def _summary(connection: Any, scored: Scored, name: str, column: str, num_shown:
     counts = np.zeros(len(edges) - 1, dtype=np.int64)
     counts[bins["bin"]] = list(bins.values())[1]
     below = np.cumsum(counts)
+    num_bins = _num_bins(num)
     sizes = connection.execute("SELECT part, count(*) AS num FROM parts GROUP BY part ORDER BY part").fetchnumpy()
     starts = np.cumsum(sizes["num"]) - sizes["num"]
 
@@ -376,8 +387,8 @@ def _summary(connection: Any, scored: Scored, name: str, column: str, num_shown:
         mean,
         std,
         {f"{share:g}": float(edges[np.searchsorted(below, share * num) + 1]) for share in _SHARES},
-        edges[::_FINE].tolist(),
-        counts.reshape(_NUM_BINS, _FINE).sum(axis=1).tolist(),
+        edges[:: _NUM_FINE // num_bins].tolist(),
+        counts.reshape(num_bins, -1).sum(axis=1).tolist(),
         shown("DESC"),
         shown("ASC"),
     )
