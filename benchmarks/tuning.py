@@ -239,7 +239,7 @@ UNGUARDED: dict[str, Any] = {
     "margin_weight": 0.0,
     "pretraining_weight": 0.0,
     "ema": 0.0,
-    "lr": 3e-3,
+    "lr": 1e-2,
     "max_steps": 100,
     "batch_images": 8,
     "micro_images": 8,
