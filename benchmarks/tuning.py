@@ -31,6 +31,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import image_reward as ir
@@ -238,7 +239,7 @@ UNGUARDED: dict[str, Any] = {
     "margin_weight": 0.0,
     "pretraining_weight": 0.0,
     "ema": 0.0,
-    "lr": 3e-3,
+    "lr": 1e-2,
     "max_steps": 100,
     "batch_images": 8,
     "micro_images": 8,
@@ -287,6 +288,9 @@ def shapes_section(arguments: argparse.Namespace) -> None:
     _print_points("without the reward, all seeds", without, {"untuned": before})
     held = _print_points("guarded, all seeds", guarded, {"untuned": before, "without the reward": without})
     print(f"  lower than both, intervals exclude 0: {'held' if held else 'NOT HELD'}")
+    if arguments.grid:
+        tuned = _with_lora(folder / f"guarded-{arguments.seeds[0]}" / "lora")
+        _save_grid(arguments.grid, [load_pipeline("shapes-generator", device="cpu"), tuned], recipe)
 
 
 def _prompts() -> list[str]:
@@ -321,6 +325,20 @@ def _with_lora(folder: Path) -> Any:
     pipe = load_pipeline("shapes-generator", device="cpu")
     pipe.load_lora_weights(str(folder))
     return pipe
+
+
+def _save_grid(path: Path, pipes: Sequence[Any], config: Tuning, rows: int = 4, columns: int = 8) -> None:
+    """A picture: two rows of images for every tenth held-out prompt, before and after, with the same noises."""
+    sheets = []
+    for prompt in [spec.prompt for spec in prompt_specs("one", "test")][5::10][:rows]:
+        for pipe in pipes:
+            generators = [torch.Generator().manual_seed(seed) for seed in range(columns)]
+            options = {"num_inference_steps": config.denoising_steps, "guidance_scale": config.guidance_scale}
+            sheets.append(np.concatenate(list(pipe([prompt] * columns, generator=generators, output_type="np", **options).images), axis=1))
+        sheets.append(np.ones((8, sheets[-1].shape[1], 3)))
+        print(f"  {prompt}")
+    picture = Image.fromarray((np.concatenate(sheets[:-1]) * 255).round().astype(np.uint8))
+    picture.quantize(128).save(path, optimize=True)
 
 
 def _print_points(name: str, points: Any, baselines: dict[str, Any] | None = None) -> bool:
@@ -464,6 +482,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["SD 1.5", "SDXL"])
     parser.add_argument("--shapes-output", default="runs/benchmark-tuning", help="of the section shapes: its runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs of the section shapes")
+    parser.add_argument("--grid", type=Path, help="of the section shapes: also save a picture of before and after")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -93,11 +93,15 @@ def test_a_run_that_changes_nothing_goes_on_and_is_said_to() -> None:
     assert "has not changed beyond chance" in judge(history, THRESHOLDS).sentence
 
 
-def test_a_fallen_reward_is_no_sign_and_is_not_kept() -> None:
-    history = [evaluation(0, **UNTUNED), evaluation(10, **(UNTUNED | {"reward": -3.0, "margin": -2.0}))]
-    verdict = judge(history, THRESHOLDS)
-    assert (verdict.signs, verdict.last_good) == ((), 0)
+def test_a_reward_that_has_fallen_far_twice_ends_the_run_and_is_not_kept() -> None:
+    history = [evaluation(step, **(UNTUNED | {"reward": UNTUNED["reward"] - step / 10})) for step in (0, 10, 20)]
+    assert stopped_at(history) == 20
+    verdict = judge(history[:2], THRESHOLDS)
+    assert (verdict.stop, verdict.last_good, len(verdict.signs)) == (False, 0, 1)
     assert verdict.sentence.startswith("The reward fell from")
+    assert "the untuned generator is the last good one" in verdict.sentence
+    slightly = evaluation(10, **(UNTUNED | {"reward": UNTUNED["reward"] - 0.05}))
+    assert judge([history[0], slightly], THRESHOLDS).signs == ()
 
 
 def test_watched_scorers_decide_where_there_are_some() -> None:

@@ -96,8 +96,8 @@ def judge(
 ) -> Verdict:
     """Judge a run by its evaluations, the first of which is that of the untuned generator.
 
-    An evaluation is a bad one where the reward has risen and half or more of the watched scorers have fallen, by more than two standard
-    errors of the paired differences. Without scorers to watch, it is bad where two of the other signs agree: the prompt margin has not
+    An evaluation is a bad one where the reward itself has fallen, which no tuning wants: the generator is being damaged. Also where the
+    reward has risen and half or more of the watched scorers have fallen, by more than two standard errors of the paired differences. Without scorers to watch, it is bad where two of the other signs agree: the prompt margin has not
     risen by its share of the reward's rise; the rewards of mirrored images have not; those of blurred images have not; the images of a
     prompt have become alike. The run stops after ``patience`` bad evaluations in a row.
 
@@ -120,7 +120,10 @@ def judge(
 def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted: Sequence[str] | None) -> tuple[str, ...]:
     """The signs of over-optimisation, in words; none where they are too few to be sure."""
     rise = change(untuned.rewards, now.rewards)
-    if rise.mean <= max(thresholds.least_rise * deviation(untuned.rewards), _ONE_SIDED * rise.error):
+    least = thresholds.least_rise * deviation(untuned.rewards)
+    if rise.mean < -max(least, 2 * rise.error):
+        return (f"the reward has fallen by {-rise.mean:.3g}",)
+    if rise.mean <= max(least, _ONE_SIDED * rise.error):
         return ()
     watched = [name for name in now.watched if trusted is None or name in trusted]
     if watched:
@@ -157,6 +160,8 @@ def _sentence(history: Sequence[Evaluation], signs: Sequence[str], outcome: str,
     moved = f"from {untuned.reward:.3f} to {now.reward:.3f} (± {2 * rise.error:.3f}) on held-out prompts"
     if signs:
         what = f"The reward rose {moved}, but {' and '.join(signs)}: the reward is being exploited"
+        if rise.mean < 0:
+            what = f"The reward fell {moved}: the generator is being damaged"
         kept = "the untuned generator" if last_good == untuned.step else f"step {last_good}"
         sentence = f"{outcome}{kept} is the last good one."
         return f"{what}. {sentence[0].upper()}{sentence[1:]}"

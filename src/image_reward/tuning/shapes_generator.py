@@ -66,7 +66,7 @@ class ShapesGenerator:
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-3
     """How much a latent's mean divergence from the standard normal distribution counts beside the mean absolute error of a pixel."""
-    steps: int = 3_000
+    steps: int = 9_000
     batch_size: int = 32
     lr: float = 1.5e-3
     weight_decay: float = 0.01
