@@ -13,7 +13,7 @@ import pytest
 from pyarrow.parquet import write_table
 
 import shared
-from image_reward.comparisons import ParquetImage, read, records, write
+from image_reward.comparisons import ParquetImage, read, records, write, write_pick_a_pic
 from image_reward.errors import ComparisonError
 from image_reward.images import open_image
 from image_reward.types import Comparison
@@ -163,6 +163,32 @@ def test_pick_a_pic(tmp_path: Path, image_folder: Path) -> None:
     assert image() == (image_folder / "b.png").read_bytes()
     assert open_image(image).size == open_image(image_folder / "b.png").size
     assert str(image).endswith("validation.parquet, row group 1, row 1, jpg_0")
+
+
+def test_pairs_for_trainers_that_read_pick_a_pic(tmp_path: Path, image_folder: Path) -> None:
+    paths = sorted(image_folder.glob("*.png"))[:2]
+    drawn = [open_image(path) for path in paths]
+    pairs = [
+        Comparison("first", tuple(map(str, paths)), (1, 2)),
+        Comparison("second", tuple(drawn), (2, 1)),
+        Comparison("tie", (lambda: drawn[0], str(paths[1])), (1, 1)),
+    ]
+    write_pick_a_pic(pairs * 20, tmp_path / "pairs.parquet")
+
+    rows = pyarrow.parquet.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert [row["label_0"] for row in rows] == [1.0, 0.0, 0.5] * 20
+    assert rows[0]["jpg_1"] == paths[1].read_bytes()
+    # As diffusers' train_diffusion_dpo.py reads them: ties are left out, and the images are opened from bytes.
+    assert [row["caption"] for row in rows if row["label_0"] in (0, 1)] == ["first", "second"] * 20
+    assert open_image(rows[1]["jpg_0"]).tobytes() == drawn[0].tobytes()
+    assert [(c.prompt, c.ranks) for c in read(tmp_path / "pairs.parquet")][:3] == [("first", (1, 2)), ("second", (2, 1)), ("tie", (1, 1))]
+
+
+def test_a_ranking_of_three_is_no_pair(tmp_path: Path, image_folder: Path) -> None:
+    three = Comparison("a cat", tuple(map(str, sorted(image_folder.glob("*.png"))[:3])), (1, 2, 3))
+    with pytest.raises(ComparisonError, match="'a cat' has a ranking of 3 images"):
+        write_pick_a_pic([three], tmp_path / "pairs.parquet")
+    assert not list(tmp_path.glob("pairs*"))
 
 
 def test_a_folder_of_shards_is_one_data_set(tmp_path: Path, image_folder: Path) -> None:

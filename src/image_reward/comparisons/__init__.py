@@ -4,7 +4,7 @@ with a judge (``shapes_judge``)."""
 from image_reward.comparisons.audit import Audit, Finding, audit
 from image_reward.comparisons.convert import Conversion, convert, images_folder
 from image_reward.comparisons.forms import Record
-from image_reward.comparisons.readers import read, records, splits, write
+from image_reward.comparisons.readers import read, records, splits, write, write_pick_a_pic
 from image_reward.comparisons.split import normalized_prompt, shared_prompts, split
 from image_reward.rows import ParquetImage
 
@@ -24,4 +24,5 @@ __all__ = [
     "split",
     "splits",
     "write",
+    "write_pick_a_pic",
 ]

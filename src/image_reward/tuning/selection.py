@@ -117,7 +117,8 @@ def preference_pairs(
     images. Prompt i has the id i and the seeds from ``seed + i * n``. A prompt whose images all have one reward gives no pair.
 
     With a ``folder``, images are written there as PNG, named by id and seed, and the comparisons hold their paths, so that
-    ``image_reward.comparisons.write`` can save them; otherwise they hold the images. Other arguments are those of ``best_of``.
+    ``image_reward.comparisons.write`` can save them; otherwise they hold the images. ``comparisons.write_pick_a_pic`` saves either for
+    diffusers' Diffusion-DPO trainer. Other arguments are those of ``best_of``.
 
     Raises ``InputError`` for arguments that make no sense, and what ``load`` and ``Scorer.score`` raise.
     """
