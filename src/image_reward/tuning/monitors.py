@@ -93,10 +93,11 @@ class Verdict:
 def judge(history: Sequence[Evaluation], thresholds: Thresholds = Thresholds(), trusted: Sequence[str] | None = None) -> Verdict:
     """Judge a run by its evaluations, the first of which is that of the untuned generator.
 
-    An evaluation is a bad one where the reward itself has fallen, which no tuning wants: the generator is being damaged. Also where the
-    reward has risen and half or more of the watched scorers have fallen, by more than two standard errors of the paired differences. Without scorers to watch, it is bad where two of the other signs agree: the prompt margin has not
-    risen by its share of the reward's rise; the rewards of mirrored images have not; those of blurred images have not; the images of a
-    prompt have become alike. The run stops after ``patience`` bad evaluations in a row.
+    An evaluation is a bad one where the reward itself has fallen far, which no tuning wants: the generator is being damaged. Also where the
+    reward has risen and half or more of the watched scorers have fallen, by more than two standard errors of the paired differences.
+    Without scorers to watch, it is bad where two of the other signs agree: the prompt margin has not risen by its share of the reward's
+    rise; the rewards of mirrored images have not; those of blurred images have not; the images of a prompt have become alike. The run stops
+    after ``patience`` bad evaluations in a row.
 
     ``trusted``: the watched scorers that count, all by default. One that sees images through the reward's own tower may be fooled with it.
     """
