@@ -243,7 +243,7 @@ UNGUARDED: dict[str, Any] = {
     "max_steps": 100,
     "batch_images": 8,
     "micro_images": 8,
-    "save_every": 10,
+    "save_every": 12,  # as often as it evaluates
     "keep_checkpoints": 1,
 }
 """ReFL with nothing but the reward."""
