@@ -9,12 +9,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from torchmetrics_reward import MeanReward
 
-rank, store, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-metric = MeanReward("ImageReward-mini")
-paths = sorted(folder.glob("*.png"))
-own = paths[:2] if rank == 0 else paths[2:]  # unequal shares: a mean of means would be wrong
-metric.update(own, [sys.argv[4]] * len(own))
-print(f"{metric.compute().item():.6f}")
-torch.distributed.destroy_process_group()
+if __name__ == "__main__":
+    rank, store, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    metric = MeanReward("ImageReward-mini")
+    paths = sorted(folder.glob("*.png"))
+    own = paths[:2] if rank == 0 else paths[2:]  # unequal shares: a mean of means would be wrong
+    metric.update(own, [sys.argv[4]] * len(own))
+    print(f"{metric.compute().item():.6f}")
+    torch.distributed.destroy_process_group()

@@ -181,7 +181,7 @@ def test_one_frame_of_a_pipeline_for_videos(scorer: ImageRewardScorer) -> None:
     own.pop("num_frames")
     assert memory.estimate(config, pipe=pipe, scorers=scorers, **own) == frame
     with pytest.raises(InputError, match="WanPipeline refused the call"):
-        memory.estimate(replace(CONFIG, height=17, width=16), pipe=pipe, scorers=scorers, **own)
+        memory.estimate(CONFIG, pipe=pipe, scorers=scorers, **own | {"height": 17})
 
 
 def test_the_estimate_as_a_table_and_as_json(scorer: ImageRewardScorer, capsys: pytest.CaptureFixture[str]) -> None:
