@@ -190,6 +190,16 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], device: torc
     return torch.optim.AdamW(groups, betas=betas, fused=True if device.type == "cpu" else None)
 
 
+def end_processes(accelerator: Any) -> None:
+    """End the group of processes of an ``Accelerator`` whose caller no longer holds the model that it prepared.
+
+    DDP's reducer would otherwise be the last to hold the group, and would end it while it holds Python's global lock, for which gloo's
+    thread may be waiting: the process would hang at its end.
+    """
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
 class MovingAverage:
     """An exponential moving average of weights; in early steps the decay is lower, so that the initial weights are forgotten."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -10,9 +11,15 @@ from pathlib import Path
 
 import squares
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from image_reward.runs import Progress
 from image_reward.training import RewardTraining, read_toml, reward, train
+
+
+def check_no_reducer_is_left() -> None:
+    assert not [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -27,4 +34,6 @@ if __name__ == "__main__":
 
         reward.Progress = Killer
     config = read_toml(Path(sys.argv[1]), RewardTraining())
+    destroy = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = lambda *group: (check_no_reducer_is_left(), destroy(*group))
     train(config, squares.comparisons(24, ties=config.loss == "davidson"), squares.comparisons(4, seed=1))

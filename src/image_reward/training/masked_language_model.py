@@ -22,7 +22,7 @@ from image_reward.errors import InputError, TrainingError
 from image_reward.models.blip import ImageRewardNetwork
 from image_reward.models.initial import new_network, whiten_patches
 from image_reward.prompts import PromptTokenizer, Tokens, long_prompt_warnings_suppressed, vocabulary_of
-from image_reward.runs import Progress, adamw, rate_factor, seed_step, weight_groups
+from image_reward.runs import Progress, adamw, end_processes, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training.config import MaskedLanguageTraining
 from image_reward.training.data import MicroBatch, TrainingSteps, plan, select_usable
@@ -131,7 +131,8 @@ def pretrain(config: MaskedLanguageTraining, comparisons: Sequence[Comparison]) 
     if accelerator.is_main_process:
         scorer.save_pretrained(folder)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    del model
+    end_processes(accelerator)
     return PretrainingResult(str(folder), len(steps), accuracy)
 
 

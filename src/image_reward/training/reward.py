@@ -35,7 +35,7 @@ from image_reward.config import RewardConfig, TieConfig
 from image_reward.errors import InputError, TrainingError
 from image_reward.metrics import num_pairs
 from image_reward.reports.numbers import counted
-from image_reward.runs import MovingAverage, Progress, RunFolder, adamw, rate_factor, seed_step, weight_groups
+from image_reward.runs import MovingAverage, Progress, RunFolder, adamw, end_processes, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import frozen_features
 from image_reward.training.card import draw_curves, training_card
@@ -477,7 +477,8 @@ class _Run:
             draw_curves(self.folder)
             self.folder.save_result(asdict(result))
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self.model = self.learner
+        end_processes(self.accelerator)
         return result
 
 
