@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -13,33 +13,10 @@ import tyro
 
 from image_reward.cli.options import ReadingOptions, SeveralModelOptions, UsageError
 from image_reward.errors import InputError
+from image_reward.serving.settings import Limits, Settings, is_loopback
 from image_reward.terminal import note
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitOptions:
-    """What a request, and all at once, may cost."""
-
-    max_body: int = 128 << 20
-    """Bytes of a request."""
-    max_memory: int = 1 << 30
-    """Bytes of all requests in work."""
-    max_requests: int = 512
-    """Requests in work at once."""
-    max_images: int = 1000
-    """Images of a request."""
-    max_prompt: int = 10_000
-    """Characters of a prompt."""
-    max_queue: int = 2000
-    """Rows that wait, of all requests; beyond it the answer is 429 with Retry-After."""
-    max_seconds: float = 120.0
-    """Seconds that a request may take once it has arrived."""
-    read_seconds: float = 30.0
-    """Seconds that a request may take to arrive."""
-    drain_seconds: float = 30.0
-    """Seconds that requests in work have left after SIGTERM."""
 
 
 @dataclass
@@ -65,13 +42,11 @@ class Serve(SeveralModelOptions):
     """Answer them on a network, too."""
     decoders: int | None = None
     """Threads that open images; by default as many as there are cores, at most 8."""
-    limits: tyro.conf.OmitArgPrefixes[LimitOptions] = field(default_factory=LimitOptions)
+    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def run(self) -> int:
         if missing := [name for name in _PACKAGES if find_spec(name) is None]:
             raise InputError(f"the service needs {', '.join(missing)}: pip install 'image-reward[serve]'")
-        from image_reward.serving.settings import Limits, Settings, is_loopback
-
         is_local = is_loopback(self.host)
         if not 0 <= self.port < 65536:
             raise UsageError(f"--port must be from 0 to 65535, not {self.port}")
@@ -87,11 +62,11 @@ class Serve(SeveralModelOptions):
         if flow_grpo and self.token_file is not None:
             raise UsageError("--flow-grpo and --token-file exclude each other: flow_grpo's clients send no token")
         try:
-            limits = Limits(**asdict(self.limits))
+            self.limits.check()
         except InputError as error:
             raise UsageError(f"--{str(error).replace('_', '-')}") from None
         settings = Settings(
-            limits=limits,
+            limits=self.limits,
             token=_token(self.token_file) if self.token_file else None,
             allow_fetch=tuple(host.lower() for host in self.allow_fetch),
             flow_grpo=flow_grpo,

@@ -156,7 +156,7 @@ class Batcher:
     # --- in the event loop -----------------------------------------------------------------------------------------------------------
 
     def check_room(self, num_rows: int) -> None:
-        """Raise ``BusyError`` if so many more rows would be too many to wait."""
+        """Raise ``BusyError`` if the queue has no room for this many more rows."""
         if self.num_rows + num_rows > self.max_queue:
             raise BusyError(f"the queue is full: {self.num_rows} of {self.max_queue} rows wait", self.retry_after())
 

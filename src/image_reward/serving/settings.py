@@ -10,12 +10,12 @@ from image_reward.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, and all at once, may cost."""
+    """What a request, and all at once, may cost."""
 
     max_body: int = 128 << 20
-    """Bytes of a request, counted while they arrive."""
+    """Bytes of a request."""
     max_memory: int = 1 << 30
-    """Bytes of all requests that are in work."""
+    """Bytes of all requests in work."""
     max_requests: int = 512
     """Requests in work at once."""
     max_images: int = 1000
@@ -23,15 +23,16 @@ class Limits:
     max_prompt: int = 10_000
     """Characters of a prompt."""
     max_queue: int = 2000
-    """Rows (a prompt with an image) that wait; a request beyond it is answered with 429."""
+    """Rows that wait, of all requests; beyond it the answer is 429 with Retry-After."""
     max_seconds: float = 120.0
-    """Seconds from the whole request to its answer."""
+    """Seconds that a request may take once it has arrived."""
     read_seconds: float = 30.0
-    """Seconds that a client may take to send a request."""
+    """Seconds that a request may take to arrive."""
     drain_seconds: float = 30.0
     """Seconds that requests in work have left after SIGTERM."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ``InputError`` for a limit that would let nothing pass."""
         for option in fields(self):
             if not getattr(self, option.name) > 0:
                 raise InputError(f"{option.name} must be above 0, not {getattr(self, option.name)}")
@@ -56,6 +57,9 @@ class Settings:
     """Names under which alone a service without a token answers, so that no web page can reach it under a name of its own."""
     num_decoders: int = 2
     """Threads that open images."""
+
+    def __post_init__(self) -> None:
+        self.limits.check()
 
 
 def is_loopback(host: str) -> bool:
