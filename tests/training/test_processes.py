@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,11 @@ import pytest
 import squares
 import torch
 
-import image_reward
+import own_process
 from image_reward.checkpoints import read_checkpoint
 from image_reward.training import RewardTraining, train
 
-HERE = Path(__file__).parent
-HANGS = 1800  # s: only what hangs takes as long
-
-
-def run(config: RewardTraining, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    recipe = Path(config.output).with_suffix(".toml")
-    recipe.write_text(config.to_toml())
-    source = Path(image_reward.__file__).parents[1]  # the very package that is tested here, installed or not
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(source), str(HERE)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(HERE / "run_squares.py"), str(recipe), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
+run = functools.partial(own_process.run, Path(__file__).with_name("run_squares.py"))
 
 
 def same(a: Any, b: Any) -> bool:

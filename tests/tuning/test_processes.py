@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,11 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-import image_reward
+import own_process
 from image_reward.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # schedulers of diffusers with NumPy 2
-HERE = Path(__file__).parent
-HANGS = 1800  # s: only what hangs takes as long
-
-
-def run(config: Tuning, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    recipe = Path(config.output).with_suffix(".toml")
-    recipe.write_text(config.to_toml())
-    source = Path(image_reward.__file__).parents[1]  # the very package that is tested here, installed or not
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(source), str(HERE)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(HERE / "tiny_runs.py"), str(recipe), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
+run = functools.partial(own_process.run, Path(__file__).with_name("tiny_runs.py"))
 
 
 def here(config: Tuning) -> None:
