@@ -56,7 +56,7 @@ _MORE_TIME = {
     "s3": '{"config_kwargs": {"read_timeout": 60}}',
     "az": '{"read_timeout": 60}',
     "abfs": '{"read_timeout": 60}',
-}  # in the variable of fsspec's configuration; of the other stores it is no text
+}  # in the variable of fsspec's configuration; the options of the other stores are not text
 _BLOCK = 1 << 22  # bytes that are read ahead of a stream: a shard of rows is less, and s3fs would read 50 MiB
 
 Kind = Literal["file", "folder"]

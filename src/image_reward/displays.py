@@ -98,7 +98,7 @@ def _thumbnail(image: Any) -> str:
     box = f"display:flex;width:{_THUMBNAIL}px;height:{_THUMBNAIL}px;align-items:center;justify-content:center"
     try:
         shown = None if image is None else picture(image, _THUMBNAIL)
-    except (OSError, ValueError):  # it was there when it was scored: a display is no place for an error
+    except (OSError, ValueError):  # it could be read when it was scored, and a display should not fail
         return f'<div style="{box};opacity:.6">cannot be read</div>'
     if shown is None:
         return ""

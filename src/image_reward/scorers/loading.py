@@ -177,7 +177,7 @@ def _find_on_hub(repo: str) -> FoundModel:
 
 
 def _names_of_weights_in(repo: str) -> list[str]:
-    """The registered models whose weights are in a repository of the hub that is no model folder."""
+    """The registered models whose weights come from this repository of the hub, which is not itself a model folder."""
     weights = {name: spec.files.get("weights") for name, spec in MODELS.items() if "config" not in spec.files}
     return [name for name, file in weights.items() if isinstance(file, HubFile) and file.repo == repo]
 

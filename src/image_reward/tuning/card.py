@@ -56,7 +56,7 @@ tags: [lora, text-to-image, human-preference, image-reward]
 # {config.model or "A generator"}, tuned with {", ".join(config.reward)}
 
 A LoRA of rank {config.lora_rank} for the denoiser, made by the method {config.method} of image-reward: {result.kept_step:,} steps of up to
-{config.max_steps:,}. A reward that is optimised is no proof of better images; compare with the untuned generator before use.
+{config.max_steps:,}. A higher reward does not prove that the images are better; compare with the untuned generator before use.
 
 ## What changed
 
