@@ -51,6 +51,12 @@ class Recipe:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
 
+    def check_share(self, *names: str, below_one: bool = False) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (below_one and value == 1):
+                raise InputError(f"{name} must be from 0 to {'less than ' if below_one else ''}1, not {value}")
+
     def check_seed(self) -> None:
         seed = self.seed  # type: ignore[attr-defined]
         if not 0 <= seed < _HIGHEST_SEED:

@@ -109,10 +109,8 @@ class RewardTraining(Recipe):
         for name in ("max_steps", "evaluate_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, below in (("freeze", False), ("validation_share", True), ("ema", True)):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (below and value == 1):
-                raise InputError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+        self.check_share("freeze")
+        self.check_share("validation_share", "ema", below_one=True)
         self.check_seed()
         if self.start == SCRATCH and (self.freeze or self.lora_rank):
             raise InputError("a network trained from scratch has nothing worth freezing: set freeze = 0 and lora_rank = 0")
@@ -180,5 +178,4 @@ class MaskedLanguageTraining(Recipe):
         self.check_seed()
         if not 0 < self.mask_ratio <= 1:
             raise InputError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
-        if not 0 <= self.short_share <= 1:
-            raise InputError(f"short_share must be from 0 to 1, not {self.short_share}")
+        self.check_share("short_share")

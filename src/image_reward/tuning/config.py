@@ -73,7 +73,7 @@ class Tuning(Recipe):
     target: float | None = None
     """The reward where hinge stops. [default: from target_quantile; refl: 2]"""
     target_quantile: float = 0.9
-    """The target as a quantile of the rewards of the untuned generator, if there is no other."""
+    """The target as a quantile of the rewards of the untuned generator, unless `target` is set."""
     reward_weight: float | None = None
     """Weight of the reward's loss. [default: 0.1; refl: 0.001]"""
     margin_weight: float | None = None
@@ -181,17 +181,8 @@ class Tuning(Recipe):
         for name in ("grad_steps", "guidance_scale", "reward_weight", "margin_weight", "pretraining_weight"):
             if getattr(self, name) is not None:
                 self.check_not_negative(name)
-        for name, below in (
-            ("held_out_share", True),
-            ("target_quantile", False),
-            ("ema", True),
-            ("least_margin_share", False),
-            ("least_robust_share", False),
-            ("least_distance_share", False),
-        ):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (below and value == 1):
-                raise InputError(f"{name} must be from 0 to {'less than ' if below else ''}1, not {value}")
+        self.check_share("held_out_share", "ema", below_one=True)
+        self.check_share("target_quantile", "least_margin_share", "least_robust_share", "least_distance_share")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas must be from 0 to less than 1, not {self.betas[0]} and {self.betas[1]}")
         self.check_seed()

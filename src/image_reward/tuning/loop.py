@@ -27,8 +27,9 @@ from image_reward.errors import InputError, TrainingError
 from image_reward.files import written_whole
 from image_reward.images import open_image
 from image_reward.reports.numbers import counted
+from image_reward.reports.render import write
 from image_reward.rows import read_rows
-from image_reward.runs import STATE, MovingAverage, Progress, RunFolder, rate_factor, seed_step, weight_groups
+from image_reward.runs import STATE, MovingAverage, Progress, RunFolder, adamw, rate_factor, seed_step, weight_groups
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.ensemble import Ensemble, Reference
 from image_reward.scorers.loading import load_all
@@ -41,7 +42,7 @@ from image_reward.tuning.denoising import Generated, NoiseLevels, encode_images,
 from image_reward.tuning.encoding import EncodedPrompts
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.noise import check_gives_gradients
-from image_reward.tuning.page import EVALUATIONS, draw_curves, evaluation_grid, write_page
+from image_reward.tuning.page import EVALUATIONS, PAGE, draw_curves, evaluation_grid, page
 from image_reward.tuning.pipelines import call_arguments_of, load_pipeline
 from image_reward.tuning.prompts import TuningPrompts, other_prompts
 from image_reward.tuning.result import TuningResult
@@ -210,7 +211,7 @@ class _Run:
         self.scorer = self._reward(self.untuned.references)
         self.trained = self._attach(stack)
         self.optimizer = accelerator.prepare(
-            torch.optim.AdamW(weight_groups(self.trained, config.lr, config.weight_decay), betas=config.betas)
+            adamw(weight_groups(self.trained, config.lr, config.weight_decay), config.betas, accelerator.device)
         )
         self.average = MovingAverage(self.trained, config.ema) if config.ema else None
 
@@ -562,9 +563,10 @@ class _Run:
         return monitors.judge(self.history, limits, self.trusted, is_last=self.history[-1].step == config.max_steps)
 
     def _write_page(self, verdict: Verdict, strengths: Sequence[Strength] = ()) -> None:
-        write_page(
-            self.folder.path, self.config, self.history, verdict, self.data.held_out, self.folder.history(), self.untuned.target, strengths
-        )
+        folder = self.folder.path
+        log, target = self.folder.history(), self.untuned.target
+        report = page(folder, self.config, self.history, verdict, self.data.held_out, log, target, strengths)
+        write(report, folder / PAGE)
 
     def _keep_weights(self) -> None:
         if not self.accelerator.is_main_process:
@@ -807,7 +809,7 @@ class _Run:
             reward=kept.reward,
             target=self.untuned.target,
             watched={name: (monitors.mean(self.history[0].watched[name]), monitors.mean(kept.watched[name])) for name in self.watching},
-            report=str(self.folder.path / "report.html"),
+            report=str(self.folder.path / PAGE),
         )
         if accelerator.is_main_process:
             with self.folder.saving():

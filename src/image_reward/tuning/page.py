@@ -15,7 +15,6 @@ from image_reward.files import written_whole
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report
 from image_reward.reports.numbers import counted
 from image_reward.reports.plots import curves, figure, style
-from image_reward.reports.render import write
 from image_reward.tuning.card import CURVES
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.monitors import Evaluation, Verdict, mean
@@ -43,21 +42,6 @@ def evaluation_grid(folder: Path, step: int, pixels: Tensor, images_per_prompt: 
         sheet.save(temporary, format="PNG")
 
 
-def write_page(
-    folder: Path,
-    config: Tuning,
-    history: Sequence[Evaluation],
-    verdict: Verdict,
-    held_out: Sequence[str],
-    log: Sequence[Mapping[str, Any]],
-    target: float | None,
-    strengths: Sequence[Strength] = (),
-) -> None:
-    """Write ``report.html`` in the folder of a run, whole or not at all. ``strengths``: the LoRA's, once the run is over."""
-    report = page(folder, config, history, verdict, held_out, log, target, strengths)
-    write(report, folder / PAGE)
-
-
 def page(
     folder: Path,
     config: Tuning,
@@ -80,8 +64,8 @@ def page(
     lead = (
         f"{config.model or 'The generator'} tuned with {', '.join(config.reward)} by the method {config.method}; the run {state} after "
         f"step {step:,} of at most {last:,}. All numbers are of {counted(len(history[0].rewards), 'image')} of "
-        f"{counted(len(held_out), 'held-out prompt')}, with the same noise at every evaluation. A reward that is optimised is no proof of "
-        "better images: look at them, and at scorers that were not tuned with."
+        f"{counted(len(held_out), 'held-out prompt')}, with the same noise at every evaluation. A higher reward does not prove that "
+        "the images are better: look at them, and at scorers that were not tuned with."
     )
     data = {
         "verdict": verdict.sentence,
