@@ -44,6 +44,7 @@ _WITHOUT_CREDENTIALS = frozenset(
     "ProfileNotFound DefaultCredentialsError RefreshError ClientAuthenticationError".split()
 )
 _REFUSED_CREDENTIALS = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"))
+_NO_BUCKET = {"NoSuchBucket": "bucket", "ContainerNotFound": "container"}
 _TIMEOUTS = frozenset(
     "ConnectTimeoutError ReadTimeoutError ServerTimeoutError ServiceRequestTimeoutError ServiceResponseTimeoutError FSTimeoutError "  # noqa: SIM905
     "SocketTimeoutError ConnectionTimeoutError TimeoutError".split()
@@ -210,7 +211,7 @@ class Address:
             try:
                 return "folder" if store.info(name)["type"] == "directory" else "file"
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if _code(error) in _NO_BUCKET:
                     raise
                 return None
 
@@ -571,9 +572,11 @@ def _translated(address: Address, doing: str, error: Exception) -> Exception:
         return PackageError(f"{address}: {address.scheme}:// needs a package that is not installed: pip install {package}")
     if "libjvm" in said or "libhdfs" in said:
         return StoreError(f"{address} cannot be {doing}: hdfs:// needs Java and Hadoop; set JAVA_HOME, HADOOP_HOME and CLASSPATH")
-    if code == "NoSuchBucket":
+    if code in _NO_BUCKET:
         bucket, place = address.path.partition("/")[0], f" at {endpoint}" if endpoint else ""
-        return AddressError(f"{address} cannot be {doing}: there is no bucket {bucket!r}{place}; create it, or correct the address")
+        return AddressError(
+            f"{address} cannot be {doing}: there is no {_NO_BUCKET[code]} {bucket!r}{place}; create it, or correct the address"
+        )
     if names & _WITHOUT_CREDENTIALS or code in _REFUSED_CREDENTIALS:
         problem = (
             f"its server refuses the credentials ({code})" if code in _REFUSED_CREDENTIALS else f"there are no credentials for it ({said})"
@@ -602,9 +605,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str:
-    """What an S3 server called its error; empty where it did not."""
+    """What a server of S3 or Azure called its error; empty where it did not."""
     for link in _chain(error):
-        response = getattr(link, "response", None)
+        response, code = getattr(link, "response", None), getattr(link, "error_code", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
+        if code is not None:
+            return str(getattr(code, "value", code))
     return ""
