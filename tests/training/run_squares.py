@@ -23,7 +23,8 @@ def check_no_reducer_is_left() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    warnings.simplefilter("error")
+    if os.environ.get("WARNINGS_ARE_ERRORS"):
+        warnings.simplefilter("error")
     if len(sys.argv) > 2:
         kill_at = int(sys.argv[2])
 

@@ -96,8 +96,9 @@ def run(settings: Tuning, **options: Any) -> TuningResult:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
+    if os.environ.get("WARNINGS_ARE_ERRORS"):
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
     if len(sys.argv) > 2:
         kill_at = int(sys.argv[2])
 

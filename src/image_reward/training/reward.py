@@ -496,6 +496,8 @@ def _accelerator(config: RewardTraining) -> Accelerator:
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=list(config.trackers) or None, project_dir=config.output)
     if config.shard and accelerator.num_processes == 1:
         raise InputError("shard needs several processes: start the command with torchrun --nproc-per-node NUMBER")
+    if config.shard and cpu and not hasattr(torch.cpu.Stream, "record_event"):
+        raise InputError("shard on CPUs needs PyTorch 2.7 or later")
     return accelerator
 
 
