@@ -18,6 +18,8 @@ class Limits:
     """Bytes of all requests in work."""
     max_requests: int = 512
     """Requests in work at once."""
+    max_connections: int = 1000
+    """Connections at once, idle ones included."""
     max_images: int = 1000
     """Images of a request."""
     max_prompt: int = 10_000
