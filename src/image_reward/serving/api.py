@@ -16,7 +16,6 @@ from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
 
-
 class BareRoute(APIRoute):
     """A route whose endpoint takes the request alone, and is called without FastAPI's search for what else it could want."""
 

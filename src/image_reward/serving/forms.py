@@ -132,8 +132,7 @@ def _parameters(header: str) -> dict[str, str]:
     {'name': 'a;"b', 'filename': 'x.png'}
     """
     return {
-        match[1].lower(): match[3] if match[2] is None else re.sub(r'\\(["\\])', r"\1", match[2])
-        for match in _PARAMETER.finditer(header)
+        match[1].lower(): match[3] if match[2] is None else re.sub(r'\\(["\\])', r"\1", match[2]) for match in _PARAMETER.finditer(header)
     }
 
 
