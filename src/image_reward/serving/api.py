@@ -266,7 +266,7 @@ async def rewards_of_one_prompt(
 
 @router.get("/v1/models", tags=["models"], responses={status: ERRORS[status] for status in (401, 403, 429)})
 async def models(request: Request) -> JSONResponse:
-    """The models, the first of which answers where none is named, with their published reward distributions, and the limits of a request."""
+    """The models, the first of which answers where none is named, with their published distributions, and the limits of a request."""
     service: Service = request.app.state.service
     limits = service.limits
     return JSONResponse(

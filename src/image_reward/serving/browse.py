@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Protocol
 
@@ -26,7 +25,7 @@ class ScoredRows(Protocol):
 
     name: str
     """What the rows are called."""
-    columns: Sequence[str]
+    columns: list[str]
     """The columns of rewards, one for each scorer."""
     num_rows: int
 
@@ -88,7 +87,7 @@ async def about(request: Request) -> JSONResponse:
     for column in scored.columns:
         low, high, counts = await asyncio.to_thread(scored.histogram, column)
         histograms[column] = {"low": low, "high": high, "counts": counts}
-    return JSONResponse({"name": scored.name, "columns": list(scored.columns), "num_rows": scored.num_rows, "histograms": histograms})
+    return JSONResponse({"name": scored.name, "columns": scored.columns, "num_rows": scored.num_rows, "histograms": histograms})
 
 
 @router.get("/rows")

@@ -1,4 +1,4 @@
-"""The page for people at ``/``: HTML from templates, a style sheet and modules of JavaScript, without a build step or anything from elsewhere."""
+"""The page for people at ``/``: HTML from templates, a style sheet and modules of JavaScript; no build step, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOLDER = files("image_reward.serving").joinpath("page")
 _FILES = {entry.name: kind for entry in _FOLDER.iterdir() for suffix, kind in _TYPES.items() if entry.name.endswith(suffix)}
 
 OPEN_PATHS = frozenset({"/", *(f"/page/{name}" for name in _FILES)})
-"""What is sent without a token to whoever asks: the page, which then asks for the token, and its parts. They hold nothing of the service."""
+"""What is sent without a token to whoever asks: the page, which then asks for the token, and its parts. They name no model."""
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "

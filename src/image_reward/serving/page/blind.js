@@ -4,7 +4,7 @@ import { $, $$, announce, attempt, changed, counted, notice, on, percent, showPr
 import { entriesOf, forget, save, urlOf } from "./files.js";
 import { showPicture } from "./grid.js";
 import { rank } from "./rank.js";
-import { asked, needPrompt, prompt } from "./service.js";
+import { asked, hasPrompt, needPrompt, prompt } from "./service.js";
 import { safeName, zip } from "./zip.js";
 
 function shuffled(values) {
@@ -49,7 +49,7 @@ export const blind = {
     if (entries.length) announce(`${counted(entries.length, "image")} added`);
     const wasRunning = this.isRunning;
     this.stop();
-    if (this.entries.length > 1 && (wasRunning || prompt())) this.submit();
+    if (this.entries.length > 1 && (wasRunning || hasPrompt())) this.submit();
   },
   submit() {
     if (this.entries.length < 2) return showProblem("Two images or more are needed: drop, paste or choose them.");
@@ -67,7 +67,10 @@ export const blind = {
     do next = this.pairs.next();
     while (!next.done && next.value.some(({ error }) => error));
     if (next.done) return undefined;
-    const answer = asked(next.value[0].file, next.value[1].file).then((value) => ({ value }), (error) => ({ error }));
+    const answer = asked(this.prompt, next.value[0].file, next.value[1].file).then(
+      (value) => ({ value }),
+      (error) => ({ error }),
+    );
     return { pair: next.value, prompt: this.prompt, answer };
   },
   next() {
@@ -84,6 +87,7 @@ export const blind = {
       const side = ["a", "b"].indexOf(error?.field);
       if (side < 0) return;
       current.pair[side].error = error.message; // it could be neither shown nor trained on
+      this.choices = this.choices.filter((choice) => choice !== current.made);
       notice(error.message);
       if (this.current === current) this.next();
     });
@@ -136,7 +140,9 @@ export const blind = {
     $("#blind-use").textContent = `Use the ${others} images of Rank`;
     const readable = entries.filter(({ error }) => !error).length;
     const numPairs = (readable * (readable - 1)) / 2;
-    $("#blind-summary").textContent = current ? `Pair ${this.number.toLocaleString("en")} of ${numPairs.toLocaleString("en")}, for “${current.prompt}”` : counted(entries.length, "image");
+    $("#blind-summary").textContent = current
+      ? `Pair ${this.number.toLocaleString("en")} of ${numPairs.toLocaleString("en")}, for “${current.prompt}”`
+      : counted(entries.length, "image");
     $("#blind-round").hidden = !current;
     if (current) {
       const { chosen, value, error } = current;
@@ -154,7 +160,10 @@ export const blind = {
       let model_says = "";
       if (value) {
         const [left, right] = [value.a_better, value.b_better];
-        model_says = left === right ? "; the model has no preference" : `; the model prefers the ${left > right ? "left" : "right"} one with a probability of ${percent(Math.max(left, right))}`;
+        model_says =
+          left === right
+            ? "; the model has no preference"
+            : `; the model prefers the ${left > right ? "left" : "right"} one with a probability of ${percent(Math.max(left, right))}`;
       } else if (error) model_says = `. ${error.message}`;
       $("#blind-reveal .answer").textContent = chosen ? `You chose ${said}${model_says}${error ? "" : "."}` : "";
       $("#blind-skip").hidden = Boolean(chosen);
@@ -164,20 +173,30 @@ export const blind = {
     $("#blind-actions").hidden = !choices.length;
     const comparable = choices.filter(({ agrees }) => agrees !== undefined);
     const agreed = comparable.filter(({ agrees }) => agrees).length;
-    $("#blind-tally").textContent = `${counted(choices.length, "choice")}${comparable.length ? `; the model agrees with ${agreed} of ${comparable.length}` : ""}`;
+    $("#blind-tally").textContent =
+      `${counted(choices.length, "choice")}${comparable.length ? `; the model agrees with ${agreed} of ${comparable.length}` : ""}`;
     changed();
   },
   lines(pathOfEntry) {
-    const rows = this.choices.map(({ prompt: text, pair, ranks }, number) => ({ id: `blind-${this.session}-${number + 1}`, prompt: text.toWellFormed(), images: pair.map(pathOfEntry), ranks }));
+    const rows = this.choices.map(({ prompt: text, pair, ranks }, number) => ({
+      id: `blind-${this.session}-${number + 1}`,
+      prompt: text.toWellFormed(),
+      images: pair.map(pathOfEntry),
+      ranks,
+    }));
     return new Blob(rows.map((row) => `${JSON.stringify(row)}\n`));
   },
   saveLines() {
     const names = new Map();
     for (const entry of new Set(this.choices.flatMap(({ pair }) => pair))) {
-      if (names.has(entry.path)) return showProblem(`Two images are called ${entry.path}, so the choices alone would not say which is meant. Download the ZIP.`);
+      if (names.has(entry.path))
+        return showProblem(`Two images are called ${entry.path}, so the choices alone would not say which is meant. Download the ZIP.`);
       names.set(entry.path, entry);
     }
-    save(this.lines(({ path }) => path.toWellFormed()), "comparisons.jsonl");
+    save(
+      this.lines(({ path }) => path.toWellFormed()),
+      "comparisons.jsonl",
+    );
     this.saved = this.choices.length;
     return undefined;
   },

@@ -3,7 +3,7 @@
 import { $, $$, ShownError, attempt, baseName, clone, counted, on, setOptions, showProblem, signed, svg } from "./dom.js";
 import { csv, forget, isImage, pathOf, save, suffix } from "./files.js";
 import { Grid, cardShape, showPicture, viewer } from "./grid.js";
-import { PAGE, ReadRows, ServedRows, readRows, text } from "./rows.js";
+import { PAGE, PARQUET, ReadRows, ServedRows, readRows, text } from "./rows.js";
 import { call } from "./service.js";
 
 export const browse = {
@@ -13,8 +13,14 @@ export const browse = {
   submit() {},
   async add(files) {
     const pictures = [...files].filter(isImage);
-    const others = [...files].filter((file) => [".csv", ".tsv", ".jsonl", ".json", ".txt", ""].includes(suffix(pathOf(file))) && !pictures.includes(file));
-    const file = others.find((own) => baseName(pathOf(own)).startsWith("rewards.")) ?? others.filter((own) => !["manifest.json", "summary.json", "tries.json"].includes(baseName(pathOf(own)))).sort((one, other) => pathOf(one).split("/").length - pathOf(other).split("/").length)[0];
+    const others = [...files].filter(
+      (file) => [".csv", ".tsv", ".jsonl", ".json", ".txt", ""].includes(suffix(pathOf(file))) && !pictures.includes(file),
+    );
+    const file =
+      others.find((own) => baseName(pathOf(own)).startsWith("rewards.")) ??
+      others
+        .filter((own) => !["manifest.json", "summary.json", "tries.json"].includes(baseName(pathOf(own))))
+        .sort((one, other) => pathOf(one).split("/").length - pathOf(other).split("/").length)[0];
     await attempt(async () => {
       if (file) {
         const read = new ReadRows(file, await readRows(file));
@@ -25,13 +31,21 @@ export const browse = {
         this.rows.addPictures(pictures);
         this.open(this.rows);
       } else if ([...files].some((own) => suffix(pathOf(own)) === ".parquet")) {
-        throw new ShownError("Browsers do not read Parquet: open rewards.csv or rewards.jsonl (score-files --format), or start the service with --browse FOLDER.");
-      } else throw new ShownError(pictures.length ? "Drop the CSV, JSONL or JSON file with the rewards first, or together with its images." : "There is no CSV, JSONL or JSON file among what was dropped.");
+        throw new ShownError(PARQUET);
+      } else
+        throw new ShownError(
+          pictures.length
+            ? "Drop the CSV, JSONL or JSON file with the rewards first, or together with its images."
+            : "There is no CSV, JSONL or JSON file among what was dropped.",
+        );
     });
   },
   open(rows) {
     this.rows = rows;
-    setOptions($("#browse-column"), rows.rewards.map((name) => [name, name.replace(/^reward:/, "")]));
+    setOptions(
+      $("#browse-column"),
+      rows.rewards.map((name) => [name, name.replace(/^reward:/, "")]),
+    );
     $("#browse-column-label").hidden = rows.rewards.length < 2;
     $("#browse-pictures").parentElement.hidden = rows.hasPictures;
     $("#browse-layout").value = rows.hasPictures ? "cards" : "rows";
@@ -45,16 +59,21 @@ export const browse = {
   setColumn() {
     this.histogram = this.rows.histogram($("#browse-column").value);
     const { low, high, counts } = this.histogram;
-    const isEmpty = !(low <= high);
+    const isEmpty = !Number.isFinite(low);
     $(".filters .range").hidden = isEmpty;
     if (isEmpty) $("#browse-errors").checked = true;
-    for (const [name, value] of [["low", low], ["high", high]]) {
+    for (const [name, value] of [
+      ["low", low],
+      ["high", high],
+    ]) {
       const slider = $(`#browse-${name}`);
       Object.assign(slider, { min: 0, max: 1000, step: 1, value: name === "low" ? 0 : 1000 });
       slider.setAttribute("aria-valuetext", isEmpty ? "" : signed(value));
     }
-    const most = Math.max(...counts);
-    const bars = counts.map((count, number) => svg("rect", { x: number * 20 + 1, width: 18, y: 80 - 76 * Math.sqrt(count / most), height: 76 * Math.sqrt(count / most), rx: 2 }));
+    const most = Math.max(...counts, 1);
+    const bars = counts.map((count, number) =>
+      svg("rect", { x: number * 20 + 1, width: 18, y: 80 - 76 * Math.sqrt(count / most), height: 76 * Math.sqrt(count / most), rx: 2 }),
+    );
     $("#browse-histogram").replaceChildren(...bars);
     this.filter();
   },
@@ -67,7 +86,10 @@ export const browse = {
     const rows = this.rows;
     if (!rows) return;
     const { low, high } = this.bounds();
-    for (const [name, value] of [["low", low], ["high", high]]) {
+    for (const [name, value] of [
+      ["low", low],
+      ["high", high],
+    ]) {
       $(`#browse-${name}-text`).textContent = Number.isFinite(value) ? signed(value) : "";
       $(`#browse-${name}`).setAttribute("aria-valuetext", $(`#browse-${name}-text`).textContent);
     }
@@ -157,4 +179,7 @@ on("#browse-column", "change", () => browse.setColumn());
 on("#browse-layout", "change", () => browse.setLayout());
 on("#browse-clear", "click", () => browse.clear());
 on("#browse-csv", "click", () => attempt(() => browse.csv()));
-if ($("#browse-served")) on("#browse-served", "click", () => attempt(async () => browse.open(new ServedRows(await call("page/scored"), () => browseGrid.schedule()))));
+if ($("#browse-served"))
+  on("#browse-served", "click", () =>
+    attempt(async () => browse.open(new ServedRows(await call("page/scored"), () => browseGrid.schedule()))),
+  );

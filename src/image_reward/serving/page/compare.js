@@ -3,7 +3,7 @@
 import { $, $$, announce, attempt, notice, on, percent, showProblem, signed } from "./dom.js";
 import { chosenFiles, forget, isImage, pathOf, urlOf } from "./files.js";
 import { showPicture } from "./grid.js";
-import { asked, needPrompt, prompt } from "./service.js";
+import { asked, hasPrompt, needPrompt, prompt } from "./service.js";
 
 export const compare = {
   files: { a: undefined, b: undefined },
@@ -12,8 +12,9 @@ export const compare = {
   add(files, side) {
     const images = [...files].filter(isImage);
     if (!images.length) return notice("That is not an image.");
-    for (const file of images.slice(0, side ? 1 : 2)) this.put(side ?? (this.files.a && !this.files.b ? "b" : images.length > 1 && file === images[1] ? "b" : "a"), file);
-    if (this.files.a && this.files.b && prompt()) this.submit();
+    for (const file of images.slice(0, side ? 1 : 2))
+      this.put(side ?? (this.files.a && !this.files.b ? "b" : images.length > 1 && file === images[1] ? "b" : "a"), file);
+    if (this.files.a && this.files.b && hasPrompt()) this.submit();
     return undefined;
   },
   put(side, file) {
@@ -37,7 +38,7 @@ export const compare = {
     return attempt(async () => {
       this.running?.abort();
       const running = (this.running = new AbortController());
-      const answer = await asked(a, b, running.signal);
+      const answer = await asked(prompt(), a, b, running.signal);
       if (a === this.files.a && b === this.files.b) this.show(answer);
     });
   },
@@ -50,10 +51,17 @@ export const compare = {
       $(`#compare-verdict .legend .${name}`).textContent = words[name];
     }
     $("#compare-verdict .tie").hidden = $("#compare-verdict .legend .tie").hidden = !shares.tie;
-    $("#compare-verdict .odds").setAttribute("aria-label", Object.values(words).filter((_, number) => number !== 1 || shares.tie).join(", "));
+    $("#compare-verdict .odds").setAttribute(
+      "aria-label",
+      Object.values(words)
+        .filter((_, number) => number !== 1 || shares.tie)
+        .join(", "),
+    );
     const better = shares.a === shares.b ? undefined : shares.a > shares.b ? "A" : "B";
     const sure = Math.max(shares.a, shares.b);
-    $("#compare-verdict .answer").textContent = better ? `People would prefer ${better}, with a probability of ${percent(sure)}.` : "Neither is preferred to the other.";
+    $("#compare-verdict .answer").textContent = better
+      ? `People would prefer ${better}, with a probability of ${percent(sure)}.`
+      : "Neither is preferred to the other.";
     $("#compare-verdict").hidden = false;
   },
 };

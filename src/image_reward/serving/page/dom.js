@@ -1,4 +1,4 @@
-// Elements, numbers in words, and messages. Whatever comes from a file, a prompt or the service is set as text: no markup is made from strings.
+// Elements, numbers in words, and messages. What comes from a file, a prompt or the service is set as text: no markup is made from strings.
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 export const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -51,13 +51,6 @@ export async function attempt(action) {
 
 /** An error whose message is for the person at the page. */
 export class ShownError extends Error {}
-
-class ServiceError extends ShownError {
-  constructor(status, field, message, remedy) {
-    super(sentence(`${field === "request" || /^(images\[\d+\]|[ab])$/.test(field) ? "" : `${field}: `}${message.replace(/^images\[\d+\] /, "it ")}`, remedy));
-    Object.assign(this, { status, field });
-  }
-}
 
 export function sentence(message, remedy) {
   const text = remedy ? `${message}; ${remedy}` : message;

@@ -5,7 +5,8 @@ import { baseName, byName, counted, notice } from "./dom.js";
 const suffixes = new Set(document.body.dataset.suffixes.split(" "));
 export const suffix = (path) => /\.[^./]*$/.exec(path)?.[0].toLowerCase() ?? "";
 export const isImage = (file) =>
-  !baseName(pathOf(file)).startsWith(".") && (suffixes.has(suffix(pathOf(file))) || (!suffix(pathOf(file)) && file.type.startsWith("image/")));
+  !baseName(pathOf(file)).startsWith(".") &&
+  (suffixes.has(suffix(pathOf(file))) || (!suffix(pathOf(file)) && file.type.startsWith("image/")));
 const paths = new WeakMap(); // of files that were dropped in a folder
 export const pathOf = (file) => paths.get(file) || file.webkitRelativePath || file.name;
 
@@ -35,8 +36,7 @@ async function walk(entry, files) {
 
 let numPasted = 0;
 export function pasted(file) {
-  const copy = new File([file], `pasted-${++numPasted}${suffix(file.name) || ".png"}`, { type: file.type });
-  return copy;
+  return new File([file], `pasted-${++numPasted}${suffix(file.name) || ".png"}`, { type: file.type }); // they are all called image.png
 }
 
 const urls = new WeakMap();
@@ -54,7 +54,8 @@ export function entriesOf(files, known) {
   const key = (file) => `${pathOf(file)}/${file.size}/${file.lastModified}`;
   const keys = new Set(known.map(({ file }) => key(file)));
   const images = [...files].filter(isImage);
-  if (images.length < files.length) notice(`${counted(files.length - images.length, "file")} left out, not being ${files.length - images.length === 1 ? "an image" : "images"}.`);
+  const numOthers = files.length - images.length;
+  if (numOthers) notice(`${counted(numOthers, "file")} left out: no ${numOthers === 1 ? "image" : "images"} of a kind that is read here.`);
   const entries = [];
   for (const file of images.sort((one, other) => byName(pathOf(one), pathOf(other)))) {
     if (!keys.has(key(file))) entries.push({ file, path: pathOf(file), name: baseName(pathOf(file)), kept: false });
@@ -83,7 +84,11 @@ export async function copy(text) {
 }
 
 const csvCell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-export const csv = (rows) => new Blob(rows.map((row) => `${row.map((value) => csvCell(String(value ?? "").toWellFormed())).join(",")}\r\n`), { type: "text/csv" });
+export const csv = (rows) =>
+  new Blob(
+    rows.map((row) => `${row.map((value) => csvCell(String(value ?? "").toWellFormed())).join(",")}\r\n`),
+    { type: "text/csv" },
+  );
 
 export function chosenFiles(event, add) {
   const files = [...event.target.files];
@@ -91,4 +96,11 @@ export function chosenFiles(event, add) {
   if (files.length) add(files);
 }
 
-export const isReadable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+export const isReadable = (file) =>
+  file
+    .slice(0, 1)
+    .arrayBuffer()
+    .then(
+      () => true,
+      () => false,
+    );

@@ -106,7 +106,14 @@ export class Grid {
     const item = this.itemOf(event.target);
     if (item === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
     const number = this.numbers.get(item);
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns, Home: -number, End: this.length - 1 - number };
+    const steps = {
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      ArrowUp: -this.columns,
+      ArrowDown: this.columns,
+      Home: -number,
+      End: this.length - 1 - number,
+    };
     if (event.key in steps) {
       event.preventDefault();
       this.move(number + steps[event.key], true, event.target.matches(".keep") ? ".keep" : ".open");

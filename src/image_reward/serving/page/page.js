@@ -88,14 +88,14 @@ on(window, "drop", async (event) => {
 });
 on(window, "paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
-  if (!files.length || $("dialog[open]")) return;
+  const isText = event.target.matches?.("input, textarea") && event.clipboardData.getData("text/plain");
+  if (!files.length || isText || $("dialog[open]")) return;
   event.preventDefault();
   panels[panel].add(panel === "browse" ? files : files.map(pasted));
 });
 on(window, "keydown", (event) => {
   if (event.key === "Escape" && !$("dialog[open]")) rank.cancel();
 });
-on("#token", "cancel", (event) => event.preventDefault()); // nothing works without it
 on("#show-keys", "click", () => $("#keys").showModal());
 on("#keys-close", "click", () => $("#keys").close());
 

@@ -3,7 +3,7 @@
 import { $, announce, attempt, changed, clone, counted, notice, on, setOptions, showProblem, signed, svg } from "./dom.js";
 import { copy, csv, entriesOf, forget, save, urlOf } from "./files.js";
 import { Grid, cardShape, showPicture, viewer } from "./grid.js";
-import { inWords, model, models, needPrompt, percentile, prompt, score } from "./service.js";
+import { hasPrompt, inWords, model, models, needPrompt, percentile, prompt, score } from "./service.js";
 import { safeName, zip } from "./zip.js";
 
 export const rank = {
@@ -25,7 +25,7 @@ export const rank = {
     this.update();
     if (entries.length) announce(`${counted(entries.length, "image")} added`);
     if (this.running) this.again = true;
-    else if (entries.length && prompt()) this.submit();
+    else if (entries.length && hasPrompt()) this.submit();
   },
   async submit() {
     if (!this.entries.length) return showProblem("Drop, paste or choose images first.");
@@ -99,8 +99,11 @@ export const rank = {
     $("#rank [data-full]").hidden = !entries.length;
     $("#rank-running").hidden = !this.running;
     const failed = wrong.length ? `, ${wrong.length} cannot be ranked` : "";
-    const first = this.ranked.length ? `${counted(this.ranked.length, "image")}, best first, for “${this.asked.prompt}”` : counted(entries.length, "image");
-    $("#rank-summary").textContent = `${first}${this.ranked.length && models.length > 1 ? `, as ${this.asked.model.name} ranks them` : ""}${failed}`;
+    const first = this.ranked.length
+      ? `${counted(this.ranked.length, "image")}, best first${this.asked.prompt && `, for “${this.asked.prompt}”`}`
+      : counted(entries.length, "image");
+    $("#rank-summary").textContent =
+      `${first}${this.ranked.length && models.length > 1 ? `, as ${this.asked.model.name} ranks them` : ""}${failed}`;
     const order = [...this.ranked, ...entries.filter(isOpen), ...wrong];
     order.forEach((entry, number) => (entry.place = number));
     rankGrid.show($("#rank-only-kept").checked ? order.filter(({ kept }) => kept) : order);
@@ -127,12 +130,19 @@ export const rank = {
     const most = Math.max(...shares);
     const points = shares.map((value, step) => `${10 * step},${(88 - (70 * value) / most).toFixed(1)}`);
     const ticks = this.ranked.map(({ reward, kept }, number) => {
-      const tick = svg("line", { x1: x(reward), x2: x(reward), y1: number ? 60 : 44, y2: 88, class: number ? (kept ? "kept" : "") : "best" });
+      const tick = svg("line", {
+        x1: x(reward),
+        x2: x(reward),
+        y1: number ? 60 : 44,
+        y2: 88,
+        class: number ? (kept ? "kept" : "") : "best",
+      });
       return tick;
     });
     $("#rank-distribution svg").replaceChildren(svg("path", { d: `M0,88L${points.join("L")}L1000,88Z` }), ...ticks.reverse());
     const best = inWords(distribution, this.ranked[0].reward);
-    $("#rank-distribution figcaption").textContent = `The best is ${best} of ${distribution.num_images.toLocaleString("en")} images published with the model; each line is one of yours.`;
+    $("#rank-distribution figcaption").textContent =
+      `The best is ${best} of ${distribution.num_images.toLocaleString("en")} images published with the model; each line is one of yours.`;
     $("#rank-distribution svg").setAttribute("aria-label", $("#rank-distribution figcaption").textContent);
     $("#rank-distribution figcaption").title = distribution.origin;
   },
@@ -161,7 +171,10 @@ export const rank = {
   },
   async zip(chosen) {
     const digits = String(chosen.at(-1).place + 1).length;
-    save(await zip(chosen.map(({ place, name, file }) => [`${String(place + 1).padStart(digits, "0")}_${safeName(name)}`, file])), "best.zip");
+    save(
+      await zip(chosen.map(({ place, name, file }) => [`${String(place + 1).padStart(digits, "0")}_${safeName(name)}`, file])),
+      "best.zip",
+    );
   },
 };
 const isOpen = ({ reward, error }) => reward === undefined && !error;
@@ -194,7 +207,9 @@ export const rankGrid = new Grid($("#rank-cards"), {
     if (words) $(".share i", card).style.width = `${percentile(rank.asked.model.distribution, entry.reward)}%`;
     $(".name", card).textContent = entry.name;
     $(".name", card).title = entry.path;
-    const said = isRanked ? `Rank ${entry.place + 1}, reward ${signed(entry.reward)}${words && `, ${words}`}` : entry.error ?? "Not ranked yet";
+    const said = isRanked
+      ? `Rank ${entry.place + 1}, reward ${signed(entry.reward)}${words && `, ${words}`}`
+      : (entry.error ?? "Not ranked yet");
     $(".open", card).setAttribute("aria-label", `${entry.name}. ${said}`);
     $(".keep", card).setAttribute("aria-label", `Keep ${entry.name}`);
     $(".keep", card).setAttribute("aria-pressed", entry.kept);

@@ -44,7 +44,10 @@ async function* csvRows(file, separator) {
 }
 
 async function* texts(file) {
-  const reader = file.stream().pipeThrough(new TextDecoderStream("utf-8", { fatal: true, ignoreBOM: true })).getReader();
+  const reader = file
+    .stream()
+    .pipeThrough(new TextDecoderStream("utf-8", { fatal: true, ignoreBOM: true }))
+    .getReader();
   try {
     for (;;) {
       const { done, value } = await reader.read();
@@ -67,11 +70,14 @@ async function* lines(file) {
   yield rest;
 }
 
+export const PARQUET =
+  "Browsers do not read Parquet. Open rewards.csv or rewards.jsonl (score-files --format), or start the service with --browse FOLDER.";
+
 /** The rows of CSV, JSONL or a JSON list, recognised by their content: { columns, rows }. */
 export async function readRows(file) {
   const head = (await file.slice(0, 4096).text()).replace(/^\ufeff/, "").trimStart();
   if (!head) throw new ShownError(`${pathOf(file)} is empty.`);
-  if (head.startsWith("PAR1")) throw new ShownError(`${pathOf(file)} is Parquet, which browsers do not read: open rewards.csv or rewards.jsonl (score-files --format), or start the service with --browse FOLDER.`);
+  if (head.startsWith("PAR1")) throw new ShownError(`${pathOf(file)}: ${PARQUET}`);
   const rows = [];
   if (head[0] === "[") {
     try {
@@ -102,30 +108,50 @@ export async function readRows(file) {
         header = cells.map((cell) => cell.trim());
         continue;
       }
-      if (cells.length !== header.length) throw new ShownError(`${pathOf(file)}, row ${rows.length + 1}: it has ${counted(cells.length, "cell")}, and the header has ${header.length}.`);
+      if (cells.length !== header.length)
+        throw new ShownError(
+          `${pathOf(file)}, row ${rows.length + 1}: it has ${counted(cells.length, "cell")}, and the header has ${header.length}.`,
+        );
       rows.push(Object.fromEntries(header.map((name, place) => [name, cells[place]])));
     }
   }
   const columns = [...new Set(rows.slice(0, 1000).flatMap((row) => Object.keys(row)))];
   const rewards = columns.filter((name) => name === "reward" || name.startsWith("reward:"));
   if (!rows.length) throw new ShownError(`${pathOf(file)} holds no rows.`);
-  if (!rewards.length) throw new ShownError(`${pathOf(file)} has no column “reward”; its columns are ${columns.join(", ").slice(0, 200)}. Score it first: image-reward score-files.`);
+  if (!rewards.length)
+    throw new ShownError(
+      `${pathOf(file)} has no column “reward” but ${columns.join(", ").slice(0, 200)}. Score it first: image-reward score-files.`,
+    );
   return { columns, rewards, rows };
 }
 
 function asRow(row, file, number) {
-  if (row === null || typeof row !== "object" || Array.isArray(row)) throw new ShownError(`${pathOf(file)}, row ${number}: it is not an object.`);
+  if (row === null || typeof row !== "object" || Array.isArray(row))
+    throw new ShownError(`${pathOf(file)}, row ${number}: it is not an object.`);
   return row;
 }
 
-const isNumber = (value) => (typeof value === "number" || (typeof value === "string" && value.trim() !== "")) && Number.isFinite(Number(value));
+const isNumber = (value) =>
+  (typeof value === "number" || (typeof value === "string" && value.trim() !== "")) && Number.isFinite(Number(value));
 export const text = (value) => (typeof value === "string" ? value : value === undefined || value === null ? "" : JSON.stringify(value));
 
 /** Rows that were read here. Answers as ``ServedRows`` does. */
 export class ReadRows {
   constructor(file, { columns, rewards, rows }) {
-    Object.assign(this, { name: pathOf(file), columns, rewards, numRows: rows.length, folder: pathOf(file).slice(0, -baseName(pathOf(file)).length) });
-    this.rows = rows.map((values, place) => ({ values, place, prompt: text(values.prompt), image: text(values.image ?? values.image_path), error: text(values.error) }));
+    Object.assign(this, {
+      name: pathOf(file),
+      columns,
+      rewards,
+      numRows: rows.length,
+      folder: pathOf(file).slice(0, -baseName(pathOf(file)).length),
+    });
+    this.rows = rows.map((values, place) => ({
+      values,
+      place,
+      prompt: text(values.prompt),
+      image: text(values.image ?? values.image_path),
+      error: text(values.error),
+    }));
     this.pictures = new Map(); // by path, and by name where that is unambiguous
   }
 
@@ -133,7 +159,8 @@ export class ReadRows {
     for (const file of files) {
       const path = pathOf(file);
       this.pictures.set(path, file);
-      for (const key of [`*${baseName(path)}`, `/${path.slice(path.indexOf("/") + 1)}`]) this.pictures.set(key, this.pictures.has(key) && this.pictures.get(key) !== file ? null : file);
+      for (const key of [`*${baseName(path)}`, `/${path.slice(path.indexOf("/") + 1)}`])
+        this.pictures.set(key, this.pictures.has(key) && this.pictures.get(key) !== file ? null : file);
     }
   }
 
@@ -152,7 +179,9 @@ export class ReadRows {
   }
 
   histogram(column) {
-    const values = this.rows.map((row) => (row.reward = isNumber(row.values[column]) ? Number(row.values[column]) : undefined)).filter((value) => value !== undefined);
+    const values = this.rows
+      .map((row) => (row.reward = isNumber(row.values[column]) ? Number(row.values[column]) : undefined))
+      .filter((value) => value !== undefined);
     const low = values.reduce((one, other) => Math.min(one, other), Infinity);
     const high = values.reduce((one, other) => Math.max(one, other), -Infinity);
     const counts = new Array(48).fill(0);
@@ -167,7 +196,8 @@ export class ReadRows {
       (!wanted || row.prompt.toLowerCase().includes(wanted) || row.image.toLowerCase().includes(wanted));
     const found = this.rows.filter(passes);
     const sign = descending ? -1 : 1;
-    if (by === "reward") found.sort((one, other) => (one.reward === undefined) - (other.reward === undefined) || sign * (one.reward - other.reward) || 0);
+    if (by === "reward")
+      found.sort((one, other) => (one.reward === undefined) - (other.reward === undefined) || sign * (one.reward - other.reward) || 0);
     else if (by !== "place") found.sort((one, other) => sign * (one[by] < other[by] ? -1 : one[by] > other[by] ? 1 : 0));
     return found;
   }
@@ -185,23 +215,38 @@ export class ServedRows {
 
   histogram(column) {
     this.column = column;
-    return this.histograms[column];
+    const { low, high, counts } = this.histograms[column];
+    return { low: low ?? Infinity, high: high ?? -Infinity, counts };
   }
 
   async find(filter) {
     const pages = new Map();
     const fetchPage = (number) => {
-      const query = new URLSearchParams({ column: this.column, order: filter.by, descending: filter.descending, text: filter.text, errors: filter.errors, offset: number * PAGE, limit: PAGE });
+      const query = new URLSearchParams({
+        column: this.column,
+        order: filter.by,
+        descending: filter.descending,
+        text: filter.text,
+        errors: filter.errors,
+        offset: number * PAGE,
+        limit: PAGE,
+      });
       for (const end of ["low", "high"]) if (filter[end] !== undefined) query.set(end, filter[end]);
       return call(`page/scored/rows?${query}`);
     };
     const first = await fetchPage(0);
-    pages.set(0, first.rows.map((row) => this.shown(row)));
+    pages.set(
+      0,
+      first.rows.map((row) => this.shown(row)),
+    );
     const get = async (number) => {
       if (!pages.has(number)) {
         pages.set(number, undefined);
         try {
-          pages.set(number, (await fetchPage(number)).rows.map((row) => this.shown(row)));
+          pages.set(
+            number,
+            (await fetchPage(number)).rows.map((row) => this.shown(row)),
+          );
         } catch (error) {
           pages.delete(number);
           throw error;
@@ -221,7 +266,14 @@ export class ServedRows {
   }
 
   shown(row) {
-    return { ...row, prompt: row.prompt ?? "", image: row.image ?? "", reward: row.reward ?? undefined, error: row.error ?? "", values: row };
+    return {
+      ...row,
+      prompt: row.prompt ?? "",
+      image: row.image ?? "",
+      reward: row.reward ?? undefined,
+      error: row.error ?? "",
+      values: row,
+    };
   }
 
   async picture(row, side = 320) {

@@ -1,7 +1,16 @@
 // What the page asks the service.
 
-import { $, ShownError, counted, notice, on, pause, sentence, showProblem } from "./dom.js";
+import { $, ShownError, counted, notice, pause, sentence, showProblem } from "./dom.js";
 import { isReadable, pathOf } from "./files.js";
+
+/** What the service refused, as a sentence. */
+class ServiceError extends ShownError {
+  constructor(status, field, message, remedy) {
+    const isImage = /^(images\[\d+\]|a|b)$/.test(field);
+    super(sentence(isImage || field === "request" ? message.replace(`${field} `, "it ") : `${field}: ${message}`, remedy));
+    Object.assign(this, { status, field });
+  }
+}
 
 let token = sessionStorage.getItem("token");
 export let models = [];
@@ -18,6 +27,7 @@ export async function loadModels() {
 export async function call(path, { body, signal, as = "json" } = {}) {
   for (;;) {
     let response;
+    const sent = token;
     try {
       const headers = token ? { authorization: `Bearer ${token}` } : {};
       response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal, cache: "no-store" });
@@ -27,7 +37,7 @@ export async function call(path, { body, signal, as = "json" } = {}) {
     }
     if (response.ok) return response[as]();
     if (response.status === 401) {
-      await askToken(token !== null);
+      if (token === sent) await askToken(token !== null);
       continue;
     }
     if (response.status === 429) {
@@ -44,29 +54,29 @@ export async function call(path, { body, signal, as = "json" } = {}) {
 
 let asking;
 function askToken(wasWrong) {
-  if (asking) return asking;
   $("#token-wrong").textContent = wasWrong ? "That is not the token of this service." : "";
-  $("#token-value").value = "";
-  $("#token").showModal();
-  asking = new Promise((resolve) => {
-    on("#token-form", "submit", function submitted(event) {
+  asking ??= new Promise((resolve) => {
+    $("#token-value").value = "";
+    $("#token").showModal();
+    $("#token-form").onsubmit = (event) => {
       event.preventDefault();
-      event.currentTarget.removeEventListener("submit", submitted);
       token = $("#token-value").value.trim();
       sessionStorage.setItem("token", token);
       asking = undefined;
       $("#token").close();
       resolve();
-    });
+    };
+    $("#token").onclose = () => asking && $("#token").showModal(); // nothing works without it
   });
   return asking;
 }
 
-export function form(fields) {
+function form(fields) {
   const body = new FormData();
   if (model()) body.append("model", model().name);
   for (const [name, value] of fields) {
-    if (value instanceof Blob) body.append(name, value, "image"); // the names of files stay here
+    if (value instanceof Blob)
+      body.append(name, value, "image"); // the names of files stay here
     else body.append(name, value);
   }
   return body;
@@ -135,9 +145,16 @@ export async function score(prompt, entries, signal, onProgress) {
 }
 
 /** What /v1/compare answers for two files. */
-export async function asked(a, b, signal) {
+export async function asked(text, a, b, signal) {
   try {
-    const answer = await call("v1/compare", { body: form([["prompt", prompt()], ["a", a], ["b", b]]), signal });
+    const answer = await call("v1/compare", {
+      body: form([
+        ["prompt", text],
+        ["a", a],
+        ["b", b],
+      ]),
+      signal,
+    });
     warn(answer.warnings);
     return answer;
   } catch (error) {
@@ -164,9 +181,13 @@ export function inWords(distribution, reward) {
   return `better than ${percentile(distribution, reward).toFixed(0)} %`;
 }
 
-export const prompt = () => $("#prompt").value.replace(/\s*[\r\n]+\s*/g, " ").trim();
+export const prompt = () =>
+  $("#prompt")
+    .value.replace(/\s*[\r\n]+\s*/g, " ")
+    .trim();
+export const hasPrompt = () => Boolean(prompt()) || model()?.reads_prompt === false;
 export const needPrompt = () => {
-  if (prompt() || model()?.reads_prompt === false) return true;
+  if (hasPrompt()) return true;
   showProblem("Type the prompt that the images were made for.");
   $("#prompt").focus();
   return false;

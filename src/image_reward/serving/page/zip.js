@@ -25,7 +25,8 @@ export async function zip(files) {
     const bytes = await file.arrayBuffer().catch(() => {
       throw new ShownError(`${path} cannot be read any more; add it again.`);
     });
-    const about = new DataView(new ArrayBuffer(26)); // version, flags (names in UTF-8), method, time, date (1980-01-01), crc, two sizes, lengths
+    // version, flags (names in UTF-8), method, time, date (1980-01-01); checksum, two sizes; lengths of name and extra
+    const about = new DataView(new ArrayBuffer(26));
     [20, 0x800, 0, 0, 33].forEach((value, place) => about.setUint16(2 * place, value, true));
     [crc32(new Uint8Array(bytes)), file.size, file.size].forEach((value, place) => about.setUint32(10 + 4 * place, value, true));
     about.setUint16(22, name.length, true);
@@ -45,4 +46,9 @@ export async function zip(files) {
 }
 
 /** A name that every file system takes, and that stays in its folder. */
-export const safeName = (name) => name.toWellFormed().replace(/[\x00-\x1f\x7f<>:"/\\|?*]/g, "_").replace(/^\.+/, "_").slice(-120);
+export const safeName = (name) =>
+  name
+    .toWellFormed()
+    .replace(/[\x00-\x1f\x7f<>:"/\\|?*]/g, "_")
+    .replace(/^\.+/, "_")
+    .slice(-120);
