@@ -46,10 +46,11 @@ def picture(source: ImageLike, longest_side: int) -> Picture:
 
 
 def webp(image: Image.Image, longest_side: int) -> bytes:
-    """An image, which is changed, made at most ``longest_side`` pixels long, as a file."""
-    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    """An image made at most ``longest_side`` pixels long, as a file."""
+    reduced = image.copy()  # it may be the caller's own
+    reduced.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.convert("RGBA" if image.mode in ("RGBA", "LA") else "RGB").save(buffer, "WEBP", quality=86)
+    reduced.convert("RGBA" if reduced.mode in ("RGBA", "LA") else "RGB").save(buffer, "WEBP", quality=86)
     return buffer.getvalue()
 
 

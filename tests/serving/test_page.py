@@ -91,12 +91,16 @@ def test_only_the_page_needs_no_token(scorer: ImageRewardScorer) -> None:
 
 def test_the_models_have_their_published_distribution(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     (model,) = client.get("/v1/models").json()["models"]
-    assert model["distribution"] is None
-    monkeypatch.setattr(ImageRewardScorer, "reference", "ImageReward-v1.0")
-    (model,) = client.get("/v1/models").json()["models"]
     published = published_distribution("ImageReward-v1.0")
     assert published is not None
-    assert model["distribution"]["quantiles"] == list(published.quantiles)
+    assert model["distribution"] == {
+        "origin": published.origin,
+        "num_images": published.num_images,
+        "quantiles": list(published.quantiles),
+    }
+    monkeypatch.setattr(ImageRewardScorer, "reference", None)
+    (model,) = client.get("/v1/models").json()["models"]
+    assert model["distribution"] is None
 
 
 # --- scored rows ---

@@ -37,6 +37,7 @@ export const blind = {
   saved: 0, // of the choices
   session: new Date().toISOString().replace(/\D/g, "").slice(0, 14),
   pairs: undefined,
+  back: [], // rounds to come that were prepared before a choice was undone
   current: undefined, // { pair, prompt, answer (a promise), chosen }
 
   label: () => "Start",
@@ -57,12 +58,14 @@ export const blind = {
     showProblem("");
     this.pairs = pairsOf(this.entries.filter(({ error }) => !error));
     this.number = 0;
+    this.back = [];
     this.prompt = prompt();
     this.ahead = this.prepare();
     return this.next();
   },
   /** The next pair with the model's answer, which is asked for ahead and not shown before the choice. */
   prepare() {
+    if (this.back.length) return this.back.shift();
     let next;
     do next = this.pairs.next();
     while (!next.done && next.value.some(({ error }) => error));
@@ -81,8 +84,8 @@ export const blind = {
       notice(this.number ? "That was every pair." : "There is no pair of images that can be read.");
       return;
     }
-    this.number += 1;
     const { current } = this;
+    this.number = current.number ??= this.number + 1;
     current.answer.then(({ error }) => {
       const side = ["a", "b"].indexOf(error?.field);
       if (side < 0) return;
@@ -108,15 +111,16 @@ export const blind = {
     const { current } = this;
     if (!current || current.chosen) return;
     current.chosen = choice;
-    current.made = { prompt: current.prompt, pair: current.pair, ranks: { left: [1, 2], tie: [1, 1], right: [2, 1] }[choice] };
-    this.choices.push(current.made);
+    const ranks = { left: [1, 2], tie: [1, 1], right: [2, 1] }[choice];
+    const made = (current.made = { prompt: current.prompt, pair: current.pair, ranks, round: current, pairs: this.pairs });
+    this.choices.push(made);
     this.update();
     $("#blind-next").focus();
     const { value, error } = await current.answer;
     if (value) {
       current.value = value;
       const likes = value.rewards[0] === value.rewards[1] ? "tie" : value.rewards[0] > value.rewards[1] ? "left" : "right";
-      if (choice !== "tie" && likes !== "tie") current.made.agrees = likes === choice;
+      if (choice !== "tie" && likes !== "tie") made.agrees = likes === choice;
     }
     current.error = error;
     if (this.current === current) this.update();
@@ -125,7 +129,15 @@ export const blind = {
     const last = this.choices.pop();
     if (!last) return;
     this.saved = Math.min(this.saved, this.choices.length);
-    if (this.current?.made === last) this.current.chosen = this.current.made = this.current.value = undefined;
+    if (last.pairs === this.pairs) {
+      if (last.round !== this.current) {
+        this.back.unshift(...[this.current, this.ahead].filter(Boolean));
+        this.ahead = this.prepare();
+      }
+      this.current = last.round;
+      this.number = last.round.number;
+      this.current.chosen = this.current.made = undefined;
+    }
     this.update();
     announce("The last choice is undone");
     if (this.current) $("#blind-round").focus();

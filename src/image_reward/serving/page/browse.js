@@ -42,6 +42,7 @@ export const browse = {
   },
   open(rows) {
     this.rows = rows;
+    browseGrid.reset();
     setOptions(
       $("#browse-column"),
       rows.rewards.map((name) => [name, name.replace(/^reward:/, "")]),
@@ -53,7 +54,6 @@ export const browse = {
     $("#browse [data-empty]").hidden = true;
     $("#browse [data-full]").hidden = false;
     this.setColumn();
-    browseGrid.list.classList.remove("cards", "rows");
     this.setLayout();
   },
   setColumn() {

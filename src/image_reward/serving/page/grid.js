@@ -24,6 +24,12 @@ export class Grid {
     this.update();
   }
 
+  /** Make all elements anew: what they show has changed. */
+  reset() {
+    for (const element of this.elements.values()) element.remove();
+    this.elements.clear();
+  }
+
   schedule() {
     this.waiting ??= requestAnimationFrame(() => this.update());
   }
