@@ -69,7 +69,7 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     wrong: list[str] = []
 
     def asked(request: Request) -> None:
-        if not request.url.startswith((url, "blob:")):
+        if not request.url.startswith((url.partition("#")[0], "blob:")):
             wrong.append(request.url)
 
     def said(dialog: Dialog) -> None:
