@@ -45,11 +45,11 @@ DEMO_PROMPT = a large green square above a yellow triangle on a blue background
 demo: $(CORE_READY)
 	$(BIN)/image-reward rank "$(DEMO_PROMPT)" examples/shapes --model ImageReward-mini --gallery demo.html
 
-# The service with the embedded model, until Ctrl-C: http://127.0.0.1:8000.
+# The service with the embedded model, until Ctrl-C, and its page in a browser, if there is one: http://127.0.0.1:8000.
 SERVE_MODEL ?= ImageReward-mini
 SERVE_PORT ?= 8000
 serve: $(SERVE_READY)
-	$(BIN)/image-reward serve --model $(SERVE_MODEL) --port $(SERVE_PORT)
+	$(BIN)/image-reward serve --model $(SERVE_MODEL) --port $(SERVE_PORT) --open
 
 check: $(READY)
 	$(BIN)/ruff format --check .

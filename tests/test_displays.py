@@ -70,6 +70,12 @@ def test_names_are_escaped_and_images_that_are_gone_are_named() -> None:
     assert Page(Ranking.from_rewards([0.0, 1.0])._repr_html_()).text.count("image") == 2
 
 
+def test_images_in_memory_are_not_changed() -> None:
+    image = Image.new("RGB", (900, 300), "red")
+    Ranking.from_rewards([1.0], [image])._repr_html_()
+    assert image.size == (900, 300)
+
+
 def test_a_long_ranking_shows_the_best_and_the_number_of_others() -> None:
     images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (512, 512, 3), np.uint8)) for i in range(displays.MOST_IMAGES + 6)]
     html = Ranking.from_rewards([float(i) for i in range(len(images))], images)._repr_html_()

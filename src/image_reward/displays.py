@@ -42,10 +42,16 @@ def picture(source: ImageLike, longest_side: int) -> Picture:
 
     image = open_image(source, ImageOptions(orient=True, allow_truncated=True, max_pixels=None))
     small = max(image.size) < _ENLARGED_BELOW
-    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(webp(image, longest_side)).decode()}", small)
+
+
+def webp(image: Image.Image, longest_side: int) -> bytes:
+    """An image made at most ``longest_side`` pixels long, as a file."""
+    reduced = image.copy()  # it may be the caller's own
+    reduced.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.convert("RGBA" if image.mode in ("RGBA", "LA") else "RGB").save(buffer, "WEBP", quality=86)
-    return Picture(f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", small)
+    reduced.convert("RGBA" if reduced.mode in ("RGBA", "LA") else "RGB").save(buffer, "WEBP", quality=86)
+    return buffer.getvalue()
 
 
 def ranking_html(ranking: Ranking) -> str:

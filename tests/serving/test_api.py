@@ -121,7 +121,7 @@ def test_health_metrics_and_documents(client: TestClient) -> None:
     assert {"/v1/score", "/v1/rank", "/v1/compare", "/v1/matrix", "/v1/models", "/v2/models/{name}/infer", "/rerank"} <= set(
         document["paths"]
     )
-    page = client.get("/", follow_redirects=True)
+    page = client.get("/docs")
     assert "POST /v1/score" in page.text
     assert page.headers["content-security-policy"] == "default-src 'none'"
 

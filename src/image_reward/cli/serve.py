@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import threading
+import webbrowser
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -42,6 +45,10 @@ class Serve(SeveralModelOptions):
     """Also answer the pickled requests of flow_grpo's trainers, at POST /; from this machine only."""
     flow_grpo_from_anywhere: bool = False
     """Answer them on a network, too."""
+    browse: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The output folder of `image-reward score-files`: the page shows its rows and images, under Browse, to whoever may use the service."""
+    open: bool = False
+    """Open the page in a browser, if this machine has one."""
     decoders: int | None = None
     """Threads that open images; by default as many as there are cores, at most 8."""
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
@@ -66,6 +73,8 @@ class Serve(SeveralModelOptions):
             raise UsageError("--flow-grpo reads pickles, and is for this machine: use --host 127.0.0.1, or add --flow-grpo-from-anywhere")
         if flow_grpo and self.token_file is not None:
             raise UsageError("--flow-grpo and --token-file exclude each other: flow_grpo's clients send no token")
+        if self.browse is not None and self.engine == "ray":
+            raise UsageError("--browse shows a folder of this machine, which replicas on a cluster may not have: use --engine local")
         try:
             self.limits.check()
             self.copies.check()
@@ -86,13 +95,18 @@ class Serve(SeveralModelOptions):
         from image_reward.serving.app import create_app
         from image_reward.serving.server import listen, run
 
+        scored = None
+        if self.browse is not None:
+            from image_reward.jobs.browsing import ScoredPages
+
+            scored = ScoredPages(self.browse)
         sock = listen(self.host, self.port)
         try:
-            app = create_app(self.load_all(), settings)
+            app = create_app(self.load_all(), settings, scored)
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
             logging.getLogger("image_reward.serving").setLevel(logging.INFO)
             names = ", ".join(scorer.name for scorer in app.state.service.scorers)
-            run(app, sock, lambda _: note(f"serving {names} at {_address(sock)}"))
+            run(app, sock, lambda _: self._say(names, _address(sock)))
         finally:
             sock.close()
         return 0
@@ -104,13 +118,24 @@ class Serve(SeveralModelOptions):
         with closing(listen(self.host, self.port)) as sock:  # a port that is taken is reported before anything is started
             port, address = sock.getsockname()[1], _address(sock)
         names = ", ".join(self.model or (DEFAULT_MODEL,))
-        run(self.load_all, settings, self.copies, self.host, port, lambda: note(f"serving {names} at {address}"))
+        run(self.load_all, settings, self.copies, self.host, port, lambda: self._say(names, address))
         return 0
+
+    def _say(self, names: str, url: str) -> None:
+        note(f"serving {names} at {url}")
+        if self.open and _has_display():
+            own = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            threading.Thread(target=webbrowser.open, args=(own,), daemon=True).start()  # some browsers are waited for
 
 
 def _address(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _has_display() -> bool:
+    """Whether a browser has a place to open its window: without one, ``webbrowser`` starts one for text in this very terminal."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _token(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from image_reward.scorers.distribution import published_distribution
 from image_reward.serving.errors import invalid
 from image_reward.serving.forms import Form, parse_form, parse_json
 from image_reward.serving.service import Service
@@ -273,7 +275,7 @@ async def rewards_of_one_prompt(
 
 @router.get("/v1/models", tags=["models"], responses={status: ERRORS[status] for status in (401, 403, 429)})
 async def models(request: Request) -> JSONResponse:
-    """The models, the first of which answers where none is named, and the limits of a request."""
+    """The models, the first of which answers where none is named, with their published distributions, and the limits of a request."""
     service: Service = request.app.state.service
     limits = service.limits
     return JSONResponse(
@@ -285,6 +287,7 @@ async def models(request: Request) -> JSONResponse:
                     "has_ties": scorer.tie is not None,
                     "batch_size": scorer.batch_size,
                     "device": str(scorer.device),
+                    "distribution": None if (published := published_distribution(scorer.reference)) is None else asdict(published),
                 }
                 for scorer in service.scorers
             ],

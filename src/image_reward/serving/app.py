@@ -11,19 +11,22 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from image_reward.scorers.base import Scorer
-from image_reward.serving import api, cosmos, flow_grpo, kserve, rerank
+from image_reward.serving import api, browse, cosmos, flow_grpo, kserve, page, rerank
+from image_reward.serving.browse import ScoredRows
 from image_reward.serving.errors import RequestError
 from image_reward.serving.guard import Guard
 from image_reward.serving.service import Service
 from image_reward.serving.settings import Settings
 
 
-def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None) -> FastAPI:
+def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None, scored: ScoredRows | None = None) -> FastAPI:
     """The ASGI application that serves these scorers, the first of which answers where none is named. They are tried once here.
+
+    ``scored``: rows that the page shows under Browse.
 
     Raises what scoring raises.
     """
@@ -45,10 +48,10 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None)
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.service = service
+    app.state.service, app.state.scored = service, scored
     app.add_middleware(Guard, service=service, statuses={flow_grpo.PLACE: flow_grpo.STATUSES} if service.settings.flow_grpo else {})
     app.add_exception_handler(HTTPException, _refused_by_router)
-    for module in (api, rerank, kserve, *([cosmos] if service.settings.cosmos else [])):
+    for module in (api, rerank, kserve, *([cosmos] if service.settings.cosmos else []), browse, page):
         app.include_router(module.router)
     if service.settings.flow_grpo:
         app.include_router(flow_grpo.router)
@@ -56,7 +59,6 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None)
     app.add_api_route("/health/ready", ready, methods=["GET"], tags=["health"], responses={503: {"description": "It is stopping."}})
     app.add_api_route("/metrics", metrics, methods=["GET"], tags=["health"], response_class=Response)
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/", home, methods=["GET"], include_in_schema=False)
     return app
 
 
@@ -83,10 +85,6 @@ async def ready(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Counters in the format of Prometheus."""
     return Response(request.app.state.service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-async def home() -> RedirectResponse:
-    return RedirectResponse("/docs")
 
 
 async def docs(request: Request) -> HTMLResponse:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from image_reward.serving.errors import BusyError, RequestError, of_package
+from image_reward.serving.page import OPEN_PATHS
 from image_reward.serving.service import Service
 
 logger = logging.getLogger("image_reward.serving")
@@ -153,7 +154,9 @@ class Guard:
         if self.token is not None:
             kind, _, token = headers.get("authorization", "").partition(" ")
             matches = hmac.compare_digest(_digest(token.strip()), self.token)
-            if exchange.scope["path"].startswith(("/health/", "/v2/health/")) or (kind.lower() == "bearer" and matches):
+            path = exchange.scope["path"]
+            is_open = path.startswith(("/health/", "/v2/health/")) or (exchange.scope["method"] == "GET" and path in OPEN_PATHS)
+            if is_open or (kind.lower() == "bearer" and matches):
                 return
             problem = "it holds a wrong token" if token else "it is missing"
             raise RequestError(
