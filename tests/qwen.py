@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -54,13 +58,16 @@ def tokenizer_file(folder: Path, merges: Sequence[str] = (), special_tokens: Seq
     return file
 
 
-def config(vocab_size: int, **text: Any) -> dict[str, Any]:
-    """The config.json of a small Qwen2-VL, flat as the published ones are. Images have patches of 14 pixels, as there."""
-    first = vocab_size - len(SPECIAL_TOKENS)
+def config(num_tokens: int, **others: Any) -> dict[str, Any]:
+    """The config.json of a small Qwen2-VL, flat as the published ones are. Images have patches of 14 pixels, as there.
+
+    ``num_tokens``: of the tokenizer. ``vocab_size`` may be larger.
+    """
+    first = num_tokens - len(SPECIAL_TOKENS)
     ids = {name: first + number for number, name in enumerate(SPECIAL_TOKENS)}
     return {
         "model_type": "qwen2_vl",
-        "vocab_size": vocab_size,
+        "vocab_size": num_tokens,
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
@@ -90,5 +97,26 @@ def config(vocab_size: int, **text: Any) -> dict[str, Any]:
             "spatial_patch_size": 14,
             "temporal_patch_size": 2,
         },
-        **text,
+        **others,
     }
+
+
+def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Seeded weights under their names: values of bfloat16, as in the published files, but float32 for a head called ``rm_head``.
+
+    Attention is peaked, so that positions, images and prompts all show in what comes out.
+    """
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        values = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape).astype(np.float32)
+        if "norm" in name or "ln_q" in name:
+            values = np.float32(0.1) * values + np.float32(name.endswith("weight"))
+        elif name.endswith("bias"):
+            values = np.float32(0.05) * values
+        elif "embed_tokens" not in name:
+            peaked = any(part in name for part in ("q_proj", "k_proj", "qkv"))
+            values = values * np.float32((2.0 if peaked else 1.0) / np.sqrt(np.prod(shape[1:])))
+        drawn = torch.from_numpy(values)
+        return drawn if name.startswith("rm_head") else drawn.bfloat16().float()
+
+    return {name: weight(name, shape) for name, shape in shapes.items()}

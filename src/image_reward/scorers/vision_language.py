@@ -29,6 +29,7 @@ from image_reward.errors import CheckpointError, ImageReadError, PromptError
 from image_reward.images import ImageLike, ImageOptions, check_pixels, describe, open_image, resize, resize_tensor, unique_images
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Processor, Scorer, prompts_for
+from image_reward.scorers.spec import Devices
 from image_reward.types import CLIP_MEAN, CLIP_STD
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -354,9 +355,6 @@ def empty_network(make: Callable[[], Network]) -> Network:
     return network.eval().requires_grad_(False)
 
 
-Devices = torch.device | Literal["auto"] | None
-
-
 def load_network(
     network: nn.Module,
     pieces: Mapping[str, Piece],
@@ -525,6 +523,55 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         inputs = {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": patches, "image_grid_thw": grids}
         return inputs | {"mm_token_type_ids": kinds}
 
+    def embedded(self, batch: VisionLanguageBatch, ids: Tensor, embed: nn.Module, features: Sequence[Tensor]) -> Tensor:
+        """Embeddings [N, L, D] of padded ids, the features [T, D] of each row's images at its image tokens."""
+        embeddings: Tensor = embed(ids)
+        shown = torch.cat([features[image] for row in batch.images for image in row])
+        places = (ids == self.prepare.template.token_id(self.prepare.template.image_token)).to(embeddings.device)
+        return embeddings.masked_scatter(places[..., None], shown.to(embeddings))
+
+    def features(self, batch: VisionLanguageBatch, visual: nn.Module) -> list[Tensor]:
+        """What the image tower makes of each distinct image [T, D]."""
+        patches, grids = self.vision_inputs(batch)
+        tokens = visual(patches, grid_thw=grids).pooler_output
+        return list(tokens.split([self.prepare.patches.num_tokens(image) for image in batch.pixels]))
+
+    def last_states(self, batch: VisionLanguageBatch, visual: nn.Module, text: nn.Module) -> Tensor:
+        """The text model's state [N, D] at the last token of each row, whose positions are 0, 1, 2, …, differentiable.
+
+        Rows of one image begin alike: with the image and whatever comes before the prompt. Where several rows of the batch do, that
+        beginning is computed once, and each row goes on from there.
+        """
+        ids, mask = self.padded(batch)
+        lengths = mask.sum(dim=1)
+        embeddings = self.embedded(batch, ids, text.get_submodule("embed_tokens"), self.features(batch, visual))
+        first, group, shared = _common_beginnings(batch)
+        if len(first) == len(batch):
+            states = text(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False)
+            return states.last_hidden_state[torch.arange(len(ids)), lengths.to(states.last_hidden_state.device) - 1]
+        begins = torch.arange(int(shared.max()), device=self.device) < shared.to(self.device)[:, None]
+        begun = text(
+            inputs_embeds=embeddings[first, : begins.shape[1]],
+            attention_mask=begins.long(),
+            position_ids=_positions(begins),
+            use_cache=True,
+        )
+        known = begun.past_key_values
+        known.reorder_cache(group.to(self.device))
+        done = shared[group].to(self.device)
+        left = lengths - done
+        place = torch.arange(int(left.max()), device=self.device)
+        rest = place < left[:, None]
+        where = (done[:, None] + place).clamp(max=ids.shape[1] - 1)
+        states = text(
+            inputs_embeds=embeddings[torch.arange(len(ids), device=embeddings.device)[:, None], where.to(embeddings.device)],
+            attention_mask=torch.cat([begins[group.to(self.device)], rest], dim=1).long(),
+            position_ids=(done[:, None] + place)[None].expand(3, -1, -1),
+            past_key_values=known,
+            use_cache=True,
+        ).last_hidden_state
+        return states[torch.arange(len(ids)), left.to(states.device) - 1]
+
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype``. The frequencies of rotary positions stay in float32."""
         cast_weights(self.network, dtype)
@@ -536,6 +583,34 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         """
         aligned = prompts_for(pixels, prompts)
         return self(self.prepare.of_tensors(aligned, pixels.to(self.device)))
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """0, 1, 2, … for each of the three axes [3, N, L]: as text that is all there is."""
+    return torch.arange(mask.shape[1], device=mask.device).expand(3, len(mask), -1)
+
+
+def _common_beginnings(batch: VisionLanguageBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with the same images: the first of each group [G], the group of each row [N], the tokens that a group's rows share [G].
+
+    Every row keeps a token of its own.
+    """
+    place: dict[tuple[int, ...], int] = {}
+    first: list[int] = []
+    shared: list[int] = []
+    group: list[int] = []
+    for row, (ids, images) in enumerate(zip(batch.ids, batch.images, strict=True)):
+        number = place.setdefault(images, len(place))
+        group.append(number)
+        if number == len(first):
+            first.append(row)
+            shared.append(len(ids) - 1)
+            continue
+        length = min(shared[number], len(ids) - 1)
+        differ = (batch.ids[first[number]][:length] != ids[:length]).nonzero()
+        shared[number] = int(differ[0]) if len(differ) else length
+    made = (torch.tensor(numbers, dtype=torch.int64, device="cpu") for numbers in (first, group, shared))
+    return next(made), next(made), next(made)
 
 
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
