@@ -234,6 +234,20 @@ def win_probability(differences: ArrayLike, tie_model: str | None = None, parame
     return probability
 
 
+def uncertain_win_probability(difference: float, std: float) -> float:
+    """P(the first is better) where the difference of the rewards is uncertain: the mean of sigmoid(d), d ~ N(difference, std).
+
+    Two rewards that are Gaussians have a difference with the difference of their means, and std = sqrt(std_a^2 + std_b^2). HPSv3 (Ma et
+    al. 2025, equation 3) was trained by the likelihood of such preferences. To 1e-3 for any std.
+
+    >>> round(uncertain_win_probability(1.0, 0.0), 4), round(uncertain_win_probability(1.0, 3.0), 4)
+    (0.7311, 0.6132)
+    """
+    steps = np.linspace(-8.0, 8.0, 4001)
+    weights = np.exp(-(steps**2) / 2)
+    return float((weights * _sigmoid(difference + std * steps)).sum() / weights.sum())
+
+
 def _sigmoid(x: Floats) -> Floats:
     tail = np.exp(-np.abs(x))
     probability: Floats = np.where(x >= 0, 1.0, tail) / (1 + tail)
