@@ -249,22 +249,23 @@ def dry_run_section(_: argparse.Namespace) -> None:
 # --- the shapes generator ------------------------------------------------------------------------------------------------------------
 
 RECIPE = Path(__file__).parents[1] / "examples" / "tune_shapes.toml"
-IMAGES_PER_PROMPT = 12  # of 45 held-out prompts: 540 images
+IMAGES_PER_PROMPT = 24  # of 45 held-out prompts: 1,080 images
 UNGUARDED: dict[str, Any] = {
     "method": "refl",
     "objective": "negative",
     "reward_weight": 1.0,
     "margin_weight": 0.0,
-    "pretraining_weight": 0.0,
+    "kl_weight": 0.0,
     "ema": 0.0,
-    "lr": 1e-2,
-    "max_steps": 100,
+    "max_steps": 96,
     "batch_images": 8,
     "micro_images": 8,
-    "save_every": 12,  # as often as it evaluates
+    "evaluate_every": 12,
+    "save_every": 12,
     "keep_checkpoints": 1,
 }
 """ReFL with nothing but the reward."""
+UNGUARDED_RATES = (1e-2, 3e-3)
 
 
 def shapes_section(arguments: argparse.Namespace) -> None:
@@ -282,30 +283,28 @@ def shapes_section(arguments: argparse.Namespace) -> None:
     _print_points("untuned", before)
     print(f"  untuned / random denoiser: {verdict(float(np.mean(before) / np.mean(never)), most=MOST_POINTS)}")
 
-    unguarded = replace(recipe, output=str(folder / "unguarded"), **UNGUARDED)
-    result = tune(unguarded)
-    print(f"  unguarded ReFL: stopped after step {result.steps}, step {result.kept_step} is kept. {result.verdict}")
-    print(f"  stopped within 100 steps: {'held' if result.stopped else 'NOT HELD'}")
-    for name, weights in (("where it was stopped", folder / "unguarded" / f"checkpoint-{result.steps}"), ("kept", Path(result.model))):
-        own = _points(folder / f"unguarded {name}.json", lambda weights=weights: _with_lora(weights), recipe)  # type: ignore[misc]
-        _print_points(f"unguarded ReFL, {name}", own, {"untuned": before})
-
     points: dict[str, list[Any]] = {"guarded": [], "without the reward": []}
-    for seed in arguments.seeds:
-        for name, changes in (("without the reward", {"reward_weight": 0.0}), ("guarded", {})):
+    for name, changes in (("guarded", {}), ("without the reward", {"reward_weight": 0.0})):
+        for seed in arguments.seeds:
             output = folder / f"{name.replace(' ', '-')}-{seed}"
             result = tune(replace(recipe, output=str(output), seed=seed, **changes))
-            points[name].append(
-                _points(folder / f"{output.name}.json", lambda result=result: _with_lora(Path(result.model)), recipe)  # type: ignore[misc]
-            )
-        control, own = points["without the reward"][-1], points["guarded"][-1]
-        _print_points(f"without the reward, seed {seed}", control, {"untuned": before})
-        print(f"  kept step {result.kept_step} of {result.steps}. {result.verdict}")
-        _print_points(f"guarded, seed {seed}", own, {"untuned": before, "without the reward": control})
-    guarded, without = (np.mean(points[name], axis=0) for name in ("guarded", "without the reward"))
+            print(f"  {name}, seed {seed}: kept step {result.kept_step} of {result.steps}. {result.verdict}")
+            own = _points(folder / f"{output.name}.json", lambda result=result: _with_lora(Path(result.model)), recipe)  # type: ignore[misc]
+            _print_points(f"{name}, seed {seed}", own, {"untuned": before})
+            points[name].append(own)
+    guarded, without = (np.mean(points[name], axis=0) for name in points)
     _print_points("without the reward, all seeds", without, {"untuned": before})
     held = _print_points("guarded, all seeds", guarded, {"untuned": before, "without the reward": without})
     print(f"  lower than both, intervals exclude 0: {'held' if held else 'NOT HELD'}")
+
+    for lr in UNGUARDED_RATES:
+        output = folder / f"unguarded-{lr:g}"
+        result = tune(replace(recipe, output=str(output), lr=lr, **UNGUARDED))
+        print(f"  unguarded ReFL, lr {lr:g}: ended after step {result.steps}, step {result.kept_step} is kept. {result.verdict}")
+        print(f"  stopped within 100 steps: {'yes' if result.stopped else 'no'}")
+        for name, weights in (("at its end", output / f"checkpoint-{result.steps}"), ("kept", Path(result.model))):
+            own = _points(folder / f"{output.name} {name}.json", lambda weights=weights: _with_lora(weights), recipe)  # type: ignore[misc]
+            _print_points(f"unguarded ReFL, lr {lr:g}, {name}", own, {"untuned": before})
     if arguments.grid:
         tuned = _with_lora(folder / f"guarded-{arguments.seeds[0]}" / "lora")
         _save_grid(arguments.grid, [load_pipeline("shapes-generator", device="cpu"), tuned], recipe)

@@ -81,7 +81,8 @@ class Gradients:
     def accumulate(self, work: Work) -> dict[str, float]:
         """Accumulate the gradient of the mean over the images of the step, other processes' included. Returns measures of all processes."""
         config, accelerator = self.config, self.accelerator
-        rewarded = work.rollout is None or bool(config.reward_weight or config.kl_weight)  # else images would be made for nothing
+        # Else images would be made for nothing: without another loss the divergence is 0, and stays so.
+        rewarded = work.rollout is None or bool(config.reward_weight or (config.kl_weight and config.pretraining_weight))
         names = ("loss", "reward", "margin", "pretraining", "kl", "images")
         sums: dict[str, float] = {name: 0.0 for name in names if rewarded or name not in ("reward", "margin", "kl")}
         mine = list(range(accelerator.process_index, len(work.prompts), accelerator.num_processes))
