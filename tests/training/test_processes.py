@@ -17,16 +17,9 @@ import torch
 import own_process
 from image_reward.checkpoints import read_checkpoint
 from image_reward.training import RewardTraining, train
+from own_process import same
 
 run = functools.partial(own_process.run, Path(__file__).with_name("run_squares.py"))
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def here(config: RewardTraining) -> None:
