@@ -13,7 +13,7 @@ import re
 import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -269,7 +269,7 @@ _PIECE = 1 << 28  # bytes, as float32: of a file that are mapped at once
 
 
 class Piece(NamedTuple):
-    """A tensor of a safetensors file, by its header alone."""
+    """A tensor of a file of weights, before it is read."""
 
     file: Path
     name: str
@@ -300,6 +300,35 @@ def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
     return pieces
 
 
+def pieces_of(files: Sequence[Path]) -> dict[str, Piece]:
+    """As ``safetensors_of``, for files of either format: what ``torch.save`` wrote is read as by ``read_checkpoint``, memory-mapped."""
+    pieces: dict[str, Piece] = {}
+    for file in files:
+        own = safetensors_of([file]) if file.suffix == ".safetensors" else _pickled(file)
+        if twice := next((name for name in own if name in pieces), None):
+            raise CheckpointError(f"{file}: {twice} is also in {pieces[twice].file.name}; these are not shards of one checkpoint")
+        pieces |= own
+    return pieces
+
+
+def _pickled(file: Path) -> dict[str, Piece]:
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
+    return {name: Piece(file, name, tuple(tensor.shape)) for name, tensor in _read_tensors(file)[0].items()}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Callable[[str], Tensor]]:
+    """What gives the tensors of a file by their names, mapped as long as it is open."""
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with torch.device("cpu"), safe_open(file, framework="pt") as opened:
+            yield opened.get_tensor
+    else:
+        yield _read_tensors(file)[0].__getitem__
+
+
 def load_pieces_strictly(
     network: nn.Module,
     pieces: Mapping[str, Piece],
@@ -314,8 +343,6 @@ def load_pieces_strictly(
     ``pieces``: by the network's names; where two names are one tensor (tied embeddings), either will do. Files are mapped a part at a time,
     so that no more than that is in memory besides the weights; a CPU's tensors of the file's own dtype stay in the file.
     """
-    from safetensors import safe_open
-
     expected: dict[str, tuple[int, ...]] = {}
     names: dict[int, list[str]] = {}  # of each tensor
     for name, tensor in network.state_dict(keep_vars=True).items():
@@ -326,9 +353,9 @@ def load_pieces_strictly(
     _check_shapes({name: piece.shape for name, piece in pieces.items()}, expected, source, hint)
     same = {name: own for own in names.values() for name in own}
     for part in _parts(pieces):
-        with torch.device("cpu"), safe_open(part[0][1].file, framework="pt") as opened:
+        with _opened(part[0][1].file) as tensor_of:
             for name, piece in part:
-                tensor = opened.get_tensor(piece.name)
+                tensor = tensor_of(piece.name)
                 if tensor.dtype not in _WEIGHT_DTYPES:
                     _check_values(name, tensor, source)  # raises
                 placed = nn.Parameter(tensor.to(device_of(name), dtype_of(name)), requires_grad=False)

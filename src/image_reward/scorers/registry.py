@@ -5,8 +5,17 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 
-from image_reward.config import CONFIG_NAME, HPSV3_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
-from image_reward.downloads import HubFile, WebFile
+from image_reward.config import (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    HPSV3_NAME,
+    PICKLE_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    ScorerConfig,
+)
+from image_reward.downloads import INDEX_SUFFIX, HubFile, WebFile
 from image_reward.scorers.build import (
     build_aesthetic,
     build_blip,
@@ -16,6 +25,7 @@ from image_reward.scorers.build import (
     build_imagereward,
     build_openai_clip,
     build_pickscore,
+    build_vqascore,
 )
 from image_reward.scorers.spec import ModelSpec
 
@@ -43,6 +53,30 @@ _AESTHETIC_HEAD = WebFile(
 )
 _QWEN2_VL = "Qwen/Qwen2-VL-7B-Instruct"
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
+
+
+def _chat_model(repo: str) -> dict[str, HubFile]:
+    """The files of a Qwen2.5-VL or Qwen3-VL whose weights are in several."""
+    names = {
+        "config": CONFIG_NAME,
+        "index": WEIGHTS_NAME + INDEX_SUFFIX,
+        "tokenizer": TOKENIZER_NAME,
+        "generation": GENERATION_NAME,
+        "preprocessor": PREPROCESSOR_NAME,
+        "chat": "tokenizer_config.json",
+    }
+    return {part: HubFile(repo, name) for part, name in names.items()}
+
+
+def _clip_flan_t5(size: str, weights: str) -> dict[str, HubFile]:
+    repo = f"zhiqiulin/clip-flant5-{size}"
+    part = "index" if weights.endswith(INDEX_SUFFIX) else "weights"
+    return {
+        "config": HubFile(repo, CONFIG_NAME),
+        part: HubFile(repo, weights),
+        "tokenizer": HubFile(f"google/flan-t5-{size}", TOKENIZER_NAME),
+    }
+
 
 MODELS: dict[str, ModelSpec] = {
     "ImageReward-mini": ModelSpec(
@@ -101,6 +135,38 @@ MODELS: dict[str, ModelSpec] = {
             "tokenizer": HubFile(_QWEN2_VL, TOKENIZER_NAME),
         },
         notice="HPSv3 has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-Qwen2.5-VL-7B": ModelSpec(
+        description="whether the image shows the prompt: log odds of Qwen2.5-VL's answer Yes (Lin et al., ECCV 2024)",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_chat_model("Qwen/Qwen2.5-VL-7B-Instruct"),
+        notice="VQAScore-Qwen2.5-VL-7B has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-Qwen3-VL-8B": ModelSpec(
+        description="whether the image shows the prompt: log odds of Qwen3-VL's answer Yes (Lin et al., ECCV 2024)",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_chat_model("Qwen/Qwen3-VL-8B-Instruct"),
+        notice="VQAScore-Qwen3-VL-8B has 8.8 billion weights: 17.5 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-CLIP-FlanT5-XL": ModelSpec(
+        description="whether the image shows the prompt: log odds of CLIP-FlanT5-XL's answer Yes (Lin et al., ECCV 2024)",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_clip_flan_t5("xl", PICKLE_NAME),
+        notice="VQAScore-CLIP-FlanT5-XL has 3.2 billion weights: 6.3 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-CLIP-FlanT5-XXL": ModelSpec(
+        description="as VQAScore-CLIP-FlanT5-XL, of the larger network, whose results the paper reports",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_clip_flan_t5("xxl", PICKLE_NAME + INDEX_SUFFIX),
+        notice="VQAScore-CLIP-FlanT5-XXL has 11.5 billion weights: 23 GB are downloaded once, and as much memory is needed",
     ),
     "CLIP": ModelSpec(
         description="how well image and prompt match: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
