@@ -292,6 +292,19 @@ def test_genai_bench(tmp_path: Path, save: Any, a: dict[str, Any], b: dict[str, 
         assert [c.ranks for c in read(path, limit=2)] == [(1, 2), (1, 1)]
 
 
+def test_votes_that_both_are_bad_are_marked_ties_on_request(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a cat", "left_image": "1.png", "right_image": "2.png", "vote_type": vote}
+        for vote in ("leftvote", "bothbad_vote", "tievote")
+    ]
+    found = read(jsonl(tmp_path / "votes.jsonl", *rows), both_bad=True)
+    assert [(c.id, c.ranks, c.both_bad) for c in found] == [("#1", (1, 2), False), ("#2", (1, 1), True), ("#3", (1, 1), False)]
+    write(found, tmp_path / "written.jsonl")
+    assert read(tmp_path / "written.jsonl", both_bad=True) == found
+    with pytest.warns(ComparisonWarning, match="a row is left out at line 2 .id #2.: both_bad is true, that both images are bad"):
+        assert [c.id for c in read(tmp_path / "written.jsonl")] == ["#1", "#3"]  # no file loses that they are bad
+
+
 def test_genai_bench_of_edits_and_votes_that_are_none(tmp_path: Path) -> None:
     edit = {"source_prompt": "a dog", "target_prompt": "a cat", "instruct_prompt": "turn it", "left_output_image": "1.png"}
     edit |= {"right_output_image": "2.png", "vote_type": "rightvote"}
@@ -390,6 +403,13 @@ def test_ratings_become_ranks_with_ties(tmp_path: Path, key: str) -> None:
     cats, dogs = read(jsonl(tmp_path / "mos.jsonl", *rows))
     assert (cats.prompt, cats.ranks, cats.images[1]) == ("cat", (2, 1, 2), str(tmp_path / "3.png"))
     assert (dogs.ranks, dogs.id) == ((1, 1), "#2")
+
+
+def test_ratings_are_kept_beside_their_ranks(tmp_path: Path) -> None:
+    found = read(jsonl(tmp_path / "mos.jsonl", *ratings(("cat", "1.png", 3), ("cat", "3.png", 4.5), ("cat", "5.png", "3"))))
+    assert [c.ratings for c in found] == [(3.0, 4.5, 3.0)]
+    write(found, tmp_path / "written.jsonl")
+    assert read(tmp_path / "written.jsonl") == found
 
 
 def test_ratings_of_several_annotators_are_not_mixed(tmp_path: Path) -> None:
