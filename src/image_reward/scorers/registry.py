@@ -34,6 +34,7 @@ _PICKSCORE = {
     "preprocessor": HubFile(_OPENCLIP, PREPROCESSOR_NAME),
     "tokenizer": HubFile(_OPENCLIP, TOKENIZER_NAME),
 }
+_VIT_H_PARAMETERS = 986_109_441
 _AESTHETIC_HEAD = WebFile(
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     size=3_714_759,
@@ -73,6 +74,7 @@ MODELS: dict[str, ModelSpec] = {
         range="about 10 to 30",
         build=build_pickscore,
         files=_PICKSCORE,
+        least_size=4 * _VIT_H_PARAMETERS,
     ),
     "HPSv2": ModelSpec(
         description="human preference among images for a prompt: a cosine (Wu et al. 2023)",
@@ -80,6 +82,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+        least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
     "HPSv2.1": ModelSpec(
         description="as HPSv2, trained on more data; on its own scale",
@@ -87,6 +90,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+        least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
     "CLIP": ModelSpec(
         description="how well image and prompt match: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
@@ -108,6 +112,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1]",
         build=build_blip,
         files={"weights": WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward")},
+        least_size=4 * 445_737_984,
     ),
     "BLIP-ITM": ModelSpec(
         description="whether the prompt describes the image: log odds of BLIP's matching head, fine-tuned on COCO (Li et al., ICML 2022)",
@@ -115,6 +120,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_blip_matching,
         files={"weights": WebFile(_BLIP_URL + "model_large_retrieval_coco.pth")},
+        least_size=4 * 446_128_642,
     ),
 }
 
