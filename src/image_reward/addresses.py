@@ -15,8 +15,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal, Union
+from urllib.parse import urljoin
 
 from image_reward.errors import AddressError, CheckpointError, FileSizeError, ImageRewardError, PackageError, StoreError
 from image_reward.files import open_regular, parse_json, read_json, read_regular, synced_whole
@@ -387,8 +389,10 @@ class Address:
 
             kind = get_filesystem_class(self.scheme)
             # Without its cache of listings, which would not see what another process has written.
-            options = kind._get_kwargs_from_urls(text) | {"use_listings_cache": False}
-            store = kind(**_time_limits(kind, self.scheme) | options)
+            options = _time_limits(kind, self.scheme) | kind._get_kwargs_from_urls(text) | {"use_listings_cache": False}
+            if self.scheme == "https":
+                options["client_kwargs"] = options["client_kwargs"] | {"trace_configs": [_encrypted_alone()]}
+            store = kind(**options)
             if self.scheme == "s3":
                 store.retries = min(store.retries, _S3_ATTEMPTS)
             return store, kind._strip_protocol(text)
@@ -413,6 +417,25 @@ def _time_limits(kind: Any, scheme: str) -> dict[str, Any]:
         name: limit | (configured.get(name) or {}) if isinstance(limit, dict) else configured.get(name, limit)
         for name, limit in limits.items()
     }
+
+
+@cache
+def _encrypted_alone() -> Any:
+    """Refuses redirections from https to anything else: a stranger's server could lead to what only this machine's network reaches.
+
+    Services in private networks that speak https have no certificate for the name under which they would be asked.
+    """
+    from aiohttp import TraceConfig
+
+    async def refuse(_session: Any, _context: Any, redirection: Any) -> None:
+        headers = redirection.response.headers
+        target = urljoin(str(redirection.url), headers.get("Location") or headers.get("URI") or "")
+        if scheme(target) != "https":
+            raise AddressError(f"{redirection.url} cannot be read: it redirects to {target:.200}, which is not https; download it first")
+
+    trace = TraceConfig()
+    trace.on_request_redirect.append(refuse)
+    return trace
 
 
 def _stamp(info: dict[str, Any]) -> str:
@@ -490,6 +513,8 @@ def _reported(address: Address, doing: str = "read") -> Iterator[None]:
 
 
 def _translated(address: Address, doing: str, error: Exception) -> Exception:
+    if (refused := next((link for link in _chain(error) if isinstance(link, AddressError)), None)) is not None:
+        return refused
     names, code = {type(link).__name__ for link in _chain(error)}, _code(error)
     cause = next((link for link in _chain(error) if type(link).__name__ in _UNREACHABLE), error)
     said = " ".join(str(cause).split())[:300] or type(cause).__name__

@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> Any:
         )
         description = (
             "Score, rank and compare images for a prompt as human annotators would; train and evaluate the models that do so.\n\n"
-            f"Options of a command: {PROGRAM} COMMAND --help. Version: {PROGRAM} --version."
+            f"Options of a command: {PROGRAM} COMMAND --help\n\nVersion: {PROGRAM} --version\n\nTab completion: {PROGRAM} completion bash"
         )
         with wrapped_help():
             tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=CONFIG)  # type: ignore[call-overload]
