@@ -134,7 +134,9 @@ def test_images_in_tables_that_are_none(tmp_path: Path, save: Any, a: dict[str, 
     assert (finding.kind, finding.num) == ("unreadable image", 2)
     assert "row 1, img_worse" in finding.examples[0]
     assert re.search(r"row 2, img_worse.*holds no bytes but NoneType", finding.examples[1])
-    with pytest.raises(ImageReadError, match=r"broken.*, row group 0, row 1, img_worse is not an image"):
+    with pytest.raises(
+        ImageReadError, match=r"broken.*, row group 0, row 1, img_worse is text, perhaps a server's message, and not an image"
+    ):
         open_image(read(path)[0].images[1])
     lists = of_8k_group(a, b)
     lists[1] |= {"image": None, "rank": [1, 2]}
@@ -467,3 +469,20 @@ def test_two_columns_of_ratings_are_one_too_many(tmp_path: Path) -> None:
 def test_ranks_are_preferred_to_ratings(tmp_path: Path) -> None:
     rows = [*ratings(("cat", "1.png", 3), rank=2), *ratings(("cat", "2.png", 3), rank=1)]
     assert read(jsonl(tmp_path / "mine.jsonl", *rows))[0].ranks == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "nearly"),
+    [
+        ({"prompt": "a", "images": ["1.png"], "ranking": [1]}, "'generations' is missing for ImageRewardDB list; 'rank' is missing for"),
+        ({"prompt": "a", "chosen": "1.png", "reject": "2.png"}, "Nearly: 'rejected' is missing for chosen and rejected. Looked for"),
+        ({"caption": "a", "jpg_0": "1", "jpg_1": "2"}, "Nearly: 'label_0' is missing for Pick-a-Pic. Looked for"),
+        ({"text": "a", "file": "1.png"}, "its first row has text, file. Looked for"),
+    ],
+)
+def test_a_form_that_is_nearly_known_is_named(row: dict[str, Any], nearly: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row]))
+    with pytest.raises(ComparisonError) as caught:
+        read(path)
+    assert nearly in str(caught.value)

@@ -153,7 +153,19 @@ def recognize(row: Mapping[str, Any], path: Address) -> _Form:
     if forms:
         return forms[0]
     names = ", ".join(str(name) if str(name) == str(name).strip() else repr(name) for name in row) or "nothing"
-    raise ComparisonError(f"{path} is of no known form: its first row has {names:.1000}. {_LOOKED_FOR}")
+    raise ComparisonError(f"{path} is of no known form: its first row has {names:.1000}. {_nearest(row)}{_LOOKED_FOR}")
+
+
+def _nearest(row: Mapping[str, Any]) -> str:
+    """Which forms the row is one step away from."""
+    steps = []
+    for form in _FORMS:
+        missing = [key for key in form.keys if key not in row]
+        if not missing and (no_lists := [key for key in form.lists if not isinstance(row[key], list)]):
+            steps.append(f"{no_lists[0]!r} is not a list, as in {form.name}")
+        elif len(missing) == 1 and len(form.keys) > 2:
+            steps.append(f"{missing[0]!r} is missing for {form.name}")
+    return f"Nearly: {'; '.join(steps[:4])}. " if steps else ""
 
 
 def _read_lists(

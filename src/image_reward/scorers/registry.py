@@ -45,6 +45,7 @@ _PICKSCORE = {
     "preprocessor": HubFile(_OPENCLIP, PREPROCESSOR_NAME),
     "tokenizer": HubFile(_OPENCLIP, TOKENIZER_NAME),
 }
+_VIT_H_PARAMETERS = 986_109_441
 _AESTHETIC_HEAD = WebFile(
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     size=3_714_759,
@@ -109,6 +110,7 @@ MODELS: dict[str, ModelSpec] = {
         range="about 10 to 30",
         build=build_pickscore,
         files=_PICKSCORE,
+        least_size=4 * _VIT_H_PARAMETERS,
     ),
     "HPSv2": ModelSpec(
         description="human preference among images for a prompt: a cosine (Wu et al. 2023)",
@@ -116,6 +118,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+        least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
     "HPSv2.1": ModelSpec(
         description="as HPSv2, trained on more data; on its own scale",
@@ -123,6 +126,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+        least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
     "HPSv3": ModelSpec(
         description="human preference for an image given its prompt, and how sure of it: a Qwen2-VL-7B (Ma et al., ICCV 2025)",
@@ -188,6 +192,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1]",
         build=build_blip,
         files={"weights": WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward")},
+        least_size=4 * 445_737_984,
     ),
     "BLIP-ITM": ModelSpec(
         description="whether the prompt describes the image: log odds of BLIP's matching head, fine-tuned on COCO (Li et al., ICML 2022)",
@@ -195,6 +200,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_blip_matching,
         files={"weights": WebFile(_BLIP_URL + "model_large_retrieval_coco.pth")},
+        least_size=4 * 446_128_642,
     ),
 }
 

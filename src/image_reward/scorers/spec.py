@@ -79,6 +79,8 @@ class ModelSpec:
     """For a file that carries none."""
     packaged: str = ""
     """The folder of this package that holds it, in place of ``files``."""
+    least_size: int | None = None
+    """Bytes of the tensors that the network reads, where the size of the file with them is not published: it is larger."""
     notice: str = ""
     """What whoever uses it must know, in one line."""
 
