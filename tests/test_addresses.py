@@ -311,7 +311,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         Address.parse("gs://bkt/a").read(9)
 
 
-class OfAzure(Exception):
+class OfAzureError(Exception):
     error_code = "ContainerNotFound"
 
 
@@ -321,7 +321,11 @@ class OfAzure(Exception):
         (RuntimeError("429 Too\nMany"), AddressError, "cannot be read: RuntimeError: 429 Too Many"),
         (PermissionError("Forbidden"), AddressError, r"may not be read \(Forbidden\); check the credentials and what they allow"),
         (FileNotFoundError("404"), FileNotFoundError, "no such file: s3://bkt/a"),
-        (OfAzure("<?xml …"), AddressError, "cannot be read: there is no container 'bkt' at http://.*; create it, or correct the address"),
+        (
+            OfAzureError("<?xml …"),
+            AddressError,
+            "cannot be read: there is no container 'bkt' at http://.*; create it, or correct the address",
+        ),
     ],
 )
 def test_whatever_a_library_raises_is_one_line(
