@@ -356,9 +356,11 @@ class Address:
         try:
             yield _Writer(remote, self)  # type: ignore[misc]
         except BaseException:
+            from fsspec.spec import AbstractBufferedFile
+
             with suppress(Exception):
-                if self.scheme in ("az", "abfs"):
-                    remote.closed = True  # since closing it gives it its name
+                if isinstance(remote, AbstractBufferedFile):
+                    remote.closed = True  # closing it would send what is left, and Azure then give it its name
                 else:
                     remote.close()
                 store.transaction.complete(commit=False)
