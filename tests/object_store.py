@@ -73,11 +73,15 @@ def use_google(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forget("gs")
 
 
-def use_azurite(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point adlfs to Azure's emulator, with the account that it has for everybody, and make a container called ``bkt``."""
+def azure(url: str) -> str:
+    """What connects to Azure's emulator, with the account that it has for everybody."""
     key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-    connection = f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};BlobEndpoint={url}/devstoreaccount1;"
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    return f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};BlobEndpoint={url}/devstoreaccount1;"
+
+
+def use_azurite(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point adlfs to an emulator, and make a container called ``bkt``."""
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azure(url))
     forget("az")
     store = get_filesystem_class("az")()
     if not store.exists("bkt"):

@@ -239,6 +239,19 @@ def test_a_silent_server_is_asked_twice(configuration: dict[str, Any], monkeypat
             server.accept()
 
 
+def test_the_limits_of_azures_client(configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which adlfs makes without them, and keeps where nothing is public."""
+    pytest.importorskip("adlfs")
+    configuration["az"] = {"read_timeout": 7}
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", object_store.azure("http://127.0.0.1:9"))
+    object_store.forget("az")
+    client = Address.parse("az://bkt/a").file_system().service_client
+    object_store.forget("az")
+    assert (client._config.retry_policy.read_retries, client._config.retry_policy.connect_retries) == (1, 1)
+    connection = client._pipeline._transport.connection_config
+    assert (connection.timeout, connection.read_timeout) == (5, 7)
+
+
 @pytest.mark.parametrize("error", [None, ConnectionError()])
 def test_what_is_not_silence_is_retried(error: Exception | None) -> None:
     _end_of_silence(attempts=9, caught_exception=error)

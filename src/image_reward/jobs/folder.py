@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -231,10 +232,10 @@ def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
     for table in parts:
         rows = python_rows(table)
         if form == "csv":
-            writer = csv.DictWriter(file, table.column_names, lineterminator="\n")
+            writer = csv.writer(file, lineterminator="\n")
             if first:
-                writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+                writer.writerow(map(_cell, table.column_names))
+            writer.writerows([_cell(row[name]) for name in table.column_names] for row in rows)
         else:
             file.writelines(json_text(row, ascii_only) + "\n" for row in rows)
         first = False
@@ -243,6 +244,8 @@ def write_rows(file: Any, form: str, parts: Iterator[pyarrow.Table]) -> None:
 def _cell(value: object) -> object:
     if isinstance(value, list | dict):
         return json_text(value)
+    if isinstance(value, str) and sys.version_info < (3, 11):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")  # which Python 3.10 does not write
     return _plain(value) if isinstance(value, bytes) else value
 
 
