@@ -74,6 +74,14 @@ def test_the_answer_names_the_best_and_what_is_not_significant() -> None:
     assert scorers_report(evaluation(1), "mine").answer.endswith("as the annotators do.")
 
 
+def test_where_no_test_can_find_anything_the_report_says_so() -> None:
+    result = evaluation()
+    few = replace(result, num_resamples=30, differences=[replace(row, p_holm=0.06) for row in result.differences])
+    report = scorers_report(few, "mine")
+    assert report.lead.endswith("With 30 resamples no p-value of 1 difference can be below 0.065: take at least 39 (--resamples).")
+    assert report.answer.endswith(" Whether perfect is significantly better, too few resamples cannot show.")
+
+
 def test_few_prompts_are_said_to_be_few() -> None:
     assert scorers_report(evaluation(), "mine").lead.endswith(
         "With 10 distinct prompts, intervals are too narrow and p-values too small: take at least 20."

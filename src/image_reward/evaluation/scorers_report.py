@@ -29,7 +29,7 @@ from image_reward.evaluation.scorers import (
 )
 from image_reward.metrics import Interval
 from image_reward.prompt_sets import first_few
-from image_reward.reports.document import Block, Column, Grid, Plot, Report, few_prompts
+from image_reward.reports.document import Block, Column, Grid, Plot, Report, few_prompts, few_resamples
 from image_reward.reports.numbers import confidence_level, counted, decimal, p_value, percent, with_interval
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def scorers_report(evaluation: Evaluation, data: str, plots: bool = False) -> Re
         f"{level} intervals are from {evaluation.num_resamples:,} resamples of the prompts, the same for all scorers, "
         f"seed {evaluation.seed}."
     ) + few_prompts(evaluation.num_distinct_prompts)
+    lead += _few_resamples(evaluation)
     blocks: list[Block] = [_metrics(evaluation)]
     if plots:
         blocks.append(_accuracy_plot(evaluation))
@@ -117,6 +118,8 @@ def _answer(evaluation: Evaluation) -> str:
     pairs = [row for row in evaluation.differences if row.metric == POOLED and best in (row.a, row.b)]
     worse = {row.b if row.a == best else row.a for row in pairs if row.p_holm <= level}
     undecided = [name for name in others if name not in worse]
+    if undecided and _few_resamples(evaluation):
+        return f"{answer} Whether {best} is significantly better, too few resamples cannot show."
     if undecided:
         return f"{answer} {best} is not significantly better than {first_few(undecided)}."
     return f"{answer} {best} is significantly better than {'the other' if len(others) == 1 else 'all others'}."
@@ -124,6 +127,11 @@ def _answer(evaluation: Evaluation) -> str:
 
 def _tied_share(evaluation: Evaluation, measured: Measured) -> float:
     return measured.num_predicted_ties / evaluation.num_untied_pairs
+
+
+def _few_resamples(evaluation: Evaluation) -> str:
+    num_tests = sum(row.metric == POOLED for row in evaluation.differences)
+    return few_resamples(evaluation.num_resamples, num_tests, evaluation.confidence)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -129,3 +130,23 @@ def few_prompts(num: int) -> str:
         return ""
     prompts = "prompt" if num == 1 else "distinct prompts"
     return f" With {num} {prompts}, intervals are too narrow and p-values too small: take at least {_FEW_PROMPTS}."
+
+
+def few_resamples(num: int, num_tests: int, confidence: float) -> str:
+    """A warning for the lead of a report whose tests can find nothing, whatever the data are; else nothing.
+
+    R resamples give no p-value below 2 / (R + 1), and Holm's correction multiplies the smallest of T by T.
+
+    >>> few_resamples(10_000, 15, 0.95)
+    ''
+    >>> few_resamples(500, 15, 0.95)
+    ' With 500 resamples no p-value of 15 differences can be below 0.060: take at least 599 (--resamples).'
+    """
+    least, level = 2 * num_tests / (num + 1), 1 - confidence
+    if least <= level + 1e-12:
+        return ""
+    needed = math.ceil(2 * num_tests / level - 1e-6) - 1
+    return (
+        f" With {num:,} resamples no p-value of {num_tests:,} difference{'s' * (num_tests > 1)} can be below {min(least, 1):.3f}: "
+        f"take at least {needed:,} (--resamples)."
+    )

@@ -66,7 +66,9 @@ def test_the_answer_names_the_best_and_what_is_not_significant() -> None:
     for p_values, ending in (((0.01, 0.01), "significantly above all others."), ((0.01, 0.2), f"not significantly above {names[1]}.")):
         known = dict(zip(names, p_values, strict=True))
         rows = [replace(row, p_holm=known.get(row.b, row.p_holm) if row.a == "g0" else row.p_holm) for row in scorer.differences]
-        assert generators_report(replace(far, scorers=[replace(scorer, differences=rows)])).answer.endswith(f", {ending}")
+        assert generators_report(replace(far, num_resamples=10_000, scorers=[replace(scorer, differences=rows)])).answer.endswith(
+            f", {ending}"
+        )
     assert generators_report(benchmarked(1)).answer.startswith("By S, the mean reward of g0 is ")
 
 
@@ -141,3 +143,10 @@ def test_images_to_choose_from_are_whole() -> None:
     [plot] = [block for block in blocks if isinstance(block, Plot) and block.title == "S: best of n"]
     low, high = plot.figure.axes[0].get_xlim()
     assert [tick for tick in plot.figure.axes[0].get_xticks() if low <= tick <= high] == [1, 2]
+
+
+def test_where_no_test_can_find_anything_the_report_says_so() -> None:
+    report = generators_report(benchmarked(4, num_prompts=30))
+    assert report.lead.endswith("With 50 resamples no p-value of 6 differences can be below 0.235: take at least 239 (--resamples).")
+    assert "; whether significantly, too few resamples cannot show." in report.answer
+    assert "significantly above the other" in generators_report(benchmarked(2, num_prompts=30)).answer

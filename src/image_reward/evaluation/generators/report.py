@@ -10,7 +10,7 @@ from image_reward.evaluation.generators.human import HumanRanking
 from image_reward.evaluation.generators.statistics import Benchmark, BenchmarkPrompt, ScorerResult
 from image_reward.metrics import Interval
 from image_reward.prompt_sets import first_few
-from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report, few_prompts
+from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report, few_prompts, few_resamples
 from image_reward.reports.numbers import between, confidence_level, counted, decimal, p_value, percent, short
 
 _SHOWN_PROMPTS = 3  # best and worst each
@@ -52,6 +52,8 @@ def generators_report(benchmark: Benchmark, pictures: bool = False) -> Report:
         f"Intervals: bootstrap of prompts, {level}, {benchmark.num_resamples:,} resamples, seed {benchmark.seed}."
     )
     lead += few_prompts(len({prompt.prompt for prompt in benchmark.per_prompt}))
+    num_tests = max((len(scorer.differences) for scorer in benchmark.scorers), default=0)
+    lead += few_resamples(benchmark.num_resamples, num_tests, benchmark.confidence)
     return Report("Generators against each other", lead, blocks, benchmark.as_dict(per_prompt=False), _answer(benchmark))
 
 
@@ -65,6 +67,8 @@ def _answer(benchmark: Benchmark) -> str:
         close = [row.b for row in differences if row.p_holm > 1 - benchmark.confidence + 1e-12]
         if len(scorer.generators) == 1:
             sentence = f"By {scorer.name}, the mean reward of {best.name} is {decimal(best.mean.value)}"
+        elif close and few_resamples(benchmark.num_resamples, len(scorer.differences), benchmark.confidence):
+            sentence += "; whether significantly, too few resamples cannot show"
         elif close:
             sentence += f", not significantly above {first_few(close)}"
         else:
