@@ -1,16 +1,18 @@
 """How fast the service is against a loop over the same pairs, what it adds to a request, and what becomes of it under too much load.
 
     python benchmarks/serving.py                                        # with ImageReward-mini
-    python benchmarks/serving.py --model ImageReward-v1.0 --side 512 --num-images 64
+    python benchmarks/serving.py --model FILE --side 512 --num-images 32 --repeats 1 --sections throughput
 
-Everything is measured in one run, alternating, and printed as ratios of medians: the clients, the service and the loop share the cores.
-Where other programs use them too, set OMP_NUM_THREADS=1: threads of PyTorch that wait for each other then wait for those programs.
+Everything is measured in one run, alternating, and printed as ratios of medians. The clients are coroutines of another process that send
+requests which were written before, so that they take little of the cores from the service and the loop; what they take is printed.
+Where other programs use the cores too, set OMP_NUM_THREADS=1: threads of PyTorch that wait for each other then wait for those programs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
-import itertools
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -18,16 +20,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import tyro
 
+_MOST_CONNECTIONS = 900  # of clients; the service refuses more than 1,000
 PROMPT = "a large green square above a yellow triangle on a blue background"
 Section = Literal["throughput", "overhead", "overload"]
 
@@ -45,6 +49,8 @@ class Benchmark:
     """Of the overload."""
     queue: int = 32
     """Rows that may wait during the overload."""
+    times_capacity: float = 4.0
+    """Requests a second of the overload, as a multiple of what the service answers."""
 
     def run(self) -> None:
         import image_reward as ir
@@ -53,9 +59,10 @@ class Benchmark:
         prompts = [f"{PROMPT} {number}" for number in range(self.num_images)]
         scorer = ir.load(self.model)
         scorer.score(prompts[:8], images[:8])
-        for section in self.sections:
-            print(f"--- {section}", flush=True)
-            globals()[f"measure_{section}"](self, scorer, prompts, images)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            for section in self.sections:
+                print(f"--- {section}", flush=True)
+                globals()[f"measure_{section}"](self, pool, scorer, prompts, images)
 
 
 def draw(count: int, side: int) -> list[bytes]:
@@ -90,37 +97,121 @@ def service(model: str, *options: str) -> Iterator[tuple[str, int]]:
             drain.join()
 
 
-def rate_of_clients(url: str, num_clients: int, prompts: list[str], images: list[bytes]) -> float:
-    """Pairs a second of clients that each send one image, wait for its reward, and send the next."""
-    from image_reward import Client
-
-    todo = iter(range(len(images)))
-    lock = threading.Lock()
-
-    def work(client: Client) -> None:
-        while True:
-            with lock:
-                number = next(todo, None)
-            if number is None:
-                return
-            client.score(prompts[number], [images[number]])
-
-    clients = [Client(url) for _ in range(num_clients)]
-    for client in clients:
-        client.models()
-    started = time.perf_counter()
-    with ThreadPoolExecutor(num_clients) as pool:
-        list(pool.map(work, clients))
-    return len(images) / (time.perf_counter() - started)
+# --- the clients, in a process of their own ------------------------------------------------------------------------------------------
 
 
-def rate_of_loop(scorer: Any, prompts: list[str], images: list[bytes], batch_size: int) -> float:
+def written(prompt: str, image: bytes) -> bytes:
+    """A request for one reward, as ``image_reward.Client`` sends it."""
+    head = "--xx\r\nContent-Disposition: form-data; name="
+    kind = "Content-Type: application/octet-stream"
+    body = f'{head}"prompt"\r\n\r\n{prompt}\r\n{head}"images"; filename="image"\r\n{kind}\r\n\r\n'.encode() + image + b"\r\n--xx--\r\n"
+    kind = "Content-Type: multipart/form-data; boundary=xx"
+    return f"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Connection:
+    def __init__(self, url: str) -> None:
+        self.port = urlsplit(url).port
+        self.reader: asyncio.StreamReader | None = None
+
+    async def status(self, request: bytes) -> int:
+        """Of the answer to a request."""
+        if self.reader is None:
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writer.write(request)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        await self.reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        if b"connection: close" in head.lower():
+            self.close()
+        return int(head.split()[1])
+
+    def close(self) -> None:
+        if self.reader is not None:
+            self.writer.close()
+            self.reader = None
+
+
+@dataclass
+class Load:
+    """What the clients saw."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+    """Of the requests that were answered with 200."""
+
+    async def add(self, connection: Connection, request: bytes) -> None:
+        started = time.perf_counter()
+        try:
+            status = str(await connection.status(request))
+        except (OSError, EOFError) as error:
+            status = type(error).__name__
+            connection.close()
+        self.statuses[status] += 1
+        if status == "200":
+            self.latencies.append(time.perf_counter() - started)
+
+
+def in_turn(url: str, num_clients: int, requests: Sequence[bytes]) -> Load:
+    """Clients that each send a request, wait for the answer, and send the next, until all have been sent once."""
+
+    async def main() -> Load:
+        load = Load()
+        todo = iter(requests)
+
+        async def client() -> None:
+            connection = Connection(url)
+            for request in todo:
+                await load.add(connection, request)
+            connection.close()
+
+        started, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+        load.seconds, load.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+        return load
+
+    return asyncio.run(main())
+
+
+def at_rate(url: str, requests: Sequence[bytes], rate: float, seconds: float) -> Load:
+    """Requests that are sent at a rate, whether earlier ones have been answered or not, on as many connections as that takes."""
+
+    async def main() -> Load:
+        load = Load()
+        idle = [Connection(url) for _ in range(_MOST_CONNECTIONS)]
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def send(request: bytes) -> None:
+            connection = idle.pop()
+            await load.add(connection, request)
+            idle.append(connection)
+
+        started, cpu = time.perf_counter(), time.process_time()
+        number = 0
+        while (now := time.perf_counter() - started) < seconds:
+            while number < now * rate and idle:
+                task = asyncio.create_task(send(requests[number % len(requests)]))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                number += 1
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*tasks)
+        load.seconds, load.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+        for connection in idle:
+            connection.close()
+        return load
+
+    return asyncio.run(main())
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------------------------
+
+
+def score_in_batches(scorer: Any, prompts: list[str], images: list[bytes], batch_size: int) -> None:
     before, scorer.batch_size = scorer.batch_size, batch_size
-    started = time.perf_counter()
     scorer.score(prompts, images)
-    seconds = time.perf_counter() - started
     scorer.batch_size = before
-    return len(images) / seconds
 
 
 def cpu_seconds(pid: int) -> float:
@@ -129,32 +220,46 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure_throughput(benchmark: Benchmark, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
+def measure_throughput(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
+    requests = [written(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+    part = max(1, len(images) // 4)
     rates: dict[str, list[float]] = {name: [] for name in ("loop", "loop, one by one", "service", "service, one client")}
-    costs: dict[str, float] = {"loop": 0.0, "service": 0.0}
+    costs = {"loop": 0.0, "service": 0.0, "clients": 0.0}
+
+    def note(name: str, number: int, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        rates[name].append(number / (result.seconds if isinstance(result, Load) else time.perf_counter() - started))
+        return result
+
     with service(benchmark.model) as (url, pid):
-        rate_of_clients(url, benchmark.clients, prompts[:32], images[:32])
+        pool.submit(in_turn, url, benchmark.clients, requests[:32]).result()
         for _ in range(benchmark.repeats):
             started = time.process_time()
-            rates["loop"].append(rate_of_loop(scorer, prompts, images, scorer.batch_size))
+            note("loop", len(images), lambda: score_in_batches(scorer, prompts, images, scorer.batch_size))
             costs["loop"] += time.process_time() - started
             started = cpu_seconds(pid)
-            rates["service"].append(rate_of_clients(url, benchmark.clients, prompts, images))
+            load = note("service", len(images), lambda: pool.submit(in_turn, url, benchmark.clients, requests).result())
+            assert set(load.statuses) == {"200"}, load.statuses
             costs["service"] += cpu_seconds(pid) - started
-            part = max(1, len(images) // 4)
-            rates["loop, one by one"].append(rate_of_loop(scorer, prompts[:part], images[:part], 1))
-            rates["service, one client"].append(rate_of_clients(url, 1, prompts[:part], images[:part]))
+            costs["clients"] += load.cpu_seconds
+            note("loop, one by one", part, lambda: score_in_batches(scorer, prompts[:part], images[:part], 1))
+            note("service, one client", part, lambda: pool.submit(in_turn, url, 1, requests[:part]).result())
     median = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in median.items():
-        print(f"{name:24} {value:8.1f} pairs/s  ({min(rates[name]):.1f} to {max(rates[name]):.1f})")
+        print(f"{name:24} {value:8.2f} pairs/s  ({min(rates[name]):.2f} to {max(rates[name]):.2f})")
     each = {name: 1000 * seconds / benchmark.repeats / len(images) for name, seconds in costs.items()}
-    print(f"CPU time of a pair: loop {each['loop']:.2f} ms, service {each['service']:.2f} ms ({each['loop'] / each['service']:.2f})")
     print(f"{benchmark.clients} clients / loop                  {median['service'] / median['loop']:.2f}")
     print(f"{benchmark.clients} clients / loop, one by one      {median['service'] / median['loop, one by one']:.2f}")
+    print(f"{benchmark.clients} clients / one client            {median['service'] / median['service, one client']:.2f}")
     print(f"loop / loop, one by one            {median['loop'] / median['loop, one by one']:.2f}  (what batches gain)")
+    print(
+        f"processor time of a pair: loop {each['loop']:.2f} ms, service {each['service']:.2f} ms ({each['loop'] / each['service']:.2f}), "
+        f"clients {each['clients']:.2f} ms"
+    )
 
 
-def measure_overhead(benchmark: Benchmark, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
+def measure_overhead(benchmark: Benchmark, _: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
     """One request at a time on an idle service, alternating with the same pair in this process."""
     from image_reward import Client
 
@@ -174,50 +279,29 @@ def measure_overhead(benchmark: Benchmark, scorer: Any, prompts: list[str], imag
     print(f"overhead of a request: median {statistics.median(overheads):.2f} ms, {len(overheads)} requests")
 
 
-def measure_overload(benchmark: Benchmark, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
-    """Clients that never wait: four times as many requests at once as the queue and a batch hold."""
-    from image_reward import Client, ServiceError
-
-    num_clients = 4 * (benchmark.queue + scorer.batch_size)
-    statuses: Counter[str] = Counter()
-    latencies: list[float] = []
-    numbers = itertools.count()
-    lock = threading.Lock()
-    options = ["--max-queue", str(benchmark.queue), "--max-images", str(benchmark.queue)]
-    with service(benchmark.model, *options) as (url, pid):
-        stop = time.monotonic() + benchmark.seconds
-
-        def work(_: int) -> None:
-            client = Client(url, retries=0)
-            while time.monotonic() < stop:
-                with lock:
-                    number = next(numbers) % len(images)
-                started = time.perf_counter()
-                try:
-                    client.score(prompts[number], [images[number]])
-                    status = "200"
-                except ServiceError as error:
-                    status = "429" if "429" in str(error) else str(error)
-                with lock:
-                    statuses[status] += 1
-                    if status == "200":
-                        latencies.append(time.perf_counter() - started)
-                if status != "200":
-                    time.sleep(0.02)  # or the clients alone would use up the cores
-
-        with ThreadPoolExecutor(num_clients) as pool:
-            pool.map(work, range(num_clients))
-            time.sleep(min(10, benchmark.seconds / 2))
-            early = memory(pid)
-        late = memory(pid)
-    rate = statuses["200"] / benchmark.seconds
-    print(f"{num_clients} clients for {benchmark.seconds:g} s: {dict(statuses)}")
-    print(f"memory of the service: {early:.0f} MiB after {min(10, benchmark.seconds / 2):g} s, {late:.0f} MiB at the end")
-    quantiles = np.quantile(latencies, [0.5, 0.99])
-    bound = (benchmark.queue + 2 * scorer.batch_size) / rate
+def measure_overload(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
+    """More requests a second than the service answers, sent whether it answers or not."""
+    requests = [written(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+    with service(benchmark.model, "--max-queue", str(benchmark.queue), "--max-images", str(benchmark.queue)) as (url, pid):
+        in_turn_load = pool.submit(in_turn, url, benchmark.clients, requests).result()
+        capacity = len(requests) / in_turn_load.seconds
+        running = pool.submit(at_rate, url, requests, benchmark.times_capacity * capacity, benchmark.seconds)
+        memories = []
+        while not running.done():
+            time.sleep(1)
+            memories.append(memory(pid))
+        load = running.result()
+    accepted = load.statuses["200"] / load.seconds
+    sent = load.statuses.total() / load.seconds
+    print(f"capacity {capacity:.1f} requests/s; sent {sent:.1f} requests/s for {load.seconds:.0f} s: {dict(load.statuses)}")
+    early = memories[: 10 if len(memories) > 20 else len(memories) // 2]
     print(
-        f"accepted: {rate:.1f} pairs/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; the queue's limit / that rate: {bound:.2f} s"
+        f"memory of the service: at most {max(early):.0f} MiB in the first {len(early)} s, {max(memories[len(early) :]):.0f} MiB afterwards"
     )
+    quantiles = np.quantile(load.latencies, [0.5, 0.99])
+    bound = (benchmark.queue + scorer.batch_size) / accepted  # of the queue, and of what is scored in the moment
+    print(f"accepted: {accepted:.1f} requests/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; the queue's limit: {bound:.2f} s")
+    print(f"the clients used {load.cpu_seconds / load.seconds:.2f} of a core")
 
 
 def memory(pid: int) -> float:

@@ -23,7 +23,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,22 @@ def small_diffusion(side: int = 48) -> tuple[Any, dict[str, Any]]:
 
 # --- methods -------------------------------------------------------------------------------------------------------------------------
 
-WAYS: dict[str, tuple[methods.Rollout, bool]] = {
-    "full backpropagation": (methods.Rollout(STEPS, frozenset(range(STEPS))), False),
-    "sparse, checkpointed": (methods.sparse(STEPS, 2, random.Random(0)), True),
+
+@dataclass(frozen=True)
+class Way:
+    rollout: methods.Rollout
+    checkpointed: bool
+    """Denoiser and decoder."""
+    lora_rank: int
+    """0 trains all weights of the denoiser."""
+
+
+FULL, SPARSE = methods.Rollout(STEPS, frozenset(range(STEPS))), methods.sparse(STEPS, 2, random.Random(0))
+WAYS = {
+    f"{name}, {what}": Way(rollout, checkpointed, rank)
+    for what, rank in (("LoRA", 4), ("all weights", 0))
+    for name, rollout, checkpointed in (("full", FULL, False), ("sparse", SPARSE, True))
 }
-"""The rollout, and whether denoiser and decoder are checkpointed."""
 
 
 def checkpoint(pipe: Any) -> None:
@@ -118,47 +129,54 @@ def measure_way(name: str, repeats: int) -> dict[str, float]:
 
     The seconds are of the processor, which other programs on the machine change less than those of a clock.
     """
-    rollout, checkpointed = WAYS[name]
+    way = WAYS[name]
     pipe, arguments = small_diffusion()
     scorer = small_scorer()
-    weights = lora.attach(pipe, 4, 4)
-    if checkpointed:
+    weights = lora.attach(pipe, way.lora_rank, way.lora_rank) if way.lora_rank else list(pipe.unet.requires_grad_(True).parameters())
+    if way.checkpointed:
         checkpoint(pipe)
     with torch.no_grad():  # whatever the first call allocates once
         sample(pipe, "a cat", steps=1, grad_steps=0, seed=0, **arguments)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(pipe, scorer, rollout, weights, arguments)
+    step(pipe, scorer, way.rollout, weights, arguments)
     rise = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
-        step(pipe, scorer, rollout, weights, arguments)
+        step(pipe, scorer, way.rollout, weights, arguments)
         seconds.append(time.process_time() - start)
     own = set().union(*map(memory.storages, [*tiny_pipelines.parts(pipe).values(), scorer]))
     with memory.saved_tensors(own) as saved:
-        step(pipe, scorer, rollout, weights, arguments)
+        step(pipe, scorer, way.rollout, weights, arguments)
     return {"resident": rise, "saved": saved.num_bytes, "seconds": statistics.median(seconds)}
 
 
 def methods_section(arguments: argparse.Namespace) -> None:
-    """Each way in turns, so that both see the machine alike."""
+    """Each way in turns, so that all see the machine alike.
+
+    Full backpropagation takes a forward and a backward pass of each of 20 steps; sparse takes 20 forward passes, and recomputes and
+    differentiates two. With LoRA a backward pass takes as long as a forward pass, since it computes no gradient of the frozen weights: the
+    ratio of these is then 24 / 40 = 0.6. With all weights it takes twice as long: 26 / 60 = 0.43.
+    """
     results: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for _ in range(arguments.rounds):
         for name in WAYS:
             command = [sys.executable, __file__, "--way", name, "--repeats", str(arguments.repeats), "--threads", str(arguments.threads)]
             results[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
     medians = {name: {key: statistics.median(each[key] for each in rows) for key in rows[0]} for name, rows in results.items()}
-    print(f"{STEPS} denoising steps, 48 px, LoRA of rank 4, float32, {arguments.threads} threads")
+    print(f"{STEPS} denoising steps, 48 px, LoRA of rank 4 or all weights, float32, {arguments.threads} threads")
     for name, values in medians.items():
         print(
-            f"  {name:22}  peak of resident memory +{values['resident'] / 2**20:7.1f} MiB   "
+            f"  {name:19}  peak of resident memory +{values['resident'] / 2**20:7.1f} MiB   "
             f"saved tensors {values['saved'] / 2**20:7.1f} MiB   {values['seconds']:.2f} processor s a step"
         )
-    full, sparse = medians.values()
-    print(
-        f"  sparse / full: memory {verdict(sparse['resident'] / full['resident'], most=MOST_MEMORY)}, saved tensors "
-        f"{sparse['saved'] / full['saved']:.3f}, seconds {verdict(sparse['seconds'] / full['seconds'], most=MOST_SECONDS)}"
-    )
+    for what in ("LoRA", "all weights"):
+        full, sparse = medians[f"full, {what}"], medians[f"sparse, {what}"]
+        print(
+            f"  sparse with checkpointing / full backpropagation, {what}: memory "
+            f"{verdict(sparse['resident'] / full['resident'], most=MOST_MEMORY)}, saved tensors {sparse['saved'] / full['saved']:.3f}, "
+            f"seconds {verdict(sparse['seconds'] / full['seconds'], most=MOST_SECONDS)}"
+        )
 
 
 def verdict(value: float, most: float | None = None, least: float | None = None) -> str:
@@ -231,22 +249,23 @@ def dry_run_section(_: argparse.Namespace) -> None:
 # --- the shapes generator ------------------------------------------------------------------------------------------------------------
 
 RECIPE = Path(__file__).parents[1] / "examples" / "tune_shapes.toml"
-IMAGES_PER_PROMPT = 12  # of 45 held-out prompts: 540 images
+IMAGES_PER_PROMPT = 24  # of 45 held-out prompts: 1,080 images
 UNGUARDED: dict[str, Any] = {
     "method": "refl",
     "objective": "negative",
     "reward_weight": 1.0,
     "margin_weight": 0.0,
-    "pretraining_weight": 0.0,
+    "kl_weight": 0.0,
     "ema": 0.0,
-    "lr": 1e-2,
-    "max_steps": 100,
+    "max_steps": 96,
     "batch_images": 8,
     "micro_images": 8,
-    "save_every": 12,  # as often as it evaluates
+    "evaluate_every": 12,
+    "save_every": 12,
     "keep_checkpoints": 1,
 }
 """ReFL with nothing but the reward."""
+UNGUARDED_RATES = (1e-2, 3e-3)
 
 
 def shapes_section(arguments: argparse.Namespace) -> None:
@@ -264,30 +283,28 @@ def shapes_section(arguments: argparse.Namespace) -> None:
     _print_points("untuned", before)
     print(f"  untuned / random denoiser: {verdict(float(np.mean(before) / np.mean(never)), most=MOST_POINTS)}")
 
-    unguarded = replace(recipe, output=str(folder / "unguarded"), **UNGUARDED)
-    result = tune(unguarded)
-    print(f"  unguarded ReFL: stopped after step {result.steps}, step {result.kept_step} is kept. {result.verdict}")
-    print(f"  stopped within 100 steps: {'held' if result.stopped else 'NOT HELD'}")
-    for name, weights in (("where it was stopped", folder / "unguarded" / f"checkpoint-{result.steps}"), ("kept", Path(result.model))):
-        own = _points(folder / f"unguarded {name}.json", lambda weights=weights: _with_lora(weights), recipe)  # type: ignore[misc]
-        _print_points(f"unguarded ReFL, {name}", own, {"untuned": before})
-
     points: dict[str, list[Any]] = {"guarded": [], "without the reward": []}
-    for seed in arguments.seeds:
-        for name, changes in (("without the reward", {"reward_weight": 0.0}), ("guarded", {})):
+    for name, changes in (("guarded", {}), ("without the reward", {"reward_weight": 0.0})):
+        for seed in arguments.seeds:
             output = folder / f"{name.replace(' ', '-')}-{seed}"
             result = tune(replace(recipe, output=str(output), seed=seed, **changes))
-            points[name].append(
-                _points(folder / f"{output.name}.json", lambda result=result: _with_lora(Path(result.model)), recipe)  # type: ignore[misc]
-            )
-        control, own = points["without the reward"][-1], points["guarded"][-1]
-        _print_points(f"without the reward, seed {seed}", control, {"untuned": before})
-        print(f"  kept step {result.kept_step} of {result.steps}. {result.verdict}")
-        _print_points(f"guarded, seed {seed}", own, {"untuned": before, "without the reward": control})
-    guarded, without = (np.mean(points[name], axis=0) for name in ("guarded", "without the reward"))
+            print(f"  {name}, seed {seed}: kept step {result.kept_step} of {result.steps}. {result.verdict}")
+            own = _points(folder / f"{output.name}.json", lambda result=result: _with_lora(Path(result.model)), recipe)  # type: ignore[misc]
+            _print_points(f"{name}, seed {seed}", own, {"untuned": before})
+            points[name].append(own)
+    guarded, without = (np.mean(points[name], axis=0) for name in points)
     _print_points("without the reward, all seeds", without, {"untuned": before})
     held = _print_points("guarded, all seeds", guarded, {"untuned": before, "without the reward": without})
     print(f"  lower than both, intervals exclude 0: {'held' if held else 'NOT HELD'}")
+
+    for lr in UNGUARDED_RATES:
+        output = folder / f"unguarded-{lr:g}"
+        result = tune(replace(recipe, output=str(output), lr=lr, **UNGUARDED))
+        print(f"  unguarded ReFL, lr {lr:g}: ended after step {result.steps}, step {result.kept_step} is kept. {result.verdict}")
+        print(f"  stopped within 100 steps: {'yes' if result.stopped else 'no'}")
+        for name, weights in (("at its end", output / f"checkpoint-{result.steps}"), ("kept", Path(result.model))):
+            own = _points(folder / f"{output.name} {name}.json", lambda weights=weights: _with_lora(weights), recipe)  # type: ignore[misc]
+            _print_points(f"unguarded ReFL, lr {lr:g}, {name}", own, {"untuned": before})
     if arguments.grid:
         tuned = _with_lora(folder / f"guarded-{arguments.seeds[0]}" / "lora")
         _save_grid(arguments.grid, [load_pipeline("shapes-generator", device="cpu"), tuned], recipe)

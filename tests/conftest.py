@@ -62,7 +62,15 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def s3_url() -> Iterator[str]:
     for package in ("moto", "s3fs"):  # of the extra dev
         pytest.importorskip(package)
-    with object_store.s3_server() as url:
+    with object_store.serving(object_store.S3) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def gs_url() -> Iterator[str]:
+    for package in ("gcp_storage_emulator", "gcsfs"):  # of the extra dev
+        pytest.importorskip(package)
+    with object_store.serving(object_store.GS) as url:
         yield url
 
 

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, in a process of its own: moto's, which speaks the protocol that s3fs speaks."""
+"""Servers of object stores on this machine, in processes of their own: moto's for S3, and an emulator of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from fsspec import get_filesystem_class
 
-SERVER = """
+S3 = """
 import logging, sys
 from moto.server import ThreadedMotoServer
 logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
@@ -20,13 +21,23 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()  # until the tests end, however they do
 server.stop()
 """
+GS = """
+import logging, sys
+from gcp_storage_emulator.server import create_server
+logging.disable()
+server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bkt")
+server.start()
+print(server._api._httpd.server_port, flush=True)
+sys.stdin.read()
+server.stop()
+"""
 VARIABLES = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_SECURITY_TOKEN")
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
+def serving(program: str) -> Iterator[str]:
     """The URL of a server that answers."""
-    command = [sys.executable, "-W", "ignore", "-c", SERVER]
+    command = [sys.executable, "-W", "ignore", "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -54,11 +65,28 @@ def use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
 
 
-def forget() -> None:
-    """Let fsspec make its file systems anew: they keep the endpoint and credentials that they were made with."""
-    from s3fs import S3FileSystem
+def use_google(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point gcsfs to a server."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)  # it would ask the network where it runs
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    forget("gs")
 
-    S3FileSystem.clear_instance_cache()
+
+def use_azurite(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point adlfs to Azure's emulator, with the account that it has for everybody, and make a container called ``bkt``."""
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    connection = f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};BlobEndpoint={url}/devstoreaccount1;"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    forget("az")
+    store = get_filesystem_class("az")()
+    if not store.exists("bkt"):
+        store.mkdir("bkt")
+
+
+def forget(scheme: str = "s3") -> None:
+    """Let fsspec make its file systems anew: they keep the endpoint and credentials that they were made with."""
+    get_filesystem_class(scheme).clear_instance_cache()
 
 
 def files_of(store: Any, folder: str) -> list[str]:

@@ -7,9 +7,9 @@ import torch.distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from torchmetrics_reward import MeanReward
-
 if __name__ == "__main__":
+    from torchmetrics_reward import MeanReward  # here, since pytest imports this file where there is no torchmetrics
+
     rank, store, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

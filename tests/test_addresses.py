@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import socket
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.registry import _registry
 
 import object_store
-from image_reward.addresses import Address, join
+from image_reward.addresses import Address, _end_of_silence, join
 from image_reward.errors import AddressError, FileSizeError, InputError, PackageError, StoreError
 
-NAMES = ["a cat.png", "#1.png", "what?.png", "100%.png", "a+b&c=d.png", "猫 é.png", "a::b.png", "[x]*.png"]
+NAMES = ["a cat.png", "#1.png", "what?.png", "100%.png", "a+b&c=d.png", "猫 é.png", "a::b.png", "[x]*.png", "out #1", "a?generation=1"]
 
 
 # --- names ---------------------------------------------------------------------------------------------------------------------------
@@ -72,13 +74,21 @@ def test_what_is_no_address(text: Any, message: str) -> None:
 # --- files ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["local", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
+@pytest.fixture(params=["local", "s3", "gs", "az"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Address:
     """An empty folder, here and in a bucket."""
     if request.param == "local":
         return Address.parse(tmp_path)
-    request.getfixturevalue("bucket")
-    return Address.parse("s3://bkt/deep/folder")
+    if request.param == "s3":
+        request.getfixturevalue("bucket")
+    elif request.param == "gs":
+        object_store.use_google(request.getfixturevalue("gs_url"), monkeypatch)
+    elif url := os.environ.get("AZURITE"):
+        pytest.importorskip("adlfs")
+        object_store.use_azurite(url, monkeypatch)
+    else:
+        pytest.skip("for want of AZURITE: the URL of Azure's emulator (npx azurite-blob)")
+    return Address.parse(f"{request.param}://bkt/{tmp_path.name}/folder")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,6 +223,27 @@ def test_a_bucket_whose_server_is_silent(
     )
 
 
+def test_a_silent_server_is_asked_twice(configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        object_store.use_endpoint(f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
+        configuration["s3"] = {"config_kwargs": {"read_timeout": 0.1}}
+        with pytest.raises(StoreError, match="its server does not answer"):
+            Address.parse("s3://bkt/a.csv").read_part(0, 9)
+        object_store.forget()
+        server.setblocking(False)
+        for _ in range(2):
+            server.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError()])
+def test_what_is_not_silence_is_retried(error: Exception | None) -> None:
+    _end_of_silence(attempts=9, caught_exception=error)
+
+
 def test_a_server_of_the_web_that_is_silent(silent_port: int, configuration: dict[str, Any]) -> None:
     aiohttp = pytest.importorskip("aiohttp")
     configuration["https"] = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=0.1)}}
@@ -225,19 +256,19 @@ def test_a_server_of_the_web_that_is_silent(silent_port: int, configuration: dic
 @pytest.mark.parametrize(
     ("text", "configured", "expected"),
     [
-        ("s3://b/a", {}, {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10}}),
+        ("s3://b/a", {}, {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15}}),
         (
             "s3://b/a",
             {"s3": {"config_kwargs": {"read_timeout": 60, "max_pool_connections": 50}}},
             {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 50}},
         ),
-        ("az://b/a", {}, {"connection_timeout": 5, "read_timeout": 10}),
+        ("az://b/a", {}, {"connection_timeout": 5, "read_timeout": 15}),
         ("abfs://b/a", {"az": {"read_timeout": 60, "account_name": "me"}}, {"connection_timeout": 5, "read_timeout": 60}),
-        ("gs://b/a", {}, {"requests_timeout": "5, 10"}),
-        ("gcs://b/a", {"gs": {"requests_timeout": 7}}, {"requests_timeout": 7}),
-        ("https://h/a", {}, {"client_kwargs": {"timeout": "5, 10"}}),
+        ("gs://b/a", {}, {"requests_timeout": "5, 15", "session_kwargs": {}}),
+        ("gcs://b/a", {"gs": {"requests_timeout": 7}}, {"requests_timeout": 7, "session_kwargs": {}}),
+        ("https://h/a", {}, {"client_kwargs": {"timeout": "5, 15"}}),
         ("https://h/a", {"https": {"client_kwargs": {"timeout": 7}}}, {"client_kwargs": {"timeout": 7}}),
-        ("https://h/a", {"https": {"client_kwargs": {"trust_env": True}}}, {"client_kwargs": {"timeout": "5, 10", "trust_env": True}}),
+        ("https://h/a", {"https": {"client_kwargs": {"trust_env": True}}}, {"client_kwargs": {"timeout": "5, 15", "trust_env": True}}),
     ],
 )
 def test_the_wait_for_a_silent_server_is_bounded_unless_it_is_configured(
@@ -249,7 +280,7 @@ def test_the_wait_for_a_silent_server_is_bounded_unless_it_is_configured(
 ) -> None:
     class Store:
         protocol = ("s3", "az", "abfs", "gs", "gcs", "https")
-        retries = 5
+        retries, session = 5, "mine"
 
         def __init__(self, **options: Any) -> None:
             self.options = options
@@ -259,22 +290,29 @@ def test_the_wait_for_a_silent_server_is_bounded_unless_it_is_configured(
 
     if text.startswith(("gs", "gcs", "https")):
         aiohttp = pytest.importorskip("aiohttp")
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=10)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=15)
         expected = {
-            key: timeout if value == "5, 10" else value | {"timeout": timeout} if "5, 10" in str(value) else value
+            key: timeout if value == "5, 15" else value | {"timeout": timeout} if "5, 15" in str(value) else value
             for key, value in expected.items()
         }
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda _: Store)
     configuration.update(configured)
     store = Address.parse(text, allow_https=True).file_system()
+    if "session_kwargs" in store.options:
+        assert len(store.options["session_kwargs"].pop("trace_configs")) == 1
     assert store.options == expected | {"use_listings_cache": False}
     assert store.retries == (2 if text.startswith("s3") else 5)
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)  # where another test has used it
     with pytest.raises(PackageError, match="gs://bkt/a: gs:// needs a package that is not installed: pip install gcsfs"):
         Address.parse("gs://bkt/a").read(9)
+
+
+class AzureError(Exception):
+    error_code = "ContainerNotFound"
 
 
 @pytest.mark.parametrize(
@@ -283,6 +321,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         (RuntimeError("429 Too\nMany"), AddressError, "cannot be read: RuntimeError: 429 Too Many"),
         (PermissionError("Forbidden"), AddressError, r"may not be read \(Forbidden\); check the credentials and what they allow"),
         (FileNotFoundError("404"), FileNotFoundError, "no such file: s3://bkt/a"),
+        (AzureError("<?xml …"), AddressError, "cannot be read: there is no container 'bkt' at http://.*; create it, or correct the address"),
     ],
 )
 def test_whatever_a_library_raises_is_one_line(

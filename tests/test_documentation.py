@@ -290,6 +290,8 @@ def test_commands(page: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> 
                     parse(words[1:])
                 if reason:
                     continue
+                if words[1] == "generate":
+                    pytest.importorskip("diffusers")
                 arguments = with_small_model(words[1:])
                 capfd.readouterr()
                 with warnings.catch_warnings():

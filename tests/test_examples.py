@@ -88,11 +88,13 @@ def test_flow_grpo(example: Any, rewards: list[float], monkeypatch: pytest.Monke
 def test_trl(example: Any, rewards: list[float]) -> None:
     reward = example("trl_reward").reward_function("ImageReward-mini")
     conversation = [{"role": "system", "content": "draw"}, {"role": "user", "content": PROMPT}]
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     # The keywords that TRL 1.16 passes besides the columns of the data set.
     others = {"completion_ids": [[1], [2], [3]], "trainer_state": None, "category": ["a", "b", "c"]}
     made = reward(prompts=[PROMPT, conversation, PROMPT], completions=[Image.open(IMAGES[0]), IMAGES[1], None], **others)
     assert made[:2] == pytest.approx(rewards[:2], abs=1e-5)
     assert made[2] is None
+    assert reward(prompts=[parts], completions=[IMAGES[0]]) == pytest.approx(rewards[:1], abs=1e-5)
     assert reward(prompts=[PROMPT], completions=[None]) == [None]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score as sklearn_accuracy
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from image_reward import metrics
@@ -35,17 +36,18 @@ def examples(random: np.random.Generator, num: int = 200) -> list[tuple[np.ndarr
 
 def test_counts_are_those_of_a_loop_over_the_pairs(random: np.random.Generator) -> None:
     for rewards, ranks in examples(random):
-        correct = wrong = predicted_ties = human_ties = 0
+        correct = wrong = predicted_ties = human_ties = tied_by_both = 0
         for i, j in itertools.combinations(range(len(ranks)), 2):
             if ranks[i] == ranks[j]:
                 human_ties += 1
+                tied_by_both += rewards[i] == rewards[j]
                 continue
             better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
             correct += rewards[better] > rewards[worse]
             wrong += rewards[better] < rewards[worse]
             predicted_ties += rewards[better] == rewards[worse]
         counts = metrics.count_pairs(rewards, ranks)
-        assert counts == PairCounts(correct, wrong, predicted_ties, human_ties)
+        assert counts == PairCounts(correct, wrong, predicted_ties, human_ties, tied_by_both)
         assert metrics.num_pairs(ranks) == (counts.untied, counts.human_ties)
 
 
@@ -58,10 +60,13 @@ def test_counts_are_those_of_a_loop_over_the_pairs(random: np.random.Generator) 
         ("wrong", "half", 8 / 14, 14),
         ("half", "half", 9 / 14, 14),
         ("excluded", "half", 8 / 12, 12),
+        ("wrong", "answer", 7 / 14, 14),
+        ("half", "answer", 8 / 14, 14),
+        ("excluded", "answer", 7 / 12, 12),
     ],
 )
 def test_accuracy_treats_ties_as_it_is_told(predicted_ties: str, human_ties: str, expected: float, pairs: int) -> None:
-    counts = PairCounts(correct=6, wrong=2, predicted_ties=2, human_ties=4)
+    counts = PairCounts(correct=6, wrong=2, predicted_ties=2, human_ties=4, tied_by_both=1)
     assert metrics.pairwise_accuracy(counts, predicted_ties, human_ties) == (pytest.approx(expected), pairs)
 
 
@@ -69,7 +74,7 @@ def test_accuracy_without_pairs_is_nan_and_unknown_treatments_are_named() -> Non
     assert math.isnan(metrics.pairwise_accuracy(PairCounts(0, 0, 0, 3))[0])
     with pytest.raises(ValueError, match="predicted_ties must be one of wrong, half, excluded, not 'ignored'"):
         metrics.pairwise_accuracy(PairCounts(1, 1, 1, 1), "ignored")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="human_ties must be one of excluded, half, not 'wrong'"):
+    with pytest.raises(ValueError, match="human_ties must be one of excluded, half, answer, not 'wrong'"):
         metrics.pairwise_accuracy(PairCounts(1, 1, 1, 1), "wrong", "wrong")  # type: ignore[arg-type]
 
 
@@ -88,6 +93,94 @@ def test_what_cannot_be_compared_is_an_error(metric) -> None:  # type: ignore[no
     for ranks in ([0, 1], [1.5, 2], [1, math.nan]):
         with pytest.raises(ValueError, match="integers from 1"):
             metric([0.0, 1.0], ranks)
+
+
+# --- ties and verdicts ---
+
+
+def pairs_of(rewards: np.ndarray, human: np.ndarray) -> tuple[list[float], list[int]]:
+    """Differences and outcomes of all pairs; ``human``: higher is better."""
+    places = list(itertools.combinations(range(len(human)), 2))
+    return [rewards[i] - rewards[j] for i, j in places], [int(np.sign(human[i] - human[j])) for i, j in places]
+
+
+def calibrated_by_trying(differences: list[float], outcomes: list[int], weights: list[float]) -> tuple[float, float]:
+    """Every threshold that changes anything, each pair judged anew."""
+    best = (0.0, -1.0)
+    for threshold in sorted({0.0, *map(abs, differences)}):
+        right = 0.0
+        for d, outcome, weight in zip(differences, outcomes, weights, strict=True):
+            answer = 0 if abs(d) <= threshold else 1 if d > 0 else -1
+            right += weight * (answer == outcome)
+        if right / sum(weights) > best[1] + 1e-12:
+            best = threshold, right / sum(weights)
+    return best
+
+
+def test_tie_calibration_is_that_of_trying_every_threshold(random: np.random.Generator) -> None:
+    for rewards, ranks in examples(random):
+        differences, outcomes = pairs_of(rewards, -ranks)
+        for weights in (None, random.integers(1, 5, size=len(outcomes)).tolist()):
+            found = metrics.calibrate_ties(differences, outcomes, weights)
+            assert tuple(found) == pytest.approx(calibrated_by_trying(differences, outcomes, weights or [1.0] * len(outcomes)))
+            if not weights:
+                counts = metrics.count_pairs(rewards, ranks, found.threshold)
+                assert metrics.pairwise_accuracy(counts, human_ties="answer")[0] == pytest.approx(found.accuracy)
+
+
+def test_tie_calibration_is_that_of_its_authors() -> None:
+    """The values that the tests of google-research/mt-metrics-eval (Apache-2.0, commit 0b82d96, tau_optimization_test.py) expect. The
+    package of that name on PyPI is another one."""
+    zero = metrics.calibrate_ties(*pairs_of(np.array([0, 2, 6, 8]), np.array([1, 2, 3, 4])))
+    assert zero == (0, 1.0)
+    four = metrics.calibrate_ties(*pairs_of(np.array([0, 2, 6, 8]), np.array([1, 1, 1, 4])))
+    assert four == (4, pytest.approx(4 / 6))
+    # the mean over rows, of which None is left out
+    rows = [
+        ([0, 5, 2, 3, 2], [1, 5, 2, 1, 1]),
+        ([2, 1, 5, 3], [2, 2, 1, 4]),
+        ([9, 1, 5, 3, 8], [5, 9, 2, 8, 7]),
+        ([9, 3, 4, 1], [7, 6, 3, 2]),
+    ]
+    pairs = [pairs_of(np.array(metric), np.array(human)) for metric, human in rows]
+    weights = [1 / len(outcomes) for _, outcomes in pairs for _ in outcomes]
+    found = metrics.calibrate_ties([d for row, _ in pairs for d in row], [o for _, row in pairs for o in row], weights)
+    assert found == (1, pytest.approx(0.4916666666666668))
+
+
+def test_a_scorer_that_ties_what_annotators_tie_is_right_at_a_threshold() -> None:
+    found = metrics.calibrate_ties([0.1, -0.2, 0.9, -0.8], [0, 0, 1, -1])
+    assert found == (0.2, 1.0)
+    assert metrics.calibrate_ties([0.5, 0.25], [1, 1]) == (0, 1.0)  # where nothing is tied, nothing needs to be
+    assert metrics.calibrate_ties([0.0, 0.0], [0, 1]) == (0, 0.5)
+    with pytest.raises(ValueError, match=r"\(2,\) differences, \(1,\) outcomes"):
+        metrics.calibrate_ties([0.1, 0.2], [1])
+    with pytest.raises(ValueError, match="rewards must be finite"):
+        metrics.calibrate_ties([math.inf], [1])
+    with pytest.raises(ValueError, match="outcomes are 1"):
+        metrics.calibrate_ties([0.1], [2])
+
+
+def test_label_match_and_position_bias_are_those_of_counting(random: np.random.Generator) -> None:
+    labels = ["A>B", "B>A", "A=B=Good", "A=B=Bad"]
+    predicted, human = random.choice(labels, size=(2, 500)).tolist()
+    assert metrics.label_match(predicted, human) == sklearn_accuracy(human, predicted)
+    one, other = random.integers(-1, 2, size=(2, 500)).tolist()
+    flipped = first = second = 0
+    for shown_a_first, shown_b_first in zip(one, other, strict=True):
+        better = {1: "a", -1: "b", 0: "tie"}[shown_a_first], {1: "b", -1: "a", 0: "tie"}[shown_b_first]
+        flipped += better[0] != better[1]
+        first += better == ("a", "b")
+        second += better == ("b", "a")
+    assert metrics.position_bias(one, other) == (flipped / 500, first / 500, second / 500)
+    with pytest.raises(ValueError, match="a label is one of A>B, B>A, A=B=Good, A=B=Bad, not 'A'"):
+        metrics.label_match(["A"], ["A>B"])
+    with pytest.raises(ValueError, match="0 labels of a judge and 1 of annotators"):
+        metrics.label_match([], ["A>B"])
+    with pytest.raises(ValueError, match="verdicts are 1"):
+        metrics.position_bias([2], [0])
+    with pytest.raises(ValueError, match="one in each order"):
+        metrics.position_bias([1], [0, 1])
 
 
 # --- the best and the worst ---
@@ -141,6 +234,19 @@ def test_rank_correlations_are_scipys(random: np.random.Generator) -> None:
         assert metrics.kendall_tau_b(rewards, ranks) == pytest.approx(stats.kendalltau(rewards, -ranks).statistic)
         assert metrics.spearman(rewards, ranks) == pytest.approx(stats.spearmanr(rewards, -ranks).statistic)
     assert defined > 100
+
+
+def test_correlations_over_many_images_are_scipys_in_blocks_too(monkeypatch: pytest.MonkeyPatch, random: np.random.Generator) -> None:
+    rewards, ratings = random.normal(size=300).round(1), random.integers(2, 11, size=300) / 2
+    whole = metrics.kendall_tau_b(rewards, metrics.ranks_of(ratings))
+    assert whole == pytest.approx(stats.kendalltau(rewards, ratings).statistic)
+    assert metrics.spearman(rewards, metrics.ranks_of(ratings)) == pytest.approx(stats.spearmanr(rewards, ratings).statistic)
+    assert metrics.pearson(rewards, ratings) == pytest.approx(stats.pearsonr(rewards, ratings).statistic)
+    monkeypatch.setattr(metrics, "_PAIRS_AT_ONCE", 1000)
+    assert metrics.kendall_tau_b(rewards, metrics.ranks_of(ratings)) == whole
+    assert math.isnan(metrics.pearson([0.1, 0.1, 0.1], [1.0, 2.0, 3.0]))  # whose mean is not exactly 0.1
+    with pytest.raises(ValueError, match="there must be one of each for every image"):
+        metrics.pearson([1.0], [1.0, 2.0])
 
 
 # --- probabilities ---

@@ -21,18 +21,33 @@ REWARD_KEY, MODEL_KEY = "ImageReward", "ImageReward model"
 
 _EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
 _WEIGHTED = re.compile(r"(?<!\\)\(([^()]*):\s*[+-]?[\d.]+\s*\)")
+_SCHEDULED = re.compile(
+    r"(?<!\\)\[(?:(?:\\.|[^\[\]:\\])*:)?((?:\\.|[^\[\]:\\])*):\s*[\d.]+\s*\]"
+)  # [from:to:when], [to:when], [from::when]
+_ALTERNATED = re.compile(r"(?<!\\)\[((?:\\.|[^\[\]|\\])*(?:\|(?:\\.|[^\[\]|\\])*)+)\]")  # [a|b|c], a step each
+_COMPOSED = re.compile(r"\s*(?::\s*[+-]?[\d.]+\s*)?\bAND\b\s*")
 _BRACKET = re.compile(r"\\([()\[\]\\])|[()\[\]]")
 
 
 def plain_prompt(prompt: str) -> str:
     """A prompt as a person would read it: without LoRA tags, brackets and weights of attention, and BREAK.
 
+    Where it changes while the image is made, it is that of the last step; alternating parts and those joined by AND are all kept.
+
     >>> plain_prompt("a (red:1.3) cat, ((sharp)) <lora:detail:0.8>, smile \\\\(happy\\\\)")
     'a red cat, sharp, smile (happy)'
+    >>> plain_prompt("a [sketch:photo:0.5] of a [cow|horse], [fog::8] AND a [barn:0.3] :1.2")
+    'a photo of a cow horse, a barn'
     """
     prompt = _EXTRA_NETWORK.sub("", prompt)
-    while (plain := _WEIGHTED.sub(r"\1", prompt)) != prompt:
-        prompt = plain
+    changed = True
+    while changed:  # innermost first
+        plain = _WEIGHTED.sub(r"\1", prompt)
+        plain = _SCHEDULED.sub(r"\1", plain)
+        plain = _ALTERNATED.sub(lambda match: match[1].replace("|", " "), plain)
+        changed, prompt = plain != prompt, plain
+    if _COMPOSED.search(prompt):
+        prompt = ", ".join(re.sub(r":\s*[+-]?[\d.]+\s*$", "", part).strip(" ,") for part in _COMPOSED.split(prompt))
     prompt = _BRACKET.sub(lambda match: match[1] or "", prompt)
     prompt = re.sub(r"\s+", " ", re.sub(r"\bBREAK\b", " ", prompt))
     return re.sub(r"\s+,", ",", prompt).strip(" ,")

@@ -7,11 +7,13 @@ configuration sets them. Whatever they raise is an error of one line that names 
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import os
 import posixpath
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,15 +44,20 @@ _WITHOUT_CREDENTIALS = frozenset(
     "ProfileNotFound DefaultCredentialsError RefreshError ClientAuthenticationError".split()
 )
 _REFUSED_CREDENTIALS = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"))
+_NO_BUCKET = {"NoSuchBucket": "bucket", "ContainerNotFound": "container"}
 _TIMEOUTS = frozenset(
     "ConnectTimeoutError ReadTimeoutError ServerTimeoutError ServiceRequestTimeoutError ServiceResponseTimeoutError FSTimeoutError "  # noqa: SIM905
-    "TimeoutError".split()
+    "SocketTimeoutError ConnectionTimeoutError TimeoutError".split()
 )
 _UNREACHABLE = _TIMEOUTS | frozenset(
     "EndpointConnectionError ConnectionClosedError ProxyConnectionError SSLError HTTPClientError ClientConnectorError "  # noqa: SIM905
     "ServerDisconnectedError ServiceRequestError ServiceResponseError ConnectionError ConnectionRefusedError".split()
 )
-_CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 10  # seconds, the second of silence; a transfer may take as long as it goes on
+# Seconds to accept a connection, and of silence; a transfer may take as long as it goes on. A server that works takes less than a second to
+# its first byte, one that wakes up some seconds; a connection that broke unseen is silent for ever, and the second attempt is a new one.
+# So a server that never answers costs two silences. Whatever a server does answer, "slow down" above all, is retried as often as ever.
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 15
+_SILENT_ATTEMPTS = 2
 _S3_ATTEMPTS = 2  # each of which is as many as AWS_MAX_ATTEMPTS says, five by default; s3fs makes five of them
 _MORE_TIME = {
     "s3": '{"config_kwargs": {"read_timeout": 60}}',
@@ -204,7 +211,7 @@ class Address:
             try:
                 return "folder" if store.info(name)["type"] == "directory" else "file"
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if _code(error) in _NO_BUCKET:
                     raise
                 return None
 
@@ -349,7 +356,10 @@ class Address:
             yield _Writer(remote, self)  # type: ignore[misc]
         except BaseException:
             with suppress(Exception):
-                remote.close()
+                if self.scheme in ("az", "abfs"):
+                    remote.closed = True  # since closing it gives it its name
+                else:
+                    remote.close()
                 store.transaction.complete(commit=False)
             raise
         with _reported(self, "written"):
@@ -388,9 +398,9 @@ class Address:
             kind = get_filesystem_class(self.scheme)
             # Without its cache of listings, which would not see what another process has written.
             options = kind._get_kwargs_from_urls(text) | {"use_listings_cache": False}
+            options.pop("version_aware", None)  # which would take the end of a name such as "out #1" for a version
             store = kind(**_time_limits(kind, self.scheme) | options)
-            if self.scheme == "s3":
-                store.retries = min(store.retries, _S3_ATTEMPTS)
+            _limit_attempts(store, self.scheme)
             return store, kind._strip_protocol(text)
 
 
@@ -407,12 +417,75 @@ def _time_limits(kind: Any, scheme: str) -> dict[str, Any]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
-        limits = {"client_kwargs": {"timeout": timeout}} if scheme == "https" else {"requests_timeout": timeout}
+        if scheme == "https":
+            limits = {"client_kwargs": {"timeout": timeout}}
+        else:
+            limits = {"requests_timeout": timeout, "session_kwargs": {"trace_configs": [_silences()]}}
     configured = apply_config(kind, {})
     return {
         name: limit | (configured.get(name) or {}) if isinstance(limit, dict) else configured.get(name, limit)
         for name, limit in limits.items()
     }
+
+
+def _limit_attempts(store: Any, scheme: str) -> None:
+    """How often a silent server is asked again, which no option of a file system says."""
+    if scheme == "s3":
+        store.retries = min(store.retries, _S3_ATTEMPTS)
+        if store.session is None:
+            from aiobotocore.session import AioSession
+
+            store.session = AioSession(**store.kwargs)  # as s3fs makes it
+            store.session.register("needs-retry.s3", _end_of_silence)
+    elif scheme in ("az", "abfs"):
+        with suppress(AttributeError, KeyError):  # these are not public; without them it takes minutes
+            client, limits = store.service_client, store._timeout_kwargs  # which adlfs itself sets for transfers alone
+            retries, connection = client._config.retry_policy, client._pipeline._transport.connection_config
+            retries.connect_retries = retries.read_retries = _SILENT_ATTEMPTS - 1
+            connection.timeout, connection.read_timeout = limits["connection_timeout"], limits["read_timeout"]
+    elif scheme in ("gs", "gcs"):
+        import logging
+
+        logger = logging.getLogger("gcsfs")
+        if not logger.handlers:  # it would write a traceback to standard error for what is reported here
+            logger.addHandler(logging.NullHandler())
+
+
+class _SilenceError(Exception):
+    """A server has been silent for as often as it may. Not an error that s3fs and gcsfs know, so they do not try again."""
+
+
+def _end_of_silence(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
+    """What botocore asks before it tries again."""
+    if attempts >= _SILENT_ATTEMPTS and type(caught_exception).__name__ in _TIMEOUTS:
+        raise _SilenceError from caught_exception
+
+
+@functools.cache  # one for all, since fsspec tells file systems apart by their options
+def _silences() -> Any:
+    """The same for gcsfs, which makes six attempts of whatever fails: what it has aiohttp call for each of them."""
+    import asyncio
+
+    from aiohttp import TraceConfig
+
+    began: float | None = None
+
+    async def answered(*_: Any) -> None:
+        nonlocal began
+        began = None
+
+    async def failed(_: Any, __: Any, attempt: Any) -> None:
+        nonlocal began
+        if isinstance(attempt.exception, asyncio.TimeoutError):
+            now = time.monotonic()
+            if began is not None and now - began >= _READ_TIMEOUT:  # so this is the second attempt, not another request at the same time
+                raise _SilenceError from attempt.exception
+            began = began or now
+
+    trace = TraceConfig()
+    trace.on_request_end.append(answered)
+    trace.on_request_exception.append(failed)
+    return trace
 
 
 def _stamp(info: dict[str, Any]) -> str:
@@ -499,9 +572,11 @@ def _translated(address: Address, doing: str, error: Exception) -> Exception:
         return PackageError(f"{address}: {address.scheme}:// needs a package that is not installed: pip install {package}")
     if "libjvm" in said or "libhdfs" in said:
         return StoreError(f"{address} cannot be {doing}: hdfs:// needs Java and Hadoop; set JAVA_HOME, HADOOP_HOME and CLASSPATH")
-    if code == "NoSuchBucket":
+    if code in _NO_BUCKET:
         bucket, place = address.path.partition("/")[0], f" at {endpoint}" if endpoint else ""
-        return AddressError(f"{address} cannot be {doing}: there is no bucket {bucket!r}{place}; create it, or correct the address")
+        return AddressError(
+            f"{address} cannot be {doing}: there is no {_NO_BUCKET[code]} {bucket!r}{place}; create it, or correct the address"
+        )
     if names & _WITHOUT_CREDENTIALS or code in _REFUSED_CREDENTIALS:
         problem = (
             f"its server refuses the credentials ({code})" if code in _REFUSED_CREDENTIALS else f"there are no credentials for it ({said})"
@@ -530,9 +605,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str:
-    """What an S3 server called its error; empty where it did not."""
+    """What a server of S3 or Azure called its error; empty where it did not."""
     for link in _chain(error):
-        response = getattr(link, "response", None)
+        response, code = getattr(link, "response", None), getattr(link, "error_code", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
+        if code is not None:
+            return str(getattr(code, "value", code))
     return ""

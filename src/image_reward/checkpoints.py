@@ -12,10 +12,10 @@ import pickletools
 import re
 import reprlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,15 +81,19 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError, safe_open
 
-    with open_regular(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > min(_LARGEST_HEADER, path.stat().st_size - 8):
-        raise CheckpointError(f"{path} is not a whole safetensors file: header too large ({length:,} bytes); download or save it again")
+    _check_safetensors(path)
     try:
         with torch.device("cpu"), safe_open(path, framework="pt") as file:  # older releases follow PyTorch's default device
             return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(METADATA_KEY)  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:  # the last where the file is larger than what can be mapped
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}; download or save it again") from None
+
+
+def _check_safetensors(path: Path) -> None:
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(_LARGEST_HEADER, path.stat().st_size - 8):
+        raise CheckpointError(f"{path} is not a whole safetensors file: header too large ({length:,} bytes); download or save it again")
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -228,24 +232,122 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     """
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}  # a file may hold parameters
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
+    _check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, source, hint)
+    for name, tensor in tensors.items():
+        _check_values(name, tensor, source)
+    network.load_state_dict(tensors, strict=True, assign=True)
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _check_shapes(shapes: Shapes, expected: Shapes, source: str, hint: str = "") -> None:
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{name} is unexpected" for name in shapes if name not in expected]
     problems += [
-        f"{name} has shape {tuple(tensors[name].shape)} and should have {shape}"
+        f"{name} has shape {shapes[name]} and should have {shape}"
         for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
+        if name in shapes and shapes[name] != shape
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:5])}{more}{hint}")
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _WEIGHT_DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
-            what = "no values" if tensor.is_meta else f"{tensor.dtype} in {tensor.layout} layout"
-            raise CheckpointError(f"{source}: {name} holds {what}; weights are dense float32, float16, bfloat16 or float64: convert them")
-        # One pass at memory speed: a NaN or infinity survives a sum. Only a sum that overflowed needs the second look.
-        if not math.isfinite(tensor.sum(dtype=torch.float32)) and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinite weights; the file is damaged or training diverged")
-    network.load_state_dict(tensors, strict=True, assign=True)
+
+
+def _check_values(name: str, tensor: Tensor, source: str) -> None:
+    if tensor.dtype not in _WEIGHT_DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+        what = "no values" if tensor.is_meta else f"{tensor.dtype} in {tensor.layout} layout"
+        raise CheckpointError(f"{source}: {name} holds {what}; weights are dense float32, float16, bfloat16 or float64: convert them")
+    # One pass at memory speed: a NaN or infinity survives a sum. Only a sum that overflowed needs the second look.
+    if not math.isfinite(tensor.sum(dtype=torch.float32)) and not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{source}: {name} holds NaN or infinite weights; the file is damaged or training diverged")
+
+
+# --- networks that fill the memory ---------------------------------------------------------------------------------------------------
+
+_PIECE = 1 << 30  # bytes of a file that are mapped at once
+
+
+class Piece(NamedTuple):
+    """A tensor of a safetensors file, by its header alone."""
+
+    file: Path
+    name: str
+    """In the file."""
+    shape: tuple[int, ...]
+
+
+def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
+    """The tensors of safetensors files (the shards of one checkpoint), by name, without reading them. Raises ``CheckpointError``."""
+    from safetensors import SafetensorError, safe_open
+
+    pieces: dict[str, Piece] = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
+        _check_safetensors(file)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, MemoryError) as error:
+            raise CheckpointError(f"{file} is not a whole safetensors file: {error}; download or save it again") from None
+        if twice := next((name for name in shapes if name in pieces), None):
+            raise CheckpointError(f"{file}: {twice} is also in {pieces[twice].file.name}; these are not shards of one checkpoint")
+        pieces |= {name: Piece(file, name, shape) for name, shape in shapes.items()}
+    return pieces
+
+
+def load_pieces_strictly(
+    network: nn.Module,
+    pieces: Mapping[str, Piece],
+    source: str,
+    *,
+    dtype_of: Callable[[str], torch.dtype],
+    device_of: Callable[[str], torch.device],
+    hint: str = "",
+) -> None:
+    """As ``load_strictly``, for networks that would not fit into memory twice: tensor by tensor, each converted and placed as it is read.
+
+    ``pieces``: by the network's names; where two names are one tensor (tied embeddings), either will do. Files are mapped a part at a time,
+    so that no more than that is in memory besides the weights; a CPU's tensors of the file's own dtype stay in the file.
+    """
+    from safetensors import safe_open
+
+    expected: dict[str, tuple[int, ...]] = {}
+    names: dict[int, list[str]] = {}  # of each tensor
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    for own in names.values():
+        present = [name for name in own if name in pieces] or own[:1]
+        expected |= {name: tuple(network.get_parameter(name).shape) for name in present}
+    _check_shapes({name: piece.shape for name, piece in pieces.items()}, expected, source, hint)
+    same = {name: own for own in names.values() for name in own}
+    for part in _parts([(name, pieces[name]) for name in expected]):
+        with torch.device("cpu"), safe_open(part[0][1].file, framework="pt") as opened:
+            for name, piece in part:
+                tensor = opened.get_tensor(piece.name)
+                if tensor.dtype not in _WEIGHT_DTYPES:
+                    _check_values(name, tensor, source)  # raises
+                placed = nn.Parameter(tensor.to(device_of(name), dtype_of(name)), requires_grad=False)
+                _check_values(name, placed.data, source)
+                for alias in same[name]:
+                    module, _, leaf = alias.rpartition(".")
+                    setattr(network.get_submodule(module), leaf, placed)
+
+
+def _parts(pieces: Sequence[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
+    """Tensors of one file each, of at most ``_PIECE`` bytes if they are float32, or one."""
+    part: list[tuple[str, Piece]] = []
+    size = 0
+    for name, piece in sorted(pieces, key=lambda item: (str(item[1].file), item[1].name)):
+        own = 4 * math.prod(piece.shape)
+        if part and (size + own > _PIECE or part[0][1].file != piece.file):
+            yield part
+            part, size = [], 0
+        part.append((name, piece))
+        size += own
+    if part:
+        yield part
 
 
 # --- writing -------------------------------------------------------------------------------------------------------------------------

@@ -438,8 +438,10 @@ def encoded(image: Any) -> bytes:
     buffer = io.BytesIO()
     if picture.mode in ("L", "LA", "RGB", "RGBA"):
         picture.save(buffer, "PNG", compress_level=1)
-    elif picture.mode in ("CMYK", "YCbCr", "LAB"):
+    elif picture.mode in ("CMYK", "LAB"):
         picture.save(buffer, "TIFF")
+    elif picture.mode == "YCbCr":
+        picture.save(buffer, "IM")  # before Pillow 13, it misreads its own TIFF files of this mode
     else:
         picture.convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

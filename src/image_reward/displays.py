@@ -66,10 +66,11 @@ def preference_html(preference: Preference) -> str:
     """The two images with their rewards, and a bar of the probabilities of each outcome."""
     images = preference.images or (None, None)
     shares = (preference.a_better, preference.tie, preference.b_better)
+    spreads = [f" ± {spread:.4f}" for spread in preference.spreads] if preference.spreads else ["", ""]
     outcomes = ("first is better", "tie", "second is better")
     cards = [
-        _card(image, f"{outcome} <b>{100 * share:.1f} %</b>", f"{reward:+.4f}")
-        for image, outcome, share, reward in zip(images, outcomes[::2], shares[::2], preference.rewards, strict=True)
+        _card(image, f"{outcome} <b>{100 * share:.1f} %</b>", f"{reward:+.4f}{spread}")
+        for image, outcome, share, reward, spread in zip(images, outcomes[::2], shares[::2], preference.rewards, spreads, strict=True)
     ]
     colours = ("#2a78d6", "#9a9a9a", "#d98324")
     parts = "".join(

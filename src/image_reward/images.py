@@ -478,25 +478,12 @@ class ImageTransform:
     def crop_tensor(self, pixels: Tensor) -> Tensor:
         """The transform for tensors, with gradients: floats in [0, 1] [B, 3, H, W] -> [B, 3, size, size] in [0, 1].
 
-        Within 2/255 of the Pillow path, and not equal to it, because Pillow rounds to 8 bits after each of its two passes, which has no
-        gradient. The two passes, their order and the clipping after each are the same. Raises ``ImageReadError``.
+        See ``resize_tensor`` for how this relates to files. Raises ``ImageReadError``.
         """
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise ImageReadError(f"pixels must be floats of shape [B, 3, H, W], not {pixels.dtype} {tuple(pixels.shape)}")
-        if 0 in pixels.shape[2:]:
-            raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} have no pixels")
-        if pixels.numel():
-            values = pixels.detach()
-            _check_unit_range(bool(values.isfinite().all()), float(values.min()), float(values.max()), "pixels")
+        check_pixels(pixels)
         height, width = pixels.shape[2:]
         new_width, new_height, left, top = self._geometry(width, height)
-        if max(new_width, new_height) > _LONGEST_RESIZED_WHOLE:
-            raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} are too long a strip to resize with gradients; crop it first")
-        pixels = pixels.float().clamp(0, 1)
-        halfway = (new_height, width) if _rows_first((width, height), (new_width, new_height)) else (height, new_width)
-        for size in (halfway, (new_height, new_width)):
-            if size != tuple(pixels.shape[2:]):
-                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = resize_tensor(pixels, new_width, new_height)
         right, bottom = left + self.size - new_width, top + self.size - new_height
         return F.pad(pixels, (-left, right, -top, bottom))  # negative padding crops
 
@@ -535,6 +522,51 @@ def _rows_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
     return old[1] - new[1] > max(0, 2 * (old[0] - new[0]))
 
 
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """A whole RGB image in another size, by Pillow's bicubic filter."""
+    rows_first = _rows_first(image.size, (width, height))
+    return _in_two_passes(image, width, height, rows_first, (0.0, float(image.width)), (0.0, float(image.height)))
+
+
+def _in_two_passes(
+    image: Image.Image, width: int, height: int, rows_first: bool, columns: tuple[float, float], rows: tuple[float, float]
+) -> Image.Image:
+    """The part of an image in these columns and rows, resized."""
+    for is_rows in (rows_first, not rows_first):
+        box = (0, rows[0], image.width, rows[1]) if is_rows else (columns[0], 0, columns[1], image.height)
+        new_size = (image.width, height) if is_rows else (width, image.height)
+        image = image.resize(new_size, Image.Resampling.BICUBIC, box)
+    return image
+
+
+def resize_tensor(pixels: Tensor, width: int, height: int) -> Tensor:
+    """``resize`` for tensors, with gradients: floats in [0, 1] [B, 3, H, W] -> [B, 3, height, width] in [0, 1].
+
+    Within 2/255 of the Pillow path, and not equal to it, because Pillow rounds to 8 bits after each of its two passes, which has no
+    gradient. The two passes, their order and the clipping after each are the same. Raises ``ImageReadError``.
+    """
+    if max(width, height) > _LONGEST_RESIZED_WHOLE:
+        raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} are too long a strip to resize with gradients; crop it first")
+    pixels = pixels.float().clamp(0, 1)
+    old_height, old_width = pixels.shape[2:]
+    halfway = (height, old_width) if _rows_first((old_width, old_height), (width, height)) else (old_height, width)
+    for size in (halfway, (height, width)):
+        if size != tuple(pixels.shape[2:]):
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return pixels
+
+
+def check_pixels(pixels: Tensor) -> None:
+    """Raise ``ImageReadError`` unless these are floats in [0, 1] of shape [B, 3, H, W]."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise ImageReadError(f"pixels must be floats of shape [B, 3, H, W], not {pixels.dtype} {tuple(pixels.shape)}")
+    if 0 in pixels.shape[2:]:
+        raise ImageReadError(f"pixels of shape {tuple(pixels.shape)} have no pixels")
+    if pixels.numel():
+        values = pixels.detach()
+        _check_unit_range(bool(values.isfinite().all()), float(values.min()), float(values.max()), "pixels")
+
+
 def _resize_and_crop(image: Image.Image, size: int, new_width: int, new_height: int, left: int, top: int) -> Image.Image:
     """Resize, and cut out a square of ``size``; where it begins outside the image it is padded with zeros."""
     mode, width, height = image.mode, image.width, image.height
@@ -549,10 +581,7 @@ def _resize_and_crop(image: Image.Image, size: int, new_width: int, new_height: 
     premultiplied = {"RGBA": "RGBa", "LA": "La"}.get(mode)
     if premultiplied:  # once for both passes, as Pillow does
         image = image.convert(premultiplied)
-    for is_rows in (rows_first, not rows_first):
-        box = (0, rows[0], image.width, rows[1]) if is_rows else (columns[0], 0, columns[1], image.height)
-        new_size = (image.width, new_height) if is_rows else (new_width, image.height)
-        image = image.resize(new_size, Image.Resampling.BICUBIC, box)
+    image = _in_two_passes(image, new_width, new_height, rows_first, columns, rows)
     if premultiplied:
         image = image.convert(mode)
     return image.crop((left, top, left + size, top + size))

@@ -17,9 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 PredictedTies = Literal["wrong", "half", "excluded"]
-HumanTies = Literal["excluded", "half"]
+HumanTies = Literal["excluded", "half", "answer"]
+Label = Literal["A>B", "B>A", "A=B=Good", "A=B=Bad"]
 
 _DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap
+_PAIRS_AT_ONCE = 4_000_000  # and that of a rank correlation
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------------------------
@@ -36,6 +38,8 @@ class PairCounts(NamedTuple):
     """Ordered by the annotators, of equal reward."""
     human_ties: int
     """Of equal rank, whatever their rewards."""
+    tied_by_both: int = 0
+    """Those of ``human_ties`` that the scorer ties too."""
 
     @property
     def untied(self) -> int:
@@ -54,22 +58,24 @@ def num_pairs(ranks: ArrayLike) -> tuple[int, int]:
     return len(ranks) * (len(ranks) - 1) // 2 - tied, tied
 
 
-def count_pairs(rewards: ArrayLike, ranks: ArrayLike) -> PairCounts:
-    """The pairs of one prompt's images, by outcome. Rewards are compared exactly.
+def count_pairs(rewards: ArrayLike, ranks: ArrayLike, threshold: float = 0.0) -> PairCounts:
+    """The pairs of one prompt's images, by outcome. The scorer ties rewards that differ by at most ``threshold``.
 
     >>> count_pairs([0.9, 0.1, 0.1, 0.5], [1, 2, 3, 3])
-    PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1)
+    PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1, tied_by_both=0)
     """
     rewards, ranks = _checked(rewards, ranks)
     first, second = np.triu_indices(len(ranks), k=1)
     human = np.sign(ranks[second] - ranks[first])  # 1 where the first is better
-    predicted = np.sign(rewards[first] - rewards[second])
+    difference = rewards[first] - rewards[second]
+    predicted = np.where(np.abs(difference) <= threshold, 0, np.sign(difference))
     ordered = human != 0
     return PairCounts(
         correct=int((ordered & (predicted == human)).sum()),
         wrong=int((predicted == -human)[ordered].sum()),
         predicted_ties=int((ordered & (predicted == 0)).sum()),
         human_ties=int((~ordered).sum()),
+        tied_by_both=int((~ordered & (predicted == 0)).sum()),
     )
 
 
@@ -77,7 +83,8 @@ def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong
     """The share of the pairs that the scorer orders as the annotators do, and the number of pairs it is a share of.
 
     Preference accuracy of Xu et al. (2023, section 3.2 of arXiv 2304.05977). Pairs that the annotators tied do not count, or count half
-    a correct one each. Pairs of equal reward are wrong, half correct, or left out. Without pairs the share is NaN.
+    a correct one each, or are correct where the scorer ties them too (``answer``: with predicted ties wrong, the acc_eq of Deutsch et al.
+    2023, arXiv 2305.14324). Pairs of equal reward are wrong, half correct, or left out. Without pairs the share is NaN.
 
     Counts summed over prompts give the pooled accuracy (micro: every pair weighs the same); the mean of the accuracies of the prompts is
     the accuracy per prompt (macro: every prompt weighs the same).
@@ -86,6 +93,8 @@ def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong
     (0.6, 5)
     >>> pairwise_accuracy(PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=1), predicted_ties="excluded")
     (0.75, 4)
+    >>> pairwise_accuracy(PairCounts(correct=3, wrong=1, predicted_ties=1, human_ties=3, tied_by_both=2), human_ties="answer")
+    (0.625, 8)
     """
     if predicted_ties not in get_args(PredictedTies):
         raise ValueError(f"predicted_ties must be one of {', '.join(get_args(PredictedTies))}, not {predicted_ties!r}")
@@ -96,10 +105,103 @@ def pairwise_accuracy(counts: PairCounts, predicted_ties: PredictedTies = "wrong
     if predicted_ties != "excluded":
         pairs += counts.predicted_ties
         correct += counts.predicted_ties / 2 if predicted_ties == "half" else 0
-    if human_ties == "half":
+    if human_ties != "excluded":
         pairs += counts.human_ties
-        correct += counts.human_ties / 2
+        correct += counts.human_ties / 2 if human_ties == "half" else counts.tied_by_both
     return (correct / pairs if pairs else float("nan")), pairs
+
+
+class TieCalibration(NamedTuple):
+    """The threshold at which a scorer's ties agree best with those of the annotators."""
+
+    threshold: float
+    """Rewards that differ by at most this are tied; the smallest of those that are equally good."""
+    accuracy: float
+    """The share, in [0, 1], of pairs in which the scorer's order or tie is that of the annotators."""
+
+
+def calibrate_ties(differences: ArrayLike, outcomes: ArrayLike, weights: ArrayLike | None = None) -> TieCalibration:
+    """Accuracy with calibrated ties: acc_eq at the threshold that makes it largest (tie calibration of Deutsch et al. 2023).
+
+    ``differences`` [N]: the reward of a pair's first image minus that of its second. ``outcomes`` [N]: 1 where the annotators put the
+    first above, -1 the second, 0 where they tied them. Over the pairs of images of the same prompt this is the "tau" that UnifiedReward
+    and VisionReward print for GenAI-Bench, over the pairs of all images the accuracy that VQAScore prints. ``weights`` [N]: how much each
+    pair counts; 1 / (its prompt's number of pairs) gives the mean over prompts. The threshold is fitted on the pairs it is measured on:
+    where there are few of them the accuracy is too high.
+
+    >>> calibrate_ties([-2, -6, -8, -4, -6, -2], [0, 0, -1, 0, -1, -1])
+    TieCalibration(threshold=4.0, accuracy=0.6666666666666666)
+    """
+    d, outcome = np.asarray(differences, dtype=np.float64), np.asarray(outcomes)
+    weight = np.ones(d.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if d.ndim != 1 or not len(d) or not d.shape == outcome.shape == weight.shape:
+        raise ValueError(
+            f"{d.shape} differences, {outcome.shape} outcomes and {weight.shape} weights: there must be one of each for every pair"
+        )
+    if not np.isfinite(d).all():
+        raise ValueError(f"a difference of rewards is {d[~np.isfinite(d)][0]}; rewards must be finite")
+    if not np.isin(outcome, (-1, 0, 1)).all():
+        raise ValueError("outcomes are 1 (the first is better), -1 (the second) or 0 (a tie)")
+    gap, tied, right = np.abs(d), outcome == 0, (outcome != 0) & (np.sign(d) == outcome)
+    # A larger threshold makes tied pairs correct and correctly ordered ones wrong, so the best is 0 or the gap of a tied pair.
+    thresholds = np.unique(np.append(gap[tied], 0.0))
+    correct = _weight_up_to(thresholds, gap[tied], weight[tied]) - _weight_up_to(thresholds, gap[right], weight[right])
+    best = int(correct.argmax())
+    return TieCalibration(float(thresholds[best]), float((correct[best] + weight[right].sum()) / weight.sum()))
+
+
+def _weight_up_to(thresholds: Floats, gaps: Floats, weights: Floats) -> Floats:
+    """The weight of the gaps that are at most each threshold."""
+    order = np.argsort(gaps)
+    below: Floats = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return below[np.searchsorted(gaps[order], thresholds, side="right")]
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------------------------
+
+
+def label_match(predicted: Sequence[str], human: Sequence[str]) -> float:
+    """The share of pairs in which a judge gives the label that the annotators gave: the number of GenAI-Bench (arXiv 2406.04485).
+
+    The four labels are A>B, B>A, A=B=Good and A=B=Bad; an answer of guesses is right in a quarter of them.
+
+    >>> label_match(["A>B", "A=B=Good", "B>A", "A>B"], ["A>B", "A=B=Bad", "B>A", "B>A"])
+    0.5
+    """
+    if len(predicted) != len(human) or not human:
+        raise ValueError(f"{len(predicted)} labels of a judge and {len(human)} of annotators: there must be one of each for every pair")
+    unknown = {*predicted, *human} - set(get_args(Label))
+    if unknown:
+        raise ValueError(f"a label is one of {', '.join(get_args(Label))}, not {min(unknown)!r}")
+    return sum(a == b for a, b in zip(predicted, human, strict=True)) / len(human)
+
+
+class PositionBias(NamedTuple):
+    """How far a judge's verdicts on pairs depend on which image it is shown first. Shares of the pairs, in [0, 1]."""
+
+    flipped: float
+    """The verdict on the two images is another one in the other order."""
+    first: float
+    """It prefers whichever image is shown first."""
+    second: float
+    """It prefers whichever image is shown second."""
+
+
+def position_bias(verdicts: ArrayLike, swapped: ArrayLike) -> PositionBias:
+    """``verdicts`` [N] on pairs shown in one order, ``swapped`` [N] on the same pairs in the other.
+
+    1 where the first image shown is better, -1 where the second is, 0 for a tie; so a judge without bias answers the negative.
+
+    >>> position_bias([1, 1, -1, 0], [-1, 1, 1, 1])
+    PositionBias(flipped=0.5, first=0.25, second=0.0)
+    """
+    one, other = np.asarray(verdicts), np.asarray(swapped)
+    if one.ndim != 1 or one.shape != other.shape or not len(one):
+        raise ValueError(f"verdicts of shape {one.shape} and {other.shape}: there must be one in each order for every pair")
+    if not np.isin([one, other], (-1, 0, 1)).all():
+        raise ValueError("verdicts are 1 (the first shown is better), -1 (the second) or 0 (a tie)")
+    both = one + other
+    return PositionBias(float((both != 0).mean()), float((both == 2).mean()), float((both == -2).mean()))
 
 
 # --- the best and the worst --------------------------------------------------------------------------------------------------------
@@ -170,11 +272,16 @@ def kendall_tau_b(rewards: ArrayLike, ranks: ArrayLike) -> float:
     1.0
     """
     rewards, ranks = _checked(rewards, ranks)
-    first, second = np.triu_indices(len(ranks), k=1)
-    human = np.sign(ranks[second] - ranks[first]).astype(np.float64)
-    predicted = np.sign(rewards[first] - rewards[second])
-    scale = np.sqrt(np.abs(human).sum() * np.abs(predicted).sum())
-    return float((human * predicted).sum() / scale) if scale else float("nan")
+    # Every pair is met twice, which cancels out. In blocks of rows, since all pairs of ten thousand images would fill the memory.
+    agreeing = human_ordered = ordered = 0
+    step = max(1, _PAIRS_AT_ONCE // len(ranks))
+    for start in range(0, len(ranks), step):
+        human = np.sign(ranks[None, :] - ranks[start : start + step, None])
+        predicted = np.sign(rewards[start : start + step, None] - rewards[None, :]).astype(np.int64)
+        agreeing += int((human * predicted).sum())
+        human_ordered += np.count_nonzero(human)
+        ordered += np.count_nonzero(predicted)
+    return agreeing / math.sqrt(human_ordered * ordered) if human_ordered and ordered else float("nan")
 
 
 def spearman(rewards: ArrayLike, ranks: ArrayLike) -> float:
@@ -186,10 +293,22 @@ def spearman(rewards: ArrayLike, ranks: ArrayLike) -> float:
     0.5
     """
     rewards, ranks = _checked(rewards, ranks)
-    a, b = _mean_ranks(rewards), _mean_ranks(-ranks)
+    return pearson(_mean_ranks(rewards), _mean_ranks(-ranks))
+
+
+def pearson(rewards: ArrayLike, ratings: ArrayLike) -> float:
+    """Pearson's r between rewards and human ratings (both higher for better images), in [-1, 1]. NaN where either is constant.
+
+    >>> round(pearson([0.0, 1.0, 3.0], [1.0, 2.0, 4.0]), 9)
+    1.0
+    """
+    a, b = _finite(rewards), _finite(ratings)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"rewards of shape {a.shape} and ratings of shape {b.shape}: there must be one of each for every image")
+    if a.min() == a.max() or b.min() == b.max():  # whose mean need not be exactly it
+        return float("nan")
     a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale else float("nan")
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def ranks_of(rewards: ArrayLike) -> NDArray[np.int64]:
@@ -232,6 +351,20 @@ def win_probability(differences: ArrayLike, tie_model: str | None = None, parame
     half = np.exp(-np.abs(d) / 2)  # divided through by the larger of p_a and p_b, so that nothing overflows
     probability: Floats = np.where(d >= 0, 1.0, half * half) / (1 + half * half + parameter * half)
     return probability
+
+
+def uncertain_win_probability(difference: float, std: float) -> float:
+    """P(the first is better) where the difference of the rewards is uncertain: the mean of sigmoid(d), d ~ N(difference, std).
+
+    Two rewards that are Gaussians have a difference with the difference of their means, and std = sqrt(std_a^2 + std_b^2). HPSv3 (Ma et
+    al. 2025, equation 3) was trained by the likelihood of such preferences. To 1e-3 for any std.
+
+    >>> round(uncertain_win_probability(1.0, 0.0), 4), round(uncertain_win_probability(1.0, 3.0), 4)
+    (0.7311, 0.6132)
+    """
+    steps = np.linspace(-8.0, 8.0, 4001)
+    weights = np.exp(-(steps**2) / 2)
+    return float((weights * _sigmoid(difference + std * steps)).sum() / weights.sum())
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -22,6 +22,8 @@ _HIGHEST_SEED = 2**32
 class Recipe:
     """Base of the dataclasses that hold all settings of a run; flags and a TOML file both fill them."""
 
+    output: str
+    """The run's folder."""
     without_effect: ClassVar[tuple[str, ...]] = ()
     """Settings that may change between the parts of one run: its result does not depend on them."""
 

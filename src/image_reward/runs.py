@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from image_reward.addresses import Address
 from image_reward.errors import InputError, TrainingError
 from image_reward.files import remove_unfinished, written_whole
 from image_reward.recipes import Recipe, Schedule, read_toml
@@ -145,6 +146,33 @@ class RunFolder:
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         self._write(RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def open_run(recipe: Recipe, accelerator: Any) -> tuple[RunFolder, dict[str, Any] | None]:
+    """The folder ``recipe.output`` of a run, and its result where the run is finished; the main process of ``accelerator`` is the first.
+
+    Raises ``ValueError`` as ``RunFolder`` does.
+    """
+    with accelerator.main_process_first():
+        folder = RunFolder(Address.parse(recipe.output).local, recipe)
+    if result := folder.result():
+        Progress(0, 0, accelerator.is_main_process).say(f"{recipe.output} holds a finished run")
+    return folder, result
+
+
+def begin(folder: RunFolder, accelerator: Any, step: int | None, total: int, notes: Sequence[str], summary: str) -> Progress:
+    """Begin a new run, or go on after ``step`` where a killed one saved its state last: its log ends there.
+
+    ``notes`` and ``summary`` are shown.
+    """
+    if accelerator.is_main_process:
+        folder.forget_after(-1 if step is None else step)
+    accelerator.wait_for_everyone()
+    progress = Progress(step or 0, total, accelerator.is_main_process)
+    for note in notes:
+        progress.say(note)
+    progress.say(summary if step is None else f"{summary}; continued after step {step}")
+    return progress
 
 
 @contextmanager

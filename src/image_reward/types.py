@@ -178,10 +178,13 @@ class Preference:
     """The rewards of the two images."""
     images: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     """The two images as they were passed; empty if they are not known."""
+    spreads: tuple[float, float] | None = None
+    """The standard deviations of the two rewards, from a model that gives them."""
 
     def as_dict(self) -> dict[str, Any]:
         """Probabilities and rewards for JSON, without the images."""
-        return {"a_better": self.a_better, "tie": self.tie, "b_better": self.b_better, "rewards": self.rewards}
+        known = {"a_better": self.a_better, "tie": self.tie, "b_better": self.b_better, "rewards": self.rewards}
+        return known | ({"spreads": self.spreads} if self.spreads else {})
 
     def _repr_html_(self) -> str:
         """For notebooks: the two images with the probabilities of each outcome."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ pytest.importorskip("diffusers")  # which needs Python 3.11
 pytest.importorskip("peft")
 
 import tiny_pipelines
+import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
+import own_process
 from image_reward.cli import main
 from image_reward.recipes import read_toml
 from image_reward.tuning import Tuning
@@ -56,6 +60,28 @@ def test_a_run_and_its_repetition(model: str, tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == first.out
     assert main(options(model, tmp_path, lr=1)) == 1
     assert "holds a run with other settings (lr: 0.0001 there, 1.0 here)" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_a_killed_command_goes_on_to_the_same_bits(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Kept weights are those of an evaluation; step 3 is saved without one.
+    settings = {"max-steps": 5, "save-every": 1, "evaluate-every": 2, "log-every": 1, "ema": 0.9}
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    whole, killed = (options(model, tmp_path, output=folder, **settings) for folder in folders)
+    own_process.killed_at("step 4/5 ", *killed)
+    assert torch.load(folders[1] / "state.pt", weights_only=True)["run"]["step"] == 3
+    assert not (folders[1] / "result.json").exists()
+    for command in (whole, killed):
+        assert main(command) == 0
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert "continued after step 3" in capsys.readouterr().err
+    for name in ("state.pt", "untuned.pt"):
+        assert own_process.same(*(torch.load(folder / name, weights_only=True) for folder in folders)), name
+    assert own_process.same(*(load_file(folder / "lora/pytorch_lora_weights.safetensors") for folder in folders))
+    for name in ("log.jsonl", "evaluations/000004.png"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    verdicts = [json.loads((folder / "result.json").read_text())["verdict"] for folder in folders]
+    assert verdicts[0] == verdicts[1]
 
 
 def test_what_can_be_seen_before_anything_is_loaded(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,15 @@ def parquet_bytes(rows: pa.Table, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def is_written(column: pa.Array) -> bool:
+    """Whether this pyarrow writes a type to Parquet: 17 writes no views."""
+    try:
+        parquet_bytes(pa.table({"a": column}))
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
+
+
 def tables() -> Iterator[Case]:
     plain = table()
     four_types = {
@@ -461,7 +470,7 @@ def parquet() -> Iterator[Case]:
     for name, column, expected in (
         ("bytes", bytes_of, PLUS),
         ("large bytes", bytes_of.cast(pa.large_binary()), PLUS),
-        ("views of bytes", bytes_of.cast(pa.binary_view()), EITHER),
+        ("views of bytes", pa.array(content, pa.binary_view()), EITHER),
         ("bytes of one size", pa.array([data[:100] for data in content], pa.binary(100)), Rows("----", refused=True)),
         ("{bytes, path}", pa.array([{"bytes": data, "path": None} for data in content]), PLUS),
         ("{path}", pa.array([{"path": name} for name in names]), EITHER),
@@ -484,7 +493,8 @@ def parquet() -> Iterator[Case]:
         ("large words", pa.array(names, pa.large_string()), PLUS),
         ("views of words", pa.array(names, pa.string_view()), EITHER),
     ):
-        yield rows_case(f".parquet: images as {name}", parquet_bytes(arrow(image=column)), expected, file)
+        if is_written(column):
+            yield rows_case(f".parquet: images as {name}", parquet_bytes(arrow(image=column)), expected, file)
     for name, column, expected in (
         ("numbers", pa.array([1, 2, 3, 4]), Rows("----", refused=True)),
         ("lists", pa.array([[prompt] for prompt in PROMPTS[:4]]), Rows("----", refused=True)),
@@ -497,7 +507,8 @@ def parquet() -> Iterator[Case]:
         ("structures", pa.array([{"text": prompt} for prompt in PROMPTS[:4]]), Rows("----", refused=True)),
         ("words that are not UTF-8", pa.array([b"caf\xe9"] * 4).view(pa.string()), Rows("----", refused=True)),
     ):
-        yield rows_case(f".parquet: prompts as {name}", parquet_bytes(arrow(prompt=column)), expected, file)
+        if is_written(column):
+            yield rows_case(f".parquet: prompts as {name}", parquet_bytes(arrow(prompt=column)), expected, file)
     time = 1_700_000_000_123_456_789
     for name, column in (
         ("nanoseconds", pa.array([time] * 4, pa.timestamp("ns"))),
@@ -520,7 +531,8 @@ def parquet() -> Iterator[Case]:
         ("nulls", pa.nulls(4)),
         ("views of bytes", pa.array([b"a"] * 4, pa.binary_view())),
     ):
-        yield rows_case(f".parquet: a column of {name}", parquet_bytes(arrow(other=column)), PLUS, file)
+        if is_written(column):
+            yield rows_case(f".parquet: a column of {name}", parquet_bytes(arrow(other=column)), PLUS, file)
     latin = parquet_bytes(arrow(other=pa.array([b"caf\xe9"] * 4).view(pa.string())))
     yield rows_case(".parquet: a column of words that are not UTF-8", latin, Rows("????"), file)
     for name, label in (

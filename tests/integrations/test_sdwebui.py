@@ -271,6 +271,9 @@ def test_what_needs_no_host(module: Any) -> None:  # noqa: ARG001
     assert webui.plain_prompt(PROMPT) == PLAIN  # type: ignore[attr-defined]
     assert webui.plain_prompt("((a:1.1) (b (c:0.5):1.2)) BREAK <lora:x:1><hypernet:y:2> d") == "a b c d"  # type: ignore[attr-defined]
     assert webui.plain_prompt("16:9 poster, 3 (cats)") == "16:9 poster, 3 cats"  # type: ignore[attr-defined]
+    assert webui.plain_prompt("[[a:b:0.3]:c:0.6] d, (x [y:z:12]:1.2) [(q:1.1):r:0.5]") == "c d, x z r"  # type: ignore[attr-defined]
+    assert webui.plain_prompt(r"\[a:b:0.5\] [note] 12:30, [a|[b|c]]") == "[a:b:0.5] note 12:30, a b c"  # type: ignore[attr-defined]
+    assert webui.plain_prompt("a red:1.2 AND a blue :0.8") == "a red, a blue"  # type: ignore[attr-defined]
     for text in ("nan", "x", "1 2"):
         with pytest.raises(ir.InputError, match="is not a number"):
             webui.parse_limit(text)  # type: ignore[attr-defined]

@@ -24,7 +24,8 @@ from PIL import Image
 from image_reward.errors import InputError, PromptError, TrainingError
 from image_reward.scorers import Ensemble, ImageRewardScorer, Scorer
 from image_reward.tuning import Tuning, lora, methods, sample, tune
-from image_reward.tuning.loop import _replaced_folder, rewards_of_prompts
+from image_reward.tuning.loop import _replaced_folder
+from image_reward.tuning.rewarding import rewards_of_prompts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # schedulers of diffusers with NumPy 2

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import own_process
 from image_reward.tuning import Tuning
+from own_process import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # schedulers of diffusers with NumPy 2
 run = functools.partial(own_process.run, Path(__file__).with_name("tiny_runs.py"))
@@ -30,14 +31,6 @@ run = functools.partial(own_process.run, Path(__file__).with_name("tiny_runs.py"
 def here(config: Tuning) -> None:
     tiny_runs.run(config)
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def log_of(config: Tuning) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from image_reward.recipes import read_toml
 from image_reward.runs import Progress
 from image_reward.scorers.base import Scorer
-from image_reward.tuning import Tuning, TuningResult, loop, tune
+from image_reward.tuning import Tuning, TuningResult, tune
 
 PROMPTS = [f"a {colour} {animal}" for colour in ("red", "blue", "tan") for animal in ("cat", "dog", "cow", "ant")]
 HELD_OUT = ["a red fox", "a blue hen"]
@@ -96,15 +96,15 @@ def run(settings: Tuning, **options: Any) -> TuningResult:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
+    if os.environ.get("WARNINGS_ARE_ERRORS"):
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
     if len(sys.argv) > 2:
         kill_at = int(sys.argv[2])
 
-        class Killer(Progress):
-            def step(self, step: int, *_: object) -> None:
-                if step == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        def kill(_: Progress, step: int, *__: object) -> None:
+            if step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        loop.Progress = Killer  # type: ignore[misc]
+        Progress.step = kill  # type: ignore[method-assign]
     run(read_toml(Path(sys.argv[1]), Tuning()))

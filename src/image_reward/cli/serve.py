@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import webbrowser
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from image_reward.cli.options import ReadingOptions, SeveralModelOptions, UsageError
+from image_reward.cli.options import DEFAULT_MODEL, ReadingOptions, SeveralModelOptions, UsageError
 from image_reward.errors import InputError
-from image_reward.serving.settings import Limits, Settings, is_loopback
+from image_reward.serving.settings import Limits, Replicas, Settings, is_loopback
 from image_reward.terminal import note
 
-_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 
 
 @dataclass
@@ -50,6 +52,9 @@ class Serve(SeveralModelOptions):
     decoders: int | None = None
     """Threads that open images; by default as many as there are cores, at most 8."""
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    engine: Literal["local", "ray"] = "local"
+    """local: this process. ray: copies of the service on a Ray cluster, to which the limits apply one by one."""
+    copies: tyro.conf.OmitArgPrefixes[Replicas] = field(default_factory=Replicas)
 
     def run(self) -> int:
         if missing := [name for name in _PACKAGES if find_spec(name) is None]:
@@ -68,8 +73,11 @@ class Serve(SeveralModelOptions):
             raise UsageError("--flow-grpo reads pickles, and is for this machine: use --host 127.0.0.1, or add --flow-grpo-from-anywhere")
         if flow_grpo and self.token_file is not None:
             raise UsageError("--flow-grpo and --token-file exclude each other: flow_grpo's clients send no token")
+        if self.browse is not None and self.engine == "ray":
+            raise UsageError("--browse shows a folder of this machine, which replicas on a cluster may not have: use --engine local")
         try:
             self.limits.check()
+            self.copies.check()
         except InputError as error:
             raise UsageError(f"--{str(error).replace('_', '-')}") from None
         settings = Settings(
@@ -81,6 +89,9 @@ class Serve(SeveralModelOptions):
             num_decoders=self.decoders or min(8, os.cpu_count() or 1),
         )
 
+        return self._run_on_ray(settings) if self.engine == "ray" else self._run(settings)
+
+    def _run(self, settings: Settings) -> int:
         from image_reward.serving.app import create_app
         from image_reward.serving.server import listen, run
 
@@ -94,12 +105,20 @@ class Serve(SeveralModelOptions):
             app = create_app(self.load_all(), settings, scored)
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
             logging.getLogger("image_reward.serving").setLevel(logging.INFO)
-            host, port = sock.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
             names = ", ".join(scorer.name for scorer in app.state.service.scorers)
-            run(app, sock, lambda _: self._say(names, f"http://{shown}:{port}"))
+            run(app, sock, lambda _: self._say(names, _address(sock)))
         finally:
             sock.close()
+        return 0
+
+    def _run_on_ray(self, settings: Settings) -> int:
+        from image_reward.serving.cluster import run
+        from image_reward.serving.server import listen
+
+        with closing(listen(self.host, self.port)) as sock:  # a port that is taken is reported before anything is started
+            port, address = sock.getsockname()[1], _address(sock)
+        names = ", ".join(self.model or (DEFAULT_MODEL,))
+        run(self.load_all, settings, self.copies, self.host, port, lambda: self._say(names, address))
         return 0
 
     def _say(self, names: str, url: str) -> None:
@@ -107,6 +126,11 @@ class Serve(SeveralModelOptions):
         if self.open and _has_display():
             own = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
             threading.Thread(target=webbrowser.open, args=(own,), daemon=True).start()  # some browsers are waited for
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _has_display() -> bool:

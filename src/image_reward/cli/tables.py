@@ -55,10 +55,11 @@ def preference_table(preference: Preference, a: str, b: str, title: str, caption
     table.add_column("image", overflow="fold")
     table.add_column("reward", justify="right")
     table.add_column("preferred by humans", justify="right")
-    table.add_row(plain(a), f"{preference.rewards[0]:+.4f}", _probability(preference.a_better))
+    spreads = [f" ± {spread:.4f}" for spread in preference.spreads] if preference.spreads else ["", ""]
+    table.add_row(plain(a), f"{preference.rewards[0]:+.4f}{spreads[0]}", _probability(preference.a_better))
     if preference.tie:
         table.add_row("(no difference)", "", _probability(preference.tie))
-    table.add_row(plain(b), f"{preference.rewards[1]:+.4f}", _probability(preference.b_better))
+    table.add_row(plain(b), f"{preference.rewards[1]:+.4f}{spreads[1]}", _probability(preference.b_better))
     return table
 
 

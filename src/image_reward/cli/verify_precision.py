@@ -61,7 +61,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
                 start = time.perf_counter()
                 scorer.matrix(prompts[:1], timed)
                 speed.append(len(timed) / (time.perf_counter() - start))
-        way = self.inference.dtype + (", compiled" if self.inference.compile else "")
+        way = (self.inference.dtype or "float32") + (", compiled" if self.inference.compile else "")
         report = precision_report(reference.name, way, result, *map(statistics.median, speeds))
         self.write_report(lambda _: report)
         if self.max_flips is not None and not result.num_pairs:
@@ -77,7 +77,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
             self.check_prompt(prompt, "--prompts reads prompts from a file.")
         if not self.prompt and not self.prompts:
             raise UsageError("no prompts: use --prompt TEXT or --prompts FILE")
-        if self.inference.dtype == "float32" and not self.inference.compile:
+        if self.inference.dtype in (None, "float32") and not self.inference.compile:
             raise UsageError("there is nothing to compare: use --dtype bfloat16, float16 or int8, or --compile")
         if self.max_flips is not None and not 0 <= self.max_flips <= 1:
             raise UsageError(f"--max-flips is a share of the pairs from 0 to 1, not {self.max_flips:g}")

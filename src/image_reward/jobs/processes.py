@@ -205,7 +205,7 @@ def local_devices(device: str | None, num_workers: int | None, num_shards: int) 
     if device is None and torch.cuda.is_available():
         devices: list[str | None] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         return [devices[i % len(devices)] for i in range(num_workers or len(devices))][: max(1, num_shards)]
-    if device is not None and device.startswith("cuda"):
+    if device is not None and device.startswith(("cuda", "auto")):  # "auto": a worker spreads over all devices
         return [device] * min(num_workers or 1, max(1, num_shards))
     return [device or "cpu"] * min(num_workers or min(num_cores(), _fitting()), max(1, num_shards))
 

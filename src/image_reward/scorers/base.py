@@ -92,6 +92,12 @@ class Scorer(nn.Module, ABC, Generic[B]):
     """False if the reward depends on the image alone."""
     whole_images: bool = False
     """Whether ``batch_size`` counts images, each with all of its prompts, because an image is encoded once for all; else it counts rows."""
+    default_dtype: torch.dtype = torch.float32
+    """What ``load`` computes in where nothing is asked for."""
+    default_batch_sizes: tuple[int, int] = (8, 64)
+    """Of ``load``: on a CPU, and elsewhere."""
+    is_spread: bool = False
+    """Whether its parts are on several devices, where they must stay."""
 
     @abstractmethod
     def forward(self, batch: B) -> Tensor:

@@ -19,6 +19,7 @@ from image_reward.scorers.spec import LoadOptions, Paths
 if TYPE_CHECKING:
     from image_reward.scorers.clip import AestheticScorer, ClipFiles, ClipScorer, ClipSettings
     from image_reward.scorers.ensemble import Ensemble
+    from image_reward.scorers.hpsv3 import HPSv3Scorer
     from image_reward.scorers.imagereward import ImageRewardScorer
 
 
@@ -157,6 +158,15 @@ def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
         options=options.images,
         long_prompts=options.long_prompts,
     )
+
+
+def build_hpsv3(paths: Paths, options: LoadOptions) -> HPSv3Scorer:
+    """The weights of HPSv3, and the config and tokenizer of the Qwen2-VL that it was trained from; or a folder that holds the three."""
+    from image_reward.scorers.hpsv3 import HPSv3Files, hpsv3_from_files
+
+    _refuse_config(options)
+    own = HPSv3Files.in_folder(paths["folder"]) if "folder" in paths else HPSv3Files(**paths)
+    return hpsv3_from_files(own, name=options.name, options=options.images, dtype=options.dtype, devices=options.devices)
 
 
 def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:

@@ -14,13 +14,13 @@ import torch
 
 from image_reward.addresses import Address
 from image_reward.client import Client, is_service
-from image_reward.config import CONFIG_NAME, HEAD_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
+from image_reward.config import CONFIG_NAME, HEAD_NAME, HPSV3_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, fetch_newest, is_copy
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.models.linear import check_variable
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.build import build_clip, build_ensemble, build_imagereward, build_onnx, checkpoint_of
+from image_reward.scorers.build import build_clip, build_ensemble, build_hpsv3, build_imagereward, build_onnx, checkpoint_of
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.onnx import OnnxScorer
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
@@ -54,6 +54,7 @@ KINDS: dict[str, Kind] = {
         ),
         build_clip,
     ),
+    "qwen2_vl": Kind(((HPSV3_NAME, WEIGHTS_NAME), (TOKENIZER_NAME,)), build_hpsv3),
     ENSEMBLE_FORMAT: Kind((), build_ensemble),
 }
 """What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
@@ -178,8 +179,13 @@ def _find_on_hub(repo: str) -> FoundModel:
 
 def _names_of_weights_in(repo: str) -> list[str]:
     """The registered models whose weights come from this repository of the hub, which is not itself a model folder."""
-    weights = {name: spec.files.get("weights") for name, spec in MODELS.items() if "config" not in spec.files}
-    return [name for name, file in weights.items() if isinstance(file, HubFile) and file.repo == repo]
+
+    def comes_from_it(file: object) -> bool:
+        return isinstance(file, HubFile) and file.repo == repo
+
+    return [
+        name for name, spec in MODELS.items() if comes_from_it(spec.files.get("weights")) and not comes_from_it(spec.files.get("config"))
+    ]
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------
@@ -208,12 +214,14 @@ def load(
         model: a registered name (``image-reward models list``), a ``.pt`` of the released layout, a ``.safetensors``, a folder written by
             ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an ensemble, the hub id of a model
             folder, or the address of a service (``http://host:8000``), for which a ``Client`` is returned: it has a scorer's methods.
-        device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU.
-        dtype: "float32" (default), "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32.
+        device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU. "auto" spreads a network that may be too large
+            for one (HPSv3) over all CUDA devices and, for what is left, the CPU; other scorers then go where they go by default.
+        dtype: "float32", "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32. By default
+            float32, or bfloat16 for networks of billions of weights (HPSv3).
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
         orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
         long_prompts: "truncate" (as the original, with a warning) or "error".
-        batch_size: images at once; by default 8 on a CPU, 64 elsewhere. Rewards do not depend on it, beyond rounding.
+        batch_size: images at once; by default 8 on a CPU, 64 elsewhere (HPSv3: 8). Rewards do not depend on it, beyond rounding.
         exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
             repeating published numbers to the last digit with weights that amplify rounding. Only BLIP's image tower has such an order.
         compile: compile the image tower when it first encodes images; see ``scorers.precision``.
@@ -231,8 +239,11 @@ def load(
         client = Client(model)
         client.models()
         return client  # type: ignore[return-value] # it answers as a scorer does
+    chosen_dtype = None if dtype == "int8" else _dtype_of(dtype)
     options = LoadOptions(
         name="",
+        dtype=chosen_dtype,
+        devices="auto" if device == "auto" else choose_device(device),
         images=ImageOptions(orient, allow_truncated, max_pixels, min_side),
         long_prompts=long_prompts,
         config=config,
@@ -267,14 +278,9 @@ def _place(
     scorer: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, batch_size: int | None, compiled: bool = False
 ) -> Any:
     quantized = dtype == "int8"
-    if quantized:
-        dtype = torch.float32  # of all that is not multiplied in int8
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype!r}")
-        dtype = DTYPES[dtype]
-    if dtype is not None and dtype not in DTYPES.values():
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype}")
+    chosen_dtype = torch.float32 if quantized else _dtype_of(dtype)  # float32: of all that is not multiplied in int8
+    if device == "auto":
+        device = None
     check_variable()
     parts = single_scorers([scorer])
     on_cpu = next((part for part in parts if isinstance(part, OnnxScorer)), None)
@@ -285,17 +291,29 @@ def _place(
         on_cpu.cast(torch.int8)  # raises
     for part in parts:
         if not is_quantized(part):  # its tower may be another's that was placed before
-            part.cast(dtype or torch.float32)
+            part.cast(chosen_dtype or part.default_dtype)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    scorer.batch_size = batch_size or (8 if chosen.type == "cpu" else 64)
-    scorer.to(chosen)
+    if not any(part.is_spread for part in parts):
+        scorer.to(chosen)
     for part in parts:
+        part.batch_size = batch_size or part.default_batch_sizes[chosen.type != "cpu"]
+        if not part.is_spread:
+            part.to(chosen)
         if quantized:
             quantize(part)
         if compiled:
             compile_scorer(part)
     return scorer
+
+
+def _dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and known not in DTYPES.values():
+        raise InputError(
+            f"dtype must be one of {', '.join(DTYPES)} and int8, not {dtype if isinstance(dtype, torch.dtype) else repr(dtype)}"
+        )
+    return known
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

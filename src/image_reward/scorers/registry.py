@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 
-from image_reward.config import CONFIG_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
+from image_reward.config import CONFIG_NAME, HPSV3_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, WebFile
 from image_reward.scorers.build import (
     build_aesthetic,
     build_blip,
     build_blip_matching,
     build_hpsv2,
+    build_hpsv3,
     build_imagereward,
     build_openai_clip,
     build_pickscore,
@@ -40,6 +41,7 @@ _AESTHETIC_HEAD = WebFile(
     sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
     original_cache="~/.cache/ImageReward",
 )
+_QWEN2_VL = "Qwen/Qwen2-VL-7B-Instruct"
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 MODELS: dict[str, ModelSpec] = {
@@ -87,6 +89,18 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+    ),
+    "HPSv3": ModelSpec(
+        description="human preference for an image given its prompt, and how sure of it: a Qwen2-VL-7B (Ma et al., ICCV 2025)",
+        licence="Apache-2.0",
+        range="about -2 to 14",
+        build=build_hpsv3,
+        files={
+            "weights": HubFile("MizzenAI/HPSv3", HPSV3_NAME),
+            "config": HubFile(_QWEN2_VL, CONFIG_NAME),
+            "tokenizer": HubFile(_QWEN2_VL, TOKENIZER_NAME),
+        },
+        notice="HPSv3 has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
     ),
     "CLIP": ModelSpec(
         description="how well image and prompt match: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",

@@ -7,16 +7,20 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from image_reward.config import WEIGHTS_NAME, ScorerConfig
 from image_reward.downloads import HubFile, WebFile, fetch, find_local
 from image_reward.types import ImageOptions, LongPrompts
 
 if TYPE_CHECKING:
+    import torch
+
     from image_reward.scorers.base import Scorer
 
 Thing = TypeVar("Thing")
+Devices: TypeAlias = "torch.device | Literal['auto'] | None"
+"""A device, or "auto": over all CUDA devices, and the CPU for what does not fit there."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class LoadOptions:
     registered: ScorerConfig | None = None
     """The config in the table of names."""
     exact: bool = False
+    dtype: torch.dtype | None = None
+    devices: Devices = None
+    """Where a network that fills the memory is to be, and in which precision: others are built in float32 on the CPU, and moved."""
     load_member: Callable[[str], Scorer[Any]] | None = None
     """Builds a member of a scorer that is made of others, from what ``load`` takes, with the same options; None for a member itself."""
     shared: dict[Hashable, Any] = field(default_factory=dict)
@@ -52,7 +59,7 @@ Paths = Mapping[str, Path]
 "weights"."""
 
 Build = Callable[[Paths, LoadOptions], "Scorer[Any]"]
-"""Builds a scorer in float32 on the CPU from its files."""
+"""Builds a scorer from its files: in float32 on the CPU, or as the options ask where it could not be moved from there."""
 
 
 @dataclass(frozen=True)

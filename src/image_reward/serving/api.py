@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from image_reward.scorers.distribution import published_distribution
@@ -16,7 +17,15 @@ from image_reward.serving.forms import Form, parse_form, parse_json
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
-router = APIRouter(tags=["rewards"])
+
+class BareRoute(APIRoute):
+    """A route whose endpoint takes the request alone, and is called without FastAPI's search for what else it could want."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
+router = APIRouter(tags=["rewards"], route_class=BareRoute)
 
 
 def _image(value: object) -> object:

@@ -51,7 +51,7 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None,
     app.state.service, app.state.scored = service, scored
     app.add_middleware(Guard, service=service, statuses={flow_grpo.PLACE: flow_grpo.STATUSES} if service.settings.flow_grpo else {})
     app.add_exception_handler(HTTPException, _refused_by_router)
-    for module in (api, rerank, kserve, cosmos, browse, page):
+    for module in (api, rerank, kserve, *([cosmos] if service.settings.cosmos else []), browse, page):
         app.include_router(module.router)
     if service.settings.flow_grpo:
         app.include_router(flow_grpo.router)

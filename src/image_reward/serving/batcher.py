@@ -3,6 +3,9 @@
 A request is divided into pieces, one for each image with all of its prompts. A piece is prepared by the pool, waits, and is scored in the
 next batch that has room: whatever waits when the scoring thread becomes free is scored at once, so an idle service does not wait for
 company, and a busy one fills its batches. Requests take turns, so that one of a thousand images does not hold up one of a single image.
+
+Waking a thread costs about as much as all else that is done for a request of a small image. So the threads hand pieces on to each other
+without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken.
 """
 
 from __future__ import annotations
@@ -12,10 +15,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ from image_reward.scorers.base import Scorer, check_finite, inference, joined, k
 from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together
 from image_reward.serving.errors import BusyError, of_package
 from image_reward.serving.metrics import Metrics
+
+_BATCHES_AHEAD = 4  # that may be prepared before they are scored
 
 
 class Source:
@@ -66,21 +70,24 @@ class Answer:
 class _Piece:
     """Groups of a request that are prepared and scored as a whole."""
 
-    def __init__(self, groups: Sequence[Group], loop: asyncio.AbstractEventLoop) -> None:
-        self.groups = groups
+    def __init__(self, request: _Request, number: int, groups: Sequence[Group]) -> None:
+        self.request, self.number, self.groups = request, number, groups
         self.num_rows = sum(len(group.prompts) for group in groups)
         self.batches: list[Any] = []
         self.keys: tuple[Hashable, ...] | None = None
         self.warnings: list[str] = []
-        self.rewards: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+        self.equal: _Piece = self
+        """The first piece of its request that the scorers see the same in: copies of an image get one reward."""
+        self.rewards: NDArray[np.float32] | None = None
+        """[M, N], once they are there"""
 
-    def prepare(self, processors: Sequence[Any]) -> None:
+    def prepare(self) -> None:
         """Open, decode and tokenize. Raises ``RequestError`` that names the field."""
         prompts = [prompt for group in self.groups for prompt in group.prompts]
         images: list[Any] = [group.image for group in self.groups for _ in group.prompts]
         with long_prompt_warnings_collected() as self.warnings:
             try:
-                self.batches = prepare_together(processors, prompts, images)
+                self.batches = prepare_together(self.request.processors, prompts, images)
             except (ImageRewardError, MemoryError) as error:
                 opened = [group.image.field for group in self.groups if group.image.was_opened]
                 field = "prompt" if isinstance(error, PromptError) else opened[-1] if opened else "images"
@@ -92,11 +99,25 @@ class _Piece:
             self.keys = tuple(zip(*keys, strict=True))
 
 
-@dataclass(eq=False)
 class _Request:
-    models: tuple[int, ...]
-    ready: deque[_Piece] = field(default_factory=deque)
-    """Prepared, and waiting for a batch."""
+    """Where the pieces of a request are. Everything but ``done`` belongs to whoever holds the batcher's lock."""
+
+    def __init__(self, models: tuple[int, ...], processors: Sequence[Any], groups: Sequence[Group], step: int) -> None:
+        self.models, self.processors = models, processors
+        self.pieces = [_Piece(self, number, groups[start : start + step]) for number, start in enumerate(range(0, len(groups), step))]
+        self.todo = deque(self.pieces)
+        """Not yet prepared."""
+        self.num_busy = 0
+        """Pieces that a thread prepares or scores."""
+        self.ready: deque[_Piece] = deque()
+        """Prepared, and waiting for a batch."""
+        self.seen: dict[tuple[Hashable, ...], _Piece] = {}
+        self.errors: dict[int, BaseException] = {}
+        self.done = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_over(self) -> bool:
+        return not self.todo and not self.ready and not self.num_busy
 
 
 class Batcher:
@@ -108,13 +129,17 @@ class Batcher:
         self.num_rows = 0
         """Admitted and not yet scored."""
         self.metrics = Metrics(lambda: self.num_rows)
-        self._num_decoders = num_decoders
-        self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._can_join = [False] * len(self.scorers)
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        self._condition = threading.Condition()
+        self._decoders = [threading.Thread(target=self._decode, name=f"decoder {n}", daemon=True) for n in range(num_decoders)]
+        self._lock = threading.Lock()
+        self._to_prepare = threading.Condition(self._lock)
+        self._to_score = threading.Condition(self._lock)
+        self._unprepared: deque[_Request] = deque()
         self._waiting: deque[_Request] = deque()
+        self._num_ready = 0  # rows that are prepared and wait
+        self._most_ready = _BATCHES_AHEAD * max((scorer.batch_size for scorer in self.scorers), default=1)
         self._is_closing = False
         self._rate = 0.0  # rows a second, a moving average
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,14 +162,15 @@ class Batcher:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        for thread in (self._thread, *self._decoders):
+            thread.start()
 
     def close(self, timeout: float) -> bool:
         """End the threads; False if the scoring thread has not ended in time."""
-        with self._condition:
+        with self._lock:
             self._is_closing = True
-            self._condition.notify_all()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+            self._to_prepare.notify_all()
+            self._to_score.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -169,109 +195,144 @@ class Batcher:
 
         Raises ``RequestError``: of all groups that fail the first in order, of those that were tried.
         """
-        loop = asyncio.get_running_loop()
-        scorers = [self.scorers[model] for model in models]
-        step = 1 if all(self._can_join[model] for model in models) else min(scorer.batch_size for scorer in scorers)
-        pieces = [_Piece(groups[start : start + step], loop) for start in range(0, len(groups), step)]
-        num_rows = sum(piece.num_rows for piece in pieces)
+        num_rows = sum(len(group.prompts) for group in groups)
         self.check_room(num_rows)
+        can_join = all(self._can_join[model] for model in models)
+        step = 1 if can_join else min(self.scorers[model].batch_size for model in models)
+        request = _Request(models, self._models(models), groups, step)
         self.num_rows += num_rows
-        request = _Request(models)
-        errors: dict[int, BaseException] = {}
         try:
-            todo = iter(enumerate(pieces))
-            seen: dict[tuple[Hashable, ...], _Piece] = {}
-            prepare = (self._prepare_in_turn(request, todo, seen, errors) for _ in range(min(self._num_decoders, len(pieces))))
-            await asyncio.gather(*prepare)
-            if errors:
-                raise errors[min(errors)]
-            rewards = [await piece.rewards for piece in pieces]
-        except ImageRewardError as error:
-            refused = of_package(error, "model")
-            assert refused is not None
-            raise refused from error
+            with self._lock:
+                self._unprepared.append(request)
+                self._to_prepare.notify(len(request.todo))
+            await request.done
         finally:
             self.num_rows -= num_rows
-            with self._condition:
-                request.ready.clear()
-                with suppress(ValueError):
-                    self._waiting.remove(request)
-            for piece in pieces:
-                if piece.rewards.done() and not piece.rewards.cancelled():
-                    piece.rewards.exception()  # it is known by now: of an equal piece, or of one that came after the first that failed
-                piece.rewards.cancel()
+            if not request.done.done() or request.done.cancelled():
+                with self._lock:
+                    self._drop(request)
+        if request.errors:
+            error = request.errors[min(request.errors)]
+            refused = of_package(error, "model")
+            if refused is None or refused is error:
+                raise error
+            raise refused from error
         # Rounding depends on what shares a batch, and equal rows get one reward: copies of an image keep their order.
         first: dict[Hashable, NDArray[np.float32]] = {}
         whole = []
-        for piece, scored in zip(pieces, rewards, strict=True):
-            columns = [first.setdefault(key, column) for key, column in zip(piece.keys, scored.T, strict=True)] if piece.keys else scored.T
-            own = np.stack(list(columns), axis=1)
-            whole += np.split(own, np.cumsum([len(group.prompts) for group in piece.groups])[:-1], axis=1)
-        return Answer(whole, list(dict.fromkeys(warning for piece in pieces for warning in piece.warnings)))
-
-    async def _prepare_in_turn(
-        self,
-        request: _Request,
-        todo: Iterator[tuple[int, _Piece]],
-        seen: dict[tuple[Hashable, ...], _Piece],
-        errors: dict[int, BaseException],
-    ) -> None:
-        """Prepare pieces one after the other; several of these share ``todo``, and a request occupies no more threads than there are."""
-        loop = asyncio.get_running_loop()
-        processors = self._models(request.models)
-        for number, piece in todo:
-            if errors:
-                return
-            try:
-                await loop.run_in_executor(self._decoders, piece.prepare, processors)
-            except Exception as error:
-                errors[number] = error
-                return
-            if piece.keys is not None and (equal := seen.setdefault(piece.keys, piece)) is not piece:
-                piece.rewards = equal.rewards  # copies of an image get one reward, in whatever batches they would have been
-                continue
-            with self._condition:
-                if not request.ready:
-                    self._waiting.append(request)
-                request.ready.append(piece)
-                self._condition.notify()
+        for piece in request.pieces:
+            rewards = piece.equal.rewards
+            assert rewards is not None
+            if piece.keys and num_rows > 1:
+                rewards = np.stack([first.setdefault(key, own) for key, own in zip(piece.keys, rewards.T, strict=True)], axis=1)
+            whole += np.split(rewards, np.cumsum([len(group.prompts) for group in piece.groups])[:-1], axis=1)
+        return Answer(whole, list(dict.fromkeys(warning for piece in request.pieces for warning in piece.warnings)))
 
     def _models(self, models: tuple[int, ...]) -> list[Any]:
         if models not in self._processors:
             self._processors[models] = processors_of([self.scorers[model] for model in models])
         return self._processors[models]
 
-    def _deliver(self, results: Sequence[tuple[_Piece, Any]], num_rows: int, seconds: float) -> None:
-        self.metrics.batches.observe(num_rows)
-        self.metrics.scoring.observe(seconds)
-        rate = num_rows / max(seconds, 1e-6)
-        self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
-        for piece, result in results:
-            if piece.rewards.done():  # its client has left
-                continue
-            if isinstance(result, BaseException):
-                piece.rewards.set_exception(result)
-            else:
-                piece.rewards.set_result(result)
+    def _deliver(self, requests: Sequence[_Request], num_rows: int, seconds: float) -> None:
+        if num_rows:
+            self.metrics.batches.observe(num_rows)
+            self.metrics.scoring.observe(seconds)
+            rate = num_rows / max(seconds, 1e-6)
+            self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+        for request in requests:
+            if not request.done.done():  # its client has not left
+                request.done.set_result(None)
 
-    # --- in the scoring thread -------------------------------------------------------------------------------------------------------
+    # --- with the lock ---------------------------------------------------------------------------------------------------------------
+
+    def _drop(self, request: _Request) -> None:
+        """What waits of a request leaves the queue."""
+        request.todo.clear()
+        self._add_ready(-sum(piece.num_rows for piece in request.ready))
+        request.ready.clear()
+        for queue in (self._unprepared, self._waiting):
+            with suppress(ValueError):
+                queue.remove(request)
+
+    def _fail(self, piece: _Piece, error: BaseException) -> None:
+        piece.request.errors[piece.number] = error
+        self._drop(piece.request)
+
+    def _add_ready(self, num_rows: int) -> None:
+        was_full = self._num_ready >= self._most_ready
+        self._num_ready += num_rows
+        if was_full and self._num_ready < self._most_ready:
+            self._to_prepare.notify_all()
+
+    # --- in the threads --------------------------------------------------------------------------------------------------------------
+
+    def _report(self, requests: Sequence[_Request], num_rows: int = 0, seconds: float = 0.0) -> None:
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            self._loop.call_soon_threadsafe(self._deliver, requests, num_rows, seconds)
+
+    def _decode(self) -> None:
+        while True:
+            with self._lock:
+                while not self._is_closing and (not self._unprepared or self._num_ready >= self._most_ready):
+                    self._to_prepare.wait()
+                if not self._unprepared:
+                    return
+                request = self._unprepared.popleft()
+                piece = request.todo.popleft()
+                request.num_busy += 1
+                if request.todo:
+                    self._unprepared.append(request)
+            error: BaseException | None = None
+            try:
+                piece.prepare()
+            except BaseException as raised:
+                error = raised
+            with self._lock:
+                request.num_busy -= 1
+                if error is not None:
+                    self._fail(piece, error)
+                elif not request.errors and not request.done.cancelled():
+                    self._add_prepared(piece)
+                is_over = request.is_over
+            if is_over:
+                self._report([request])
+            del request, piece, error
+
+    def _add_prepared(self, piece: _Piece) -> None:
+        request = piece.request
+        if piece.keys is not None and (equal := request.seen.setdefault(piece.keys, piece)) is not piece:
+            piece.equal, piece.batches = equal, []
+            return
+        if not request.ready:
+            self._waiting.append(request)
+        request.ready.append(piece)
+        self._add_ready(piece.num_rows)
+        self._to_score.notify()
 
     def _run(self) -> None:
         while True:
-            with self._condition:
+            with self._lock:
                 while not self._waiting and not self._is_closing:
-                    self._condition.wait()
+                    self._to_score.wait()
                 if not self._waiting:
                     return
                 models, pieces = self._take()
             started = time.perf_counter()
             results = self._score(models, pieces)
             seconds = time.perf_counter() - started
-            num_rows = sum(piece.num_rows for piece in pieces)
-            assert self._loop is not None
-            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, list(zip(pieces, results, strict=True)), num_rows, seconds)
-            del pieces, results
+            with self._lock:
+                for piece, result in zip(pieces, results, strict=True):
+                    piece.request.num_busy -= 1
+                    piece.batches = []
+                    if isinstance(result, BaseException):
+                        self._fail(piece, result)
+                    else:
+                        piece.rewards = result
+                requests = dict.fromkeys(piece.request for piece in pieces)
+                over = [request for request in requests if request.is_over]
+            self._report(over, sum(piece.num_rows for piece in pieces), seconds)
+            del pieces, results, requests, over
 
     def _take(self) -> tuple[tuple[int, ...], list[_Piece]]:
         """The next batch: of the request that waits longest, and of others for the same models, each in its turn."""
@@ -288,11 +349,13 @@ class Batcher:
                 others.append(request)
                 continue
             piece = request.ready.popleft()
+            request.num_busy += 1
             pieces.append(piece)
             room = room - (len(piece.groups) if whole_images else piece.num_rows) if can_join else 0
             if request.ready:
                 self._waiting.append(request)
         self._waiting.extendleft(reversed(others))
+        self._add_ready(-sum(piece.num_rows for piece in pieces))
         return models, pieces
 
     def _score(self, models: tuple[int, ...], pieces: Sequence[_Piece]) -> list[Any]:

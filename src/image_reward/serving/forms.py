@@ -14,7 +14,10 @@ from image_reward.serving.errors import RequestError, invalid
 
 _DATA_URL = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+=-]+)*?(;base64)?,", re.ASCII)
 _SPACE = re.compile(r"\s+")
+_PARAMETER = re.compile(r';\s*([\w!#$%&*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s"]*))', re.ASCII)
 _MOST_HEADERS = 8  # of a part
+_LONGEST_HEAD = 1 << 14  # bytes of them
+_LONGEST_BOUNDARY = 256
 
 
 @dataclass
@@ -73,78 +76,64 @@ def parse_form(content_type: str, body: bytes, max_parts: int) -> Form:
 
 
 def _parse_multipart(content_type: str, body: bytes, max_parts: int) -> Form:
-    from python_multipart.exceptions import FormParserError
-    from python_multipart.multipart import MultipartParser, parse_options_header
-
-    _, options = parse_options_header(content_type)
-    if not (boundary := options.get(b"boundary")):
+    """RFC 7578 on a whole body: its boundaries are searched for, where a parser of streams would look at every byte."""
+    boundary = _parameters(content_type).get("boundary", "").encode("latin-1")
+    if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
         raise RequestError(400, "content-type", "it names no boundary", "let the HTTP library write the header of the form")
     form = Form()
-    header = {"name": b"", "value": b""}
-    headers: dict[bytes, bytes] = {}
-    content = bytearray()
-    num_parts, has_ended = 0, False
+    mark = b"\r\n--" + boundary
+    num_parts = 0
+    start = None  # of a part; what precedes the first boundary means nothing
+    at = -2 if body.startswith(mark[2:]) else body.find(mark)
+    while at != -1:
+        after = at + len(mark)
+        is_last = body.startswith(b"--", after)
+        line = body.find(b"\r\n", after, after + _LONGEST_BOUNDARY)
+        if is_last or (line >= 0 and not body[after:line].strip(b" \t")):  # and not longer than the boundary, which is content
+            if start is not None:
+                num_parts += 1
+                if num_parts > max_parts:
+                    raise RequestError(413, "body", f"it has more than {max_parts} parts", "send fewer images at once")
+                _add_part(form, body, start, at)
+            if is_last:
+                return form
+            start = line + 2
+        at = body.find(mark, after)
+    if start is None:
+        raise RequestError(400, "body", "it is not a multipart form", "let the HTTP library write the form")
+    raise RequestError(400, "body", "the form breaks off before its last boundary", "send the whole form")
 
-    def begin() -> None:
-        nonlocal num_parts
-        num_parts += 1
-        if num_parts > max_parts:
-            raise RequestError(413, "body", f"it has more than {max_parts} parts", "send fewer images at once")
-        headers.clear()
-        content.clear()
 
-    def end_of_header() -> None:
-        if len(headers) >= _MOST_HEADERS:
-            raise RequestError(400, "body", f"a part of it has more than {_MOST_HEADERS} headers", "see /docs")
-        headers[header["name"].lower()] = header["value"]
-        header.update(name=b"", value=b"")
-
-    def collect(key: str) -> Any:
-        def on_data(data: bytes, start: int, end: int) -> None:
-            header[key] += data[start:end]
-
-        return on_data
-
-    def on_content(data: bytes, start: int, end: int) -> None:
-        content.extend(data[start:end])
-
-    def end_of_part() -> None:
-        _, options = parse_options_header(headers.get(b"content-disposition", b""))
-        name = options.get(b"name", b"").decode("utf-8", "replace").removesuffix("[]")
-        if not name:
-            raise RequestError(400, "body", "a part of it has no name", "name the parts as /docs does")
-        if b"filename" in options or headers.get(b"content-type", b"").startswith((b"image/", b"application/octet-stream")):
-            form.files.setdefault(name, []).append(bytes(content))
-            return
-        try:
-            form.texts.setdefault(name, []).append(content.decode())
-        except UnicodeDecodeError:
-            raise RequestError(400, name, "it is not UTF-8", "encode text in UTF-8, or send it as a file") from None
-
-    def end() -> None:
-        nonlocal has_ended
-        has_ended = True
-
+def _add_part(form: Form, body: bytes, start: int, end: int) -> None:
+    """The part between two places of a body: headers, an empty line, and its content."""
+    head_end = start - 2 if body.startswith(b"\r\n", start) else body.find(b"\r\n\r\n", start, min(end, start + _LONGEST_HEAD))
+    lines = body[start : max(start, head_end)].decode("utf-8", "replace").split("\r\n")
+    if head_end < start - 2 or len(lines) > _MOST_HEADERS:
+        raise RequestError(400, "body", f"a part of it has no end of its headers, or more than {_MOST_HEADERS}", "see /docs")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    disposition = _parameters(headers.get("content-disposition", ""))
+    name = disposition.get("name", "").removesuffix("[]")
+    if not name:
+        raise RequestError(400, "body", "a part of it has no name", "name the parts as /docs does")
+    content = body[head_end + 4 : end]
+    is_file = "filename" in disposition or "filename*" in disposition
+    if is_file or headers.get("content-type", "").lower().startswith(("image/", "application/octet-stream")):
+        form.files.setdefault(name, []).append(content)
+        return
     try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": begin,
-                "on_part_data": on_content,
-                "on_part_end": end_of_part,
-                "on_header_field": collect("name"),
-                "on_header_value": collect("value"),
-                "on_header_end": end_of_header,
-                "on_end": end,
-            },
-        )
-        parser.write(body)
-        parser.finalize()
-    except FormParserError:
-        raise RequestError(400, "body", "it is not a multipart form", "let the HTTP library write the form") from None
-    if not has_ended:
-        raise RequestError(400, "body", "the form breaks off before its last boundary", "send the whole form")
-    return form
+        form.texts.setdefault(name, []).append(content.decode())
+    except UnicodeDecodeError:
+        raise RequestError(400, name, "it is not UTF-8", "encode text in UTF-8, or send it as a file") from None
+
+
+def _parameters(header: str) -> dict[str, str]:
+    r"""
+    >>> _parameters('form-data; name="a;\\"b"; filename=x.png')
+    {'name': 'a;"b', 'filename': 'x.png'}
+    """
+    return {
+        match[1].lower(): match[3] if match[2] is None else re.sub(r'\\(["\\])', r"\1", match[2]) for match in _PARAMETER.finditer(header)
+    }
 
 
 def image_bytes(text: str, field: str) -> bytes:

@@ -10,9 +10,10 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,10 +42,13 @@ class _Exchange:
         self.size = 0
         self.is_whole = False
         self.status = 0
+        self.is_answered = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        elif not message.get("more_body", False):
+            self.is_answered = True
         await self._send(message)
 
     async def refuse(self, error: RequestError) -> None:
@@ -102,8 +106,7 @@ class Guard:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             if exchange.status:
-                self.service.metrics.requests.labels(route, str(exchange.status)).inc()
-                self.service.metrics.latency.labels(route).observe(seconds)
+                self.service.metrics.answered(route, exchange.status, seconds)
             logger.info("%s %s %s %d bytes %.3f s", scope["method"], route, exchange.status or "client left", exchange.size, seconds)
 
     async def _answer(self, exchange: _Exchange) -> None:
@@ -111,23 +114,26 @@ class Guard:
         limits = self.service.limits
         if self.num_requests > limits.max_requests:
             raise BusyError(f"{limits.max_requests} requests are in work", self.service.batcher.retry_after())
-        try:
-            body = await asyncio.wait_for(self._read(exchange), limits.read_seconds)
-        except asyncio.TimeoutError:
-            raise RequestError(408, "body", f"it did not arrive within {limits.read_seconds:g} s", "send it faster, or in parts") from None
-        leaving = asyncio.ensure_future(exchange.receive())
-        handler = asyncio.ensure_future(self.app(exchange.scope, _Replay(body, leaving), exchange.send))
-        del body
-        try:
-            await asyncio.wait({handler, leaving}, timeout=limits.max_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not handler.done() and exchange.status:  # the answer is on its way
-                await asyncio.wait({handler}, timeout=limits.read_seconds)
-            if handler.done():
-                handler.result()
-            elif leaving.done() or exchange.status:
-                raise _ClientGoneError  # or does not read the answer
+        slow = RequestError(408, "body", f"it did not arrive within {limits.read_seconds:g} s", "send it faster, or in parts")
+        late = RequestError(503, "request", f"it took longer than {limits.max_seconds:g} s", "send fewer images at once", 5)
+        leaving: asyncio.Task[Message] | None = None
+
+        def out_of_time() -> None:
+            if exchange.status:  # the answer is on its way, if the client reads it
+                watch.end_in(limits.read_seconds, lambda: watch.end(_ClientGoneError()))
             else:
-                raise RequestError(503, "request", f"it took longer than {limits.max_seconds:g} s", "send fewer images at once", 5)
+                watch.end(late)
+
+        try:
+            with _Watch() as watch:
+                watch.end_in(limits.read_seconds, lambda: watch.end(slow))
+                body = await self._read(exchange)
+                watch.end_in(limits.max_seconds, out_of_time)
+                leaving = asyncio.ensure_future(exchange.receive())
+                leaving.add_done_callback(lambda _: None if exchange.is_answered else watch.end(_ClientGoneError()))
+                replay = _Replay(body, leaving)
+                del body
+                await self.app(exchange.scope, replay, exchange.send)
         except (_ClientGoneError, RequestError):
             raise
         except Exception as error:
@@ -140,9 +146,8 @@ class Guard:
                 refused = RequestError(500, "request", "the service has a defect", "report it with the lines that the service printed")
             raise refused from None
         finally:
-            for task in (handler, leaving):
-                task.cancel()
-            await asyncio.gather(handler, leaving, return_exceptions=True)
+            if leaving is not None:
+                leaving.cancel()
 
     def _check_sender(self, exchange: _Exchange) -> None:
         settings, headers = self.service.settings, exchange.headers
@@ -188,6 +193,37 @@ class Guard:
             if not message.get("more_body", False):
                 exchange.is_whole = True
                 return b"".join(chunks)
+
+
+class _Watch:
+    """Ends the block that a task is in, for a reason, which the block then raises. One task where ``asyncio.wait`` would need three."""
+
+    def __enter__(self) -> _Watch:
+        self._task = asyncio.current_task()
+        self._reason: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        return self
+
+    def end(self, reason: Exception) -> None:
+        if self._task is not None and self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def end_in(self, seconds: float, end: Callable[[], None]) -> None:
+        """Call ``end`` after this time, and no longer what was to be called before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, end)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reason is not None and kind is asyncio.CancelledError:
+            if sys.version_info >= (3, 11):
+                assert task is not None
+                task.uncancel()
+            raise self._reason from None
 
 
 class _Replay:

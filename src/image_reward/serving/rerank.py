@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from image_reward.serving.api import ERRORS, read, rewards_of_one_prompt
+from image_reward.serving.api import ERRORS, BareRoute, read, rewards_of_one_prompt
 from image_reward.serving.errors import invalid
 from image_reward.serving.forms import check_returnable
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
-router = APIRouter(tags=["rerank"])
+router = APIRouter(tags=["rerank"], route_class=BareRoute)
 
 _MOST_DEPTH = 4  # of objects in each other: content, its part, image_url, and one to spare
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http
 import os
 import signal
 import socket
@@ -12,36 +13,70 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from image_reward.errors import InputError
-from image_reward.serving.errors import RequestError
+from image_reward.serving.errors import BusyError, RequestError
 
 _HEAD_SECONDS = 10.0  # that a client may take to send the head of a request
 _WRITE_SECONDS = 30.0  # that a client may take to read what does not fit into the buffers of the connection
 _IDLE_SECONDS = 75  # that a connection is kept open between two requests: longer than the load balancers' minute
+_LINGER = 1.0  # seconds that a connection is kept on which the answer is that it is not wanted
+_MOST_HEAD = 1 << 16  # bytes
+_MOST_PIPELINED = 16  # requests of a connection that wait for the answer to an earlier one
 
 
-class _Protocol(H11Protocol):
-    """Closes connections whose client does not finish the head of a request, or does not read the answer, which uvicorn waits for
-    without end. What is not HTTP is refused as everything else is.
+class _Protocol(HttpToolsProtocol):
+    """Bounds what uvicorn does not: connections, the size of a head and the time it takes to arrive, requests of a connection that wait,
+    and the time that a client takes to read an answer. What is not HTTP is refused as everything else is.
     """
 
     head_seconds = _HEAD_SECONDS
     write_seconds = _WRITE_SECONDS
+    most_connections = 0
+    """Set by ``run``."""
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    _head_size = 0
+    _is_in_body = False
+    _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch_head()
+        if len(self.connections) > 2 * self.most_connections:  # those that are refused included
+            transport.abort()
+        elif len(self.connections) > self.most_connections:
+            self._refuse(BusyError(f"{self.most_connections} connections are open", 1))
+        else:
+            self._watch_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._head_size += len(data)
         super().data_received(data)
-        self._watch_head()
+        if self._is_refused or self.parser is None:
+            return
+        if not self._is_in_body and self._head_size > _MOST_HEAD:
+            self.send_400_response("")
+        elif len(self.pipeline) > _MOST_PIPELINED:
+            self.transport.abort()
+        else:
+            self._watch_head()
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if size > _MOST_HEAD or num_hosts > 1 or (not num_hosts and self.parser.get_http_version() == "1.1"):
+            raise ValueError  # which httptools makes an HttpParserError of
+        self._head_size, self._is_in_body = 0, True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._head_size, self._is_in_body = 0, False
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -57,24 +92,34 @@ class _Protocol(H11Protocol):
         self._unwatch_write()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun: nothing else can be said
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:  # nothing else can be said
+            self._is_refused = True
             self.transport.close()
             return
         remedy = "let an HTTP library write the request, with a head of less than 64 KiB"
-        body = RequestError(400, "request", "it is not HTTP/1.1, or its head is too large", remedy).body()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-        for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event))
-        self.transport.close()
+        self._refuse(RequestError(400, "request", "it is not HTTP/1.1, or its head is too large", remedy))
+
+    def _refuse(self, error: RequestError) -> None:
+        self._is_refused = True
+        body = error.body()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | error.headers
+        phrase = http.HTTPStatus(error.status).phrase
+        head = f"HTTP/1.1 {error.status} {phrase}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(head.encode() + b"\r\n" + body)
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER, self.transport.close)  # closed at once, what the client still sends would make the answer unreadable
 
     def _unwatch_write(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
 
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _watch_head(self) -> None:
-        is_waiting = self.cycle is None or self.cycle.response_complete
-        if not is_waiting:
+        if not self._is_idle:
             self._unwatch_head()
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_seconds, self._too_slow)
@@ -86,7 +131,7 @@ class _Protocol(H11Protocol):
 
     def _too_slow(self) -> None:
         self._head_timer = None
-        if self.cycle is None or self.cycle.response_complete:
+        if self._is_idle:
             self.transport.close()
 
 
@@ -127,7 +172,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
         raise InputError(f"no address is called {host}: {error}; use 127.0.0.1") from None
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: asyncio turns Nagle's algorithm off, which holds back the end of an answer for 40 ms, only where it is TCP's.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
@@ -144,7 +190,7 @@ def run(app: FastAPI, sock: socket.socket, on_started: Any = None) -> None:
     limits = app.state.service.limits
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=type("_Protocol", (_Protocol,), {"most_connections": limits.max_connections}),
         ws="none",
         lifespan="on",
         access_log=False,

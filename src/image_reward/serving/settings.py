@@ -18,6 +18,8 @@ class Limits:
     """Bytes of all requests in work."""
     max_requests: int = 512
     """Requests in work at once."""
+    max_connections: int = 1000
+    """Connections at once, idle ones included."""
     max_images: int = 1000
     """Images of a request."""
     max_prompt: int = 10_000
@@ -53,6 +55,8 @@ class Settings:
     """Hosts from which images are fetched by their address."""
     flow_grpo: bool = False
     """Whether POST / takes the pickles of flow_grpo's clients."""
+    cosmos: bool = True
+    """Whether batches of cosmos-rl's clients are kept until they are pulled."""
     local_names: tuple[str, ...] | None = None
     """Names under which alone a service without a token answers, so that no web page can reach it under a name of its own."""
     num_decoders: int = 2
@@ -60,6 +64,35 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.limits.check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """Copies of the service on a cluster (`--engine ray`), each with models and a queue of its own."""
+
+    replicas: int = 1
+    """Copies of the service, with `--engine ray`."""
+    max_replicas: int | None = None
+    """Start up to this many copies under load, with `--engine ray`."""
+    replica_cpus: float = 1.0
+    """Processor cores that a copy reserves, with `--engine ray`."""
+    replica_gpus: float | None = None
+    """GPUs that a copy reserves, with `--engine ray`; by default 1 where this machine has any, else 0."""
+    ray_address: str | None = None
+    """A running Ray cluster, such as `auto`, for `--engine ray`; by default one is started on this machine."""
+
+    def check(self) -> None:
+        """Raise ``InputError`` for what makes no sense."""
+        if self.replicas < 1:
+            raise InputError(f"replicas must be at least 1, not {self.replicas}")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise InputError(f"max_replicas ({self.max_replicas}) must not be less than replicas ({self.replicas})")
+        if not self.replica_cpus > 0 or (self.replica_gpus is not None and not self.replica_gpus >= 0):
+            raise InputError("replica_cpus must be above 0, and replica_gpus not below")
+
+    @property
+    def most(self) -> int:
+        return self.max_replicas or self.replicas
 
 
 def is_loopback(host: str) -> bool:

@@ -28,14 +28,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 
-from image_reward.addresses import Address
 from image_reward.checkpoints import read_checkpoint, save_checkpoint
 from image_reward.comparisons import normalized_prompt, shared_prompts, split
 from image_reward.config import RewardConfig, TieConfig
 from image_reward.errors import InputError, TrainingError
 from image_reward.metrics import num_pairs
 from image_reward.reports.numbers import counted
-from image_reward.runs import MovingAverage, Progress, RunFolder, adamw, end_processes, rate_factor, seed_step, weight_groups
+from image_reward.runs import MovingAverage, RunFolder, adamw, begin, end_processes, open_run, rate_factor, seed_step, weight_groups
 from image_reward.scorers.imagereward import ImageRewardScorer
 from image_reward.training import frozen_features
 from image_reward.training.card import draw_curves, training_card
@@ -148,10 +147,8 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     Raises ``ValueError`` and ``FileNotFoundError`` for what can be seen before the first step, ``TrainingError`` for what goes wrong after.
     """
     accelerator = _accelerator(config)
-    with accelerator.main_process_first():
-        folder = RunFolder(Address.parse(config.output).local, config)
-    if result := folder.result():
-        Progress(0, 0, accelerator.is_main_process).say(f"{config.output} holds a finished run")
+    folder, result = open_run(config, accelerator)
+    if result:
         return TrainingResult(**result)
     run = _Run(config, _Data(config, comparisons, validation), folder, accelerator)
     state = run.state
@@ -289,23 +286,21 @@ class _Run:
         self.average = MovingAverage(self.trained, config.ema) if config.ema else None
 
         # --- where a killed run stopped ---
-        self.state = self._restored() or RunState()
-        continued = self.state.best_step is not None
-        if accelerator.is_main_process:
-            folder.forget_after(self.state.step if continued else -1)
-        accelerator.wait_for_everyone()
+        restored = self._restored()
+        self.state = restored or RunState()
         if config.trackers:
             settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in asdict(config).items()}
             accelerator.init_trackers("image-reward", settings)
-        self.progress = Progress(self.state.step, self.num_steps, accelerator.is_main_process)
-        for note in data.notes:
-            self.progress.say(note)
         weights = f"{sum(p.numel() for p in self.trained):,} of {sum(p.numel() for p in self.learner.parameters()):,} weights are trained"
-        self.progress.say(
+        self.progress = begin(
+            folder,
+            accelerator,
+            self.state.step if restored else None,
+            self.num_steps,
+            data.notes,
             f"{counted(len(data.train), 'comparison')} of {sum(self.sizes):,} images in {self.num_steps:,} steps on "
             f"{accelerator.num_processes} x {accelerator.device.type}; validation on {counted(len(data.validation), 'comparison')} with "
-            f"{counted(data.num_validation_pairs, 'ordered pair')}; {weights}"
-            + (f"; continued after step {self.state.step}" if continued else "")
+            f"{counted(data.num_validation_pairs, 'ordered pair')}; {weights}",
         )
 
     def _once(self, comparisons: Sequence[Comparison], features: FrozenFeatures | None) -> TrainingSteps:
@@ -496,6 +491,8 @@ def _accelerator(config: RewardTraining) -> Accelerator:
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=list(config.trackers) or None, project_dir=config.output)
     if config.shard and accelerator.num_processes == 1:
         raise InputError("shard needs several processes: start the command with torchrun --nproc-per-node NUMBER")
+    if config.shard and cpu and not hasattr(torch.cpu.Stream, "record_event"):
+        raise InputError("shard on CPUs needs PyTorch 2.7 or later")
     return accelerator
 
 

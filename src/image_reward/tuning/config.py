@@ -58,7 +58,8 @@ class Tuning(Recipe):
     grad_steps: int | None = None
     """Denoising steps that carry gradients, for sparse and draft. [default: sparse: 2, draft: 1]"""
     repeats: int = 2
-    """draft with one step of gradients: each image is noised again this often, which lowers the variance (DRaFT-LV)."""
+    """draft with one step of gradients: each image is noised again this often, which lowers the variance (DRaFT-LV). best-of: the best
+    image of each prompt is learnt at as many noise levels."""
     candidates: int = 8
     """best-of: images made for each prompt, of which the best is learnt."""
     guidance_scale: float | None = None

@@ -66,6 +66,15 @@ def sparse(steps: int, grad_steps: int, draws: random.Random) -> Rollout:
     return Rollout(steps, frozenset(chosen), detach_input=True)
 
 
+def noise_levels(steps: int, repeats: int, draws: random.Random) -> list[int]:
+    """Denoising steps at random, none again before all have been drawn.
+
+    >>> sorted(noise_levels(3, 6, random.Random(0)))
+    [0, 0, 1, 1, 2, 2]
+    """
+    return [step for _ in range(-(-repeats // steps)) for step in draws.sample(range(steps), steps)][:repeats]
+
+
 def rollout(config: Tuning, draws: random.Random) -> Rollout:
     """That of a step of a resolved ``config``, for a method with gradients of the reward."""
     assert config.denoising_steps is not None
@@ -96,8 +105,14 @@ def images(pipe: Any, chosen: Rollout, prompts: Sequence[str], seeds: Sequence[i
         return
     made = generate(pipe, prompts, steps=chosen.steps, seeds=seeds, **call_arguments)
     for repeat in range(chosen.repeats):
-        noise = noise_like(made.latents, [random.Random(f"{seed} again {repeat}").getrandbits(32) for seed in seeds])
+        noise = noise_like(made.latents, [seed_of(seed, "again", repeat) for seed in seeds])
         yield clean_from(pipe, prompts, made.latents, noise, made.levels, chosen.steps - 1, seeds, **call_arguments)
+
+
+def seed_of(*key: object) -> int:
+    """A seed that follows from ``key``, and is unrelated to those of other keys."""
+    # PyTorch's generator on a CPU reads the low 32 bits of a seed alone.
+    return random.Random(" ".join(map(str, key))).getrandbits(32)
 
 
 def noise_like(latents: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -42,6 +42,12 @@ class Evaluation:
     above_target: float = 0.0
     """The share of images whose reward is above the target."""
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Evaluation:
+        """That of a line of a log."""
+        own = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**own | {"watched": {name: tuple(each) for name, each in values["watched"].items()}})
+
     @property
     def reward(self) -> float:
         return mean(self.rewards)

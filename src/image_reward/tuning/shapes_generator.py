@@ -25,7 +25,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -166,6 +165,8 @@ def _merged(parts: Sequence[str], first: str, second: str) -> Iterator[str]:
 
 def build(widths: tuple[int, int] = (64, 128)) -> Any:
     """The pipeline with random weights, decided by PyTorch's generator."""
+    import diffusers
+
     words = tokenizer()
     width = 64
     text_encoder = transformers.CLIPTextModel(

@@ -1,0 +1,122 @@
+"""Small networks and a small tokenizer of Qwen's kind: the same structure and special tokens, with seeded weights."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+"""Qwen2-VL's, in the order of their ids."""
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def letters() -> list[str]:
+    """The characters that stand for the 256 bytes, in the order of their ids."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def tokenizer(merges: Sequence[str] = (), special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
+    """Byte-level pairs as Qwen2's tokenizer: of 256 bytes and the tokens that "left right" merges make; then the special tokens."""
+    words = dict.fromkeys([*letters(), *(merge.replace(" ", "") for merge in merges)])
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, pairs))
+    made.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
+    return made
+
+
+def tokenizer_file(folder: Path, merges: Sequence[str] = (), special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Path:
+    file = folder / "tokenizer.json"
+    tokenizer(merges, special_tokens).save(str(file))
+    return file
+
+
+def config(num_tokens: int, **others: Any) -> dict[str, Any]:
+    """The config.json of a small Qwen2-VL, flat as the published ones are. Images have patches of 14 pixels, as there.
+
+    ``num_tokens``: of the tokenizer. ``vocab_size`` may be larger.
+    """
+    first = num_tokens - len(SPECIAL_TOKENS)
+    ids = {name: first + number for number, name in enumerate(SPECIAL_TOKENS)}
+    return {
+        "model_type": "qwen2_vl",
+        "vocab_size": num_tokens,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": False,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "in_chans": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+        **others,
+    }
+
+
+def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Seeded weights under their names: values of bfloat16, as in the published files, but float32 for a head called ``rm_head``.
+
+    Attention is peaked, so that positions, images and prompts all show in what comes out.
+    """
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        values = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32).standard_normal(shape).astype(np.float32)
+        if "norm" in name or "ln_q" in name:
+            values = np.float32(0.1) * values + np.float32(name.endswith("weight"))
+        elif name.endswith("bias"):
+            values = np.float32(0.05) * values
+        elif "embed_tokens" not in name:
+            peaked = any(part in name for part in ("q_proj", "k_proj", "qkv"))
+            values = values * np.float32((2.0 if peaked else 1.0) / np.sqrt(np.prod(shape[1:])))
+        drawn = torch.from_numpy(values)
+        return drawn if name.startswith("rm_head") else drawn.bfloat16().float()
+
+    return {name: weight(name, shape) for name, shape in shapes.items()}
