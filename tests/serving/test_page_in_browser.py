@@ -73,7 +73,8 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
             wrong.append(request.url)
 
     def said(dialog: Dialog) -> None:
-        wrong.append(dialog.message)
+        if dialog.type != "beforeunload":
+            wrong.append(dialog.message)
         dialog.dismiss()
 
     context.on("request", asked)
@@ -331,6 +332,7 @@ def test_markup_is_shown_as_text(page: Page, images: list[Path], scorer: ImageRe
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
     hand_over(page, {name: images[0].read_bytes(), "=1+1.png": images[1].read_bytes()})
     expect(page.locator("#rank-summary")).to_have_text(f"2 images, best first, for “{HOSTILE}”")
+    expect(page.locator("#notice")).to_contain_text("are not read: the model reads 35")
     assert set(names(page)) == {name, "=1+1.png"}
     page.locator("#rank-cards .open").first.click()
     expect(page.locator("#viewer .text")).to_have_text(HOSTILE)
@@ -462,6 +464,19 @@ def test_a_choice_is_undone_and_a_pair_skipped(page: Page, images: list[Path]) -
         assert (page.locator("#blind-round .name").all_inner_texts() == second) is (number == 2)
         page.keyboard.press("Enter")
     expect(page.locator("#blind-tally")).to_contain_text("2 choices")
+
+
+def test_choices_are_not_lost_by_leaving(page: Page, images: list[Path]) -> None:
+    start_blind(page, images[:3])
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#blind-tally")).to_contain_text("1 choice")
+    with page.expect_event("dialog") as dialog:
+        page.close(run_before_unload=True)
+    assert dialog.value.type == "beforeunload"
+    expect(page.locator("#blind-tally")).to_contain_text("1 choice")
+    downloaded(page, "#blind-jsonl")
+    with page.expect_event("close"):
+        page.close(run_before_unload=True)
 
 
 def test_images_of_rank_are_used_and_unreadable_ones_left_out(page: Page, images: list[Path], tmp_path: Path) -> None:
