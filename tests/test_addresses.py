@@ -321,7 +321,11 @@ class AzureError(Exception):
         (RuntimeError("429 Too\nMany"), AddressError, "cannot be read: RuntimeError: 429 Too Many"),
         (PermissionError("Forbidden"), AddressError, r"may not be read \(Forbidden\); check the credentials and what they allow"),
         (FileNotFoundError("404"), FileNotFoundError, "no such file: s3://bkt/a"),
-        (AzureError("<?xml …"), AddressError, "cannot be read: there is no container 'bkt' at http://.*; create it, or correct the address"),
+        (
+            AzureError("<?xml …"),
+            AddressError,
+            "cannot be read: there is no container 'bkt' at http://.*; create it, or correct the address",
+        ),
     ],
 )
 def test_whatever_a_library_raises_is_one_line(

@@ -485,8 +485,9 @@ def test_images_of_rank_are_used_and_unreadable_ones_left_out(page: Page, images
     page.get_by_role("tab", name="Blind A/B").click()
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_role("button", name="Use the 4 images of Rank").click()
+    shown = "(images) => images.map((image) => !image.hidden && image.complete && image.naturalWidth > 0)"
     for _ in range(3):
-        expect(page.locator("#blind-round")).to_be_visible()
+        until(lambda: page.locator("#blind-round img").evaluate_all(shown) == [True, True])  # other pairs go by themselves
         page.keyboard.press("ArrowLeft")
         page.click("#blind-next")
     expect(page.locator("#blind-round")).to_be_hidden()
