@@ -101,6 +101,67 @@ def config(num_tokens: int, **others: Any) -> dict[str, Any]:
     }
 
 
+def config_2_5(num_tokens: int, **others: Any) -> dict[str, Any]:
+    """The config.json of a small Qwen2.5-VL, flat as the published ones are, with windows in its image tower."""
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "in_chans": 3,
+        "patch_size": 14,
+        "spatial_patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+        "hidden_act": "silu",
+    }
+    own = {"model_type": "qwen2_5_vl", "max_position_embeddings": 32768, "vision_config": vision}
+    return config(num_tokens) | own | others
+
+
+def config_3(num_tokens: int, **others: Any) -> dict[str, Any]:
+    """The config.json of a small Qwen3-VL. Images have patches of 16 pixels, as there."""
+    flat = config(num_tokens)
+    ids = {name: flat[name] for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}
+    text = {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": num_tokens,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5_000_000,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2]},
+        "hidden_act": "silu",
+        "bos_token_id": flat["bos_token_id"],
+        "eos_token_id": flat["eos_token_id"],
+    }
+    vision = {
+        "model_type": "qwen3_vl",
+        "depth": 3,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+        "hidden_act": "gelu_pytorch_tanh",
+    }
+    return {"model_type": "qwen3_vl", "tie_word_embeddings": False, "text_config": text, "vision_config": vision, **ids, **others}
+
+
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     """Seeded weights under their names: values of bfloat16, as in the published files, but float32 for a head called ``rm_head``.
 

@@ -253,6 +253,28 @@ def test_a_server_of_the_web_that_is_silent(silent_port: int, configuration: dic
     assert not isinstance(caught.value, StoreError)  # others on the web may answer
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_server_of_the_web_redirects_to_https_alone(status: int, configuration: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("cryptography")
+    import web_server
+
+    configuration["https"] = {"ssl": False}  # the certificate is the server's own
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = {"/a.png": (200, {}, b"pixels"), "/here": (status, {"Location": "/a.png"}, b"")}
+    requests: list[str] = []
+    with web_server.serve(answers, tmp_path, requests) as port:
+        base = f"https://127.0.0.1:{port}"
+        targets = [f"http://127.0.0.1:{port}/a.png", "http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "ftp://host/a.png"]
+        for number, target in enumerate(targets):
+            answers[f"/{number}"] = (status, {"Location": target}, b"")
+            answers[f"/to-{number}"] = (status, {"Location": f"{base}/{number}"}, b"")
+            for path in (f"/{number}", f"/to-{number}"):
+                with pytest.raises(AddressError, match=f"cannot be read: it redirects to {re.escape(target)}, which is not https"):
+                    Address.parse(base + path, allow_https=True).read(9)
+        assert "/a.png" not in requests
+        assert Address.parse(f"{base}/here", allow_https=True).read(9) == b"pixels"
+
+
 @pytest.mark.parametrize(
     ("text", "configured", "expected"),
     [
@@ -300,6 +322,8 @@ def test_the_wait_for_a_silent_server_is_bounded_unless_it_is_configured(
     store = Address.parse(text, allow_https=True).file_system()
     if "session_kwargs" in store.options:
         assert len(store.options["session_kwargs"].pop("trace_configs")) == 1
+    assert ("trace_configs" in store.options.get("client_kwargs", {})) == text.startswith("https")
+    store.options.get("client_kwargs", {}).pop("trace_configs", None)
     assert store.options == expected | {"use_listings_cache": False}
     assert store.retries == (2 if text.startswith("s3") else 5)
 

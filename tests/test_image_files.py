@@ -105,6 +105,17 @@ def test_suffixes_are_those_of_formats_that_pillow_reads() -> None:
         (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL picture"),
         (b'<?xml version="1.0"?>\n<!-- by hand -->\n<svg xmlns="x">', "is an SVG drawing"),
         (b"\n <SVG>", "is an SVG drawing"),
+        (b"\x93NUMPY\x01\0v\0{'descr'", "is a NumPy array; read it with numpy.load, and give the array"),
+        (b"RIFF\x10\0\0\0WAVEfmt ", "is a sound; give an image"),
+        (b"#?RADIANCE\n", "is a Radiance HDR picture; convert"),
+        (b"II*\0\x10\0\0\0CR\x02\0", "is a raw photograph"),
+        (bytes(128) + b"DICM\2\0", "is a DICOM picture"),
+        (b"gimp xcf file\0", "is a GIMP drawing"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "is a video (Windows Media or Flash)"),
+        (b'{"error": "Not Found"}', "is text, perhaps a server's message, and not an image"),
+        ("déjà vu ".encode() * 200, "is text, perhaps"),
+        ("é".encode() * 600, "is text, perhaps"),  # the first 1,023 bytes end within a character
+        (b"x" + "é".encode() * 600, "is text, perhaps"),
         (b"\0\0\0\x20ftypisom", "is a video (MP4 or QuickTime); save frames of it as PNG or JPEG"),
         (b"\0\0\0\x14ftypqt  ", "is a video"),
         (b"\x1aE\xdf\xa3", "is a video (WebM or Matroska)"),
@@ -123,7 +134,7 @@ def test_other_formats_have_a_name_and_a_remedy(content: bytes, message: str) ->
 
 
 def test_an_unknown_content_has_no_name() -> None:
-    for content in (b"", b"hello", b"\x89PNG\r\n\x1a\n", bytes(2000)):
+    for content in (b"", b"\x80hello", b"hello\0", b"\x89PNG\r\n\x1a\n", bytes(2000)):
         assert foreign_format(content) is None
 
 

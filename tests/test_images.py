@@ -216,13 +216,16 @@ def test_greys_and_alpha_as_arrays_and_tensors() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros((3, 8, 8), np.uint8), r"<ndarray uint8 \(3, 8, 8\)>: a numpy image is .* transpose it, or give one image at a time"),
+        (np.zeros((3, 8, 8), np.uint8), r"<ndarray uint8 \(3, 8, 8\)>: a numpy image is .* transpose it, or give several as a list"),
         (np.zeros((2, 8, 8, 3), np.uint8), "a numpy image is"),
         (np.zeros(8, np.uint8), "a numpy image is"),
         (np.zeros((8, 8, 3), np.int64), r"<ndarray int64 \(8, 8, 3\)>: values must be uint8, or floats in \[0, 1\]"),
         (np.zeros((8, 8), bool), "values must be uint8"),
         (np.zeros((8, 8), complex), "values must be uint8"),
-        (np.zeros((8, 8), object), "values must be uint8"),
+        (np.zeros((8, 8), object), "is an array of objects or texts, not an image; give several images as a list"),
+        (np.array(["a.png", "b.png"]), r"<ndarray <U5 \(2,\)> is an array of objects or texts, not an image"),
+        (np.array([b"a.png"]), "is an array of objects or texts"),
+        (np.zeros((8, 8), [("red", "u1")]), "values must be uint8"),
         (np.full((8, 8), np.nan), "holds NaN or infinite values"),
         (np.array([[0.5, np.nan], [0, 0]]), "holds NaN or infinite values"),
         (np.array([[0.5, np.inf], [0, 0]]), "holds NaN or infinite values"),
@@ -231,7 +234,7 @@ def test_greys_and_alpha_as_arrays_and_tensors() -> None:
         (np.array([[-1.0, 1.0], [0, 0]]), "holds values from -1 to 1"),
         (np.zeros((0, 8, 3), np.uint8), r"<ndarray uint8 \(0, 8, 3\)> has no pixels"),
         (np.zeros((8, 0)), "has no pixels"),
-        (torch.zeros(8, 8, 3), r"<Tensor torch.float32 \(8, 8, 3\)>: a tensor image is .* permute it, or give one image at a time"),
+        (torch.zeros(8, 8, 3), r"<Tensor torch.float32 \(8, 8, 3\)>: a tensor image is .* permute it, or give several as a list"),
         (torch.zeros(1, 3, 8, 8), "a tensor image is"),
         (torch.zeros(()), "a tensor image is"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "values must be uint8"),
@@ -242,9 +245,14 @@ def test_greys_and_alpha_as_arrays_and_tensors() -> None:
         (Image.new("RGB", (1, 1)), r"<PIL image RGB 1x1> is 1 x 1 pixels; .* at least 2 \(lower min_side to score it anyway\)"),
         (Image.new("RGB", (1, 20000)), "is 1 x 20000 pixels"),
         (b"", "<0 bytes> is empty; save or download it again"),
-        (b"hello, world", "<12 bytes> is not an image that Pillow can read"),
-        (None, "an image is a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor, not NoneType"),
-        (bytearray(b"abc"), "<3 bytes> is not an image that Pillow can read"),
+        (b"hello, world", "<12 bytes> is text, perhaps a server's message, and not an image"),
+        (b"\x01\x02\xff", "<3 bytes> is not an image that Pillow can read"),
+        (None, "an image is a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor, not NoneType$"),
+        ((path for path in ("a.png", "b.png")), "not generator; give several images as a list"),
+        ({"a.png"}, "not set; give several images as a list"),
+        ({"a": 1}.values(), "not dict_values; give several images as a list"),
+        (map(str, "ab"), "not map; give several images as a list"),
+        (bytearray(b"\x80abc"), "<4 bytes> is not an image that Pillow can read"),
         ({"path": None}, "is a path, bytes, .* not NoneType"),
         (io.BytesIO(), "<BytesIO> is empty"),
         (io.StringIO("text"), "<StringIO> is open for text; open it in binary mode"),
@@ -260,6 +268,17 @@ def test_what_is_no_image_is_named(source: Any, message: str) -> None:
         ImageTransform(32).crop(source)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch calls nested tensors a prototype, and quantized ones deprecated
+def test_tensors_of_other_kinds_are_named() -> None:
+    for source, message in [
+        (torch.quantize_per_tensor(torch.zeros(3, 8, 8), 1.0, 0, torch.quint8), r"is quantized; pass tensor\.dequantize\(\)"),
+        (torch.nested.nested_tensor([torch.zeros(3, 4, 4)]), r"<Tensor torch.float32 nested> holds several images; give them as a list"),
+        (torch.nested.nested_tensor([torch.zeros(3, 4)], layout=torch.jagged), "nested> holds several images"),
+    ]:
+        with pytest.raises(ImageReadError, match=message):
+            open_image(source)
+
+
 def test_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such image: .*missing\.png"):
         open_image(tmp_path / "missing.png")
@@ -273,7 +292,7 @@ def test_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match=r"empty\.png is empty; save or download it again"):
         open_image(tmp_path / "empty.png")
     (tmp_path / "text.png").write_text("just text")
-    with pytest.raises(ImageReadError, match=r"text\.png is not an image that Pillow can read \(its content decides, not its name\)"):
+    with pytest.raises(ImageReadError, match=r"text\.png is text, perhaps a server's message, and not an image"):
         open_image(tmp_path / "text.png")
     with pytest.raises(ImageReadError, match="/dev/null is a device, not a file"):
         open_image("/dev/null")

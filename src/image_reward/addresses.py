@@ -7,7 +7,6 @@ configuration sets them. Whatever they raise is an error of one line that names 
 
 from __future__ import annotations
 
-import functools
 import glob
 import io
 import os
@@ -17,8 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal, Union
+from urllib.parse import urljoin
 
 from image_reward.errors import AddressError, CheckpointError, FileSizeError, ImageRewardError, PackageError, StoreError
 from image_reward.files import open_regular, parse_json, read_json, read_regular, synced_whole
@@ -355,9 +356,11 @@ class Address:
         try:
             yield _Writer(remote, self)  # type: ignore[misc]
         except BaseException:
+            from fsspec.spec import AbstractBufferedFile
+
             with suppress(Exception):
-                if self.scheme in ("az", "abfs"):
-                    remote.closed = True  # since closing it gives it its name
+                if isinstance(remote, AbstractBufferedFile):
+                    remote.closed = True  # closing it would send what is left, and Azure then give it its name
                 else:
                     remote.close()
                 store.transaction.complete(commit=False)
@@ -399,7 +402,10 @@ class Address:
             # Without its cache of listings, which would not see what another process has written.
             options = kind._get_kwargs_from_urls(text) | {"use_listings_cache": False}
             options.pop("version_aware", None)  # which would take the end of a name such as "out #1" for a version
-            store = kind(**_time_limits(kind, self.scheme) | options)
+            limits = _time_limits(kind, self.scheme)
+            if self.scheme == "https":
+                limits["client_kwargs"] |= {"trace_configs": [_encrypted_alone()]}
+            store = kind(**limits | options)
             _limit_attempts(store, self.scheme)
             return store, kind._strip_protocol(text)
 
@@ -461,7 +467,7 @@ def _end_of_silence(attempts: int, caught_exception: Exception | None, **_: Any)
         raise _SilenceError from caught_exception
 
 
-@functools.cache  # one for all, since fsspec tells file systems apart by their options
+@cache  # one for all, since fsspec tells file systems apart by their options
 def _silences() -> Any:
     """The same for gcsfs, which makes six attempts of whatever fails: what it has aiohttp call for each of them."""
     import asyncio
@@ -485,6 +491,25 @@ def _silences() -> Any:
     trace = TraceConfig()
     trace.on_request_end.append(answered)
     trace.on_request_exception.append(failed)
+    return trace
+
+
+@cache
+def _encrypted_alone() -> Any:
+    """Refuses redirections from https to anything else: a stranger's server could lead to what only this machine's network reaches.
+
+    Services in private networks that speak https have no certificate for the name under which they would be asked.
+    """
+    from aiohttp import TraceConfig
+
+    async def refuse(_session: Any, _context: Any, redirection: Any) -> None:
+        headers = redirection.response.headers
+        target = urljoin(str(redirection.url), headers.get("Location") or headers.get("URI") or "")
+        if scheme(target) != "https":
+            raise AddressError(f"{redirection.url} cannot be read: it redirects to {target:.200}, which is not https; download it first")
+
+    trace = TraceConfig()
+    trace.on_request_redirect.append(refuse)
     return trace
 
 
@@ -563,6 +588,8 @@ def _reported(address: Address, doing: str = "read") -> Iterator[None]:
 
 
 def _translated(address: Address, doing: str, error: Exception) -> Exception:
+    if (refused := next((link for link in _chain(error) if isinstance(link, AddressError)), None)) is not None:
+        return refused
     names, code = {type(link).__name__ for link in _chain(error)}, _code(error)
     cause = next((link for link in _chain(error) if type(link).__name__ in _UNREACHABLE), error)
     said = " ".join(str(cause).split())[:300] or type(cause).__name__

@@ -13,7 +13,7 @@ import re
 import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,11 +265,11 @@ def _check_values(name: str, tensor: Tensor, source: str) -> None:
 
 # --- networks that fill the memory ---------------------------------------------------------------------------------------------------
 
-_PIECE = 1 << 30  # bytes of a file that are mapped at once
+_PIECE = 1 << 28  # bytes, as float32: of a file that are mapped at once
 
 
 class Piece(NamedTuple):
-    """A tensor of a safetensors file, by its header alone."""
+    """A tensor of a file of weights, before it is read."""
 
     file: Path
     name: str
@@ -278,7 +278,10 @@ class Piece(NamedTuple):
 
 
 def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
-    """The tensors of safetensors files (the shards of one checkpoint), by name, without reading them. Raises ``CheckpointError``."""
+    """The tensors of safetensors files (the shards of one checkpoint), by name, in their order, without reading them.
+
+    Raises ``CheckpointError``.
+    """
     from safetensors import SafetensorError, safe_open
 
     pieces: dict[str, Piece] = {}
@@ -288,13 +291,42 @@ def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
         _check_safetensors(file)
         try:
             with safe_open(file, framework="pt") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.offset_keys()}
         except (SafetensorError, OSError, MemoryError) as error:
             raise CheckpointError(f"{file} is not a whole safetensors file: {error}; download or save it again") from None
         if twice := next((name for name in shapes if name in pieces), None):
             raise CheckpointError(f"{file}: {twice} is also in {pieces[twice].file.name}; these are not shards of one checkpoint")
         pieces |= {name: Piece(file, name, shape) for name, shape in shapes.items()}
     return pieces
+
+
+def pieces_of(files: Sequence[Path]) -> dict[str, Piece]:
+    """As ``safetensors_of``, for files of either format: what ``torch.save`` wrote is read as by ``read_checkpoint``, memory-mapped."""
+    pieces: dict[str, Piece] = {}
+    for file in files:
+        own = safetensors_of([file]) if file.suffix == ".safetensors" else _pickled(file)
+        if twice := next((name for name in own if name in pieces), None):
+            raise CheckpointError(f"{file}: {twice} is also in {pieces[twice].file.name}; these are not shards of one checkpoint")
+        pieces |= own
+    return pieces
+
+
+def _pickled(file: Path) -> dict[str, Piece]:
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
+    return {name: Piece(file, name, tuple(tensor.shape)) for name, tensor in _read_tensors(file)[0].items()}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Callable[[str], Tensor]]:
+    """What gives the tensors of a file by their names, mapped as long as it is open."""
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with torch.device("cpu"), safe_open(file, framework="pt") as opened:
+            yield opened.get_tensor
+    else:
+        yield _read_tensors(file)[0].__getitem__
 
 
 def load_pieces_strictly(
@@ -311,8 +343,6 @@ def load_pieces_strictly(
     ``pieces``: by the network's names; where two names are one tensor (tied embeddings), either will do. Files are mapped a part at a time,
     so that no more than that is in memory besides the weights; a CPU's tensors of the file's own dtype stay in the file.
     """
-    from safetensors import safe_open
-
     expected: dict[str, tuple[int, ...]] = {}
     names: dict[int, list[str]] = {}  # of each tensor
     for name, tensor in network.state_dict(keep_vars=True).items():
@@ -322,10 +352,10 @@ def load_pieces_strictly(
         expected |= {name: tuple(network.get_parameter(name).shape) for name in present}
     _check_shapes({name: piece.shape for name, piece in pieces.items()}, expected, source, hint)
     same = {name: own for own in names.values() for name in own}
-    for part in _parts([(name, pieces[name]) for name in expected]):
-        with torch.device("cpu"), safe_open(part[0][1].file, framework="pt") as opened:
+    for part in _parts(pieces):
+        with _opened(part[0][1].file) as tensor_of:
             for name, piece in part:
-                tensor = opened.get_tensor(piece.name)
+                tensor = tensor_of(piece.name)
                 if tensor.dtype not in _WEIGHT_DTYPES:
                     _check_values(name, tensor, source)  # raises
                 placed = nn.Parameter(tensor.to(device_of(name), dtype_of(name)), requires_grad=False)
@@ -335,11 +365,11 @@ def load_pieces_strictly(
                     setattr(network.get_submodule(module), leaf, placed)
 
 
-def _parts(pieces: Sequence[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
-    """Tensors of one file each, of at most ``_PIECE`` bytes if they are float32, or one."""
+def _parts(pieces: Mapping[str, Piece]) -> Iterator[list[tuple[str, Piece]]]:
+    """Neighbours in one file each: as many as make ``_PIECE`` bytes in float32, or a larger one."""
     part: list[tuple[str, Piece]] = []
     size = 0
-    for name, piece in sorted(pieces, key=lambda item: (str(item[1].file), item[1].name)):
+    for name, piece in pieces.items():
         own = 4 * math.prod(piece.shape)
         if part and (size + own > _PIECE or part[0][1].file != piece.file):
             yield part

@@ -422,7 +422,8 @@ class AsyncClient:
 
 
 def encoded(image: Any) -> bytes:
-    """Anything that ``open_image`` takes -> the bytes of an image file with the same pixels; files are sent as they are.
+    """Anything that ``open_image`` takes -> the bytes of an image file with the same pixels; files are sent as they are. Modes that no
+    format keeps are converted to RGB.
 
     Raises what ``open_image`` raises.
     """
@@ -438,13 +439,18 @@ def encoded(image: Any) -> bytes:
     buffer = io.BytesIO()
     if picture.mode in ("L", "LA", "RGB", "RGBA"):
         picture.save(buffer, "PNG", compress_level=1)
-    elif picture.mode in ("CMYK", "LAB"):
+    elif picture.mode in ("CMYK", "LAB") or (picture.mode == "YCbCr" and _reads_ycbcr()):
         picture.save(buffer, "TIFF")
-    elif picture.mode == "YCbCr":
-        picture.save(buffer, "IM")  # before Pillow 13, it misreads its own TIFF files of this mode
     else:
         picture.convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _reads_ycbcr() -> bool:
+    """Whether this Pillow reads the TIFF files of YCbCr that it writes; before 13 it does not, and RGB is within rounding."""
+    from PIL import __version__
+
+    return int(__version__.split(".")[0]) >= 13
 
 
 def _names(described: Mapping[str, Any]) -> list[str]:

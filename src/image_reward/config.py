@@ -17,6 +17,10 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 TOKENIZER_NAME = "tokenizer.json"
 HEAD_NAME = "head.safetensors"
 """The files of a model folder; the last three are in CLIP's."""
+PICKLE_NAME = "pytorch_model.bin"
+GENERATION_NAME = "generation_config.json"
+CHAT_NAMES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Of transformers' format; the last are where it looks for a chat template, in this order."""
 HPSV3_NAME = "HPSv3.safetensors"
 """What HPSv3 calls its weights."""
 

@@ -126,6 +126,19 @@ def _places(file: HubFile | WebFile, cache_dir: Path | None) -> list[Path]:
     return [place for place in places if place.is_file()]
 
 
+def shards_of(index: Path) -> list[str]:
+    """The files of weights that an index of transformers' format names, beside it. Raises ``CheckpointError``."""
+    values = read_json(index)
+    shards = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
+        raise CheckpointError(f"{index} does not name the files of weights beside it; download it again")
+    return sorted(set(shards.values()))
+
+
+INDEX_SUFFIX = ".index.json"
+"""Of the name of an index, after that of the weights that are in several files."""
+
+
 def find_local(file: HubFile | WebFile, cache_dir: Path | None = None) -> Path | None:
     """The copy of a file on this machine, if there is one: in ``cache_dir``, the cache of downloads, or the original package's cache.
 

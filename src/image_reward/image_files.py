@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from contextvars import ContextVar
@@ -43,12 +44,18 @@ _FOREIGN_PICTURES = {
     rb"....ftypavi[fs]": ("an AVIF picture, damaged or beyond this Pillow", _PICTURE),
     rb"....ftypcrx ": ("a raw photograph (CR3)", _PICTURE),
     rb"\xff\x0a|\0\0\0\x0cJXL ": ("a JPEG XL picture", _PICTURE),
+    rb"II\xbc": ("a JPEG XR picture", _PICTURE),
     rb"v/1\x01": ("an OpenEXR picture", _PICTURE),
+    rb"#\?(RADIANCE|RGBE)": ("a Radiance HDR picture", _PICTURE),
+    rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]|IIU\0": ("a raw photograph", _PICTURE),
+    rb".{128}DICM": ("a DICOM picture", _PICTURE),
+    rb"gimp xcf": ("a GIMP drawing", _PICTURE),
     rb"(\xef\xbb\xbf)?(<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!doctype svg[^>]*>|\s)*<svg\b": ("an SVG drawing", _PICTURE),
     rb"....(ftyp|moov|mdat|wide|free|skip)": ("a video (MP4 or QuickTime)", _VIDEO),
     rb"\x1a\x45\xdf\xa3": ("a video (WebM or Matroska)", _VIDEO),
     rb"RIFF....AVI ": ("a video (AVI)", _VIDEO),
     rb"\0\0\x01[\xb3\xba]": ("a video (MPEG)", _VIDEO),
+    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11|FLV\x01": ("a video (Windows Media or Flash)", _VIDEO),
 }
 _CONTAINERS = {
     rb"%PDF-": ("a PDF document", "save its pages as PNG"),
@@ -57,6 +64,8 @@ _CONTAINERS = {
 }
 """What may hold pictures."""
 _OTHER_FILES = {
+    rb"\x93NUMPY": ("a NumPy array", "read it with numpy.load, and give the array"),
+    rb"RIFF....WAVE|OggS|ID3|fLaC": ("a sound", "give an image"),
     rb"version https://git-lfs": ("a Git LFS pointer, not the image", "fetch the image with `git lfs pull`"),
     rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)\b": (
         "a web page or a server's message, not an image",
@@ -75,7 +84,21 @@ def foreign_format(content: bytes) -> str | None:
     for pattern, (what, remedy) in (_FOREIGN_PICTURES | _CONTAINERS | _OTHER_FILES).items():
         if _begins(pattern, content):
             return f"is {what}; {remedy}"
+    if content and not _CONTROL.search(content[:_HEAD]) and _is_utf8(content[:_HEAD]):
+        return "is text, perhaps a server's message, and not an image; save or download the image again"
     return None
+
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+def _is_utf8(head: bytes) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()  # which takes a character that is cut at the end
+    try:
+        decoder.decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _begins(pattern: bytes, content: bytes) -> bool:

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal, Union, get_args
@@ -73,7 +73,8 @@ def describe(source: object) -> str:
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "") or f"<PIL image {source.mode} {source.width}x{source.height}>")
     if isinstance(source, np.ndarray | Tensor):
-        return f"<{type(source).__name__} {source.dtype} {tuple(source.shape)}>"
+        shape = "nested" if isinstance(source, Tensor) and source.is_nested else tuple(source.shape)
+        return f"<{type(source).__name__} {source.dtype} {shape}>"
     if isinstance(source, Mapping):
         return describe(source.get("path") or source.get("bytes"))
     name = getattr(source, "name", None)  # of an open file
@@ -132,8 +133,9 @@ def _content(source: object, name: str) -> bytes:
     elif hasattr(source, "read"):
         content = _read_open_file(source, name)
     else:
+        several = "; give several images as a list" if isinstance(source, Iterable) else ""
         raise ImageReadError(
-            f"an image is a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor, not {type(source).__name__}"
+            f"an image is a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor, not {type(source).__name__}{several}"
         )
     if not content:
         raise ImageReadError(f"{name} is empty; save or download it again")
@@ -386,11 +388,13 @@ def _resizable(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:
+    if array.dtype.kind in "OSU":  # of paths or images, as tables have them
+        raise ImageReadError(f"{name} is an array of objects or texts, not an image; give several images as a list, such as array.tolist()")
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] in (3, 4)):
         raise ImageReadError(
-            f"{name}: a numpy image is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; transpose it, or give one image at a time"
+            f"{name}: a numpy image is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; transpose it, or give several as a list: list(array)"
         )
     if 0 in array.shape:
         raise ImageReadError(f"{name} has no pixels")
@@ -403,9 +407,13 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 
 
 def _from_tensor(tensor: Tensor, name: str) -> Image.Image:
+    if tensor.is_nested:
+        raise ImageReadError(f"{name} holds several images; give them as a list: list(tensor.unbind())")
+    if tensor.is_quantized:
+        raise ImageReadError(f"{name} is quantized; pass tensor.dequantize()")
     if (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)) or tensor.ndim not in (2, 3):
         raise ImageReadError(
-            f"{name}: a tensor image is [H, W], [1, H, W], [3, H, W] or [4, H, W]; permute it, or give one image at a time"
+            f"{name}: a tensor image is [H, W], [1, H, W], [3, H, W] or [4, H, W]; permute it, or give several as a list: list(tensor)"
         )
     if tensor.layout is not torch.strided or tensor.device.type == "meta":
         raise ImageReadError(f"{name} is sparse, or has no values; pass a dense tensor")

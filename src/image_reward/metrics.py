@@ -279,8 +279,8 @@ def kendall_tau_b(rewards: ArrayLike, ranks: ArrayLike) -> float:
         human = np.sign(ranks[None, :] - ranks[start : start + step, None])
         predicted = np.sign(rewards[start : start + step, None] - rewards[None, :]).astype(np.int64)
         agreeing += int((human * predicted).sum())
-        human_ordered += np.count_nonzero(human)
-        ordered += np.count_nonzero(predicted)
+        human_ordered += int(np.count_nonzero(human))
+        ordered += int(np.count_nonzero(predicted))
     return agreeing / math.sqrt(human_ordered * ordered) if human_ordered and ordered else float("nan")
 
 

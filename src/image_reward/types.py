@@ -162,6 +162,10 @@ class Comparison:
     """The kind of prompt, in data sets that have categories."""
     annotations: tuple[tuple[int, ...], ...] = ()
     """The ranks that each annotator gave the images, where the data set has them one by one and ``ranks`` is their aggregate."""
+    ratings: tuple[float, ...] = ()
+    """The ratings that the ranks come from, higher is better, on one scale for all prompts."""
+    both_bad: bool = False
+    """The annotators found neither of two tied images good."""
 
 
 @dataclass(frozen=True)

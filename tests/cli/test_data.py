@@ -182,7 +182,7 @@ def test_convert_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str], tmp
     assert message.count("\n") == 1
     assert main([*convert, "--skip-wrong"]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "1 comparisons of 2 images",
+        "1 comparison of 2 images",
         "rows that do not say which image is better: 1 left out, the first is entry 2: the vote is bothbad_vote, that both images are bad",
         "rows that make no sense: 1 left out, the first is entry 3: vote_type is 'downvote', not one of leftvote, rightvote, tievote, "
         "bothbad_vote",

@@ -38,7 +38,9 @@ def test_models_against_human_rankings(
     rows = read_table(tmp_path / "prompts.parquet").to_pylist()
     assert [(row["id"], row["scorer"]) for row in rows[:4]] == [("0001", "saved"), ("0001", "tiny"), ("0001", "twin"), ("0002", "saved")]
     assert rows[1]["rewards"] == pytest.approx(scorer.score("a cat on a chair", [str(image_folder / f"{n}.png") for n in "abc"]), abs=1e-5)
-    mean = sum(row["pairwise_accuracy"] for row in rows if row["scorer"] == "tiny") / 3
+    cat, *dogs = (row for row in rows if row["scorer"] == "tiny")
+    of_dogs = sum(row["pairwise_accuracy"] * row["num_untied_pairs"] for row in dogs) / sum(row["num_untied_pairs"] for row in dogs)
+    mean = (cat["pairwise_accuracy"] + of_dogs) / 2
     assert report["scorers"]["tiny"]["metrics"]["pairwise_accuracy_per_prompt"]["value"] == pytest.approx(mean)
     assert report["scorers"]["tiny"] == report["scorers"]["twin"]
     same_names = ["--model", str(tmp_path / "tiny"), "--model", str(tmp_path / "other" / "tiny")]
@@ -52,7 +54,9 @@ def test_saved_rewards_as_a_table(capsys: pytest.CaptureFixture[str], rewards: s
     for words in (
         "rewards against human rankings",
         "accuracy, pooled (%) 83.33 [",
-        "accuracy, per prompt (%) 66.67 [",
+        "accuracy, per prompt (%) 83.33 [",
+        "accuracy, equal rewards half (%) 91.67 [",
+        "accuracy, ties calibrated (%) 85.71 [",
         "90 % intervals",
         "3 prompts (2 distinct), 8 images, 6 untied and 1 tied pairs.",
         "pairs of equal reward 1",
@@ -82,6 +86,27 @@ def test_reports_in_files(capsys: pytest.CaptureFixture[str], rewards: str, tmp_
     assert "83.33" in page
     assert "| accuracy, pooled (%) | 83.33" in words
     assert json.loads(data)["scorers"]["a"] == json.loads(data)["scorers"]["b"]
+
+
+def test_saved_verdicts_on_votes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    votes = [
+        {"id": name, "prompt": f"a cat {name}", "left_image": "1.png", "right_image": "2.png", "vote_type": vote}
+        for name, vote in (("x", "leftvote"), ("y", "rightvote"), ("z", "bothbad_vote"), ("w", "tievote"))
+    ]
+    data, verdicts, rewards = tmp_path / "votes.jsonl", tmp_path / "verdicts.json", tmp_path / "rewards.json"
+    data.write_text("".join(json.dumps(row) + "\n" for row in votes))
+    verdicts.write_text(json.dumps({"x": ["[[A>B]]", "B>A"], "y": ["a > b", "A>B"], "z": ["A=B=Bad", "A=B=Bad"], "w": ["A=B=Bad", "B>A"]}))
+    rewards.write_text("[[1, 0], [0, 1], [0.1, 0], [0, 0.2]]")
+    command = ["evaluate", str(data), "--verdicts", f"judge={verdicts}", "--rewards", str(rewards), "--resamples", "50", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["num_tied_pairs"], report["num_both_bad"]) == (2, 1)
+    judge, scorer = report["scorers"]["judge"]["metrics"], report["scorers"]["rewards"]
+    assert (judge["label_match"]["value"], judge["verdicts_flipped"]["value"]) == (0.5, 0.5)
+    assert judge["first_shown_preferred"]["value"] == 0.25
+    assert (scorer["tie_threshold"], scorer["metrics"]["pairwise_accuracy_ties_calibrated"]["value"]) == (0.2, 1.0)
+    assert main(["evaluate", str(data), "--verdicts", str(verdicts), "--verdicts", f"verdicts={verdicts}"]) == 2
+    assert "verdicts" in capsys.readouterr().err
 
 
 def test_the_default_model_is_loaded_only_where_nothing_is_named(

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from image_reward.cli import COMMANDS, main
-from image_reward.cli.help import CONFIG, without_empty_defaults
+from image_reward.cli.help import CONFIG, without_empty_defaults, wrapped_help
 
 SUBCOMMANDS = {
     "models": ("list", "path", "download", "verify", "convert", "info"),
@@ -29,7 +29,7 @@ def help_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_says_nothing_empty(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(command, capsys)
     assert text.startswith(f"usage: image-reward {' '.join(command)} ")
-    for noise in ("None", "(default: False)", "(default: )", "MISSING"):
+    for noise in ("None", "(default: False)", "(default: )", "(default: '')", "MISSING"):
         assert noise not in text
     assert not re.search(r"--(inference|image|interval|row|worker|training)\.", text)
 
@@ -78,3 +78,33 @@ def test_defaults_that_say_nothing_are_left_out(capsys: pytest.CaptureFixture[st
     assert re.findall(r"\((?:default|at).*?\)", text) == ["(default: 3)", "(at least one)"]
     command = tyro.cli(Command, args=["--size", "2", "--flag"], config=CONFIG)
     assert command == Command(Group(2), flag=True)
+
+
+def test_help_is_broken_between_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in EVERY:
+        text = help_of(command, capsys)
+        assert max(map(len, text.splitlines())) <= 80, command
+
+
+def test_what_is_laid_out_already_is_left_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    lines = ["╭─ a box of its own width ─╮", "│ in the box, and so is it │", "\x1b[1musage\x1b[0m: a line in colour"]
+    with wrapped_help():
+        print("\n".join(lines))
+        print("a line that is broken\nno-break-in-a-long-name")
+    assert capsys.readouterr().out.splitlines() == [*lines, "a line that is", "broken", "no-break-in-a-long-name"]
+
+
+def test_a_flag_that_is_on_says_what_giving_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(help_of(["tune"], capsys).replace("│", " ").split())
+    assert (
+        "--no-free-text-encoders Encode all prompts first and take the text encoders off the accelerator. (on unless this is given)" in text
+    )
+    assert "(default: True)" not in text
+
+
+def test_path_takes_names_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(["models", "path"], capsys)
+    assert "A registered name" in text
+    assert "a file" not in text

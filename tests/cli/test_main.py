@@ -153,7 +153,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], model_folder: str, image
         assert stop.value.code == 2
     (tmp_path / "bad.png").write_text("text")
     assert main(["score", "cat", str(tmp_path / "bad.png"), "--model", model_folder]) == 1
-    assert "bad.png is not an image" in capsys.readouterr().err
+    assert "bad.png is text, perhaps a server's message, and not an image" in capsys.readouterr().err
     assert main(["score", "cat", "two\nlines.png", "--model", model_folder]) == 1
     assert capsys.readouterr().err == "image-reward: no such image: two\\nlines.png\n"
 

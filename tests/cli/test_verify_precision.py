@@ -9,14 +9,14 @@ from image_reward.cli import main
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples" / "shapes")
 PROMPT = "a large green square above a yellow triangle on a blue background"
-COMMAND = ["verify-precision", EXAMPLES, "--model", "ImageReward-mini", "--device", "cpu", "--repeats", "1"]
+COMMAND = ["verify-precision", EXAMPLES, "--model", "ImageReward-mini", "--device", "cpu"]
 
 
 def test_as_json_and_as_a_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\na red circle\n", encoding="utf-8")
     page = tmp_path / "report.md"
-    assert main([*COMMAND, "--dtype", "bfloat16", "--prompts", str(prompts), "--json", "--report", str(page)]) == 0
+    assert main([*COMMAND, "--repeats", "1", "--dtype", "bfloat16", "--prompts", str(prompts), "--json", "--report", str(page)]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert found["model"] == "ImageReward-mini"
@@ -34,9 +34,9 @@ def test_as_json_and_as_a_report(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchao")
-    assert main([*COMMAND, "--dtype", "int8", "--prompt", PROMPT]) == 0
+    assert main([*COMMAND, "--repeats", "1", "--dtype", "int8", "--prompt", PROMPT]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("ImageReward-mini in int8 against float32", "1 prompt, each with 9 images", "of 36 (", "images per second, int8"):
+    for words in ("ImageReward-mini in int8 against float32", "1 prompt with 9 images", "of 36 (", "images per second, int8"):
         assert words in out
 
 
@@ -45,13 +45,13 @@ def test_too_many_flips(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     upside_down = lambda a, b, real=precision.agreement: real(a, -b)  # noqa: E731
     monkeypatch.setattr(precision, "agreement", upside_down)
-    assert main([*COMMAND, "--dtype", "bfloat16", "--prompt", PROMPT, "--max-flips", "0.5"]) == 1
+    assert main([*COMMAND, "--repeats", "1", "--dtype", "bfloat16", "--prompt", PROMPT, "--max-flips", "0.5"]) == 1
     assert "1.0000 of the pairs flipped, more than 0.5" in capsys.readouterr().err
-    assert main([*COMMAND, "--dtype", "bfloat16", "--prompt", PROMPT, "--max-flips", "1"]) == 0
+    assert main([*COMMAND, "--repeats", "1", "--dtype", "bfloat16", "--prompt", PROMPT, "--max-flips", "1"]) == 0
 
 
 def test_flips_cannot_be_judged_without_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    one = ["verify-precision", f"{EXAMPLES}/faultless-1.png", *COMMAND[2:], "--dtype", "bfloat16", "--prompt", PROMPT]
+    one = ["verify-precision", f"{EXAMPLES}/faultless-1.png", *COMMAND[2:], "--repeats", "1", "--dtype", "bfloat16", "--prompt", PROMPT]
     assert main(one) == 0
     assert main([*one, "--max-flips", "0.5"]) == 1
     assert "so no pair can flip; use more images" in capsys.readouterr().err

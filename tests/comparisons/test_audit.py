@@ -69,7 +69,7 @@ def test_missing_and_damaged_images(folder: Path) -> None:
     assert (unreadable.level, unreadable.num) == ("error", 2)
     assert "b.png (line 1): " in unreadable.examples[0]
     assert "truncated" in unreadable.examples[0]
-    assert "not an image that Pillow can read" in unreadable.examples[1]
+    assert "is text, perhaps a server's message, and not an image" in unreadable.examples[1]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
     fast = audit([path], fast=True)

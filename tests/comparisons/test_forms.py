@@ -134,7 +134,9 @@ def test_images_in_tables_that_are_none(tmp_path: Path, save: Any, a: dict[str, 
     assert (finding.kind, finding.num) == ("unreadable image", 2)
     assert "row 1, img_worse" in finding.examples[0]
     assert re.search(r"row 2, img_worse.*holds no bytes but NoneType", finding.examples[1])
-    with pytest.raises(ImageReadError, match=r"broken.*, row group 0, row 1, img_worse is not an image"):
+    with pytest.raises(
+        ImageReadError, match=r"broken.*, row group 0, row 1, img_worse is text, perhaps a server's message, and not an image"
+    ):
         open_image(read(path)[0].images[1])
     lists = of_8k_group(a, b)
     lists[1] |= {"image": None, "rank": [1, 2]}
@@ -292,6 +294,19 @@ def test_genai_bench(tmp_path: Path, save: Any, a: dict[str, Any], b: dict[str, 
         assert [c.ranks for c in read(path, limit=2)] == [(1, 2), (1, 1)]
 
 
+def test_votes_that_both_are_bad_are_marked_ties_on_request(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a cat", "left_image": "1.png", "right_image": "2.png", "vote_type": vote}
+        for vote in ("leftvote", "bothbad_vote", "tievote")
+    ]
+    found = read(jsonl(tmp_path / "votes.jsonl", *rows), both_bad=True)
+    assert [(c.id, c.ranks, c.both_bad) for c in found] == [("#1", (1, 2), False), ("#2", (1, 1), True), ("#3", (1, 1), False)]
+    write(found, tmp_path / "written.jsonl")
+    assert read(tmp_path / "written.jsonl", both_bad=True) == found
+    with pytest.warns(ComparisonWarning, match="a row is left out at line 2 .id #2.: both_bad is true, that both images are bad"):
+        assert [c.id for c in read(tmp_path / "written.jsonl")] == ["#1", "#3"]  # no file loses that they are bad
+
+
 def test_genai_bench_of_edits_and_votes_that_are_none(tmp_path: Path) -> None:
     edit = {"source_prompt": "a dog", "target_prompt": "a cat", "instruct_prompt": "turn it", "left_output_image": "1.png"}
     edit |= {"right_output_image": "2.png", "vote_type": "rightvote"}
@@ -392,6 +407,13 @@ def test_ratings_become_ranks_with_ties(tmp_path: Path, key: str) -> None:
     assert (dogs.ranks, dogs.id) == ((1, 1), "#2")
 
 
+def test_ratings_are_kept_beside_their_ranks(tmp_path: Path) -> None:
+    found = read(jsonl(tmp_path / "mos.jsonl", *ratings(("cat", "1.png", 3), ("cat", "3.png", 4.5), ("cat", "5.png", "3"))))
+    assert [c.ratings for c in found] == [(3.0, 4.5, 3.0)]
+    write(found, tmp_path / "written.jsonl")
+    assert read(tmp_path / "written.jsonl") == found
+
+
 def test_ratings_of_several_annotators_are_not_mixed(tmp_path: Path) -> None:
     rows = [
         *ratings(("cat", "1.png", 3), ("cat", "2.png", 5), annotator="ann", prompt_id=7),
@@ -447,3 +469,20 @@ def test_two_columns_of_ratings_are_one_too_many(tmp_path: Path) -> None:
 def test_ranks_are_preferred_to_ratings(tmp_path: Path) -> None:
     rows = [*ratings(("cat", "1.png", 3), rank=2), *ratings(("cat", "2.png", 3), rank=1)]
     assert read(jsonl(tmp_path / "mine.jsonl", *rows))[0].ranks == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "nearly"),
+    [
+        ({"prompt": "a", "images": ["1.png"], "ranking": [1]}, "'generations' is missing for ImageRewardDB list; 'rank' is missing for"),
+        ({"prompt": "a", "chosen": "1.png", "reject": "2.png"}, "Nearly: 'rejected' is missing for chosen and rejected. Looked for"),
+        ({"caption": "a", "jpg_0": "1", "jpg_1": "2"}, "Nearly: 'label_0' is missing for Pick-a-Pic. Looked for"),
+        ({"text": "a", "file": "1.png"}, "its first row has text, file. Looked for"),
+    ],
+)
+def test_a_form_that_is_nearly_known_is_named(row: dict[str, Any], nearly: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row]))
+    with pytest.raises(ComparisonError) as caught:
+        read(path)
+    assert nearly in str(caught.value)

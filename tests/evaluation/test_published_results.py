@@ -51,6 +51,20 @@ def test_other_data_is_not_taken_for_published(monkeypatch: pytest.MonkeyPatch) 
     assert [row.here for row in known.accuracies if row.here] == ["ImageReward"]
 
 
+def test_benchmarks_of_round_numbers_are_known_by_their_form_too() -> None:
+    pairs = [Comparison(f"a cat {i}", (f"{i}-1.png", f"{i}-2.png"), (1, 2), id=str(i), source="MMRB2") for i in range(1000)]
+    counts = {"prompts": 1000, "images": 2000, "untied pairs": 1000, "tied pairs": 0, "pairs": 1000}
+    known = published_results(pairs, counts, ["HPSv3"])
+    assert known is not None
+    assert known.name == "MMRB2 text-to-image"
+    assert {row.scorer: row.accuracy for row in known.accuracies if row.here} == {"HPSv3": 60.2}
+    assert published_results([replace(pairs[0], source=""), *pairs[1:]], counts, []) is None
+    votes = [replace(pair, source="GenAI-Bench") for pair in pairs]
+    known = published_results(votes, {"prompts": 1735, "untied pairs": 1306, "tied pairs": 429}, ["yuvalkirstain/PickScore_v1"])
+    assert known is not None
+    assert [(row.measure, row.accuracy) for row in known.accuracies if row.here] == [("diff", 67.2), ("tau", 53.2)]
+
+
 def test_every_number_has_its_source() -> None:
     told = json.loads(files("image_reward").joinpath("assets/published_results.json").read_text(encoding="utf-8"))
     for data in told["datasets"]:

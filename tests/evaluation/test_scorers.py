@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyarrow.parquet import read_table
+from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 import seeded
@@ -20,6 +21,7 @@ from image_reward.config import TieConfig
 from image_reward.errors import ComparisonError
 from image_reward.evaluation import Evaluation, evaluate, score_comparisons, write_per_prompt
 from image_reward.evaluation.scorers import Measured
+from image_reward.evaluation.verdicts import Verdicts
 from image_reward.scorers import ImageRewardScorer
 from image_reward.types import Comparison
 
@@ -49,7 +51,8 @@ def test_counts_of_a_small_file(image_folder: Path) -> None:
     assert (found.num_prompts, found.num_distinct_prompts, found.num_images) == (3, 2, 8)
     assert (found.num_untied_pairs, found.num_tied_pairs, measured.num_predicted_ties) == (6, 1, 1)
     assert measured.metrics["pairwise_accuracy_pooled"].value == pytest.approx(5 / 6)
-    assert measured.metrics["pairwise_accuracy_per_prompt"].value == pytest.approx((1 + 1 + 0) / 3)
+    assert measured.metrics["pairwise_accuracy_per_prompt"].value == pytest.approx((1 + 2 / 3) / 2)  # two rankings are of one prompt
+    assert measured.metrics["pairwise_accuracy_per_prompt"].num_prompts == 2
     assert found.treatment_of_ties == "pairs that the annotators tied are left out; a pair of equal reward counts as wrong"
 
 
@@ -88,6 +91,136 @@ def test_pooled_and_per_prompt_weigh_differently() -> None:
     assert "recall@4" not in found  # which no prompt here could have
 
 
+def test_per_prompt_is_per_prompt_however_often_it_was_ranked() -> None:
+    """Against a loop over prompts, with its bootstrap."""
+    random = np.random.default_rng(0)
+    comparisons = [ranked(*(random.permutation(3) + 1).tolist(), name=str(i), prompt=f"a cat {i % 5 % 3}") for i in range(20)]
+    rewards = random.normal(size=(20, 3)).tolist()
+    right: dict[str, list[bool]] = {}
+    taus: dict[str, list[float]] = {}
+    for c, values in zip(comparisons, rewards, strict=True):
+        for i in range(3):
+            for j in range(3):
+                if c.ranks[i] < c.ranks[j]:
+                    right.setdefault(c.prompt, []).append(values[i] > values[j])
+        taus.setdefault(c.prompt, []).append(stats.kendalltau(values, [-rank for rank in c.ranks]).statistic)
+    found = evaluated(rewards, comparisons)[1].metrics
+    for metric, by_prompt in (("pairwise_accuracy_per_prompt", right), ("kendall_tau_b", taus)):
+        means = [np.mean(values) for values in by_prompt.values()]
+        assert found[metric].value == pytest.approx(np.mean(means))
+        assert found[metric].num_prompts == 3
+        low, high = metrics.interval(metrics.bootstrap(means, groups=list(by_prompt), num_resamples=200))
+        assert (found[metric].low, found[metric].high) == pytest.approx((low, high))
+
+
+# --- ties ---
+
+
+def tied(num: int = 40, step: float = 0.5) -> tuple[list[list[float]], list[Comparison]]:
+    """Pairs that are tied in a third of the cases, and rewards in steps."""
+    random = np.random.default_rng(0)
+    ranks = [((1, 2), (2, 1), (1, 1))[i % 3] for i in range(num)]
+    rewards = [[float(np.round((random.normal() - rank) / step) * step) for rank in pair] for pair in ranks]
+    return rewards, [ranked(*pair, name=str(i)) for i, pair in enumerate(ranks)]
+
+
+def test_ties_are_calibrated_and_an_answer_where_the_annotators_tie() -> None:
+    rewards, comparisons = tied()
+    outcomes = [int(np.sign(c.ranks[1] - c.ranks[0])) for c in comparisons]
+    found, measured = evaluated(rewards, comparisons)
+    tried = {}
+    for threshold in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
+        answers = [0 if abs(a - b) <= threshold else int(np.sign(a - b)) for a, b in rewards]
+        tried[threshold] = np.mean([answer == outcome for answer, outcome in zip(answers, outcomes, strict=True)])
+    estimate = measured.metrics["pairwise_accuracy_ties_calibrated"]
+    assert estimate.value == pytest.approx(max(tried.values()))
+    assert tried[measured.tie_threshold] == pytest.approx(estimate.value)  # type: ignore[index]
+    assert estimate.low < estimate.value < estimate.high  # type: ignore[operator]
+    assert measured.metrics["pairwise_accuracy_ties_answered"].value == pytest.approx(tried[0.0])  # it ties many
+    assert estimates(rewards, comparisons, human_ties="answer")["pairwise_accuracy_pooled"] == pytest.approx(tried[0.0])
+    assert found.scorers["x"].num_predicted_ties > 1
+    diff = [a > b if outcome > 0 else a < b for (a, b), outcome in zip(rewards, outcomes, strict=True) if outcome]
+    assert measured.metrics["pairwise_accuracy_pooled"].value == pytest.approx(np.mean(diff))
+
+
+def test_half_stands_beside_wrong_only_for_a_scorer_that_ties_often() -> None:
+    rewards, comparisons = tied()
+    rare = [[a + 1e-9 * i, b] for i, (a, b) in enumerate(rewards)]
+    found = estimates(rewards, comparisons)
+    assert found["pairwise_accuracy_ties_half"] == estimates(rewards, comparisons, predicted_ties="half")["pairwise_accuracy_pooled"]
+    assert found["pairwise_accuracy_ties_half"] > found["pairwise_accuracy_pooled"]  # type: ignore[operator]
+    assert "pairwise_accuracy_ties_half" not in estimates(rare, comparisons)
+    assert "pairwise_accuracy_ties_answered" not in estimates(rare, comparisons)
+    assert "pairwise_accuracy_ties_half" not in estimates(rewards, comparisons, predicted_ties="excluded")
+    untied, untied_rewards = zip(*[(c, r) for c, r in zip(comparisons, rewards, strict=True) if c.ranks != (1, 1)], strict=True)
+    measured = evaluated(list(untied_rewards), list(untied))[1]
+    assert measured.tie_threshold is None
+    assert "pairwise_accuracy_ties_calibrated" not in measured.metrics
+
+
+# --- ratings ---
+
+
+def rated(num: int = 30) -> tuple[list[list[float]], list[Comparison]]:
+    """Two raters of the three images of each prompt."""
+    random = np.random.default_rng(0)
+    comparisons, rewards = [], []
+    for i in range(num):
+        scored = random.normal(size=3).round(1).tolist()
+        for rater in "ab":
+            ratings = random.integers(1, 6, size=3)
+            ranks = [1 + int((ratings > rating).sum()) for rating in ratings]
+            images = tuple(f"{i}-{j}.png" for j in range(3))
+            comparisons.append(Comparison(f"a cat {i}", images, tuple(ranks), id=f"{i}/{rater}", ratings=tuple(ratings.tolist())))
+            rewards.append(scored)
+    return rewards, comparisons
+
+
+def test_ratings_are_compared_over_all_images() -> None:
+    rewards, comparisons = rated()
+    over = evaluated(rewards, comparisons)[1].over_images
+    assert over is not None
+    values = [value for row in rewards[::2] for value in row]
+    means = [
+        (a + b) / 2 for x, y in zip(comparisons[::2], comparisons[1::2], strict=True) for a, b in zip(x.ratings, y.ratings, strict=True)
+    ]
+    assert over.num_images == len(values) == 90
+    assert over.pearson == pytest.approx(stats.pearsonr(values, means).statistic)
+    assert over.kendall_tau_b == pytest.approx(stats.kendalltau(values, means).statistic)
+    assert over.spearman == pytest.approx(stats.spearmanr(values, means).statistic)
+    right = tied = 0
+    for i in range(90):
+        for j in range(i):
+            answer = 0 if abs(values[i] - values[j]) <= over.tie_threshold + 1e-9 else np.sign(values[i] - values[j])  # type: ignore[operator]
+            right += answer == np.sign(means[i] - means[j])
+            tied += means[i] == means[j]
+    assert over.accuracy_ties_calibrated == pytest.approx(right / (90 * 89 / 2), abs=2e-3)
+    assert over.accuracy_ties_calibrated >= tied / (90 * 89 / 2)  # type: ignore[operator]
+    assert evaluated(rewards[1:], [replace(comparisons[1], ratings=()), *comparisons[2:]])[1].over_images is None
+
+
+# --- verdicts ---
+
+
+def test_verdicts_are_measured_by_labels_and_position() -> None:
+    ranks, bad = [(1, 2), (2, 1), (1, 1), (1, 1), (1, 2)], [False, False, False, True, False]
+    comparisons = [replace(ranked(*pair, name=str(i)), both_bad=b) for i, (pair, b) in enumerate(zip(ranks, bad, strict=True))]
+    labels, swapped = ["A>B", "A>B", "A=B=Good", "A=B=Good", "A>B"], ["B>A", "A>B", "A=B=Bad", "B>A", "A>B"]
+    found, measured = evaluated(Verdicts(labels, swapped), comparisons)
+    assert found.num_both_bad == 1
+    assert [row.rewards for row in measured.per_prompt] == [[0.5, -0.5], [0.0, 0.0], [0.0, 0.0], [0.25, -0.25], [0.0, 0.0]]
+    expected = {"label_match": 3 / 5, "verdicts_flipped": 3 / 5, "first_shown_preferred": 2 / 5, "second_shown_preferred": 0.0}
+    assert {name: measured.metrics[name].value for name in expected} == pytest.approx(expected)
+    assert measured.metrics["pairwise_accuracy_pooled"].value == pytest.approx(1 / 3)
+    assert measured.metrics["pairwise_accuracy_ties_half"].value == pytest.approx(2 / 3)
+    assert measured.metrics["log_loss"].value is None  # a verdict is no probability
+    assert measured.metrics["expected_calibration_error"].value is None
+    json.dumps(found.as_dict(), allow_nan=False)
+    one_order = evaluated(Verdicts(["A>B", "A>B", "A=B", "A=B", "A>B"]), comparisons)[1]
+    assert not {"label_match", "verdicts_flipped"} & set(one_order.metrics)
+    assert one_order.metrics["pairwise_accuracy_ties_answered"].value == pytest.approx(4 / 5)
+
+
 @pytest.mark.parametrize(
     ("options", "expected", "words"),
     [
@@ -95,6 +228,7 @@ def test_pooled_and_per_prompt_weigh_differently() -> None:
         ({"predicted_ties": "half"}, 1.5 / 3, "a pair of equal reward counts half"),
         ({"predicted_ties": "excluded"}, 1 / 2, "pairs of equal reward are left out"),
         ({"human_ties": "half"}, 2.5 / 6, "pairs that the annotators tied count half, whatever the scorer says"),
+        ({"human_ties": "answer"}, 1 / 6, "pairs that the annotators tied are right where the scorer ties them too"),
     ],
 )
 def test_ties_are_treated_as_told_and_that_is_said(options: dict[str, Any], expected: float, words: str) -> None:
@@ -217,6 +351,14 @@ def test_a_fitted_tie_parameter_is_measured_too(scorer: ImageRewardScorer, image
     assert len(said) == 7
     assert found["log_loss_with_ties"].value == pytest.approx(-np.log(said).mean(), abs=1e-5)
     assert found["log_loss"].value == pytest.approx(-np.log(ordered).mean(), abs=1e-5)
+    answered = []
+    for c in comparisons:
+        for i in range(len(c.images)):
+            for j in range(i):
+                preference = scorer.compare(c.prompt, c.images[i], c.images[j])
+                chances = {1: preference.a_better, 0: preference.tie, -1: preference.b_better}
+                answered.append(max(chances, key=chances.__getitem__) == np.sign(c.ranks[j] - c.ranks[i]))
+    assert found["pairwise_accuracy_ties_answered"].value == pytest.approx(np.mean(answered))
 
 
 def test_long_prompts_are_warned_of_once(scorer: ImageRewardScorer, image_folder: Path) -> None:

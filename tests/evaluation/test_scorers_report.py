@@ -12,6 +12,7 @@ from image_reward.evaluation import Evaluation, evaluate
 from image_reward.evaluation import scorers as scorers_module
 from image_reward.evaluation.published_results import BestAndWorst, HumanAgreement, PublishedAccuracy, PublishedResults, RecallAndFilter
 from image_reward.evaluation.scorers_report import scorers_report
+from image_reward.evaluation.verdicts import Verdicts
 from image_reward.reports.document import Grid, Plot, Report
 from image_reward.types import Comparison
 
@@ -58,8 +59,8 @@ def test_a_metric_that_scorers_have_on_different_prompts_says_so() -> None:
     estimates = result.scorers["reversed"].metrics
     estimates["spearman"] = replace(estimates["spearman"], num_prompts=9)
     table = grids(scorers_report(result, "mine"))["Agreement with the human rankings"]
-    assert cells(table, "Spearman's rho")[-1] == "11 / 9"
-    assert cells(table, "Kendall's tau-b")[-1] == "11"
+    assert cells(table, "Spearman's rho")[-1] == "10 / 9"
+    assert cells(table, "Kendall's tau-b")[-1] == "10"
 
 
 def test_the_answer_names_the_best_and_what_is_not_significant() -> None:
@@ -118,12 +119,62 @@ def test_groups_agreement_and_annotators() -> None:
     same = tables["Agreement: same order (%)"]
     assert cells(same, "human") == ["", "96.97", "3.03"]
     assert cells(same, "perfect") == ["96.97", "", "0.00"]
-    assert cells(tables["Agreement: Spearman's rho"], "perfect") == ["0.9545", "", "-1.0000"]
+    assert cells(tables["Agreement: Spearman's rho"], "perfect") == ["0.9750", "", "-1.0000"]  # one prompt of ten is at 0.75
     words = report.blocks[-1]
     assert isinstance(words, str)
     assert words.startswith("Annotators among themselves: 2 rankings of the images of 1 prompt ranked more than once. Two annotators")
     assert "the same order to 66.67 [66.67, 66.67] % of the 3 pairs" in words
     assert "Krippendorff's alpha (ordinal) is 0.583." in words  # by hand: 1 - 16 / 38.4
+
+
+def test_a_scorer_that_ties_often_is_shown_with_ties_counted_half() -> None:
+    report = scorers_report(evaluation(3), "mine")
+    table = grids(report)["Agreement with the human rankings"]
+    perfect, _, constant, num = cells(table, "accuracy, equal rewards half (%)")
+    assert perfect.startswith("96.97 [")
+    assert constant == "50.00 [50.00, 50.00]"
+    assert num == "11"
+    assert [row[0] for row in table.rows][:3] == ["accuracy, pooled (%)", "accuracy, per prompt (%)", "accuracy, equal rewards half (%)"]
+    assert cells(table, "accuracy, pooled (%)")[2] == "0.00 [0.00, 0.00]"
+    assert "Chance is 50 %, and less for a scorer that ties many pairs (constant), unless they count half." in table.caption
+    assert "constant gives equal rewards to 100.0 % of the pairs; counted half they make that 50.00 [50.00, 50.00] %." in report.answer
+    few = scorers_report(evaluation(2), "mine")
+    assert "counted half" not in few.answer
+    assert "Chance is 50 %. In brackets" in grids(few)["Agreement with the human rankings"].caption
+
+
+def judged() -> tuple[Report, Evaluation]:
+    comparisons = [Comparison(f"a cat {i}", (f"{i}-1.png", f"{i}-2.png"), [(1, 2), (1, 1)][i % 2], id=str(i)) for i in range(20)]
+    comparisons = [replace(c, both_bad=i % 4 == 1) for i, c in enumerate(comparisons)]
+    labels = Verdicts(["A>B"] * 20, ["B>A", "A>B"] * 10)
+    result = evaluate({"judge": labels, "rewards": [[0.25, 0.0]] * 20}, comparisons, num_resamples=100)
+    return scorers_report(result, "votes"), result
+
+
+def test_verdicts_stand_beside_rewards() -> None:
+    report, _ = judged()
+    assert "10 untied and 10 tied pairs (5 of which were found both bad)." in report.lead
+    table = grids(report)["Agreement with the human rankings"]
+    assert cells(table, "same label of four (%)")[0].startswith("50.00 [")
+    assert cells(table, "same label of four (%)")[1] == "-"
+    assert cells(table, "verdicts that flip (%)")[0].startswith("50.00 [")
+    assert cells(table, "first shown preferred (%)")[0].startswith("50.00 [")
+    assert cells(table, "accuracy, ties calibrated (%)")[0] == "100.00 [100.00, 100.00]"
+    assert cells(table, "accuracy, ties calibrated (%)")[1].startswith("50.00 [")
+    assert "rewards are tied that differ by at most what suits these data best (judge 0, rewards 0)" in table.caption
+    assert cells(table, "log loss")[0] == "-"
+    assert "Over all images, not grouped by prompt" not in grids(report)
+
+
+def test_ratings_have_a_table_over_all_images() -> None:
+    comparisons = [Comparison(f"a cat {i}", (f"{i}-1.png", f"{i}-2.png"), (1, 2), id=str(i), ratings=(4.0 + i, i)) for i in range(5)]
+    rewards = {"right": [[4.0 + i, i] for i in range(5)], "wrong": [[-4.0 - i, -i] for i in range(5)]}
+    table = grids(scorers_report(evaluate(rewards, comparisons, num_resamples=10), "mos"))["Over all images, not grouped by prompt"]
+    assert [column.title for column in table.columns] == ["metric", "right", "wrong"]
+    assert cells(table, "Pearson's r") == ["1.0000", "-1.0000"]
+    assert cells(table, "Kendall's tau-b") == ["1.0000", "-1.0000"]
+    assert cells(table, "accuracy, ties calibrated (%)")[0] == "100.00"
+    assert "10 images" in table.caption
 
 
 def test_one_scorer_needs_no_comparison_of_scorers() -> None:
@@ -155,7 +206,7 @@ def test_published_numbers_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) ->
     accuracy, pooled, per_prompt, source = cells(table, "Perfect, here perfect")
     assert (accuracy, source) == ("65.1", "Someone 2023")
     assert pooled.startswith("96.97 [")
-    assert per_prompt.startswith("96.97 [")
+    assert per_prompt.startswith("98.33 [")
     assert cells(table, "CLIP") == ["54.82", "-", "-", "Someone 2023"]
     assert cells(table, "one annotator with another") == ["65.3", "-", "-", "Someone 2023"]
     assert table.strong == {0}
@@ -163,6 +214,21 @@ def test_published_numbers_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) ->
     best = grids(report)["Finding the best and the worst image"]
     assert cells(best, "CLIP, published") == ["27.22", "-", "29.65", "51.75"]
     assert "compare them with each other, not with those above" in best.caption
+
+
+def test_published_numbers_that_say_how_ties_count_stand_beside_the_same_of_ours() -> None:
+    _, result = judged()
+    rows = [
+        PublishedAccuracy("Judge", 70.9, "Someone 2023", "judge", "diff"),
+        PublishedAccuracy("Judge", 54.8, "Someone 2023", "judge", "tau"),
+        PublishedAccuracy("Judge", 45.6, "Someone 2023", "judge", "labels"),
+        PublishedAccuracy("HPSv2", 51.6, "Someone 2023", None, "tau"),
+    ]
+    published = PublishedResults("Votes", [], None, rows, {"Someone 2023": "arXiv 1234.56789"})
+    table = grids(scorers_report(replace(result, published=published), "mine"))["Published for Votes"]
+    assert [column.title for column in table.columns] == ["scorer", "accuracy", "published", "here", "source"]
+    assert [row[1] for row in table.rows[:3]] == ["ordered pairs (diff)", "ties calibrated (tau)", "label of four"]
+    assert [row[3].split(" [")[0] for row in table.rows] == ["100.00", "100.00", "50.00", "-"]
 
 
 def test_plots_hold_what_they_say() -> None:

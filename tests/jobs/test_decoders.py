@@ -64,7 +64,7 @@ def test_what_is_wrong_with_a_row_costs_no_other(tmp_path: Path) -> None:
     assert [int(batch.pixels[image].max()) for image in batch.image_index] == [0, 1, 2]
     assert done.errors == {
         1: "PromptError: the row has no prompt",
-        2: "ImageReadError: text.png is not an image that Pillow can read (its content decides, not its name), or it is damaged",
+        2: "ImageReadError: text.png is text, perhaps a server's message, and not an image; save or download the image again",
         4: f"FileNotFoundError: no such image: {tmp_path}/none.png",
     }
     assert done.digests.keys() >= {0, 3, 5}

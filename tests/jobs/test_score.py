@@ -319,7 +319,7 @@ def test_repeated_ids_are_told(rows: Path, tmp_path: Path) -> None:
     rows.write_text(rows.read_text() + "r3,x,0.png\n")
     notes: list[str] = []
     assert stubs.score_here(rows, tmp_path / "out", stubs.load, on_note=notes.append).num_repeated_ids == 1
-    assert notes == ["1 ids occur more than once in the column 'id', such as that of rows 4 and 24"]
+    assert notes == ["1 id occurs more than once in the column 'id', such as that of rows 4 and 24"]
 
 
 def test_wrong_arguments(rows: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_every_wrong_row_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert [reward is None for reward in table["reward"].to_pylist()] == [error is not None for error in errors]
     assert errors[1::2][: len(bad)] == [
         f"FileNotFoundError: no such image: {tmp_path}/none.png",
-        "ImageReadError: text.png is not an image that Pillow can read (its content decides, not its name), or it is damaged",
+        "ImageReadError: text.png is text, perhaps a server's message, and not an image; save or download the image again",
         f"ImageReadError: {tmp_path}/empty.png is empty; save or download it again",
         errors[7],
         "ImageReadError: dot.png is 1 x 1 pixels; the shorter side must have at least 2 (lower min_side to score it anyway)",

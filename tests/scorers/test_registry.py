@@ -7,13 +7,17 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPModel
 
 from image_reward.cli import main
 from image_reward.errors import UnknownModelError
+from image_reward.models.blip import Blip, MatchingNetwork
+from image_reward.models.blip_config import BlipConfig
 from image_reward.scorers import MODELS, load
 from image_reward.scorers.registry import spec_of, specs
 
@@ -115,6 +119,28 @@ def test_the_table() -> None:
         assert bool(spec.files) != bool(spec.packaged), name
     assert MODELS["BLIP"].size is None
     assert MODELS["ImageReward-v1.0"].size == 1_786_880_927
+    assert [name for name, spec in MODELS.items() if (spec.size is None) != (spec.least_size is not None)] == []
+
+
+def test_least_sizes_are_of_the_tensors_that_networks_read() -> None:
+    """Those that are published are larger by the names of the tensors alone, so this is what can be said where they are not."""
+    with torch.device("meta"):
+        blip, matching = Blip(BlipConfig()), MatchingNetwork(replace(BlipConfig(), image_size=384))
+        openai, vit_h = CLIPModel(_clip_config(768, 12, 1024, 24)), CLIPModel(_clip_config(1024, 24, 1280, 32))
+    parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in {"openai": openai, "vit_h": vit_h}.items()}
+    assert MODELS["CLIP"].size == pytest.approx(4 * parameters["openai"], rel=1e-4)
+    assert MODELS["PickScore"].least_size == 4 * parameters["vit_h"]
+    assert MODELS["HPSv2"].least_size == MODELS["HPSv2.1"].least_size == 2 * parameters["vit_h"]
+    assert MODELS["BLIP"].least_size == 4 * sum(p.numel() for p in blip.parameters())
+    assert MODELS["BLIP-ITM"].least_size == 4 * sum(p.numel() for p in matching.parameters())
+
+
+def _clip_config(text_width: int, text_layers: int, vision_width: int, vision_layers: int) -> CLIPConfig:
+    towers = [
+        {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
+        for width, layers in ((text_width, text_layers), (vision_width, vision_layers))
+    ]
+    return CLIPConfig(text_config=towers[0], vision_config=towers[1] | {"patch_size": 14}, projection_dim=text_width)
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -124,5 +150,5 @@ def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch, 
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     (row,) = (line for line in lines if line.lstrip().startswith("BLIP-ITM"))
-    assert row.split() == ["BLIP-ITM", "-", "no"]
+    assert row.split() == ["BLIP-ITM", ">", "1.78", "GB", "no"]
     assert sum(line.rstrip().endswith("; BSD-3-Clause") for line in lines) == 2

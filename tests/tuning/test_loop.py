@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # schedulers of diffusers with NumPy 2
 ]
 UNGUARDED: dict[str, Any] = {
+    "kl_weight": 0.0,
     "pretraining_weight": 0.0,
     "margin_weight": 0.0,
     "reward_weight": 1.0,
@@ -109,6 +110,9 @@ def test_without_weight_of_the_reward_no_image_is_made_for_it(tmp_path: Path, mo
     lines = log_of(tmp_path / "control")
     assert all(line["pretraining"] > 0 and "reward" not in line and "margin" not in line for line in lines)
     assert (tmp_path / "control" / "report.html").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tiny_runs.run(tiny_runs.config(tmp_path / "nothing", reward_weight=0.0))  # the divergence alone is 0, and stays so
+    assert [line["drift"] for line in log_of(tmp_path / "nothing", "evaluation")] == [0.0, 0.0, 0.0]
 
 
 def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,6 +235,7 @@ def test_images_of_the_user_for_the_pretraining_loss(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,image\n" + "".join(f"a red fox {n},{n}.png\n" for n in range(3)))
     tiny_runs.run(tiny_runs.config(tmp_path / "run", pretraining_images=str(tmp_path / "rows.csv"), max_steps=2))
     saved = torch.load(tmp_path / "run/untuned.pt", weights_only=True)
+    assert all(line["pretraining"] > 0 for line in log_of(tmp_path / "run"))
     assert saved["samples"] == ("a red fox 0", "a red fox 1", "a red fox 2")
     assert saved["latents"].shape == (3, 4, 8, 8)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -104,6 +104,31 @@ def test_a_reward_that_has_fallen_far_twice_ends_the_run_and_is_not_kept() -> No
     assert judge([history[0], slightly], THRESHOLDS).signs == ()
 
 
+def test_images_that_move_far_for_no_clear_rise_of_the_reward_are_noticed() -> None:
+    """As in unguarded ReFL on the shapes generator at lr 3e-3, which added objects that the scorer minds little."""
+
+    def history(last: float) -> list[Evaluation]:
+        rewards = values(0.4, 1.2, 0)
+        noise = (0.57, -0.57) * (NUM // 2)
+        return [
+            replace(
+                evaluation(step, **UNTUNED),
+                rewards=tuple(reward + rise + each for reward, each in zip(rewards, noise, strict=True)) if step else rewards,
+                distances=(0.186,) * 16,
+                drifts=(drift,) * NUM,
+            )
+            for step, rise, drift in ((0, 0.0, 0.0), (24, 0.0, 0.039), (36, 0.1, 0.059), (48, 0.16, 0.091), (60, last, 0.091))
+        ]
+
+    assert stopped_at(history(0.17)) == 60
+    verdict = judge(history(0.17), THRESHOLDS)
+    assert verdict.last_good == 36
+    assert "but the images have moved by 49% of the distance between two images of a prompt: they change without" in verdict.sentence
+    assert judge(history(0.17)[:4], THRESHOLDS).sentence.startswith("The reward has not clearly risen, from")
+    assert stopped_at(history(1.0)) is None  # for a clear rise they may
+    assert judge([replace(each, distances=()) for each in history(0.17)], THRESHOLDS).signs == ()
+
+
 def test_watched_scorers_decide_where_there_are_some() -> None:
     assert stopped_at(towards(REAL, pick=-2.0)) is not None  # they fall, whatever the other signs say
     assert stopped_at(towards(HACKED, pick=2.0)) is None

@@ -38,7 +38,7 @@ def log_of(config: Tuning) -> list[dict[str, Any]]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options: dict[str, Any] = {"max_steps": 7, "save_every": 2, "evaluate_every": 3, "ema": 0.9, "kl_weight": 0.1}
+    options: dict[str, Any] = {"max_steps": 7, "save_every": 2, "evaluate_every": 3, "ema": 0.9, "pretraining_weight": 1.0}
     whole, killed = tiny_runs.config(tmp_path / "whole", **options), tiny_runs.config(tmp_path / "killed", **options)
     here(whole)
     kill_at = 3 + os.urandom(1)[0] % 4  # any step after the first save
@@ -55,7 +55,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.Ca
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     # Three images in micro-batches of one: the processes have different numbers of them.
-    options: dict[str, Any] = {"max_steps": 4, "evaluate_every": 2, "batch_images": 3, "micro_images": 1, "lr": 1e-3, "kl_weight": 0.1}
+    options: dict[str, Any] = {
+        "max_steps": 4,
+        "evaluate_every": 2,
+        "batch_images": 3,
+        "micro_images": 1,
+        "lr": 1e-3,
+        "pretraining_weight": 1.0,
+    }
     one, two = tiny_runs.config(tmp_path / "one", **options), tiny_runs.config(tmp_path / "two", **options)
     here(one)
     with socket.socket() as free:

@@ -83,8 +83,9 @@ def parse(arguments: Sequence[str]) -> Any:
     """The command that the arguments spell. Help, and usage that cannot be parsed, exit with 0 and 2."""
     import tyro
 
-    from image_reward.cli.help import CONFIG, without_empty_defaults
+    from image_reward.cli.help import CONFIG, without_empty_defaults, wrapped_help
     from image_reward.cli.options import UsageError
+    from image_reward.cli.repeated import refuse_repeated
     from image_reward.errors import InputError
 
     if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
@@ -98,16 +99,19 @@ def parse(arguments: Sequence[str]) -> Any:
         )
         description = (
             "Score, rank and compare images for a prompt as human annotators would; train and evaluate the models that do so.\n\n"
-            f"Options of a command: {PROGRAM} COMMAND --help. Version: {PROGRAM} --version."
+            f"Options of a command: {PROGRAM} COMMAND --help\n\nVersion: {PROGRAM} --version\n\nTab completion: {PROGRAM} completion bash"
         )
-        tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=CONFIG)  # type: ignore[call-overload]
+        with wrapped_help():
+            tyro.cli(Union[options], prog=PROGRAM, args=list(arguments) or ["--help"], description=description, config=CONFIG)  # type: ignore[call-overload]
     name = arguments[0]
     _refuse_dashes(name, arguments)
     command = command_class(name)
+    refuse_repeated(name, command, arguments[1:])
     default = command.defaults(arguments[1:]) if hasattr(command, "defaults") else None
     without_empty_defaults(command)
     try:
-        return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
+        with wrapped_help():
+            return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
     except InputError as error:  # what a class of settings says of values that tyro filled in
         raise UsageError(str(error)) from None
 

@@ -71,6 +71,7 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
         """The rewards, of saved results or of images scored now; which of them compare; the images, if they are here; the human ranking."""
         from image_reward.evaluation import generators
         from image_reward.prompt_sets import prompts
+        from image_reward.reports.numbers import counted
 
         chosen = prompts(self.prompts) if self.prompts is not None else None
         results = self.results or (self.images if self.images and generators.has_results(self.images) else None)
@@ -95,17 +96,19 @@ class Benchmark(SeveralModelOptions, EstimateOptions):
             own, images = chosen, generators.find_images(self.images, chosen)
         if images.extra:
             shown = ", ".join(str(path) for path in images.extra[:5]) + (", …" if len(images.extra) > 5 else "")
-            note(f"{len(images.extra)} files belong to no prompt and are ignored: {shown}")
+            belong = "belongs to no prompt and is" if len(images.extra) == 1 else "belong to no prompt and are"
+            note(f"{counted(len(images.extra), 'file')} {belong} ignored: {shown}")
         selection = generators.select(own, images.counts, self.allow_missing)
         human = self._human(list(images.paths), selection.prompts)  # before hours of scoring, not after them
         scorers = self.load_all()
 
         from image_reward.cli.progress import progress
+        from image_reward.reports.numbers import counted
 
         with progress("images") as on_image:
             rewards, reused = generators.score_images(scorers, images, selection, self.save_results, on_image)
         if reused:
-            note(f"{reused:,} rewards were reused from {self.save_results}")
+            note(f"{counted(reused, 'reward')} {'was' if reused == 1 else 'were'} reused from {self.save_results}")
         return rewards, selection, images, human
 
     def _only_asked(self, rewards: Rewards, folder: Path) -> Rewards:

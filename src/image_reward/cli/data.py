@@ -80,6 +80,7 @@ class Convert(OutputOptions):
     def run(self) -> int:
         from image_reward.cli.progress import progress
         from image_reward.comparisons import convert, images_folder, splits
+        from image_reward.reports.numbers import counted
 
         parts = splits(self.source)
         Address.parse(self.output)  # refuses what a Path makes of an address
@@ -99,9 +100,10 @@ class Convert(OutputOptions):
             print_json({"files": [asdict(result) for result in results]})
             return 0
         for result in results:
-            note(f"{result.num_comparisons:,} comparisons of {result.num_images:,} images")
+            note(f"{counted(result.num_comparisons, 'comparison')} of {counted(result.num_images, 'image')}")
             if result.images:
-                note(f"{result.num_extracted:,} images were written to {result.images}")
+                was_or_were = "was" if result.num_extracted == 1 else "were"
+                note(f"{counted(result.num_extracted, 'image')} {was_or_were} written to {result.images}")
             for num, what, places in (
                 (result.num_left_out, "do not say which image is better", result.left_out),
                 (result.num_wrong, "make no sense", result.wrong),
@@ -136,6 +138,7 @@ class Split:
             raise UsageError(f"{there[0]} already exists; use another folder")
 
         from image_reward.comparisons import read, split, write
+        from image_reward.reports.numbers import counted
 
         comparisons = read(self.path, self.image_root)
         try:
@@ -145,7 +148,7 @@ class Split:
         _make_folder(self.output)
         for part, target in zip(parts, targets, strict=True):
             write(part, target)
-            note(f"{len(part):,} comparisons")
+            note(counted(len(part), "comparison"))
             print(target)
         return 0
 

@@ -20,10 +20,12 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
     """Measure how well models agree with human rankings of images, several models at once with `--model A --model B`.
 
     Accuracy is the share of the pairs ordered by the annotators on which the model agrees: pooled, every pair has the same weight; per
-    prompt, every prompt does. recall@k is how often the image ranked first is among the model's top k, and filter@k how often the image
-    ranked last is among its bottom k, over prompts with more than k images. Kendall's tau-b and Spearman's rho are means over the prompts
-    for which neither side ties all images. Log loss and calibration error are those of the probability given by `compare`, over the pairs
-    ordered by the annotators.
+    prompt, every prompt does. Where the annotators tied pairs, accuracy with ties calibrated counts those too (acc_eq, printed as tau for
+    GenAI-Bench): the model ties rewards that differ by less than a threshold fitted on the data. recall@k is how often the image ranked
+    first is among the model's top k, and filter@k how often the image ranked last is among its bottom k, over prompts with more than k
+    images. Kendall's tau-b and Spearman's rho are means over the prompts for which neither side ties all images; for tables of ratings,
+    they and Pearson's r are given over all images too. Log loss and calibration error are those of the probability given by `compare`,
+    over the pairs ordered by the annotators.
     """
 
     data: Annotated[
@@ -40,14 +42,23 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
             "option for several scorers.",
         ),
     ] = ()
+    verdicts: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="[NAME=]FILE",
+            help="Saved verdicts of a judge of pairs, as JSON: a list of labels aligned with DATA, or {id: label}; a label is A>B, B>A, "
+            "A=B, A=B=Good or A=B=Bad. [label, label] adds the answer with the images swapped, which shows the judge's position bias.",
+        ),
+    ] = ()
     limit: int | None = None
     """Use only the first N comparisons."""
     k: tuple[int, ...] | None = None
     """Values of k for recall@k and filter@k; by default those of 1, 2 and 4 below the largest number of images of a prompt."""
     predicted_ties: Literal["wrong", "half", "excluded"] = "wrong"
     """How accuracies count a pair that the annotators ordered and the model gives equal rewards."""
-    human_ties: Literal["excluded", "half"] = "excluded"
-    """How accuracies count a pair that the annotators tied."""
+    human_ties: Literal["excluded", "half", "answer"] = "excluded"
+    """How accuracies count a pair that the annotators tied: with answer, as correct where the model ties it too."""
     per_prompt: Path | None = None
     """Write the results of each prompt and model to this Parquet file."""
 
@@ -56,8 +67,9 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
             raise UsageError("--k takes integers from 1")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be at least 1, not {self.limit}")
-        saved = [_named(argument) for argument in self.rewards]
-        self.check_models([name for name, _ in saved])
+        saved = [_named(argument, "--rewards") for argument in self.rewards]
+        judges = [_named(argument, "--verdicts") for argument in self.verdicts]
+        self.check_models([name for name, _ in saved + judges])
         self.check_report()
         if self.per_prompt:
             if find_spec("pyarrow") is None:
@@ -66,13 +78,14 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import read
-        from image_reward.evaluation import evaluate, read_rewards, write_per_prompt
+        from image_reward.evaluation import evaluate, read_rewards, read_verdicts, write_per_prompt
         from image_reward.evaluation.scorers import choose_ks
 
-        comparisons = read(self.data, self.image_root, self.limit)
+        comparisons = read(self.data, self.image_root, self.limit, both_bad=True)
         ks = choose_ks(comparisons, self.k)
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
-        computing = bool(self.model) or not saved
+        scorers |= {name: read_verdicts(path, comparisons) for name, path in judges}
+        computing = bool(self.model) or not scorers
         if computing:
             scorers |= {model.name: model for model in self.load_all(list(scorers))}
         with progress("images") if computing else nullcontext() as on_image:
@@ -94,11 +107,11 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
         return 0
 
 
-def _named(argument: str) -> tuple[str, str]:
+def _named(argument: str, option: str) -> tuple[str, str]:
     """[NAME=]FILE -> the name and the file. An existing file may have = in its own name."""
     name, equals, file = argument.partition("=")
     if not equals or scheme(argument) or os.path.exists(argument):  # noqa: PTH110 - a string
         return Address.parse(argument).stem, argument
     if not name or not file:
-        raise UsageError(f"--rewards {argument}: write NAME=FILE, or FILE alone")
+        raise UsageError(f"{option} {argument}: write NAME=FILE, or FILE alone")
     return name, file

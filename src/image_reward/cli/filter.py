@@ -48,6 +48,7 @@ class Filter:
             raise UsageError(f"--output {self.output}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
 
         from image_reward.jobs.results import filter_rows
+        from image_reward.reports.numbers import counted
 
         count = filter_rows(
             self.scored,
@@ -57,5 +58,5 @@ class Filter:
             best_per_prompt=self.best_per_prompt,
             by=self.by,
         )
-        note(f"{count:,} rows kept{f': {self.output}' if self.output else ''}")
+        note(f"{counted(count, 'row')} kept{f': {self.output}' if self.output else ''}")
         return 0

@@ -21,6 +21,9 @@ Model = Annotated[
 ]
 
 
+Registered = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="A registered name (see `image-reward models list`).")]
+
+
 @dataclass
 class List(OutputOptions):
     """List the registered models, and whether they are on this machine."""
@@ -35,6 +38,7 @@ class List(OutputOptions):
                 "range": spec.range,
                 "licence": spec.licence,
                 "bytes": spec.size,
+                "least_bytes": spec.least_size,
                 "paths": None if (paths := spec.local_paths()) is None else [str(path) for path in paths.values()],
             }
             for name, spec in specs().items()
@@ -54,7 +58,7 @@ class List(OutputOptions):
 class Where:
     """Print the paths of a model's files on this machine, one per line; the exit code is 1 if one is missing."""
 
-    model: Model
+    model: Registered
 
     def run(self) -> int:
         from image_reward.scorers.registry import spec_of, specs
@@ -189,9 +193,11 @@ class Info(OutputOptions):
 
     def _facts_of_spec(self, spec: ModelSpec) -> dict[str, Any]:
         """What is known before a download."""
-        note(f"{self.model} is not on this machine, so its sizes are not shown; `image-reward models download {self.model}` gets it")
+        get = f"`image-reward models download {self.model}` gets it"
+        note(f"{self.model} is not on this machine, so the sizes of its network are not shown; {get}")
         files = {part: f"{file.name} of {file.source}" for part, file in spec.files.items()}
-        return {"name": self.model} | ({} if spec.size is None else {"bytes": spec.size}) | {"files": files}
+        sizes = {"bytes": spec.size, "least_bytes": spec.least_size}
+        return {"name": self.model} | {key: size for key, size in sizes.items() if size is not None} | {"files": files}
 
     def _facts(self) -> dict[str, Any]:
         from image_reward.models.linear import linear_ways

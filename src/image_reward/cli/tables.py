@@ -77,12 +77,13 @@ def models_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("here", min_width=4)
     for row in rows:
         name = Text.assemble((row["name"], "bold"), f"\n{row['description']}\n", (f"{row['range']}; {row['licence']}", "dim"))
-        size = "-" if row["bytes"] is None else _size(row["bytes"])
-        table.add_row(name, size, "no" if row["paths"] is None else "yes")
+        table.add_row(name, _size(row["bytes"], row["least_bytes"]), "no" if row["paths"] is None else "yes")
     return table
 
 
-def _size(num_bytes: int) -> str:
+def _size(num_bytes: int | None, at_least: int | None) -> str:
+    if num_bytes is None:
+        return "-" if at_least is None else f"> {_size(at_least, None)}"
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 

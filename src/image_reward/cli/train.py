@@ -32,9 +32,11 @@ class Train:
         from image_reward.training import train
 
         config = self.training
+        from image_reward.reports.numbers import counted
+
         result = train(config, read_training_data(config.data), read_sources(config.validation, "test"))
         start = " (the initial weights: nothing was learnt)" if result.is_start else ""
-        pairs = f"{result.num_validation_pairs:,} pairs of {result.num_validation:,} comparisons"
+        pairs = f"{counted(result.num_validation_pairs, 'pair')} of {counted(result.num_validation, 'comparison')}"
         accuracy = "" if result.accuracy is None else f", pairwise accuracy {result.accuracy:.4f} on validation ({pairs})"
         print(f"{result.model}: step {result.best_step}{start}{accuracy}")
         return 0

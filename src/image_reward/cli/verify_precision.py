@@ -17,6 +17,7 @@ from image_reward.cli.options import (
     UsageError,
     check_images,
     find_images,
+    print_notices,
 )
 from image_reward.terminal import note
 
@@ -50,9 +51,12 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
         check_images(images)
 
         from image_reward.evaluation.precision_report import precision_report
+        from image_reward.scorers import load
         from image_reward.scorers.precision import agreement
 
-        reference, reduced = replace(self, inference=replace(self.inference, dtype="float32", compile=False)).load(), self.load()
+        print_notices([self.model])
+        plain = replace(self, inference=replace(self.inference, dtype="float32", compile=False))
+        reference, reduced = load(self.model, **plain.loading), load(self.model, **self.loading)
         result = agreement(reference.matrix(prompts, images), reduced.matrix(prompts, images))
         timed = images[:_NUM_TIMED]
         speeds: tuple[list[float], list[float]] = ([], [])

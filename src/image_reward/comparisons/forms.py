@@ -23,7 +23,8 @@ chosen and rejected     prompt, chosen, rejected, each an image or several      
 ratings, by image       prompt, image or image_path, rating, score or mos,       tables
                         optional annotator, prompt_id
 ours, by comparison     prompt, images [..], ranks [..], optional id, shares,    written by `image-reward data split` and `convert`
-                        category, annotations [[..], ..], ratings {..}
+                        category, annotations [[..], ..], ratings {..},
+                        both_bad
 ours, by image          prompt, image, rank, optional id                         tables
 ======================  =======================================================  ==================================================
 """
@@ -46,6 +47,8 @@ from image_reward.rows import ParquetImage, Row, is_address
 from image_reward.types import LONGEST_PROMPT, Comparison
 
 RATINGS = ("overall_rating", "image_text_alignment_rating", "fidelity_rating")
+RATING = "rating"
+"""That of a comparison whose ranks come from it."""
 
 MOST_IMAGES = 1000
 """Of one comparison. All that is done with it grows with the number of pairs, and no annotator ranks this many."""
@@ -67,6 +70,8 @@ class Record:
     problem: str = ""
     left_out: str = ""
     """Why a row that is right says nothing of which image is better."""
+    both_bad: Comparison | None = None
+    """A row that is left out because both its images are bad, as a tie."""
     warning: str = ""
     """What is odd, but does not keep the comparison from being used."""
     ratings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -148,7 +153,19 @@ def recognize(row: Mapping[str, Any], path: Address) -> _Form:
     if forms:
         return forms[0]
     names = ", ".join(str(name) if str(name) == str(name).strip() else repr(name) for name in row) or "nothing"
-    raise ComparisonError(f"{path} is of no known form: its first row has {names:.1000}. {_LOOKED_FOR}")
+    raise ComparisonError(f"{path} is of no known form: its first row has {names:.1000}. {_nearest(row)}{_LOOKED_FOR}")
+
+
+def _nearest(row: Mapping[str, Any]) -> str:
+    """Which forms the row is one step away from."""
+    steps = []
+    for form in _FORMS:
+        missing = [key for key in form.keys if key not in row]
+        if not missing and (no_lists := [key for key in form.lists if not isinstance(row[key], list)]):
+            steps.append(f"{no_lists[0]!r} is not a list, as in {form.name}")
+        elif len(missing) == 1 and len(form.keys) > 2:
+            steps.append(f"{missing[0]!r} is missing for {form.name}")
+    return f"Nearly: {'; '.join(steps[:4])}. " if steps else ""
 
 
 def _read_lists(
@@ -166,7 +183,11 @@ def _read_lists(
         num = len(_list(values[images_key]))
         given = values["ratings"] if isinstance(values.get("ratings"), dict) else values
         ratings = {key: tuple(map(_number, given[key])) for key in RATINGS if isinstance(given.get(key), list) and len(given[key]) == num}
-        yield replace(record, ratings=ratings, warning=record.warning or _incomplete(num, values))
+        record = replace(record, ratings=ratings, warning=record.warning or _incomplete(num, values))
+        rating = tuple(map(_number, _list(given.get(RATING))))
+        if record.comparison is not None and len(rating) == num and all(map(math.isfinite, rating)):
+            record = replace(record, comparison=replace(record.comparison, ratings=rating))
+        yield _neither_good(record, "both_bad is true") if values.get("both_bad") is True else record
 
 
 def _incomplete(num: int, values: Mapping[str, Any]) -> str:
@@ -237,22 +258,28 @@ def _read_pick_a_pic(rows: Iterable[Row], base: Address) -> Iterator[Record]:
             )
 
 
-_VOTES = {"leftvote": [1, 2], "rightvote": [2, 1], "tievote": [1, 1]}
 _BOTH_BAD = "bothbad_vote"
+_VOTES = {"leftvote": [1, 2], "rightvote": [2, 1], "tievote": [1, 1], _BOTH_BAD: [1, 1]}
 
 
 def _read_votes(prompt_key: str, keys: tuple[str, str], rows: Iterable[Row], base: Address) -> Iterator[Record]:
-    """GenAI-Bench. A vote that both images are bad is left out: it is neither an order nor a tie of good images."""
+    """GenAI-Bench."""
     for row in rows:
         vote = row.values["vote_type"]
         ranks = _VOTES.get(vote) if isinstance(vote, str) else None
-        if vote == _BOTH_BAD:
-            yield Record(row.where, left_out=f"the vote is {_BOTH_BAD}, that both images are bad")
-        elif ranks is None:
-            yield Record(row.where, problem=f"vote_type is {_short(vote)}, not one of {', '.join([*_VOTES, _BOTH_BAD])}")
-        else:
-            pictures = [row.values[key] for key in keys]
-            yield _checked(row.where, row.values.get("id"), row.values[prompt_key], pictures, ranks, "GenAI-Bench", base)
+        if ranks is None:
+            yield Record(row.where, problem=f"vote_type is {_short(vote)}, not one of {', '.join(_VOTES)}")
+            continue
+        pictures = [row.values[key] for key in keys]
+        record = _checked(row.where, row.values.get("id"), row.values[prompt_key], pictures, ranks, "GenAI-Bench", base)
+        yield _neither_good(record, f"the vote is {vote}") if vote == _BOTH_BAD else record
+
+
+def _neither_good(record: Record, said: str) -> Record:
+    """A tie of two bad images, left out: it is neither an order nor a tie of good images."""
+    if record.comparison is None:
+        return record
+    return Record(record.where, left_out=f"{said}, that both images are bad", both_bad=replace(record.comparison, both_bad=True))
 
 
 _CHOICES = {"A": [1, 2], "B": [2, 1]}
@@ -343,7 +370,10 @@ def _read_ratings(image_key: str, rating_key: str, rows: Iterable[Row], base: Ad
         record = _checked(
             rated[0].where, named, prompt, [row.values[image_key] for row in rated], ranks, _label(rated[0].values.get("source")), base
         )
-        yield _annotated(record, category=category)
+        record = _annotated(record, category=category)
+        if record.comparison is not None:
+            record = replace(record, comparison=replace(record.comparison, ratings=tuple(rating for _, rating in group.values())))
+        yield record
 
 
 def _read_by_image(id_key: str, image_key: str, source: str, rows: Iterable[Row], base: Address) -> Iterator[Record]:
@@ -620,7 +650,17 @@ IMAGE_COLUMNS = (
 
 COLUMNS = {key for form in _FORMS for key in (*form.keys, *form.unless)} | {
     *("id", "source", "shares", "category", "annotations", "raw_annotations", "raw_annotation", "ratings", "label_1", "choice_dist"),
-    *("classification", "image_amount_in_total", *RATINGS, "pair_id", "prompt_images", "prompt_content", "prompt_metadata", *_ANNOTATORS),
+    *(
+        "classification",
+        "image_amount_in_total",
+        "both_bad",
+        *RATINGS,
+        "pair_id",
+        "prompt_images",
+        "prompt_content",
+        "prompt_metadata",
+        *_ANNOTATORS,
+    ),
 }
 """Those that are read of files with columns."""
 

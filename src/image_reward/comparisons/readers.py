@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from image_reward.addresses import Address, PathLike, scheme
-from image_reward.comparisons.forms import COLUMNS, IMAGE_COLUMNS, LIST_KEY, Record, recognize
+from image_reward.comparisons.forms import COLUMNS, IMAGE_COLUMNS, LIST_KEY, RATING, Record, recognize
 from image_reward.errors import ComparisonError, ComparisonWarning, RowsError
 from image_reward.files import LARGEST_JSON, written_whole
 from image_reward.image_files import read_image_file
@@ -28,12 +28,12 @@ from image_reward.rows import ParquetImage, Row, read_rows
 from image_reward.types import Comparison
 
 
-def read(path: PathLike | Address, images: PathLike | None = None, limit: int | None = None) -> list[Comparison]:
+def read(path: PathLike | Address, images: PathLike | None = None, limit: int | None = None, both_bad: bool = False) -> list[Comparison]:
     """The comparisons of a file, or of a folder of Parquet or Arrow files of one data set, here or in an object store, in their order.
 
     ``images``: the folder that image paths are relative to; by default the file's own folder, or where the published data set has them
     beside it. ``limit``: read at most this many. Rows that say nothing of which image is better, such as votes that both are bad, are left
-    out with one ``ComparisonWarning`` that counts them.
+    out with one ``ComparisonWarning`` that counts them; with ``both_bad``, those votes are ties that are marked as such.
 
     Raises ``FileNotFoundError``, or ``ComparisonError`` that names what was looked for (unknown form) or the first row that is wrong: fewer
     than two images or more than ``MOST_IMAGES``, lists of unequal length, a rank that is not an integer from 1, an id used twice, a prompt
@@ -44,8 +44,9 @@ def read(path: PathLike | Address, images: PathLike | None = None, limit: int | 
     for record in records(path, images):
         if limit is not None and len(comparisons) >= limit:
             break
-        if record.comparison is not None:
-            comparisons.append(record.comparison)
+        comparison = record.comparison or (record.both_bad if both_bad else None)
+        if comparison is not None:
+            comparisons.append(comparison)
         elif record.left_out:
             left_out.append(record)
         else:
@@ -74,15 +75,17 @@ def records(path: PathLike | Address, images: PathLike | None = None) -> Iterato
     base = folder or form.image_folder(files[0], first.values)
     seen: dict[str, str] = {}
     for number, record in enumerate(form.records(chain([first], rows), base), start=1):
-        if record.comparison is None:
+        comparison = record.comparison or record.both_bad
+        if comparison is None:
             yield record
             continue
-        name = record.comparison.id or f"#{number}"
+        name = comparison.id or f"#{number}"
         if name in seen:
             yield Record(record.where, problem=f"the id {name!r} is used twice; it was seen at {seen[name]}")
             continue
         seen[name] = record.where
-        yield replace(record, comparison=replace(record.comparison, id=name))
+        named = replace(comparison, id=name)
+        yield replace(record, comparison=named) if record.comparison else replace(record, both_bad=named)
 
 
 def write(comparisons: Iterable[Comparison], path: PathLike) -> None:
@@ -157,8 +160,11 @@ def write_lines(records: Iterable[Record], path: Path, reference: Callable[[obje
             for key in ("source", "category", "annotations"):
                 if getattr(comparison, key):
                     row[key] = getattr(comparison, key)
-            if record.ratings:
-                row["ratings"] = {key: [None if math.isnan(rating) else rating for rating in record.ratings[key]] for key in record.ratings}
+            ratings = dict(record.ratings) | ({RATING: comparison.ratings} if comparison.ratings else {})
+            if ratings:
+                row["ratings"] = {key: [None if math.isnan(rating) else rating for rating in ratings[key]] for key in ratings}
+            if comparison.both_bad:
+                row["both_bad"] = True
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -7,13 +7,16 @@ from image_reward.lazy import lazy_names
 if TYPE_CHECKING:
     from image_reward.evaluation.rewards import read_rewards, score_comparisons
     from image_reward.evaluation.scorers import Evaluation, Measured, PromptResult, evaluate, write_per_prompt
+    from image_reward.evaluation.verdicts import Verdicts, read_verdicts
 
 __all__ = [
     "Evaluation",
     "Measured",
     "PromptResult",
+    "Verdicts",
     "evaluate",
     "read_rewards",
+    "read_verdicts",
     "score_comparisons",
     "write_per_prompt",
 ]
@@ -23,5 +26,6 @@ __getattr__ = lazy_names(
     {
         "rewards": ["read_rewards", "score_comparisons"],
         "scorers": ["Evaluation", "Measured", "PromptResult", "evaluate", "write_per_prompt"],
+        "verdicts": ["Verdicts", "read_verdicts"],
     },
 )

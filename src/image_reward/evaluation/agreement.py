@@ -12,7 +12,7 @@ import numpy as np
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
-from image_reward.evaluation.estimates import none_if_nan
+from image_reward.evaluation.estimates import none_if_nan, shared_weights
 from image_reward.images import unique_images
 from image_reward.types import Comparison
 
@@ -39,6 +39,7 @@ class Agreement:
 def agreement(rewards: Mapping[str, Sequence[Sequence[float]]], comparisons: Sequence[Comparison]) -> Agreement:
     """``rewards``: scorer -> for each comparison, the rewards of its images."""
     names = [HUMAN, *rewards]
+    prompts = [normalized_prompt(c.prompt) for c in comparisons]
     # of each name: for each comparison, values (higher is better) and ranks (1 is best)
     values = [[-np.asarray(c.ranks, dtype=np.float64) for c in comparisons]]
     values += [[np.asarray(of_prompt, dtype=np.float64) for of_prompt in own] for own in rewards.values()]
@@ -51,7 +52,8 @@ def agreement(rewards: Mapping[str, Sequence[Sequence[float]]], comparisons: Seq
         same[a, b] = same[b, a] = (signs[a] == signs[b]).mean() if signs.size else np.nan
         for matrix, correlation in ((kendall, metrics.kendall_tau_b), (spearman, metrics.spearman)):
             of_prompts = [correlation(x, y) for x, y in zip(values[b], ranks[a], strict=True)]
-            matrix[a, b] = matrix[b, a] = metrics.weighted_mean(of_prompts)
+            weights = shared_weights(prompts, of_prompts, np.ones(len(prompts)))
+            matrix[a, b] = matrix[b, a] = metrics.weighted_mean(of_prompts, weights)
     return Agreement(names, _listed(same), _listed(kendall), _listed(spearman))
 
 

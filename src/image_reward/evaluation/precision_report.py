@@ -33,7 +33,8 @@ def precision_report(name: str, method: str, agreement: Agreement, reference_spe
     speeds = {"float32": reference_speed, "reduced": reduced_speed, "ratio": speedup}
     return Report(
         f"{name} in {method} against float32",
-        f"{counted(agreement.num_prompts, 'prompt')}, each with {counted(agreement.num_images, 'image')}.",
+        f"{counted(agreement.num_prompts, 'prompt')}{', each' if agreement.num_prompts > 1 else ''} "
+        f"with {counted(agreement.num_images, 'image')}.",
         [grid],
         {"model": name, "way": method} | agreement.as_dict() | {"images_per_second": speeds},
         answer,

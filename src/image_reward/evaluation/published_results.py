@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from image_reward.types import Comparison
+
+Measure = Literal["diff", "tau", "labels"]
+"""Of GenAI-Bench: over the ordered pairs; over all with calibrated ties; as matches of a judge's four labels."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class PublishedAccuracy:
     source: str
     here: str | None
     """The measured scorer of that name; None if there is none."""
+    measure: Measure | None = None
+    """How ties count, where the source says."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,16 @@ class PublishedResults:
 def published_results(comparisons: Sequence[Comparison], counts: Mapping[str, int], scorers: Sequence[str]) -> PublishedResults | None:
     """The published results of the data set that ``comparisons`` are, or None.
 
-    A data set is recognised by its ids and prompts (see ``fingerprint``), or by its ``counts``, wherever its images are and whatever the
-    name of its file. ``scorers``: the names of those that are measured, for the ``here`` of the accuracies.
+    A data set is recognised by its ids and prompts (see ``fingerprint``), or by its ``counts`` and, where these are round numbers, the
+    form that it was read from, wherever its images are and whatever the name of its file. ``scorers``: the names of those that are
+    measured, for the ``here`` of the accuracies.
     """
     table = json.loads(files("image_reward").joinpath("assets/published_results.json").read_text(encoding="utf-8"))
     digest = fingerprint(comparisons)
     for data in table["datasets"]:
-        if digest == data["sha256"] or all(counts.get(what) == num for what, num in data["counts"].items()):
+        counted = all(counts.get(what) == num for what, num in data["counts"].items())
+        form = data.get("form")  # whose rows say whose they are
+        if digest == data["sha256"] or (counted and (form is None or all(c.source == form for c in comparisons))):
             return _results(data, table["sources"], scorers)
     return None
 
@@ -81,7 +89,10 @@ def _results(data: Mapping[str, Any], sources: Mapping[str, str], scorers: Seque
     """An entry of the file, whose accuracies carry other spellings of a scorer's name under ``also``."""
     names = {plain_name(spelling): row["scorer"] for row in data["accuracies"] for spelling in (row["scorer"], *row["also"])}
     here = {names[plain_name(scorer)]: scorer for scorer in scorers if plain_name(scorer) in names}
-    accuracies = [PublishedAccuracy(row["scorer"], row["accuracy"], row["source"], here.get(row["scorer"])) for row in data["accuracies"]]
+    accuracies = [
+        PublishedAccuracy(row["scorer"], row["accuracy"], row["source"], here.get(row["scorer"]), row.get("measure"))
+        for row in data["accuracies"]
+    ]
     human = [HumanAgreement(**row) for row in data["human"]]
     citations = [row.source for row in accuracies] + [row.source for row in human]
     best = data["best_and_worst"]

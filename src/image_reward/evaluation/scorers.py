@@ -17,8 +17,10 @@ from image_reward.comparisons import normalized_prompt
 from image_reward.errors import ComparisonError, InputError
 from image_reward.evaluation.agreement import HUMAN, Agreement, Annotators, agreement, annotators
 from image_reward.evaluation.estimates import Means, PromptColumns, none_if_nan
+from image_reward.evaluation.over_images import OverImages, over_images
 from image_reward.evaluation.published_results import PublishedResults, published_results
 from image_reward.evaluation.rewards import Rewards, aligned, score_comparisons
+from image_reward.evaluation.verdicts import TIE, Verdicts, human_label
 from image_reward.metrics import CalibrationBin, Difference, Floats, HumanTies, Interval, PairCounts, PredictedTies
 from image_reward.prompts import bert_tokenizer
 from image_reward.scorers import Scorer
@@ -29,6 +31,13 @@ DEFAULT_KS = (1, 2, 4)
 
 POOLED, PER_PROMPT = "pairwise_accuracy_pooled", "pairwise_accuracy_per_prompt"
 ACCURACIES = (POOLED, PER_PROMPT)
+TIES_HALF, TIES_ANSWERED, TIES_CALIBRATED = (f"pairwise_accuracy_ties_{how}" for how in ("half", "answered", "calibrated"))
+LABEL_MATCH, FLIPPED, FIRST_SHOWN, SECOND_SHOWN = "label_match", "verdicts_flipped", "first_shown_preferred", "second_shown_preferred"
+SHARES = (*ACCURACIES, TIES_HALF, TIES_ANSWERED, TIES_CALIBRATED, LABEL_MATCH, FLIPPED, FIRST_SHOWN, SECOND_SHOWN)
+"""Metrics in [0, 1] that are shown in percent."""
+
+MANY_TIES = 0.05
+"""The share of a scorer's pairs above which its ties move its accuracy enough to be shown with another treatment of them."""
 CALIBRATION_ERROR = "expected_calibration_error"
 
 # Bins of prompt length in tokens as BLIP counts them, [CLS] and [SEP] included. It reads 35 and cuts longer prompts.
@@ -42,6 +51,7 @@ _PREDICTED_TIES: dict[PredictedTies, str] = {
 _HUMAN_TIES: dict[HumanTies, str] = {
     "excluded": "pairs that the annotators tied are left out",
     "half": "pairs that the annotators tied count half, whatever the scorer says",
+    "answer": "pairs that the annotators tied are right where the scorer ties them too",
 }
 
 
@@ -86,6 +96,10 @@ class Measured:
     metrics: dict[str, Interval]
     calibration: list[CalibrationBin]
     """Over untied pairs: the scorer's confidence in the order it predicts, and how often the annotators agree."""
+    tie_threshold: float | None
+    """At which ``pairwise_accuracy_ties_calibrated`` ties rewards; None where the annotators tied nothing."""
+    over_images: OverImages | None
+    """Against ratings, where the data are ratings."""
     per_prompt: list[PromptResult]
 
 
@@ -121,6 +135,8 @@ class Evaluation:
     num_images: int
     num_untied_pairs: int
     num_tied_pairs: int
+    num_both_bad: int
+    """Those of the tied pairs whose images the annotators found both bad."""
     ks: tuple[int, ...]
     treatment_of_ties: str
     confidence: float
@@ -159,7 +175,7 @@ class Evaluation:
 
 
 def evaluate(
-    scorers: Mapping[str, Scorer[Any] | Rewards],
+    scorers: Mapping[str, Scorer[Any] | Rewards | Verdicts],
     comparisons: Sequence[Comparison],
     *,
     ks: Sequence[int] | None = None,
@@ -173,20 +189,29 @@ def evaluate(
 ) -> Evaluation:
     """Measure scorers, or rewards computed earlier, against human rankings.
 
-    ``scorers``: a name -> a scorer; or rewards, as a list aligned with ``comparisons`` or a mapping from their ids. ``ks``: by default
-    those of 1, 2 and 4 that some prompt has more images than.
+    ``scorers``: a name -> a scorer; or rewards, as a list aligned with ``comparisons`` or a mapping from their ids; or a judge's verdicts.
+    ``ks``: by default those of 1, 2 and 4 that some prompt has more images than.
 
     The metrics, each with an interval from bootstrapping prompts. Rankings of the same prompt are drawn together, and all scorers are
     measured on the same draws, so that their differences are paired:
 
-    - ``pairwise_accuracy_pooled`` (every pair weighs the same) and ``pairwise_accuracy_per_prompt`` (every prompt weighs the same). Ties
-      are treated as ``predicted_ties`` and ``human_ties`` say; see ``metrics.pairwise_accuracy``.
+    - ``pairwise_accuracy_pooled`` (every pair weighs the same) and ``pairwise_accuracy_per_prompt`` (every prompt weighs the same, however
+      often it was ranked). Ties are treated as ``predicted_ties`` and ``human_ties`` say; see ``metrics.pairwise_accuracy``.
+    - ``pairwise_accuracy_ties_half``: pooled with equal rewards counting half, where they count as wrong by default and a scorer ties
+      more than 5 % of the pairs.
+    - ``pairwise_accuracy_ties_calibrated``, where the annotators tied pairs: pooled over all pairs with ties as a third outcome, the
+      scorer tying rewards at most ``Measured.tie_threshold`` apart (``metrics.calibrate_ties``; its interval keeps the threshold).
+      ``pairwise_accuracy_ties_answered``, where a scorer ties more than 5 % of the pairs or has a fitted tie parameter: the same, the
+      scorer tying equal rewards and pairs of which it finds a tie the most probable outcome.
     - ``recall@k`` and ``filter@k`` for each k, over the prompts with more than k images: with k images or fewer the answer is known.
-    - ``kendall_tau_b`` and ``spearman``, means over prompts.
+    - ``kendall_tau_b`` and ``spearman``, means over prompts. ``Measured.over_images`` has those over all images, for tables of ratings.
     - ``log_loss`` of the probability that ``compare`` gives to the annotators' order, and ``expected_calibration_error``, over the pairs
       that they put in an order: P(a better | no tie). For rewards that come without a scorer the probability is sigmoid(a - b). A
       resampled calibration error is larger than the true one, so it gets no interval.
     - ``log_loss_with_ties``, where the scorer has a fitted tie parameter: the same over all pairs, ties being a third outcome.
+    - of a judge's verdicts, in place of probabilities: ``label_match`` (``metrics.label_match``, where its labels tell good ties from bad
+      ones), and, where it was asked in both orders, ``verdicts_flipped``, ``first_shown_preferred`` and ``second_shown_preferred``
+      (``metrics.position_bias``).
 
     Raises ``ValueError`` for no comparisons, no scorers, or invalid ks; ``ComparisonError`` that names ids used twice, prompts or images
     without a finite reward, or data in which everything is tied; and whatever a scorer raises for an image.
@@ -198,6 +223,10 @@ def evaluate(
     ks = choose_ks(comparisons, ks)
     rewards = _rewards(scorers, comparisons, on_image)
     pairs = {name: _pairs_of(scorers[name], values, comparisons) for name, values in rewards.items()}
+    thresholds = {name: _tie_threshold(of_scorer) for name, of_scorer in pairs.items()}
+    show_half = predicted_ties == "wrong" and any(map(_ties_many, pairs.values()))
+    show_answered = any(map(_answers_ties, pairs.values()))
+    over = over_images(list(rewards.values()), comparisons)
     calibrations = {name: _calibration(of_scorer, num_bins) for name, of_scorer in pairs.items()}
     num_tokens = [len(row) + 2 for row in bert_tokenizer().encode_batch([c.prompt for c in comparisons], add_special_tokens=False)]
     groups = _groups(comparisons, num_tokens)
@@ -205,7 +234,12 @@ def evaluate(
 
     columns = PromptColumns[_Column]()
     for name, values in rewards.items():
-        _add_columns(columns, name, _metric_columns(values, pairs[name], comparisons, ks, predicted_ties, human_ties), groups)
+        of_scorer = _metric_columns(values, pairs[name], comparisons, ks, predicted_ties, human_ties)
+        of_scorer |= _tie_columns(pairs[name], thresholds[name], show_half, show_answered)
+        judge = scorers[name]
+        if isinstance(judge, Verdicts):
+            of_scorer |= _verdict_columns(judge, comparisons)
+        _add_columns(columns, name, of_scorer, groups)
     if annotated:
         columns.add(_ANNOTATORS, annotated.shares, annotated.num_pairs)
     prompts = [normalized_prompt(c.prompt) for c in comparisons]
@@ -218,6 +252,7 @@ def evaluate(
         num_images=counts["images"],
         num_untied_pairs=counts["untied pairs"],
         num_tied_pairs=counts["tied pairs"],
+        num_both_bad=sum(c.both_bad for c in comparisons),
         ks=ks,
         treatment_of_ties=f"{_HUMAN_TIES[human_ties]}; {_PREDICTED_TIES[predicted_ties]}",
         confidence=confidence,
@@ -228,9 +263,11 @@ def evaluate(
                 num_predicted_ties=sum(p.counts.predicted_ties for p in pairs[name]),
                 metrics=_estimates(name, means, pairs[name], calibrations[name]),
                 calibration=calibrations[name],
+                tie_threshold=thresholds[name],
+                over_images=over[place] if over else None,
                 per_prompt=_prompt_results(name, values, pairs[name], comparisons, num_tokens, columns, ks),
             )
-            for name, values in rewards.items()
+            for place, (name, values) in enumerate(rewards.items())
         },
         chance=_chance(comparisons, ks),
         by_length=_group_results("length", groups, list(rewards), comparisons, means),
@@ -271,14 +308,14 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
 
 
 def _rewards(
-    scorers: Mapping[str, Scorer[Any] | Rewards], comparisons: Sequence[Comparison], on_image: Callable[[int, int], None] | None
+    scorers: Mapping[str, Scorer[Any] | Rewards | Verdicts], comparisons: Sequence[Comparison], on_image: Callable[[int, int], None] | None
 ) -> dict[str, list[list[float]]]:
     """Scorer -> rewards. Saved rewards are checked before any are computed."""
     rewards: dict[str, list[list[float]]] = {}
     for name, saved in scorers.items():
         if not isinstance(saved, Scorer):
             try:
-                rewards[name] = aligned(saved, comparisons)
+                rewards[name] = aligned(saved.rewards() if isinstance(saved, Verdicts) else saved, comparisons)
             except ComparisonError as error:
                 raise ComparisonError(f"{name}: {error}") from None
     computing = {name: scorer for name, scorer in scorers.items() if isinstance(scorer, Scorer)}
@@ -349,6 +386,9 @@ class _Column(NamedTuple):
 
 _ANNOTATORS = _Column(HUMAN, "same_order")
 
+_OVER_PROMPTS = (PER_PROMPT, "kendall_tau_b", "spearman")
+"""Metrics that are averaged over prompts; the rankings of one prompt are averaged first."""
+
 _MetricColumns = dict[str, tuple[list[float], Union[list[int], None]]]
 """Metric -> its value for each prompt [P], NaN where it is not defined, and the weight of each; None where all weigh the same."""
 
@@ -356,7 +396,7 @@ _MetricColumns = dict[str, tuple[list[float], Union[list[int], None]]]
 def _add_columns(columns: PromptColumns[_Column], scorer: str, of_scorer: _MetricColumns, groups: _Groups) -> None:
     """Add a scorer's metrics, and its pooled accuracy once more for each group, NaN for the prompts outside it."""
     for metric, (values, weights) in of_scorer.items():
-        columns.add(_Column(scorer, metric), values, weights)
+        columns.add(_Column(scorer, metric), values, weights, per_prompt=metric in _OVER_PROMPTS)
     accuracies, num_pairs = of_scorer[POOLED]
     for kind, by_name in groups.items():
         for group, members in by_name.items():
@@ -376,7 +416,7 @@ def _metric_columns(
     # The mean of the prompts' accuracies, each weighing as much as it has pairs, is the accuracy over all pairs.
     columns: _MetricColumns = {
         POOLED: (of_prompts, [num for _, num in accuracies]),
-        PER_PROMPT: (of_prompts, None),
+        PER_PROMPT: (of_prompts, [num for _, num in accuracies]),
     }
     both = [(values, c.ranks) for values, c in zip(rewards, comparisons, strict=True)]
     for prefix, at_k in (("recall", metrics.recall_at_k), ("filter", metrics.filter_at_k)):
@@ -387,6 +427,32 @@ def _metric_columns(
     columns["log_loss"] = [_mean(p.losses) for p in pairs], [len(p.losses) for p in pairs]
     if any(len(p.losses_with_ties) for p in pairs):
         columns["log_loss_with_ties"] = [_mean(p.losses_with_ties) for p in pairs], [len(p.losses_with_ties) for p in pairs]
+    return columns
+
+
+def _tie_columns(pairs: list[_Pairs], threshold: float | None, half: bool, answered: bool) -> _MetricColumns:
+    """Pooled accuracy with other treatments of ties."""
+    columns: _MetricColumns = {}
+    if half:
+        accuracies = [metrics.pairwise_accuracy(p.counts, "half") for p in pairs]
+        columns[TIES_HALF] = [accuracy for accuracy, _ in accuracies], [num for _, num in accuracies]
+    if threshold is not None:
+        num = [len(p.differences) for p in pairs]
+        if answered:
+            columns[TIES_ANSWERED] = [_mean(p.right(p.answers_tie)) for p in pairs], num
+        columns[TIES_CALIBRATED] = [_mean(p.right(np.abs(p.differences) <= threshold)) for p in pairs], num
+    return columns
+
+
+def _verdict_columns(judge: Verdicts, comparisons: Sequence[Comparison]) -> _MetricColumns:
+    columns: _MetricColumns = {}
+    if TIE not in judge.labels:
+        pairs = zip(judge.labels, comparisons, strict=True)
+        columns[LABEL_MATCH] = [metrics.label_match([label], [human_label(c)]) for label, c in pairs], None
+    if judge.swapped is not None:
+        biases = [metrics.position_bias([one], [other]) for one, other in judge.orders() if other is not None]
+        for name, shares in zip((FLIPPED, FIRST_SHOWN, SECOND_SHOWN), zip(*biases, strict=True), strict=True):
+            columns[name] = list(shares), None
     return columns
 
 
@@ -447,31 +513,64 @@ class _Pairs:
     """Whether the annotators agree: 1 or 0; 0.5 where the scorer predicts no order."""
     losses: Floats
     losses_with_ties: Floats
+    differences: Floats
+    """For each pair, the reward of the image that the annotators prefer minus that of the other."""
+    untied: NDArray[np.bool_]
+    """For each pair, whether the annotators prefer one."""
+    answers_tie: NDArray[np.bool_]
+    """For each pair, whether a tie is the scorer's answer."""
+
+    def right(self, ties: NDArray[np.bool_]) -> Floats:
+        """For each pair, whether a scorer that ties these is right, a tie being one of three answers."""
+        return np.where(self.untied, ~ties & (self.differences > 0), ties).astype(np.float64)
 
     @classmethod
-    def of(cls, rewards: list[float], ranks: Sequence[int], chance: Callable[[Any], Floats], has_ties: bool) -> _Pairs:
+    def of(cls, rewards: list[float], ranks: Sequence[int], chance: Callable[[Any], Floats] | None, has_ties: bool) -> _Pairs:
         values, human = np.asarray(rewards), np.asarray(ranks)
         first, second = np.triu_indices(len(values), k=1)
         swap = human[first] > human[second]
         first, second = np.where(swap, second, first), np.where(swap, first, second)  # the image that the annotators prefer comes first
         untied = human[first] != human[second]
-        win, lose = chance(values[first] - values[second]), chance(values[second] - values[first])
+        differences = values[first] - values[second]
+        answers_tie = differences == 0
+        counts, none = metrics.count_pairs(values, human), differences[:0]
+        if chance is None:
+            return cls(counts, none, none, none, none, differences, untied, answers_tie)
+        win, lose = chance(differences), chance(-differences)
+        if has_ties:
+            answers_tie |= 1 - win - lose >= np.maximum(win, lose)
         right = (win / (win + lose))[untied]  # P(the annotators' order | no tie)
-        losses_with_ties = (
-            metrics.log_loss(np.where(untied, win, np.clip(1 - win - lose, 0, 1)), np.ones(len(win))) if has_ties else win[:0]
-        )
+        losses_with_ties = metrics.log_loss(np.where(untied, win, np.clip(1 - win - lose, 0, 1)), np.ones(len(win))) if has_ties else none
         return cls(
-            counts=metrics.count_pairs(values, human),
+            counts=counts,
             confidence=np.maximum(right, 1 - right),
             agreement=np.where(right == 0.5, 0.5, right > 0.5).astype(np.float64),
             losses=metrics.log_loss(right, np.ones(len(right))),
             losses_with_ties=losses_with_ties,
+            differences=differences,
+            untied=untied,
+            answers_tie=answers_tie,
         )
 
 
-def _pairs_of(scorer: Scorer[Any] | Rewards, rewards: Sequence[list[float]], comparisons: Sequence[Comparison]) -> list[_Pairs]:
-    """The pairs of each comparison. Saved rewards are taken to be in the units of training, in which sigmoid(a - b) is a probability."""
-    chance = scorer.win_probability if isinstance(scorer, Scorer) else metrics.win_probability
+def _ties_many(pairs: Sequence[_Pairs]) -> bool:
+    return sum(p.counts.predicted_ties for p in pairs) > MANY_TIES * sum(p.counts.untied for p in pairs)
+
+
+def _answers_ties(pairs: Sequence[_Pairs]) -> bool:
+    num = sum(int(p.answers_tie.sum()) for p in pairs)
+    return num > MANY_TIES * sum(len(p.answers_tie) for p in pairs) or any(len(p.losses_with_ties) for p in pairs)
+
+
+def _tie_threshold(pairs: Sequence[_Pairs]) -> float | None:
+    differences, untied = (np.concatenate(parts) for parts in zip(*((p.differences, p.untied) for p in pairs), strict=True))
+    return None if untied.all() else metrics.calibrate_ties(differences, untied.astype(np.int8)).threshold
+
+
+def _pairs_of(scorer: Scorer[Any] | Rewards | Verdicts, rewards: Sequence[list[float]], comparisons: Sequence[Comparison]) -> list[_Pairs]:
+    """The pairs of each comparison. Saved rewards are taken to be in the units of training, in which sigmoid(a - b) is a probability;
+    verdicts say nothing of probabilities."""
+    chance = scorer.win_probability if isinstance(scorer, Scorer) else None if isinstance(scorer, Verdicts) else metrics.win_probability
     has_ties = isinstance(scorer, Scorer) and scorer.tie is not None
     return [_Pairs.of(values, c.ranks, chance, has_ties) for values, c in zip(rewards, comparisons, strict=True)]
 

@@ -7,8 +7,26 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from image_reward.evaluation.agreement import Agreement, Matrix
-from image_reward.evaluation.published_results import PublishedAccuracy, PublishedResults
-from image_reward.evaluation.scorers import ACCURACIES, CALIBRATION_ERROR, PER_PROMPT, POOLED, AnnotatorAgreement, Evaluation, Group
+from image_reward.evaluation.published_results import Measure, PublishedAccuracy, PublishedResults
+from image_reward.evaluation.scorers import (
+    ACCURACIES,
+    CALIBRATION_ERROR,
+    FIRST_SHOWN,
+    FLIPPED,
+    LABEL_MATCH,
+    MANY_TIES,
+    PER_PROMPT,
+    POOLED,
+    SECOND_SHOWN,
+    SHARES,
+    TIES_ANSWERED,
+    TIES_CALIBRATED,
+    TIES_HALF,
+    AnnotatorAgreement,
+    Evaluation,
+    Group,
+    Measured,
+)
 from image_reward.metrics import Interval
 from image_reward.prompt_sets import first_few
 from image_reward.reports.document import Block, Column, Grid, Plot, Report, few_prompts
@@ -20,6 +38,13 @@ if TYPE_CHECKING:
 _NAMES = {
     POOLED: "accuracy, pooled (%)",
     PER_PROMPT: "accuracy, per prompt (%)",
+    TIES_HALF: "accuracy, equal rewards half (%)",
+    TIES_ANSWERED: "accuracy, ties as an answer (%)",
+    TIES_CALIBRATED: "accuracy, ties calibrated (%)",
+    LABEL_MATCH: "same label of four (%)",
+    FLIPPED: "verdicts that flip (%)",
+    FIRST_SHOWN: "first shown preferred (%)",
+    SECOND_SHOWN: "second shown preferred (%)",
     "kendall_tau_b": "Kendall's tau-b",
     "spearman": "Spearman's rho",
     "log_loss": "log loss",
@@ -27,21 +52,29 @@ _NAMES = {
     CALIBRATION_ERROR: "expected calibration error",
 }
 _IN_SENTENCES = {POOLED: "pooled", PER_PROMPT: "per prompt"}
+_MEASURES: dict[Measure, tuple[str, str]] = {
+    "diff": (POOLED, "ordered pairs (diff)"),
+    "tau": (TIES_CALIBRATED, "ties calibrated (tau)"),
+    "labels": (LABEL_MATCH, "label of four"),
+}
 
 
 def scorers_report(evaluation: Evaluation, data: str, plots: bool = False) -> Report:
     """``data``: what the comparisons are called. ``plots`` needs matplotlib."""
     published, level = evaluation.published, confidence_level(evaluation.confidence)
     known = f", which is the {published.name} split as published" if published else ""
+    bad = f" ({evaluation.num_both_bad:,} of which were found both bad)" if evaluation.num_both_bad else ""
     lead = (
         f"{data}{known}: {counted(evaluation.num_prompts, 'prompt')} ({evaluation.num_distinct_prompts:,} distinct), "
-        f"{evaluation.num_images:,} images, {evaluation.num_untied_pairs:,} untied and {evaluation.num_tied_pairs:,} tied pairs. "
+        f"{evaluation.num_images:,} images, {evaluation.num_untied_pairs:,} untied and {evaluation.num_tied_pairs:,} tied pairs{bad}. "
         f"{level} intervals are from {evaluation.num_resamples:,} resamples of the prompts, the same for all scorers, "
         f"seed {evaluation.seed}."
     ) + few_prompts(evaluation.num_distinct_prompts)
     blocks: list[Block] = [_metrics(evaluation)]
     if plots:
         blocks.append(_accuracy_plot(evaluation))
+    if any(measured.over_images for measured in evaluation.scorers.values()):
+        blocks.append(_over_images(evaluation))
     if evaluation.differences:
         blocks.append(_differences(evaluation))
     if published:
@@ -74,6 +107,10 @@ def _answer(evaluation: Evaluation) -> str:
     shares = [f"{name} {with_interval(accuracies[name], percent)} %" for name in others]
     answer = f"{best} orders {with_interval(accuracies[best], percent)} % of the pairs of images as the annotators do"
     answer = ", ".join([answer, *shares]) + "."
+    for name, measured in evaluation.scorers.items():
+        if TIES_HALF in measured.metrics and (share := _tied_share(evaluation, measured)) > MANY_TIES:
+            half = with_interval(measured.metrics[TIES_HALF], percent)
+            answer += f" {name} gives equal rewards to {percent(share, 1)} % of the pairs; counted half they make that {half} %."
     if not others:
         return answer
     level = 1 - evaluation.confidence + 1e-12
@@ -85,13 +122,18 @@ def _answer(evaluation: Evaluation) -> str:
     return f"{answer} {best} is significantly better than {'the other' if len(others) == 1 else 'all others'}."
 
 
+def _tied_share(evaluation: Evaluation, measured: Measured) -> float:
+    return measured.num_predicted_ties / evaluation.num_untied_pairs
+
+
 # --- tables --------------------------------------------------------------------------------------------------------------------------
 
 
 def _metrics(evaluation: Evaluation) -> Grid:
     scorers = evaluation.scorers
     rows = []
-    for metric in dict.fromkeys(metric for measured in scorers.values() for metric in measured.metrics):
+    metrics = dict.fromkeys(metric for measured in scorers.values() for metric in measured.metrics)
+    for metric in sorted(metrics, key=lambda metric: SHARES.index(metric) if metric in SHARES else len(SHARES)):
         estimates = [measured.metrics.get(metric) for measured in scorers.values()]
         # One number, or one for each scorer: a scorer that ties all images of a prompt has no correlation there.
         nums = [f"{estimate.num_prompts:,}" if estimate else "-" for estimate in estimates]
@@ -99,8 +141,32 @@ def _metrics(evaluation: Evaluation) -> Grid:
         rows.append([_NAMES.get(metric, f"{metric} (%)"), *(_cell(estimate, metric) for estimate in estimates), " / ".join(nums)])
     rows.append(["pairs of equal reward", *(f"{measured.num_predicted_ties:,}" for measured in scorers.values()), ""])
     level = confidence_level(evaluation.confidence)
-    caption = f"In accuracies, {evaluation.treatment_of_ties}. Chance is 50 %. In brackets {level} intervals."
+    chance = "Chance is 50 %."
+    if TIES_HALF in metrics:
+        tying = [name for name, measured in scorers.items() if _tied_share(evaluation, measured) > MANY_TIES]
+        chance = f"Chance is 50 %, and less for a scorer that ties many pairs ({first_few(tying)}), unless they count half."
+    caption = f"In accuracies, {evaluation.treatment_of_ties}. {chance} In brackets {level} intervals."
+    if TIES_CALIBRATED in metrics:
+        thresholds = ", ".join(f"{name} {measured.tie_threshold:.4g}" for name, measured in scorers.items())
+        caption += (
+            " With ties as an answer or calibrated, all pairs count, a tie being one of three answers; calibrated, rewards are tied that "
+            f"differ by at most what suits these data best ({thresholds})."
+        )
+    if FLIPPED in metrics:
+        caption += " Verdicts flip where the order in which a judge is shown two images decides; those are ties in its accuracies."
     return Grid([Column("metric", "left"), *map(Column, scorers), Column("prompts")], rows, "Agreement with the human rankings", caption)
+
+
+def _over_images(evaluation: Evaluation) -> Grid:
+    over = [measured.over_images for measured in evaluation.scorers.values() if measured.over_images]
+    rows = [
+        ["Pearson's r", *(decimal(o.pearson) for o in over)],
+        ["Kendall's tau-b", *(decimal(o.kendall_tau_b) for o in over)],
+        ["Spearman's rho", *(decimal(o.spearman) for o in over)],
+        ["accuracy, ties calibrated (%)", *(percent(o.accuracy_ties_calibrated) for o in over)],
+    ]
+    caption = f"Rewards against mean ratings, {over[0].num_images:,} images; pairs are of any two images, of different prompts too."
+    return Grid([Column("metric", "left"), *map(Column, evaluation.scorers)], rows, "Over all images, not grouped by prompt", caption)
 
 
 def _differences(evaluation: Evaluation) -> Grid:
@@ -132,6 +198,9 @@ def _differences(evaluation: Evaluation) -> Grid:
 
 def _published(evaluation: Evaluation, published: PublishedResults) -> Grid:
     matched = frozenset(place for place, row in enumerate(published.accuracies) if row.here)
+    sources = "; ".join(f"{name}: {place}" for name, place in published.sources.items())
+    if all(row.measure for row in published.accuracies):
+        return _published_measures(evaluation, published, matched, sources)
     metrics = ACCURACIES if matched else ()
 
     def cells(row: PublishedAccuracy) -> list[str]:
@@ -143,7 +212,21 @@ def _published(evaluation: Evaluation, published: PublishedResults) -> Grid:
     rows += [[row.who, f"{row.agreement:g}", *("-" for _ in metrics), row.source] for row in published.human]
     columns = [Column("scorer", "left"), Column("published"), *(Column(f"here, {_IN_SENTENCES[metric]}") for metric in metrics)]
     caption = "Accuracy in percent; not all sources say whether theirs is pooled or per prompt. "
-    caption += "; ".join(f"{name}: {place}" for name, place in published.sources.items()) + "."
+    caption += f"{sources}."
+    return Grid([*columns, Column("source", "left")], rows, f"Published for {published.name}", caption, strong=matched)
+
+
+def _published_measures(evaluation: Evaluation, published: PublishedResults, matched: frozenset[int], sources: str) -> Grid:
+    """Where the sources say how ties count, which makes numbers of one scorer differ by 20 percentage points."""
+    rows = []
+    for row in published.accuracies:
+        assert row.measure is not None
+        metric, words = _MEASURES[row.measure]
+        here = evaluation.scorers[row.here].metrics.get(metric) if row.here else None
+        name = f"{row.scorer}, here {row.here}" if row.here not in (None, row.scorer) else row.scorer
+        rows.append([name, words, f"{row.accuracy:g}", *([_cell(here, metric)] if matched else []), row.source])
+    columns = [Column("scorer", "left"), Column("accuracy", "left"), Column("published"), *([Column("here")] if matched else [])]
+    caption = f"In percent. {sources}."
     return Grid([*columns, Column("source", "left")], rows, f"Published for {published.name}", caption, strong=matched)
 
 
@@ -282,7 +365,7 @@ def _dashed(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
 
 def _cell(estimate: Interval | None, metric: str) -> str:
     """A number with its interval, in percent where the metric is a share."""
-    return with_interval(estimate, percent if "@" in metric or metric in ACCURACIES else decimal)
+    return with_interval(estimate, percent if "@" in metric or metric in SHARES else decimal)
 
 
 def _points(estimate: Interval) -> list[float]:

@@ -9,13 +9,15 @@ from image_reward.errors import ImageRewardError
 from image_reward.images import ImageOptions, open_image
 from image_reward.jobs.results import JobSummary, RewardSummary, ShownRow
 from image_reward.reports.document import Block, Card, Cards, Column, Grid, Plot, Report
-from image_reward.reports.numbers import decimal, short
+from image_reward.reports.numbers import counted, decimal, short
 
 
 def job_report(summary: JobSummary, image: Callable[[str], Any], plots: bool = True) -> Report:
     """``image`` turns what a row names into something that can be opened."""
     scored = summary.num_rows - summary.num_errors
-    lead = f"{summary.num_rows:,} rows; {scored:,} have a reward and {summary.num_errors:,} an error."
+    lead = (
+        f"{counted(summary.num_rows, 'row')}; {scored:,} {'has' if scored == 1 else 'have'} a reward and {summary.num_errors:,} an error."
+    )
     blocks: list[Block] = [_rewards(summary)]
     if plots:
         blocks += [_distribution(scorer) for scorer in summary.scorers if scorer.num]
@@ -65,6 +67,7 @@ def _distribution(scorer: RewardSummary) -> Plot:
     edges, quantiles = scorer.bins, scorer.quantiles
     axes.stairs(scorer.counts, edges, fill=True, color=COLOURS[0])
     axes.set(xlabel="reward", ylabel="rows")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     description = (
         f"{scorer.num:,} rewards from {edges[0]:.2f} to {edges[-1]:.2f}; half of them lie between {quantiles['0.25']:.2f} and "
         f"{quantiles['0.75']:.2f}, the median is {quantiles['0.5']:.2f}."

@@ -253,10 +253,9 @@ class Input(ABC):
     def _finish_ids(self) -> None:
         self.num_repeated_ids, self.repeated_id = self._ids.repeated()
         if self.num_repeated_ids and self.names.id is not None:
-            raise JobError(
-                f"{self.path}: {self.num_repeated_ids:,} ids in the column {self.names.id!r} occur more than once, such as "
-                f"{self.repeated_id}; make them unique, or leave --id-column out"
-            )
+            num, column = self.num_repeated_ids, self.names.id
+            ids = f"1 id in the column {column!r} occurs" if num == 1 else f"{num:,} ids in the column {column!r} occur"
+            raise JobError(f"{self.path}: {ids} more than once, such as {self.repeated_id}; make them unique, or leave --id-column out")
 
     def _rows(self, table: pyarrow.Table, shard: Shard, problems: list[str | None] | None = None, images: list[Any] | None = None) -> Rows:
         """A table as it is in the file -> its prompts and images, and the table with images named."""

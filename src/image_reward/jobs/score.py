@@ -151,9 +151,9 @@ def score_files(
         for note in source.notes:
             on_note(note)
         if source.num_repeated_ids:
-            on_note(
-                f"{source.num_repeated_ids:,} ids occur more than once in the column {source.id_column!r}, such as {source.repeated_id}"
-            )
+            num = source.num_repeated_ids
+            ids = "1 id occurs" if num == 1 else f"{num:,} ids occur"
+            on_note(f"{ids} more than once in the column {source.id_column!r}, such as {source.repeated_id}")
         found: dict[str, Any] = {
             "format": "image-reward job",
             "version": 1,

@@ -270,6 +270,8 @@ def curves(axes: Axes, x: ArrayLike, series: Mapping[str, ArrayLike]) -> None:
         for (name, values), (colour, marker) in zip(series.items(), looks, strict=False):
             every = max(len(xs) // 8, 1)  # markers say which line it is, not where the points are
             axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=label(name))
+        if np.array_equal(xs, np.round(xs)):
+            axes.xaxis.get_major_locator().set_params(integer=True)  # there is no step 0.25
     legend(axes, 3.2)
 
 

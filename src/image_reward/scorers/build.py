@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from image_reward.scorers.ensemble import Ensemble
     from image_reward.scorers.hpsv3 import HPSv3Scorer
     from image_reward.scorers.imagereward import ImageRewardScorer
+    from image_reward.scorers.vqascore import AnswerScorer
 
 
 def checkpoint_of(paths: Paths) -> Path:
@@ -167,6 +168,21 @@ def build_hpsv3(paths: Paths, options: LoadOptions) -> HPSv3Scorer:
     _refuse_config(options)
     own = HPSv3Files.in_folder(paths["folder"]) if "folder" in paths else HPSv3Files(**paths)
     return hpsv3_from_files(own, name=options.name, options=options.images, dtype=options.dtype, devices=options.devices)
+
+
+def build_vqascore(paths: Paths, options: LoadOptions) -> AnswerScorer:
+    """A folder of transformers' format that holds a Qwen2.5-VL, a Qwen3-VL or a CLIP-FlanT5; or the files of one, by name."""
+    from image_reward.scorers.vqascore import AnswerFiles, vqascore_from_files
+
+    _refuse_config(options)
+    if "folder" in paths:
+        files = AnswerFiles.in_folder(paths["folder"])
+    else:
+        weights = [path for path in paths.values() if path.suffix in (".safetensors", ".bin")]
+        files = AnswerFiles(
+            paths["config"], weights, paths["tokenizer"], paths.get("generation"), paths.get("preprocessor"), paths.get("chat")
+        )
+    return vqascore_from_files(files, name=options.name, options=options.images, dtype=options.dtype, devices=options.devices)
 
 
 def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:

@@ -14,13 +14,32 @@ import torch
 
 from image_reward.addresses import Address
 from image_reward.client import Client, is_service
-from image_reward.config import CONFIG_NAME, HEAD_NAME, HPSV3_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
-from image_reward.downloads import HubFile, fetch_newest, is_copy
+from image_reward.config import (
+    CHAT_NAMES,
+    CONFIG_NAME,
+    GENERATION_NAME,
+    HEAD_NAME,
+    HPSV3_NAME,
+    PICKLE_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    ScorerConfig,
+)
+from image_reward.downloads import INDEX_SUFFIX, HubFile, fetch_newest, is_copy, shards_of
 from image_reward.errors import CheckpointError, DownloadError, InputError, UnknownModelError
 from image_reward.files import read_json
 from image_reward.models.linear import check_variable
 from image_reward.scorers.base import Scorer
-from image_reward.scorers.build import build_clip, build_ensemble, build_hpsv3, build_imagereward, build_onnx, checkpoint_of
+from image_reward.scorers.build import (
+    build_clip,
+    build_ensemble,
+    build_hpsv3,
+    build_imagereward,
+    build_onnx,
+    build_vqascore,
+    checkpoint_of,
+)
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
 from image_reward.scorers.onnx import OnnxScorer
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
@@ -42,6 +61,14 @@ class Kind(NamedTuple):
     build: Build
 
 
+_CHAT_FILES = (
+    (WEIGHTS_NAME, WEIGHTS_NAME + INDEX_SUFFIX),
+    (TOKENIZER_NAME,),
+    (GENERATION_NAME,),
+    (PREPROCESSOR_NAME,),
+    *((name,) for name in CHAT_NAMES),
+)
+
 KINDS: dict[str, Kind] = {
     "image-reward": Kind(((WEIGHTS_NAME,),), build_imagereward),
     "clip": Kind(
@@ -55,6 +82,11 @@ KINDS: dict[str, Kind] = {
         build_clip,
     ),
     "qwen2_vl": Kind(((HPSV3_NAME, WEIGHTS_NAME), (TOKENIZER_NAME,)), build_hpsv3),
+    "qwen2_5_vl": Kind(_CHAT_FILES, build_vqascore),
+    "qwen3_vl": Kind(_CHAT_FILES, build_vqascore),
+    "clip_t5": Kind(
+        ((WEIGHTS_NAME, WEIGHTS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX), (TOKENIZER_NAME,)), build_vqascore
+    ),
     ENSEMBLE_FORMAT: Kind((), build_ensemble),
 }
 """What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
@@ -171,7 +203,9 @@ def _find_on_hub(repo: str) -> FoundModel:
         kind = _kind_of(config)
         for alternatives in kind.files:
             # Whoever reads the folder says what it lacks.
-            next(filter(None, (fetch_newest(HubFile(repo, name)) for name in alternatives)), None)
+            path = next(filter(None, (fetch_newest(HubFile(repo, name)) for name in alternatives)), None)
+            for shard in shards_of(path) if path and path.name.endswith(INDEX_SUFFIX) else ():
+                fetch_newest(HubFile(repo, shard))
     except DownloadError as error:
         raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
     return FoundModel({"folder": config.parent}, repo, None, kind.build)
@@ -215,13 +249,13 @@ def load(
             ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an ensemble, the hub id of a model
             folder, or the address of a service (``http://host:8000``), for which a ``Client`` is returned: it has a scorer's methods.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU. "auto" spreads a network that may be too large
-            for one (HPSv3) over all CUDA devices and, for what is left, the CPU; other scorers then go where they go by default.
+            for one (HPSv3, VQAScore) over all CUDA devices and, for what is left, the CPU; other scorers then go where they go by default.
         dtype: "float32", "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32. By default
-            float32, or bfloat16 for networks of billions of weights (HPSv3).
+            float32, or bfloat16 for networks of billions of weights (HPSv3, VQAScore).
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
         orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
         long_prompts: "truncate" (as the original, with a warning) or "error".
-        batch_size: images at once; by default 8 on a CPU, 64 elsewhere (HPSv3: 8). Rewards do not depend on it, beyond rounding.
+        batch_size: images at once; by default 8 on a CPU, 64 elsewhere (HPSv3, VQAScore: 8). Rewards do not depend on it, beyond rounding.
         exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
             repeating published numbers to the last digit with weights that amplify rounding. Only BLIP's image tower has such an order.
         compile: compile the image tower when it first encodes images; see ``scorers.precision``.

@@ -5,8 +5,17 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 
-from image_reward.config import CONFIG_NAME, HPSV3_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, WEIGHTS_NAME, ScorerConfig
-from image_reward.downloads import HubFile, WebFile
+from image_reward.config import (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    HPSV3_NAME,
+    PICKLE_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    ScorerConfig,
+)
+from image_reward.downloads import INDEX_SUFFIX, HubFile, WebFile
 from image_reward.scorers.build import (
     build_aesthetic,
     build_blip,
@@ -16,6 +25,7 @@ from image_reward.scorers.build import (
     build_imagereward,
     build_openai_clip,
     build_pickscore,
+    build_vqascore,
 )
 from image_reward.scorers.spec import ModelSpec
 
@@ -35,6 +45,7 @@ _PICKSCORE = {
     "preprocessor": HubFile(_OPENCLIP, PREPROCESSOR_NAME),
     "tokenizer": HubFile(_OPENCLIP, TOKENIZER_NAME),
 }
+_VIT_H_PARAMETERS = 986_109_441
 _AESTHETIC_HEAD = WebFile(
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     size=3_714_759,
@@ -43,6 +54,30 @@ _AESTHETIC_HEAD = WebFile(
 )
 _QWEN2_VL = "Qwen/Qwen2-VL-7B-Instruct"
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
+
+
+def _chat_model(repo: str) -> dict[str, HubFile]:
+    """The files of a Qwen2.5-VL or Qwen3-VL whose weights are in several."""
+    names = {
+        "config": CONFIG_NAME,
+        "index": WEIGHTS_NAME + INDEX_SUFFIX,
+        "tokenizer": TOKENIZER_NAME,
+        "generation": GENERATION_NAME,
+        "preprocessor": PREPROCESSOR_NAME,
+        "chat": "tokenizer_config.json",
+    }
+    return {part: HubFile(repo, name) for part, name in names.items()}
+
+
+def _clip_flan_t5(size: str, weights: str) -> dict[str, HubFile]:
+    repo = f"zhiqiulin/clip-flant5-{size}"
+    part = "index" if weights.endswith(INDEX_SUFFIX) else "weights"
+    return {
+        "config": HubFile(repo, CONFIG_NAME),
+        part: HubFile(repo, weights),
+        "tokenizer": HubFile(f"google/flan-t5-{size}", TOKENIZER_NAME),
+    }
+
 
 MODELS: dict[str, ModelSpec] = {
     "ImageReward-mini": ModelSpec(
@@ -75,6 +110,7 @@ MODELS: dict[str, ModelSpec] = {
         range="about 10 to 30",
         build=build_pickscore,
         files=_PICKSCORE,
+        least_size=4 * _VIT_H_PARAMETERS,
     ),
     "HPSv2": ModelSpec(
         description="human preference among images for a prompt: a cosine (Wu et al. 2023)",
@@ -82,6 +118,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+        least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
     "HPSv2.1": ModelSpec(
         description="as HPSv2, trained on more data; on its own scale",
@@ -89,6 +126,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1], about 0.2 to 0.35",
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
+        least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
     "HPSv3": ModelSpec(
         description="human preference for an image given its prompt, and how sure of it: a Qwen2-VL-7B (Ma et al., ICCV 2025)",
@@ -101,6 +139,38 @@ MODELS: dict[str, ModelSpec] = {
             "tokenizer": HubFile(_QWEN2_VL, TOKENIZER_NAME),
         },
         notice="HPSv3 has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-Qwen2.5-VL-7B": ModelSpec(
+        description="whether the image shows the prompt: log odds of Qwen2.5-VL's answer Yes (Lin et al., ECCV 2024)",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_chat_model("Qwen/Qwen2.5-VL-7B-Instruct"),
+        notice="VQAScore-Qwen2.5-VL-7B has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-Qwen3-VL-8B": ModelSpec(
+        description="whether the image shows the prompt: log odds of Qwen3-VL's answer Yes (Lin et al., ECCV 2024)",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_chat_model("Qwen/Qwen3-VL-8B-Instruct"),
+        notice="VQAScore-Qwen3-VL-8B has 8.8 billion weights: 17.5 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-CLIP-FlanT5-XL": ModelSpec(
+        description="whether the image shows the prompt: log odds of CLIP-FlanT5-XL's answer Yes (Lin et al., ECCV 2024)",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_clip_flan_t5("xl", PICKLE_NAME),
+        notice="VQAScore-CLIP-FlanT5-XL has 3.2 billion weights: 6.3 GB are downloaded once, and as much memory is needed",
+    ),
+    "VQAScore-CLIP-FlanT5-XXL": ModelSpec(
+        description="as VQAScore-CLIP-FlanT5-XL, of the larger network, whose results the paper reports",
+        licence="Apache-2.0",
+        range="any; 0 is even odds",
+        build=build_vqascore,
+        files=_clip_flan_t5("xxl", PICKLE_NAME + INDEX_SUFFIX),
+        notice="VQAScore-CLIP-FlanT5-XXL has 11.5 billion weights: 23 GB are downloaded once, and as much memory is needed",
     ),
     "CLIP": ModelSpec(
         description="how well image and prompt match: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
@@ -122,6 +192,7 @@ MODELS: dict[str, ModelSpec] = {
         range="[-1, 1]",
         build=build_blip,
         files={"weights": WebFile(_BLIP_URL + "model_large.pth", original_cache="~/.cache/ImageReward")},
+        least_size=4 * 445_737_984,
     ),
     "BLIP-ITM": ModelSpec(
         description="whether the prompt describes the image: log odds of BLIP's matching head, fine-tuned on COCO (Li et al., ICML 2022)",
@@ -129,6 +200,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_blip_matching,
         files={"weights": WebFile(_BLIP_URL + "model_large_retrieval_coco.pth")},
+        least_size=4 * 446_128_642,
     ),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from image_reward.config import WEIGHTS_NAME, ScorerConfig
-from image_reward.downloads import HubFile, WebFile, fetch, find_local
+from image_reward.downloads import INDEX_SUFFIX, HubFile, WebFile, fetch, find_local, shards_of
 from image_reward.types import ImageOptions, LongPrompts
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LoadOptions:
 
 Paths = Mapping[str, Path]
 """The files of a scorer by the names of its ``ModelSpec``. What a user gives is called "folder"; "config", where it is a JSON file; else
-"weights"."""
+"weights". Those that an index names are called as they are named there."""
 
 Build = Callable[[Paths, LoadOptions], "Scorer[Any]"]
 """Builds a scorer from its files: in float32 on the CPU, or as the options ask where it could not be moved from there."""
@@ -79,6 +79,8 @@ class ModelSpec:
     """For a file that carries none."""
     packaged: str = ""
     """The folder of this package that holds it, in place of ``files``."""
+    least_size: int | None = None
+    """Bytes of the tensors that the network reads, where the size of the file with them is not published: it is larger."""
     notice: str = ""
     """What whoever uses it must know, in one line."""
 
@@ -86,19 +88,38 @@ class ModelSpec:
         """Where its files are on this machine, if they all are."""
         if self.packaged:
             return {"folder": self._folder}
-        here = {name: path for name, file in self.files.items() if (path := find_local(file))}
-        return here if len(here) == len(self.files) else None
+        return self._located(find_local)
 
     def fetch(self, cache_dir: Path | None = None) -> Paths:
         """Its verified files, downloaded if need be. Raises what ``downloads.fetch`` raises."""
-        return {"folder": self._folder} if self.packaged else {name: fetch(file, cache_dir) for name, file in self.files.items()}
+        if self.packaged:
+            return {"folder": self._folder}
+        paths = self._located(lambda file: fetch(file, cache_dir))
+        assert paths is not None
+        return paths
+
+    def _located(self, locate: Callable[[HubFile | WebFile], Path | None]) -> dict[str, Path] | None:
+        """Where the files are, and the weights that an index among them names; None if one is nowhere."""
+        paths: dict[str, Path] = {}
+        for part, file in self.files.items():
+            path = locate(file)
+            if path is None:
+                return None
+            paths[part] = path
+            if isinstance(file, HubFile) and file.name.endswith(INDEX_SUFFIX):
+                for name in shards_of(path):
+                    shard = locate(HubFile(file.repo, name))
+                    if shard is None:
+                        return None
+                    paths[name] = shard
+        return paths
 
     @property
     def size(self) -> int | None:
         """Bytes of all files whose size is published; None where that of the weights is not. Configs and tokenizers are small."""
         if self.packaged:
             return (self._folder / WEIGHTS_NAME).stat().st_size
-        if any(file.size is None for part, file in self.files.items() if part in ("weights", "head")):
+        if any(file.size is None for part, file in self.files.items() if part in ("weights", "head", "index")):
             return None
         return sum(file.size or 0 for file in self.files.values())
 

@@ -25,6 +25,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from image_reward.checkpoints import Piece, load_pieces_strictly
+from image_reward.config import WEIGHTS_NAME
+from image_reward.downloads import INDEX_SUFFIX, shards_of
 from image_reward.errors import CheckpointError, ImageReadError, PromptError
 from image_reward.images import ImageLike, ImageOptions, check_pixels, describe, open_image, resize, resize_tensor, unique_images
 from image_reward.prompts import check_prompts
@@ -461,23 +463,16 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def read_shards(folder: Path, names: Sequence[str] = ("model.safetensors",)) -> list[Path]:
-    """The weights in a folder of transformers' format: one file, or those that ``model.safetensors.index.json`` names."""
-    from image_reward.files import read_json
-
+def read_shards(folder: Path, names: Sequence[str] = (WEIGHTS_NAME,)) -> list[Path]:
+    """The weights in a folder of transformers' format: one file of these names, or those that an index names, as ``NAME.index.json``."""
     if whole := next((folder / name for name in names if (folder / name).is_file()), None):
         return [whole]
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        raise CheckpointError(f"{folder} lacks {' and '.join(names)}, and {INDEX_NAME}; download it again")
-    values = read_json(index)
-    shards = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
-        raise CheckpointError(f"{index} does not name the files of weights beside it; download it again")
-    return [folder / name for name in sorted(set(shards.values()))]
+    indices = [f"{name}{INDEX_SUFFIX}" for name in names]
+    index = next((folder / name for name in indices if (folder / name).is_file()), None)
+    if index is None:
+        raise CheckpointError(f"{folder} lacks {' and '.join(names)}, and {' and '.join(indices)}; download it again")
+    return [folder / name for name in shards_of(index)]
 
-
-INDEX_NAME = "model.safetensors.index.json"
 
 # --- scorers -------------------------------------------------------------------------------------------------------------------------
 

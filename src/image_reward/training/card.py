@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from image_reward.files import written_whole
+from image_reward.reports.numbers import counted
 from image_reward.reports.plots import figure, style
 from image_reward.runs import RunFolder
 from image_reward.training.config import FEW_PAIRS, RewardTraining
@@ -19,7 +20,7 @@ def training_card(config: RewardTraining, result: Mapping[str, Any]) -> str:
     shared, pairs = result["num_shared_prompts"], result["num_validation_pairs"]
     rows = {
         "data": ", ".join(config.data) or "passed by a program",
-        "trained on": f"{result['num_comparisons']:,} comparisons of {result['num_images']:,} images",
+        "trained on": f"{counted(result['num_comparisons'], 'comparison')} of {counted(result['num_images'], 'image')}",
         "validation": f"{result['num_validation']:,} comparisons, {pairs:,} ordered pairs"
         + (", too few to tell steps apart" if 0 < pairs < FEW_PAIRS else "")
         + (f"; {shared:,} of their prompts are training prompts too" if shared else ""),

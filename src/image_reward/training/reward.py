@@ -378,8 +378,8 @@ class _Run:
                 measures = measure_all(self.learner, self.validation_once, self.accelerator, self.config.workers)
                 self.log("validation", measures.as_dict())
                 accuracy = "" if measures.accuracy is None else f"  accuracy {measures.accuracy:.4f}"
-                best = f"(best so far: {state.best_accuracy or 0:.4f})"
-                self.progress.say(f"step {state.step}  validation: loss {measures.loss or 0:.4f}{accuracy}  {best}")
+                best = "" if state.best_accuracy is None else f"  (best so far: {state.best_accuracy:.4f})"
+                self.progress.say(f"step {state.step}  validation: loss {measures.loss or 0:.4f}{accuracy}{best}")
             if not self.validation_once or state.is_best(measures.accuracy, measures.loss):
                 state.best_step, state.best_accuracy, state.best_loss, state.num_worse = state.step, measures.accuracy, measures.loss, 0
                 self._keep_weights()

@@ -12,19 +12,20 @@ Method = Literal["sparse", "draft", "refl", "best-of"]
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     # FlowBP-Sparse (arXiv 2606.11075) with guards against over-optimisation.
-    "sparse": {"denoising_steps": 25, "grad_steps": 2, "reward_weight": 0.1, "margin_weight": 1.0, "pretraining_weight": 1.0},
+    "sparse": {"denoising_steps": 25, "grad_steps": 2, "reward_weight": 0.1, "margin_weight": 1.0, "kl_weight": 30.0},
     # DRaFT-LV (arXiv 2309.17400) with the same guards.
-    "draft": {"denoising_steps": 25, "grad_steps": 1, "reward_weight": 0.1, "margin_weight": 1.0, "pretraining_weight": 1.0},
+    "draft": {"denoising_steps": 25, "grad_steps": 1, "reward_weight": 0.1, "margin_weight": 1.0, "kl_weight": 30.0},
     # Xu et al. 2023 (arXiv 2304.05977): algorithm 1 and the released scripts.
     "refl": {
         "denoising_steps": 40,
         "grad_steps": 1,
         "reward_weight": 1e-3,
         "margin_weight": 0.0,
+        "kl_weight": 0.0,
         "pretraining_weight": 1.0,
         "target": 2.0,
     },
-    "best-of": {"denoising_steps": 25, "grad_steps": 0, "reward_weight": 1.0, "margin_weight": 0.0, "pretraining_weight": 0.0},
+    "best-of": {"denoising_steps": 25, "grad_steps": 0, "reward_weight": 1.0, "margin_weight": 0.0, "kl_weight": 0.0},
 }
 """What the settings that are None mean for each method; see ``Tuning.resolved``."""
 
@@ -79,10 +80,10 @@ class Tuning(Recipe):
     """Weight of the reward's loss. [default: 0.1; refl: 0.001]"""
     margin_weight: float | None = None
     """The same loss on the prompt margin, the reward less that for another prompt: its share of the weight. [default: 1; refl: 0]"""
-    kl_weight: float = 0.0
-    """Weight of the divergence from the untuned generator on the states of the rollout."""
+    kl_weight: float | None = None
+    """The divergence from the untuned generator on the states of the rollout: its share of the weight. [default: 30; refl: 0]"""
     pretraining_weight: float | None = None
-    """Weight of the ordinary denoising loss. [default: 1; best-of: 0]"""
+    """Weight of the ordinary denoising loss. [default: with pretraining_images, and for refl, 1; else 0]"""
     pretraining_images: str | None = None
     """File of rows with prompt and image for that loss; by default images that the untuned generator makes."""
     pretraining_samples: int = 64
@@ -147,6 +148,8 @@ class Tuning(Recipe):
     """Of the reward's rise, what the rewards of mirrored and of blurred images have to rise by."""
     least_distance_share: float = 0.5
     """Of the distance between images of one prompt, what has to be left."""
+    most_drift_share: float = 0.4
+    """Of the distance between images of one prompt, how far images may move from the untuned ones without a clear rise of the reward."""
     patience: int = 2
     """Evaluations in a row with signs of over-optimisation after which the run stops."""
     save_every: int = 50
@@ -173,17 +176,16 @@ class Tuning(Recipe):
             "save_every",
             "log_every",
         )
-        self.check_not_negative(
-            "keep_checkpoints", "kl_weight", "smoothing", "lora_rank", "warmup_steps", "weight_decay", "clip", "least_rise"
-        )
+        self.check_not_negative("keep_checkpoints", "smoothing", "lora_rank", "warmup_steps", "weight_decay", "clip", "least_rise")
         for name in ("denoising_steps", "height", "width", "lora_alpha"):
             if getattr(self, name) is not None:
                 self.check_positive(name)
-        for name in ("grad_steps", "guidance_scale", "reward_weight", "margin_weight", "pretraining_weight"):
+        for name in ("grad_steps", "guidance_scale", "reward_weight", "margin_weight", "kl_weight", "pretraining_weight"):
             if getattr(self, name) is not None:
                 self.check_not_negative(name)
         self.check_share("held_out_share", "ema", below_one=True)
         self.check_share("target_quantile", "least_margin_share", "least_robust_share", "least_distance_share")
+        self.check_not_negative("most_drift_share")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas must be from 0 to less than 1, not {self.betas[0]} and {self.betas[1]}")
         self.check_seed()
@@ -210,4 +212,5 @@ class Tuning(Recipe):
         >>> Tuning(method="refl").resolved().reward_weight, Tuning(method="refl", reward_weight=1.0).resolved().reward_weight
         (0.001, 1.0)
         """
-        return replace(self, **{name: value for name, value in DEFAULTS[self.method].items() if getattr(self, name) is None})
+        own = {"pretraining_weight": 1.0 if self.pretraining_images else 0.0} | DEFAULTS[self.method]
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})

@@ -81,8 +81,7 @@ class Gradients:
     def accumulate(self, work: Work) -> dict[str, float]:
         """Accumulate the gradient of the mean over the images of the step, other processes' included. Returns measures of all processes."""
         config, accelerator = self.config, self.accelerator
-        # Else images would be made for nothing: without another loss the divergence is 0, and stays so.
-        rewarded = work.rollout is None or bool(config.reward_weight or (config.kl_weight and config.pretraining_weight))
+        rewarded = work.rollout is None or bool(config.reward_weight)  # else images would be made for nothing
         names = ("loss", "reward", "margin", "pretraining", "kl", "images")
         sums: dict[str, float] = {name: 0.0 for name in names if rewarded or name not in ("reward", "margin", "kl")}
         mine = list(range(accelerator.process_index, len(work.prompts), accelerator.num_processes))
@@ -127,13 +126,13 @@ class Gradients:
                 divergence = torch.stack([self._divergence(call) for call in calls]).mean() * len(rows)
                 sums["kl"] += divergence.item() / rollout.repeats
                 loss = loss + config.kl_weight * divergence
+            loss = (config.reward_weight or 0.0) * loss
             sums["loss"] += loss.item() / rollout.repeats
             self.accelerator.backward(loss * (share / rollout.repeats))
 
     def _reward_loss(self, prompts: Sequence[str], others: Sequence[str], pixels: Tensor, sums: dict[str, float], repeats: int) -> Tensor:
-        """The sum over the images, weighted."""
+        """The sum over the images."""
         config = self.config
-        assert config.reward_weight is not None
         if config.smoothing:
             pixels = objectives.worst_nearby(lambda at: self.scorer.rewards(list(prompts), at), pixels, config.smoothing)
         rewards = rewards_of_prompts(self.scorer, [prompts, others] if self.margin_weight else [prompts], pixels)
@@ -143,7 +142,7 @@ class Gradients:
             margins = objectives.prompt_margin(rewards[:, 0], rewards[:, 1:])
             sums["margin"] += margins.sum().item() / repeats
             loss = loss + self.margin_weight * _objective(margins, self.untuned.margin_target)
-        return config.reward_weight * loss.sum()
+        return loss.sum()
 
     def _divergence(self, call: DenoiserCall) -> Tensor:
         return objectives.divergence_from_untuned(call.prediction, self.generator.untuned_prediction(call)).mean()

@@ -87,6 +87,7 @@ class HeldOut:
             config.least_margin_share,
             config.least_robust_share,
             config.least_distance_share,
+            config.most_drift_share,
             config.patience if config.auto_stop else None,
         )
         return monitors.judge(history, limits, self.rewarding.trusted, is_last=history[-1].step == config.max_steps)

@@ -638,7 +638,8 @@ def _network_of(model: str) -> Any:
         file = spec.files.get("config") or (_CLIP_H if model.startswith("HPSv2") else None)
         if file is None:
             return None
-        return _clip(fetch(file))
+        path = fetch(file)
+        return _clip(path) if read_json(path).get("model_type") == "clip" else None
     else:
         folder = Path(str(files("image_reward").joinpath(spec.packaged))) if spec is not None else Path(model)
         if spec is None and not folder.exists() and "/" not in model:

@@ -73,6 +73,7 @@ class Thresholds:
     least_margin_share: float = 0.3
     least_robust_share: float = 0.6
     least_distance_share: float = 0.5
+    most_drift_share: float = 0.4
     patience: int | None = 2
     """None: the run is not stopped."""
 
@@ -106,7 +107,8 @@ def judge(
     where the reward has risen and half or more of the watched scorers have fallen, by more than two standard errors of the paired
     differences. Without scorers to watch, it is bad where two of the other signs agree: the prompt margin has not risen by its share of
     the reward's rise; the rewards of mirrored images have not; those of blurred images have not; the images of a prompt have become
-    alike. The run stops after ``patience`` bad evaluations in a row.
+    alike. Where the reward has not clearly risen, it is bad if the images have moved far from those of the untuned generator all the same:
+    by ``most_drift_share`` of the distance between two images of a prompt. The run stops after ``patience`` bad evaluations in a row.
 
     ``trusted``: the watched scorers that count, all by default. One that sees images through the reward's own tower may be fooled with it.
     ``is_last``: whether no evaluation follows.
@@ -131,6 +133,10 @@ def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted
     if rise.mean < -max(least, 2 * rise.error):
         return (f"the reward has fallen by {-rise.mean:.3g}",)
     if rise.mean <= max(least, _ONE_SIDED * rise.error):
+        if untuned.distances and now.drifts:
+            moved = mean(now.drifts) / max(mean(untuned.distances), 1e-9)
+            if moved > thresholds.most_drift_share:
+                return (f"{_MOVED} by {moved:.0%} of the distance between two images of a prompt",)
         return ()
     watched = [name for name in now.watched if trusted is None or name in trusted]
     if watched:
@@ -167,7 +173,9 @@ def _sentence(history: Sequence[Evaluation], signs: Sequence[str], outcome: str,
     moved = f"from {untuned.reward:.3f} to {now.reward:.3f} (± {2 * rise.error:.3f}) on held-out prompts"
     if signs:
         what = f"The reward rose {moved}, but {' and '.join(signs)}: the reward is being exploited"
-        if rise.mean < 0:
+        if signs[0].startswith(_MOVED):
+            what = f"The reward has not clearly risen, {moved}, but {signs[0]}: they change without getting better"
+        elif rise.mean < 0:
             what = f"The reward fell {moved}: the generator is being damaged"
         kept = "the untuned generator" if last_good == untuned.step else f"step {last_good}"
         sentence = f"{outcome}{kept} is the last good one."
@@ -204,6 +212,7 @@ def change(before: Sequence[float], after: Sequence[float]) -> Change:
     return Change(mean(differences), deviation(differences) / math.sqrt(len(differences) - 1))
 
 
+_MOVED = "the images have moved"
 _ONE_SIDED = 1.645  # standard errors: a rise by chance is as large once in twenty times
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 

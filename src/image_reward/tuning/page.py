@@ -155,4 +155,4 @@ def _table(history: Sequence[Evaluation]) -> Grid:
 def _cell(key: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.0%}" if key == "above_target" else f"{value:.3f}"
+    return f"{100 * value:.0f} %" if key == "above_target" else f"{value:.3f}"

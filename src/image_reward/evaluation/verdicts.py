@@ -1,0 +1,102 @@
+"""Verdicts of a judge that compares two images and answers which is better, read from a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from image_reward.addresses import Address, PathLike
+from image_reward.errors import ComparisonError
+from image_reward.prompt_sets import first_few
+from image_reward.types import Comparison
+
+TIE = "A=B"
+_ORDERS = {"A>B": 1, "B>A": -1, TIE: 0, "A=B=Good": 0, "A=B=Bad": 0}
+_LABELS = {label.casefold(): label for label in _ORDERS}
+_LARGEST_FILE = 1 << 28  # bytes
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """A judge's answers on pairs of images: A>B, B>A, A=B, A=B=Good or A=B=Bad, A being the image that it was shown first."""
+
+    labels: list[str]
+    """For each pair, the answer with its images in the order of the data."""
+    swapped: list[str] | None = None
+    """For each pair, the answer with its images the other way round."""
+
+    def orders(self) -> list[tuple[int, int | None]]:
+        """For each pair 1 where the image shown first is better, -1 where the second is, 0 for a tie: as in the data, and swapped."""
+        swapped = [None] * len(self.labels) if self.swapped is None else [_ORDERS[label] for label in self.swapped]
+        return [(_ORDERS[label], other) for label, other in zip(self.labels, swapped, strict=True)]
+
+    def rewards(self) -> list[list[float]]:
+        """The verdicts as rewards of the two images: their difference is 1, -1 or 0. Verdicts that contradict each other are a tie."""
+        means = [one if other is None else (one - other) / 2 for one, other in self.orders()]
+        return [[mean / 2, -mean / 2] for mean in means]
+
+
+def read_verdicts(path: PathLike | Address, comparisons: Sequence[Comparison]) -> Verdicts:
+    """Verdicts that were saved, aligned with ``comparisons``.
+
+    The file is JSON: {id: label}, or a list of labels aligned with them. In place of a label, [label, label] are the answers to the pair as
+    it is in the data, and to the same pair with its images swapped; A is the image shown first. Case and spaces are ignored, and so are
+    the brackets in [[A>B]].
+
+    Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and comparisons without a verdict, comparisons of more than
+    two images, unknown labels, or pairs of which only some were asked in both orders.
+    """
+    name = Address.parse(path)
+    if name.kind() != "file":
+        raise FileNotFoundError(f"no such file of verdicts: {name}")
+    content = name.read_json(_LARGEST_FILE, ComparisonError)
+    try:
+        return _aligned(content, comparisons)
+    except ComparisonError as error:
+        raise ComparisonError(f"{name}: {error}") from None
+
+
+def _aligned(content: Any, comparisons: Sequence[Comparison]) -> Verdicts:
+    more = [c.id for c in comparisons if len(c.images) != 2]
+    if more:
+        raise ComparisonError(f"verdicts are on pairs of images, and {len(more)} comparisons have more: {first_few(more)}")
+    if isinstance(content, Mapping):
+        missing = [c.id for c in comparisons if c.id not in content]
+        if missing:
+            raise ComparisonError(f"there is no verdict on {len(missing)} of {len(comparisons)} pairs: {first_few(missing)}")
+        content = [content[c.id] for c in comparisons]
+    if not isinstance(content, list):
+        raise ComparisonError("it has no verdicts. They are {id: label}, or a list of labels aligned with the comparisons")
+    if len(content) != len(comparisons):
+        raise ComparisonError(f"there are {len(content)} verdicts, but {len(comparisons)} comparisons; use {{id: label}} for others")
+    answers = [answer if isinstance(answer, list) else [answer] for answer in content]
+    labels = [[_LABELS.get(_plain(label)) for label in answer] for answer in answers]
+    for comparison, answer, known in zip(comparisons, answers, labels, strict=True):
+        if not 1 <= len(answer) <= 2 or None in known:
+            raise ComparisonError(
+                f"the verdict on {comparison.id} is {answer!r:.80}; a label is one of {', '.join(_ORDERS)}, and there is one, "
+                "or one for each order of the images"
+            )
+    numbers = {len(answer) for answer in answers}
+    if len(numbers) > 1:
+        raise ComparisonError("some pairs have verdicts in both orders and some do not; position bias needs both, or leave out the second")
+    columns = list(zip(*labels, strict=True))
+    return Verdicts(*([label for label in column if label is not None] for column in columns))
+
+
+def _plain(label: object) -> str:
+    return re.sub(r"[\[\]\s]", "", label).casefold() if isinstance(label, str) else ""
+
+
+def human_label(comparison: Comparison) -> str:
+    """The label that the annotators gave a pair.
+
+    >>> human_label(Comparison("a cat", ("1.png", "2.png"), (1, 1), both_bad=True))
+    'A=B=Bad'
+    """
+    first, second = comparison.ranks
+    if first == second:
+        return "A=B=Bad" if comparison.both_bad else "A=B=Good"
+    return "A>B" if first < second else "B>A"

@@ -1,0 +1,580 @@
+"""VQAScore: how probable the answer "Yes" is to the question whether an image shows a prompt (Lin et al., ECCV 2024, arXiv 2404.01291).
+
+Written from the paper and from what t2v_metrics does: its release 3.1 for Qwen2.5-VL and Qwen3-VL, 3.0 for CLIP-FlanT5. Both report the
+geometric mean of the probabilities of the answer's tokens. Here that is ``probability``, and the reward is its log odds: the order is the
+same, but where a probability in float32 is 1 for many images, and they tie, their log odds differ, and have a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from image_reward.checkpoints import Piece, pieces_of
+from image_reward.config import (
+    CHAT_NAMES,
+    CONFIG_NAME,
+    GENERATION_NAME,
+    PICKLE_NAME,
+    PREPROCESSOR_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    TransformConfig,
+)
+from image_reward.errors import CheckpointError, ImageReadError, InputError
+from image_reward.files import fill, read_json
+from image_reward.images import ImageLike, ImageOptions, check_pixels, open_image, resize_tensor
+from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
+from image_reward.scorers.spec import Devices
+from image_reward.scorers.vision_language import (
+    PROMPT,
+    ChatTemplate,
+    ImagePatches,
+    VisionLanguageBatch,
+    VisionLanguageProcessor,
+    VisionLanguageScorer,
+    empty_network,
+    load_network,
+    read_shards,
+)
+from image_reward.types import CLIP_MEAN, CLIP_STD
+
+# --- what both kinds have in common ----------------------------------------------------------------------------------------------------
+
+ANSWER = "Yes"
+
+
+def log_odds_of_mean(odds: Tensor) -> Tensor:
+    """The log odds of each token of an answer [N, A] -> those of the geometric mean of their probabilities [N].
+
+    Precise where the mean is 0 or 1 in float32.
+    """
+    if odds.shape[1] == 1:
+        return odds[:, 0]
+    precise = odds if odds.device.type == "mps" else odds.double()  # which has no float64
+    log_mean = -F.softplus(-precise).mean(dim=1)
+    return (log_mean - torch.log(-torch.expm1(log_mean))).float()
+
+
+def log_odds_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Logits [N, A, V] and a token for each place [A] -> the log odds of each token against all others [N, A]."""
+    places = tokens.to(logits.device).expand(len(logits), -1)[..., None]
+    chosen = logits.gather(-1, places)[..., 0]
+    return chosen - logits.scatter(-1, places, -math.inf).logsumexp(dim=-1)
+
+
+class AnswerScorer(VisionLanguageScorer):
+    """The log odds of an answer to a question about the image and the prompt. ``probability`` is the published score."""
+
+    default_dtype = torch.bfloat16
+    default_batch_sizes = (8, 8)
+
+    def __init__(self, network: nn.Module, prepare: VisionLanguageProcessor, name: str, answer: str = ANSWER) -> None:
+        super().__init__()
+        self.network = network
+        self.prepare = prepare
+        self.name = name
+        self.answer = answer
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What its rewards depend on besides weights and processor."""
+        return {"architecture": "VQAScore", "answer": self.answer}
+
+    @abstractmethod
+    def odds(self, batch: VisionLanguageBatch) -> Tensor:
+        """The log odds [N, A] of each token of the answer, given the question and the tokens before it."""
+
+    def forward(self, batch: VisionLanguageBatch) -> Tensor:
+        if not len(batch):
+            return torch.empty(0, dtype=torch.float32, device=self.device)
+        return log_odds_of_mean(self.odds(batch))
+
+    @overload
+    def probability(self, prompt: str, image: ImageLike) -> float: ...
+    @overload
+    def probability(self, prompt: str, image: list[Any] | tuple[Any, ...]) -> list[float]: ...
+    @overload
+    def probability(self, prompt: list[str] | tuple[str, ...], image: list[Any] | tuple[Any, ...]) -> list[float]: ...
+
+    def probability(self, prompt: Any, image: Any) -> float | list[float]:
+        """VQAScore as it is published: the probability of the answer, in [0, 1]. Takes and raises what ``score`` does."""
+        rewards = self.score(prompt, image)
+        return [probability_of(reward) for reward in rewards] if isinstance(rewards, list) else probability_of(rewards)
+
+
+def probability_of(reward: float) -> float:
+    """The probability whose log odds a reward is."""
+    return 0.5 * (1 + math.tanh(reward / 2))
+
+
+# --- Qwen2.5-VL and Qwen3-VL -----------------------------------------------------------------------------------------------------------
+
+QUESTION = f'Does this figure show "{PROMPT}"? Please answer Yes or No.'
+"""Of t2v_metrics 3.1."""
+_FEWEST_TOKENS, _MOST_TOKENS = 4, 16384
+"""Of an image: qwen-vl-utils' limits."""
+_LEFT_FOR_THE_IMAGE = _MOST_TOKENS
+
+_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+CHATS = {
+    "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n{_IMAGE}{{question}}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3_vl": f"<|im_start|>user\n{_IMAGE}{{question}}<|im_end|>\n<|im_start|>assistant\n",
+}
+"""What the published chat templates make of one question about one image, by ``model_type``: for checkpoints that carry no template."""
+
+
+@dataclass(frozen=True)
+class AnsweredTemplate(ChatTemplate):
+    """A chat template, and the answer that begins after it: all of its tokens but the last, which is predicted and not read."""
+
+    answer: str = ANSWER
+
+    @property
+    def answer_ids(self) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(self.answer, add_special_tokens=False).ids
+        return ids
+
+    def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
+        begun = self.answer_ids[:-1]
+        return [[*row, *begun] for row in super().__call__(prompts)]
+
+
+class ChatAnswerScorer(AnswerScorer):
+    """VQAScore of a Qwen2.5-VL or Qwen3-VL."""
+
+    def __init__(self, network: nn.Module, prepare: VisionLanguageProcessor, name: str, repetition_penalty: float = 1.0) -> None:
+        """``repetition_penalty``: of the checkpoint's generation config; the original applies it to the logits of tokens that were read."""
+        template = prepare.template
+        assert isinstance(template, AnsweredTemplate)
+        super().__init__(network, prepare, name, template.answer)
+        self.repetition_penalty = repetition_penalty
+        self.answer_ids = template.answer_ids
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | {"repetition_penalty": self.repetition_penalty}
+
+    def odds(self, batch: VisionLanguageBatch) -> Tensor:
+        inputs = self.chat_inputs(batch, "left")
+        num_tokens = len(self.answer_ids)
+        network: Any = self.network
+        states = network.model(**inputs, use_cache=False).last_hidden_state[:, -num_tokens:]
+        logits = float32_logits(states, network.lm_head.weight)
+        if self.repetition_penalty != 1.0:
+            logits = self._penalised(logits, inputs["input_ids"], inputs["attention_mask"].bool())
+        return log_odds_of(logits, torch.tensor(self.answer_ids, device=logits.device))
+
+    def _penalised(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Transformers' penalty of repetition: of logits [N, A, V] whose tokens are in what was read before that place, ids [N, L]."""
+        read = torch.where(mask, ids, ids[:, -1:]).to(logits.device)
+        places = []
+        for place, own in enumerate(logits.unbind(dim=1)):
+            before = read[:, : read.shape[1] - logits.shape[1] + 1 + place]
+            was_read = torch.zeros_like(own, dtype=torch.bool).scatter(1, before, True)
+            lowered = torch.where(own < 0, own * self.repetition_penalty, own / self.repetition_penalty)
+            places.append(torch.where(was_read, lowered, own))
+        return torch.stack(places, dim=1)
+
+
+# --- CLIP-FlanT5 -----------------------------------------------------------------------------------------------------------------------
+
+T5_QUESTION = f'Does this figure show "{PROMPT}"? Please answer yes or no.'
+"""Of t2v_metrics 3.0."""
+_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to "
+    "the user's questions."
+)
+T5_IMAGE = "<image>"
+"""What stands for the image in the original's text. It is not a token of T5's; the scorer adds it."""
+T5_END = "</s>"
+_T5_TOKENS = 2048
+"""Of a text with one token for the image."""
+
+
+def t5_text(question: str = T5_QUESTION) -> str:
+    """The text around an image and a question: what is before and what is after the image is each ended as a sentence."""
+    return f"{_SYSTEM} USER: {T5_END}{T5_IMAGE}\n{question} ASSISTANT: {T5_END}"
+
+
+@dataclass(frozen=True)
+class PaddedSquare:
+    """How CLIP-FlanT5 reads an image: padded to a square with the mean colour, then resized. All images have as many tokens."""
+
+    side: int
+    num_patches: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    options: ImageOptions = field(default_factory=ImageOptions)
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """Of the padding."""
+        red, green, blue = (int(255 * value) for value in self.mean)
+        return red, green, blue
+
+    def fit(self, source: ImageLike) -> Tensor:
+        """An image -> RGB values [3, side, side], uint8. Raises what ``open_image`` raises."""
+        image = open_image(source, self.options).convert("RGB")
+        width, height = image.size
+        whole, left, top = max(width, height), (max(width, height) - width) // 2, (max(width, height) - height) // 2
+        # The square of a long strip would not fit into memory. Pillow resizes rows first, each for itself; so they are padded in parts.
+        narrow = Image.new("RGB", (self.side, whole), self.colour)
+        step = max(1, _PADDED_PIXELS // whole)
+        for row in range(0, height, step):
+            part = image.crop((0, row, width, min(row + step, height)))
+            padded = Image.new("RGB", (whole, part.height), self.colour)
+            padded.paste(part, (left, 0))
+            narrow.paste(padded.resize((self.side, part.height), Image.Resampling.BICUBIC), (0, top + row))
+        return torch.from_numpy(np.array(narrow.resize((self.side, self.side), Image.Resampling.BICUBIC))).permute(2, 0, 1).contiguous()
+
+    def fit_tensor(self, pixels: Tensor) -> Tensor:
+        """``fit`` with gradients: floats in [0, 1] [B, 3, H, W] -> [B, 3, side, side] in [0, 1]. See ``images.resize_tensor``."""
+        check_pixels(pixels)
+        height, width = pixels.shape[2:]
+        if max(width, height) > _LONGEST_PADDED * min(width, height):
+            raise ImageReadError(
+                f"pixels of shape {tuple(pixels.shape)} are a strip of more than {_LONGEST_PADDED} to 1, too long to be padded to a square "
+                "with gradients; crop it"
+            )
+        whole = max(width, height)
+        left, top = (whole - width) // 2, (whole - height) // 2
+        colour = torch.tensor(self.colour, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) / 255
+        padded = F.pad(pixels - colour, (left, whole - width - left, top, whole - height - top)) + colour
+        return resize_tensor(padded.clamp(0, 1), self.side, self.side)
+
+    def num_tokens(self, pixels: Tensor) -> int:  # noqa: ARG002 - the same for all
+        """The tokens of pixels in a sequence."""
+        return self.num_patches
+
+    def normalized(self, pixels: Sequence[Tensor], device: torch.device) -> Tensor:
+        """uint8, or floats in [0, 1], each [3, side, side] -> what the network takes [I, 3, side, side], float32."""
+        stacked = torch.stack([image.to(device) for image in pixels])
+        stacked = stacked.float() / 255 if stacked.dtype == torch.uint8 else stacked.float()
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (stacked - mean) / std
+
+
+_PADDED_PIXELS = 1 << 24
+"""Of a part of an image that is padded at once."""
+_LONGEST_PADDED = 200
+
+
+class ClipT5Processor(VisionLanguageProcessor):
+    """Prompts and images -> a batch for CLIP-FlanT5."""
+
+    patches: PaddedSquare  # type: ignore[assignment]
+
+
+class ClipT5Scorer(AnswerScorer):
+    """VQAScore of a CLIP-FlanT5. The answer is ended as a sentence, and its end counts as one of its tokens."""
+
+    network: ClipT5Network
+    prepare: ClipT5Processor
+
+    def __init__(self, network: ClipT5Network, prepare: ClipT5Processor, name: str, answer: str = ANSWER) -> None:
+        super().__init__(network, prepare, name, answer)
+        template = prepare.template
+        self.num_tokens = template.token_id(T5_IMAGE)
+        self.answer_ids = [*template.tokenizer.encode(answer, add_special_tokens=False).ids, template.token_id(T5_END)]
+
+    def odds(self, batch: VisionLanguageBatch) -> Tensor:
+        ids, mask = self.padded(batch)
+        t5 = self.network.t5
+        images = ids == self.prepare.template.token_id(T5_IMAGE)
+        features = self.network.encode_images(self.prepare.patches.normalized(batch.pixels, self.device))
+        embeddings: Tensor = t5.shared(ids.masked_fill(images, 0))
+        shown = features[[image for row in batch.images for image in row]].to(embeddings)
+        embeddings = embeddings.masked_scatter(images[..., None].to(embeddings.device), shown)
+        tokens = torch.tensor(self.answer_ids, device=self.device)
+        begun = torch.cat([tokens.new_tensor([t5.config.decoder_start_token_id or 0]), tokens[:-1]])
+        states = self.network.answer_states(embeddings, mask.to(embeddings.device), begun.expand(len(batch), -1))
+        # The original cuts the embeddings to the tokens that there are, of which the published network has 28 more.
+        return log_odds_of(float32_logits(states, t5.lm_head.weight[: self.num_tokens]), tokens)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        _refuse_float16(dtype, self.name)
+        super().cast(dtype)
+
+
+def _refuse_float16(dtype: torch.dtype, name: str) -> None:
+    if dtype == torch.float16:
+        raise InputError(
+            f"{name} cannot compute in float16: FlanT5 was trained in bfloat16, and its feed-forward layers exceed float16's range; use "
+            "bfloat16 or float32"
+        )
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------------------------
+
+
+class AnswerFiles(NamedTuple):
+    """The files of a checkpoint of transformers' format, which may lie in different folders."""
+
+    config: Path
+    weights: Sequence[Path]
+    """One file, or the shards that an index names."""
+    tokenizer: Path
+    """``tokenizer.json``"""
+    generation: Path | None = None
+    """``generation_config.json``"""
+    preprocessor: Path | None = None
+    """``preprocessor_config.json``"""
+    chat: Path | None = None
+    """What carries a chat template: ``chat_template.jinja``, ``chat_template.json`` or ``tokenizer_config.json``"""
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> AnswerFiles:
+        """Where transformers puts them. ``vqascore_from_files`` says which are missing."""
+        chats = (folder / name for name in CHAT_NAMES)
+        generation, preprocessor = folder / GENERATION_NAME, folder / PREPROCESSOR_NAME
+        return cls(
+            folder / CONFIG_NAME,
+            read_shards(folder, (WEIGHTS_NAME, PICKLE_NAME)),
+            folder / TOKENIZER_NAME,
+            generation if generation.is_file() else None,
+            preprocessor if preprocessor.is_file() else None,
+            next((path for path in chats if path.is_file() and (path.suffix != ".json" or _chat_in(path))), None),
+        )
+
+
+def vqascore_from_files(
+    files: AnswerFiles,
+    *,
+    name: str = "VQAScore",
+    question: str | None = None,
+    answer: str = ANSWER,
+    options: ImageOptions | None = None,
+    dtype: torch.dtype | None = None,
+    devices: Devices = None,
+) -> AnswerScorer:
+    """A scorer from the files of a Qwen2.5-VL, a Qwen3-VL or a CLIP-FlanT5, read a part at a time to where they are to be.
+
+    Args:
+        question: with ``{prompt}`` in it, once; by default the one that t2v_metrics asks of this kind of network.
+        dtype: bfloat16, which the original uses, by default.
+        devices: the CPU by default; see ``vision_language.load_network``.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or they do not belong together.
+        InputError: for a question without the prompt, an answer of no tokens, or float16 for a CLIP-FlanT5.
+    """
+    values = _object(files.config)
+    kind = values.get("model_type")
+    build = {"clip_t5": _clip_t5}.get(kind, _chat) if isinstance(kind, str) and kind in (*CHATS, "clip_t5") else None
+    if build is None:
+        raise CheckpointError(
+            f"{files.config} is of model_type {kind!r:.60}, and VQAScore is computed with {', '.join(CHATS)} and clip_t5; use a "
+            "checkpoint of one of these"
+        )
+    if question is not None and question.count(PROMPT) != 1:
+        raise InputError(f"the question {question!r:.80} must contain {PROMPT} once, where the prompt goes")
+    if not answer.strip():
+        raise InputError("the answer must not be empty")
+    scorer = build(files, values, name, question, answer, options or ImageOptions(), dtype or AnswerScorer.default_dtype, devices)
+    scorer.is_spread = devices == "auto"
+    return scorer.eval()
+
+
+def _chat(
+    files: AnswerFiles,
+    values: dict[str, Any],
+    name: str,
+    question: str | None,
+    answer: str,
+    options: ImageOptions,
+    dtype: torch.dtype,
+    devices: Devices,
+) -> AnswerScorer:
+    import transformers
+
+    kind = values["model_type"]
+    config_class, network_class = {
+        "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
+        "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
+    }[kind]
+    config = _built(lambda: getattr(transformers, config_class)(**values), files.config, "network")
+    text = chat_text(question or QUESTION, kind, files.chat)
+    template = AnsweredTemplate.from_file(
+        files.tokenizer,
+        text,
+        most_tokens=max(1, config.text_config.max_position_embeddings - _LEFT_FOR_THE_IMAGE),
+        answer=answer,
+    )
+    if (number := template.token_id(template.image_token)) != config.image_token_id:
+        raise CheckpointError(
+            f"{files.tokenizer} gives {template.image_token} the number {number}, and {files.config} {config.image_token_id}: they are of "
+            "different models"
+        )
+    source = str(files.weights[0] if len(files.weights) == 1 else files.weights[0].parent)
+    network = _built(lambda: empty_network(lambda: getattr(transformers, network_class)(config)), files.config, "network")
+    hint = f". The sizes are those of {files.config}: is it of another base?"
+    load_network(network, chat_names(pieces_of(files.weights)), source, dtype=dtype, devices=devices, hint=hint)
+    vision = config.vision_config
+    token = (vision.patch_size * vision.spatial_merge_size) ** 2
+    patches = ImagePatches(
+        _FEWEST_TOKENS * token,
+        _MOST_TOKENS * token,
+        vision.patch_size,
+        vision.spatial_merge_size,
+        vision.temporal_patch_size,
+        *_pixel_statistics(files.preprocessor, kind),
+        options,
+    )
+    return ChatAnswerScorer(network, VisionLanguageProcessor(patches, template), name, _repetition_penalty(files.generation))
+
+
+def _pixel_statistics(file: Path | None, kind: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The mean and standard deviation that pixels are normalised with: a checkpoint's own, or those of the published ones."""
+    asked = _object(file) if file else {}
+    mean, std = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) if kind == "qwen3_vl" else (CLIP_MEAN, CLIP_STD)
+    values = {"size": 1, "mean": asked.get("image_mean", list(mean)), "std": asked.get("image_std", list(std))}
+    own = fill(TransformConfig, values, str(file))
+    return own.mean, own.std
+
+
+def chat_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The names that checkpoints have, of which those before transformers 4.52 lack the parts of the model -> today's."""
+    renamed: dict[str, Piece] = {}
+    for name, piece in pieces.items():
+        if name.startswith("visual."):
+            renamed[f"model.{name}"] = piece
+        elif name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
+            renamed[f"model.language_model.{name.removeprefix('model.')}"] = piece
+        else:
+            renamed[name] = piece
+    return renamed
+
+
+def chat_text(question: str, kind: str, carried: Path | None = None) -> str:
+    """The text around a prompt: what a checkpoint's own chat template makes of an image and a question, or, without one, the published.
+
+    Raises ``CheckpointError`` for a template that cannot be used.
+    """
+    template = _chat_in(carried) if carried else None
+    if template is None:
+        return CHATS[kind].replace("{question}", question)
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [{"role": "user", "content": [{"type": "image", "image": ""}, {"type": "text", "text": question}]}]
+    try:
+        rendered = render_jinja_template([messages], chat_template=template, add_generation_prompt=True)[0][0]
+    except Exception as error:  # whatever a template does
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"the chat template in {carried} cannot be used: {reason:.200}; use the base model's") from None
+    if rendered.count(question) != 1 or rendered.count(_IMAGE) != 1:
+        raise CheckpointError(f"the chat template in {carried} does not show one image and one question; use the base model's")
+    return str(rendered)
+
+
+def _chat_in(file: Path) -> str | None:
+    """The chat template that a file carries, if it carries one."""
+    if file.suffix != ".json":
+        return file.read_text(encoding="utf-8")
+    template = _object(file).get("chat_template")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{file} has several chat templates, or none that is text; keep the one to use")
+    return template
+
+
+def _repetition_penalty(file: Path | None) -> float:
+    """The one of a checkpoint's generation config: transformers applies it to the scores that the original reads, without sampling too."""
+    penalty = _object(file).get("repetition_penalty") if file else None
+    if penalty is None:
+        return 1.0
+    if not isinstance(penalty, int | float) or isinstance(penalty, bool) or not 0 < penalty < math.inf:
+        raise CheckpointError(f"{file}: repetition_penalty must be a positive number, not {penalty!r:.60}")
+    return float(penalty)
+
+
+def _clip_t5(
+    files: AnswerFiles,
+    values: dict[str, Any],
+    name: str,
+    question: str | None,
+    answer: str,
+    options: ImageOptions,
+    dtype: torch.dtype,
+    devices: Devices,
+) -> AnswerScorer:
+    from transformers import T5Config
+
+    _refuse_float16(dtype, name)
+    if not files.tokenizer.is_file():
+        raise CheckpointError(
+            f"{files.tokenizer.parent} lacks {files.tokenizer.name}: CLIP-FlanT5 has that of google/flan-t5-xl; put it beside the weights"
+        )
+    expected = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
+    if wrong := [key for key, value in expected.items() if values.get(key, value) != value]:
+        raise CheckpointError(
+            f"{files.config}: {wrong[0]} is {values[wrong[0]]!r:.60}, and only {expected[wrong[0]]!r} is known; use another checkpoint"
+        )
+    pieces, source = clip_t5_names(pieces_of(files.weights)), str(files.weights[0])
+    tower = "vision_tower.vision_tower."
+    shapes = {key.removeprefix(tower): piece.shape for key, piece in pieces.items() if key.startswith(tower)}
+    if not shapes:
+        raise CheckpointError(f"{source} has no image tower ({tower}…): it is not a CLIP-FlanT5, but perhaps its T5 alone")
+    text = _built(lambda: T5Config(**{**values, "model_type": "t5"}), files.config, "T5")
+    vision = _built(lambda: clip_vision_config(shapes), files.weights[0], "image tower")
+    layer, tied = values.get("mm_vision_select_layer", -2), values.get("tie_word_embeddings") is not False
+    template = ChatTemplate.from_file(
+        files.tokenizer, t5_text(question or T5_QUESTION), image_token=T5_IMAGE, new_tokens=(T5_IMAGE,), most_tokens=_T5_TOKENS
+    )
+    if T5_END not in template.markers or template.token_id(T5_END) != text.eos_token_id:
+        raise CheckpointError(f"{files.tokenizer} is not the tokenizer of this model: its {T5_END} is not token {text.eos_token_id}")
+    if (num_tokens := template.token_id(T5_IMAGE)) > text.vocab_size:
+        raise CheckpointError(
+            f"{files.tokenizer} has {num_tokens} tokens, and {files.config} {text.vocab_size}: they are of different models"
+        )
+    network = _built(lambda: empty_network(lambda: ClipT5Network(vision, text, tied, layer)), files.config, "network")
+    load_network(network, pieces, source, dtype=dtype, devices=devices, hint=f". The sizes are those of {files.config}")
+    square = PaddedSquare(vision.image_size, (vision.image_size // vision.patch_size) ** 2, options=options)
+    return ClipT5Scorer(network, ClipT5Processor(square, template), name, answer)  # type: ignore[arg-type]
+
+
+def clip_t5_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The published names -> ours: T5's under ``t5``, and CLIP's without a level that transformers 5 has no more."""
+    renamed: dict[str, Piece] = {}
+    for name, piece in pieces.items():
+        if name.startswith("vision_tower."):
+            if not name.endswith(".position_ids"):
+                renamed[name.replace(".vision_tower.vision_model.", ".vision_tower.")] = piece
+        elif name.startswith("mm_projector."):
+            renamed[name] = piece
+        elif name not in _SHARED:
+            renamed[f"t5.{name}"] = piece
+    # The embeddings have four names, of which a file has one or more.
+    if shared := next((pieces[name] for name in _SHARED if name in pieces), None):
+        renamed["t5.shared.weight"] = shared
+    return renamed
+
+
+_SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "embed_tokens.weight")
+
+
+def _built(make: Any, file: Path, what: str) -> Any:
+    try:
+        return make()
+    except Exception as error:  # nearly anything, from a wrong type to a division by zero
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{file} describes no {what} that can be built: {reason:.200}") from error
+
+
+def _object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
+    return values

@@ -1,0 +1,774 @@
+"""VQAScore against what t2v_metrics computes with the same small networks: ``data/vqascore_tiny.py`` made the numbers and says how."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import flan
+import hub as hubs
+import image_reward as ir
+import qwen
+import seeded
+from image_reward.cli import main
+from image_reward.downloads import HubFile
+from image_reward.errors import CheckpointError, DownloadError, ImageReadError, InputError, PromptError, UnknownModelError
+from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
+from image_reward.scorers import MODELS, Ensemble, Reference, load_all, score_together, vqascore
+from image_reward.scorers.vision_language import VisionLanguageScorer, empty_network
+from image_reward.scorers.vqascore import (
+    QUESTION,
+    T5_IMAGE,
+    T5_QUESTION,
+    AnswerFiles,
+    AnswerScorer,
+    PaddedSquare,
+    chat_text,
+    log_odds_of,
+    log_odds_of_mean,
+    t5_text,
+    vqascore_from_files,
+)
+
+ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "vqascore_tiny.json").read_text(encoding="utf-8"))
+SEED = 5
+PROMPTS = [
+    "a cat",
+    "portrait of a {beautiful} fox, wide angle, trending on artstation  ",
+    "一只猫坐在窗台上 \U0001f600",
+    "two red birds\non a  wire\n\n",
+]
+IMAGES = [("rings", 401, 300, 3), ("gradient", 225, 1024, 5), ("checker", 97, 61, 7), ("noise", 300, 301, 4)]
+TOLERANCE = 1e-4
+"""Of log odds in float32, as of probabilities relative to themselves."""
+KINDS = ("qwen2_5_vl", "qwen3_vl", "clip_t5")
+CHAT_KINDS = KINDS[:2]
+
+
+def images() -> list[Any]:
+    return [seeded.image(*arguments) for arguments in IMAGES]
+
+
+def shapes_of(kind: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in ORIGINAL[kind]["shapes"].items()}
+
+
+def write(folder: Path, kind: str) -> None:
+    """A small checkpoint as it is published: Qwen2.5-VL's in two files, CLIP-FlanT5's as what torch.save writes."""
+    shapes = shapes_of(kind)
+    if kind == "clip_t5":
+        tensors = flan.weights(shapes, SEED)
+        torch.save(
+            tensors | {"vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(37)[None]},
+            folder / "pytorch_model.bin",
+        )
+        pieces = [(piece, score) for piece, score in ORIGINAL[kind]["pieces"]]
+        flan.tokenizer_file(folder, pieces)
+        (folder / "config.json").write_text(json.dumps(flan.config(len(pieces))))
+        return
+    tensors, merges = qwen.weights(shapes, SEED), ORIGINAL[kind]["merges"]
+    qwen.tokenizer_file(folder, merges)
+    num_tokens = 256 + len(merges) + len(qwen.SPECIAL_TOKENS)
+    if kind == "qwen3_vl":
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(qwen.config_3(num_tokens)))
+        return
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for number, name in enumerate(names):
+        save_file({key: tensor for place, (key, tensor) in enumerate(tensors.items()) if place % 2 == number}, folder / name)
+    index = {"weight_map": {key: names[place % 2] for place, key in enumerate(tensors)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(qwen.config_2_5(num_tokens)))
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.05, "do_sample": True, "top_k": 1}))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("vqascore")
+    for kind in KINDS:
+        (root / kind).mkdir()
+        write(root / kind, kind)
+    return {kind: root / kind for kind in KINDS}
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return vqascore_from_files(AnswerFiles.in_folder(folder), **({"dtype": torch.float32} | options))
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def scorer(folders: dict[str, Path], kind: str) -> AnswerScorer:
+    return load(folders[kind])
+
+
+def log_odds(probabilities: Any) -> Tensor:
+    values = torch.tensor(probabilities, dtype=torch.float64)
+    return (values.log() - (-values).log1p()).float()
+
+
+def rewards(scorer: AnswerScorer) -> Tensor:
+    """[prompts, images], prompt by prompt as the original's were."""
+    with torch.inference_mode():
+        return torch.stack([scorer(scorer.prepare([prompt] * len(IMAGES), images())) for prompt in PROMPTS])
+
+
+def difference(scorer: AnswerScorer, kind: str, precision: str = "float32") -> float:
+    return (rewards(scorer) - log_odds(ORIGINAL[kind][precision])).abs().max().item()
+
+
+# --- the same as the original ---
+
+
+def test_the_rewards_are_the_log_odds_of_the_originals_scores(scorer: AnswerScorer, kind: str) -> None:
+    assert difference(scorer, kind) < TOLERANCE
+    theirs = ORIGINAL[kind]["float32"]
+    assert scorer.probability(PROMPTS[1], images()) == pytest.approx(theirs[1], rel=TOLERANCE)
+    assert scorer.probability(PROMPTS[1], images()[2]) == pytest.approx(theirs[1][2], rel=TOLERANCE)
+
+
+def test_in_bfloat16_they_differ_by_its_rounding(folders: dict[str, Path], kind: str) -> None:
+    """The original's own bfloat16 and float32 differ by up to 0.06 here."""
+    assert difference(load(folders[kind], dtype=None), kind, "bfloat16") < 0.12
+
+
+def test_the_text_is_the_originals_byte_for_byte() -> None:
+    for kind in CHAT_KINDS:
+        assert [chat_text(QUESTION, kind).replace("{prompt}", prompt) for prompt in PROMPTS] == ORIGINAL[kind]["texts"]
+    texts = [t5_text().replace("</s>", "").replace("{prompt}", prompt) for prompt in PROMPTS]
+    assert texts == ORIGINAL["clip_t5"]["texts"]
+
+
+def test_ids_and_pixels_are_the_originals(scorer: AnswerScorer, kind: str) -> None:
+    batch = scorer.prepare(PROMPTS, images())
+    theirs = ORIGINAL[kind]
+    if kind == "clip_t5":
+        image = scorer.prepare.template.token_id(T5_IMAGE)
+        assert scorer.prepare.template(PROMPTS) == [[image if token == -200 else token for token in row] for row in theirs["ids"]]
+        assert [row.count(image) for row in map(list, map(Tensor.tolist, batch.ids))] == [36] * 4
+        assert scorer.answer_ids == theirs["answer_ids"]
+        parts = scorer.prepare.patches.normalized(batch.pixels, torch.device("cpu"))
+    else:
+        assert [row.tolist() for row in batch.ids] == theirs["ids"]
+        patches, grids = scorer.vision_inputs(batch)
+        assert grids.tolist() == theirs["grids"]
+        parts = patches.split(grids.prod(dim=-1).tolist())
+    for own, one in zip(parts, theirs["patches" if kind != "clip_t5" else "pixels"], strict=True):
+        assert own.double().sum().item() == pytest.approx(one["sum"], abs=0.1)
+        assert own.double().square().sum().item() == pytest.approx(one["squares"], rel=1e-6)
+        assert own.flatten()[0].item() == pytest.approx(one["first"], abs=1e-6)
+
+
+def test_an_answer_of_several_tokens(folders: dict[str, Path]) -> None:
+    """The original's number for CLIP-FlanT5; for the others the definition, token by token."""
+    answered = load(folders["clip_t5"], answer="a cat")
+    assert answered.probability(PROMPTS[0], images()) == pytest.approx(ORIGINAL["clip_t5"]["another_answer"], rel=TOLERANCE)
+    for kind in CHAT_KINDS:
+        scorer = load(folders[kind], answer="Yes, it does")
+        ids = scorer.answer_ids
+        assert len(ids) > 2
+        plain = load(folders[kind])
+        (question,) = plain.prepare([PROMPTS[0]], images()[:1]).ids
+        logs = []
+        for place, token in enumerate(ids):
+            row = torch.cat([question, torch.tensor(ids[:place], dtype=torch.int64)])
+            batch = replace(plain.prepare([PROMPTS[0]], images()[:1]), ids=(row,))
+            logits = plain.network(**plain.chat_inputs(batch), use_cache=False).logits[0, -1]
+            read = row.unique()
+            penalty = plain.repetition_penalty
+            logits[read] = torch.where(logits[read] < 0, logits[read] * penalty, logits[read] / penalty)
+            logs.append(logits.log_softmax(dim=-1)[token].item())
+        assert scorer.probability(PROMPTS[0], images()[0]) == pytest.approx(math.exp(np.mean(logs)), rel=TOLERANCE)
+
+
+# --- planted faults ---
+
+
+def _question(scorer: Any) -> None:
+    text = scorer.prepare.template.text
+    changed = text.replace("Yes or No", "yes or no") if "Yes or No" in text else text.replace("yes or no", "Yes or No")
+    assert changed != text
+    scorer.prepare.template = replace(scorer.prepare.template, text=changed)
+
+
+def _no_system(scorer: Any) -> None:
+    text = scorer.prepare.template.text
+    changed = text.replace("You are a helpful assistant.", "") if "helpful assistant." in text else text.replace("A chat between ", "")
+    assert changed != text
+    scorer.prepare.template = replace(scorer.prepare.template, text=changed)
+
+
+def _budget(scorer: Any) -> None:
+    scorer.prepare.patches = replace(scorer.prepare.patches, max_pixels=50_000)
+
+
+def _sequential(scorer: Any) -> None:
+    """The text model counts 0, 1, 2, … whatever is image or text."""
+    text = scorer.network.model.language_model
+
+    def positions(_: Any, args: Any, kwargs: Any) -> Any:
+        mask = kwargs["attention_mask"]
+        count = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        return args, kwargs | {"position_ids": count[None].expand(3, -1, -1)}
+
+    text.register_forward_pre_hook(positions, with_kwargs=True)
+
+
+def _penalty(scorer: Any) -> None:
+    scorer.repetition_penalty = 1.0
+
+
+def _statistics(scorer: Any) -> None:
+    patches = scorer.prepare.patches
+    scorer.prepare.patches = replace(patches, mean=(0.4, 0.4, 0.4), std=(0.3, 0.3, 0.3))
+
+
+def _class_token(scorer: Any) -> None:
+    network = scorer.network
+    scorer.prepare.patches = replace(scorer.prepare.patches, num_patches=scorer.prepare.patches.num_patches + 1)
+
+    def encode_images(pixels: Tensor) -> Tensor:
+        states = network.vision_tower.vision_tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        return network.mm_projector(states[network.layer])
+
+    network.encode_images = encode_images
+
+
+def _black(scorer: Any) -> None:
+    class Black(PaddedSquare):
+        colour = (0, 0, 0)
+
+    own = scorer.prepare.patches
+    scorer.prepare.patches = Black(own.side, own.num_patches, own.mean, own.std, own.options)
+
+
+def _last_layer(scorer: Any) -> None:
+    scorer.network.layer = -1
+
+
+def _padding_rows(scorer: Any) -> None:
+    scorer.num_tokens += flan.PADDING
+
+
+def _no_end(scorer: Any) -> None:
+    scorer.answer_ids = scorer.answer_ids[:-1]
+
+
+def _one_sentence(scorer: Any) -> None:
+    text = scorer.prepare.template.text.replace("</s><image>", "<image>")
+    scorer.prepare.template = replace(scorer.prepare.template, text=text)
+
+
+def _tied(scorer: Any) -> None:
+    scorer.network.t5.lm_head.weight = scorer.network.t5.shared.weight
+
+
+FAULTS: list[tuple[str, str, Callable[[Any], None]]] = [
+    *((kind, "another question", _question) for kind in KINDS),
+    *((kind, "another pixel budget", _budget) for kind in CHAT_KINDS),
+    *((kind, "sequential positions", _sequential) for kind in CHAT_KINDS),
+    *((kind, "other pixel statistics", _statistics) for kind in KINDS),
+    ("qwen2_5_vl", "no system prompt", _no_system),
+    ("qwen2_5_vl", "no repetition penalty", _penalty),
+    ("clip_t5", "another system sentence", _no_system),
+    ("clip_t5", "the class token kept", _class_token),
+    ("clip_t5", "padding in black", _black),
+    ("clip_t5", "the last hidden state", _last_layer),
+    ("clip_t5", "logits of tokens that are none", _padding_rows),
+    ("clip_t5", "the answer's end left out", _no_end),
+    ("clip_t5", "no end before the image", _one_sentence),
+    ("clip_t5", "embeddings as the head", _tied),
+]
+
+
+@pytest.mark.parametrize(("where", "fault", "plant"), FAULTS, ids=[f"{kind}: {fault}" for kind, fault, _ in FAULTS])
+def test_planted_faults_show(where: str, fault: str, plant: Callable[[Any], None], folders: dict[str, Path]) -> None:  # noqa: ARG001
+    scorer = load(folders[where])
+    plant(scorer)
+    assert difference(scorer, where) > 3 * TOLERANCE
+
+
+# --- log odds ---
+
+
+def test_log_odds_do_not_saturate() -> None:
+    logits = torch.tensor([[[60.0, 0.0, 0.0]], [[61.0, 0.0, 0.0]], [[-90.0, 0.0, 0.0]]])
+    odds = log_odds_of(logits, torch.tensor([0]))
+    assert odds[:, 0].tolist() == pytest.approx([60 - math.log(2), 61 - math.log(2), -90 - math.log(2)])
+    assert vqascore.probability_of(odds[0].item()) == vqascore.probability_of(odds[1].item()) == 1.0
+    pairs = torch.tensor([[1.0, 2.0], [-30.0, 40.0], [60.0, 50.0], [-200.0, -100.0], [0.0, 90.0]], requires_grad=True)
+    means = log_odds_of_mean(pairs)
+    for own, (a, b) in zip(means.tolist(), pairs.tolist(), strict=True):
+        # To 60 digits, independently.
+        from mpmath import mp, mpf
+
+        mp.dps = 60
+        p = mp.sqrt(1 / (1 + mp.exp(-mpf(a))) * 1 / (1 + mp.exp(-mpf(b))))
+        assert own == pytest.approx(float(mp.log(p / (1 - p))), rel=1e-6)
+    means.sum().backward()
+    assert pairs.grad is not None
+    assert pairs.grad.isfinite().all()
+    assert (pairs.grad.sum(dim=1) > 0).all()
+    assert log_odds_of_mean(torch.tensor([[3.5], [-2.0]])).tolist() == [3.5, -2.0]
+
+
+def test_logits_are_in_float32_whatever_the_weights_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, head = torch.randn(2, 1, 8, generator=generator).bfloat16(), torch.randn(40_000, 8, generator=generator).bfloat16()
+    torch.testing.assert_close(float32_logits(states, head), states.float() @ head.float().T)
+
+
+# --- every way to ask ---
+
+
+def test_rewards_do_not_depend_on_how_they_are_asked(scorer: AnswerScorer, kind: str) -> None:
+    expected = log_odds(ORIGINAL[kind]["float32"]).numpy()
+    assert np.abs(scorer.matrix(PROMPTS, images()) - expected).max() < TOLERANCE
+    ranking = scorer.rank(PROMPTS[0], images())
+    assert ranking.rewards == pytest.approx(expected[0].tolist(), abs=TOLERANCE)
+    assert ranking.order == np.argsort(-expected[0]).tolist()
+    alone = [[scorer.score(prompt, image) for image in images()] for prompt in PROMPTS]
+    pairs = [(p, i) for p in range(4) for i in range(4)]
+    for size in (1, 3, 16):
+        scorer.batch_size = size
+        order = np.random.default_rng(size).permutation(pairs)
+        asked = scorer.score([PROMPTS[p] for p, _ in order], [images()[i] for _, i in order])
+        assert asked == pytest.approx([alone[p][i] for p, i in order], abs=1e-5)
+    assert scorer.probability(list(PROMPTS), images()) == pytest.approx([ORIGINAL[kind]["float32"][n][n] for n in range(4)], rel=TOLERANCE)
+    assert scorer.score("a cat", []) == []
+
+
+def test_rewards_of_tensors_have_gradients(scorer: AnswerScorer) -> None:
+    picture = images()[2]
+    pixels = (torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255).requires_grad_()
+    reward = scorer.rewards("a cat", pixels)
+    assert reward.item() == pytest.approx(scorer.score("a cat", picture), abs=0.02)  # Pillow rounds to 8 bits
+    reward.sum().backward()
+    assert pixels.grad is not None
+    step = 1e-3 * pixels.grad / pixels.grad.norm()
+    with torch.no_grad():
+        risen = scorer.rewards("a cat", (pixels + step).clamp(0, 1)) - scorer.rewards("a cat", (pixels - step).clamp(0, 1))
+    assert risen.item() > 0
+    assert scorer.rewards(PROMPTS[:2], torch.rand(2, 3, 50, 60, requires_grad=True)).grad_fn is not None
+
+
+def test_another_question(folders: dict[str, Path], kind: str) -> None:
+    own = T5_QUESTION if kind == "clip_t5" else QUESTION
+    same = load(folders[kind], question=own)
+    assert difference(same, kind) < TOLERANCE
+    other = load(folders[kind], question='Is "{prompt}" what this shows?')
+    assert 'Is "a cat" what this shows?' in other.prepare.template.of("a cat")
+    assert other.score("a cat", images()[0]) != same.score("a cat", images()[0])
+    with pytest.raises(InputError, match=r"must contain \{prompt\} once"):
+        load(folders[kind], question="Is this good?")
+    with pytest.raises(InputError, match="the answer must not be empty"):
+        load(folders[kind], answer=" ")
+
+
+# --- loading ---
+
+
+def test_a_folder_by_its_path(folders: dict[str, Path], kind: str, scorer: AnswerScorer) -> None:
+    loaded = ir.load(folders[kind], "cpu")
+    assert isinstance(loaded, AnswerScorer)
+    assert loaded.name == kind
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.batch_size == 8
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+    spread = ir.load(folders[kind], "auto", "float32")
+    assert spread.is_spread
+    assert spread.score("a cat", images()) == pytest.approx(scorer.score("a cat", images()), abs=1e-5)
+    with pytest.raises(InputError, match="dtype int8 is for scorers with an image tower"):
+        ir.load(folders[kind], "cpu", "int8")
+    with pytest.raises(InputError, match="a config is for ImageReward"):
+        ir.load(folders[kind], "cpu", config=ir.ScorerConfig())
+
+
+def test_float16_breaks_flan_t5(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="cannot compute in float16: FlanT5 .* use bfloat16 or float32"):
+        ir.load(folders["clip_t5"], "cpu", "float16")
+    with pytest.raises(InputError, match="cannot compute in float16"):
+        load(folders["clip_t5"]).cast(torch.float16)
+    load(folders["qwen3_vl"]).cast(torch.float16)
+
+
+def test_weights_of_either_format_and_in_any_number_of_files(folders: dict[str, Path], tmp_path: Path) -> None:
+    expected = log_odds(ORIGINAL["clip_t5"]["float32"][0]).tolist()
+    tensors = torch.load(folders["clip_t5"] / "pytorch_model.bin", weights_only=True)
+    single = [name for name in tensors if name not in vqascore._SHARED] + [
+        "embed_tokens.weight"
+    ]  # one of the names that the embeddings have
+
+    def beside(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "tokenizer.json"):
+            (tmp_path / name / file).write_bytes((folders["clip_t5"] / file).read_bytes())
+        return tmp_path / name
+
+    safe = beside("safe")
+    save_file({name: tensors[name].contiguous() for name in single}, safe / "model.safetensors")
+    sharded = beside("sharded")
+    for number in range(2):
+        torch.save({name: tensors[name] for name in list(tensors)[number::2]}, sharded / f"pytorch_model-{number}.bin")
+    index = {"weight_map": {name: f"pytorch_model-{place % 2}.bin" for place, name in enumerate(tensors)}}
+    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for folder in (safe, sharded):
+        assert ir.load(folder, "cpu", "float32").score(PROMPTS[0], images()) == pytest.approx(expected, abs=TOLERANCE)
+    torch.save({"lm_head.weight": tensors["lm_head.weight"]}, sharded / "pytorch_model-1.bin")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is also in|is missing"):
+        ir.load(sharded, "cpu")
+    (sharded / "pytorch_model-1.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks pytorch_model-1\.bin"):
+        ir.load(sharded, "cpu")
+
+
+def test_names_of_today(folders: dict[str, Path], tmp_path: Path) -> None:
+    """What transformers has written since 4.52."""
+    from image_reward.checkpoints import pieces_of
+
+    files = [folders["qwen2_5_vl"] / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert "model.layers.0.mlp.up_proj.weight" in tensors
+    renamed = vqascore.chat_names(pieces_of(files))
+    save_file({name: tensors[piece.name] for name, piece in renamed.items()}, tmp_path / "model.safetensors")
+    assert vqascore.chat_names(pieces_of([tmp_path / "model.safetensors"])).keys() == renamed.keys()
+    for file in ("config.json", "tokenizer.json", "generation_config.json"):
+        (tmp_path / file).write_bytes((folders["qwen2_5_vl"] / file).read_bytes())
+    assert difference(load(tmp_path), "qwen2_5_vl") < TOLERANCE
+
+
+def test_a_checkpoints_own_chat_template(folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in folders["qwen3_vl"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    published = (
+        "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}{%- for content in message.content %}"
+        "{%- if content.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{%- else %}{{- content.text }}{%- endif %}{%- endfor %}"
+        "{{- '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": published}))
+    assert load(tmp_path).prepare.template.text == chat_text(QUESTION, "qwen3_vl")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "<|im_start|>system\nLook.<|im_end|>\n" + published}))
+    assert load(tmp_path).prepare.template.text.startswith("<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
+    (tmp_path / "chat_template.jinja").write_text(published + "<think>\n")
+    assert load(tmp_path).prepare.template.text.endswith("assistant\n<think>\n")
+    for template, message in (
+        ("{{ nothing.at.all }}", "cannot be used"),
+        ("{% for", "cannot be used"),
+        ("<|im_start|>{{ messages[0].role }}", "does not show one image and one question"),
+    ):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": [{"name": "default", "template": published}]}))
+    with pytest.raises(CheckpointError, match="has several chat templates"):
+        load(tmp_path)
+
+
+def changed(folder: Path, to: Path, config: dict[str, Any] | None = None, **files: str | None) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    (to / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | (config or {})))
+    for name, text in files.items():
+        path = to / f"{name}.json"
+        path.write_text(text) if text is not None else path.unlink()
+    return to
+
+
+def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: Path) -> None:
+    merges = ORIGINAL["qwen3_vl"]["merges"]
+    without = qwen.tokenizer(merges, [token for token in qwen.SPECIAL_TOKENS if token != "<|image_pad|>"]).to_str()
+    more = qwen.tokenizer(merges, ["<|more|>", *qwen.SPECIAL_TOKENS]).to_str()
+    plain = flan.tokenizer([(piece, score) for piece, score in ORIGINAL["clip_t5"]["pieces"]][:-40]).to_str()
+    chat = json.loads((folders["qwen3_vl"] / "config.json").read_text())
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("qwen3_vl", {"config": {"model_type": "llava"}}, "describes no model that this release knows"),
+        ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"hidden_size": 32}}}, "does not fit the network"),
+        ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"num_hidden_layers": 2}}}, "layers.2.* is unexpected"),
+        ("qwen3_vl", {"config": {"vision_config": {"depth": "many"}}}, "describes no network that can be built"),
+        ("qwen3_vl", {"config": {"image_token_id": 5}}, "they are of different models"),
+        ("qwen3_vl", {"tokenizer": without}, r"has no special token <\|image_pad\|>"),
+        ("qwen3_vl", {"tokenizer": more}, "they are of different models"),
+        ("qwen3_vl", {"tokenizer": None}, "lacks tokenizer.json"),
+        ("qwen3_vl", {"generation_config": '{"repetition_penalty": "much"}'}, "repetition_penalty must be a positive number"),
+        ("qwen3_vl", {"generation_config": "[]"}, "is not a JSON object"),
+        ("qwen3_vl", {"preprocessor_config": '{"image_mean": [0.5]}'}, "mean of TransformConfig"),
+        ("qwen2_5_vl", {"config": {"model_type": "qwen3_vl"}}, "describes no network|does not fit|image_token"),
+        ("clip_t5", {"config": {"mm_projector_type": "linear"}}, "mm_projector_type is 'linear', and only 'mlp2x_gelu'"),
+        ("clip_t5", {"config": {"mm_vision_select_feature": "cls_patch"}}, "mm_vision_select_feature is 'cls_patch'"),
+        ("clip_t5", {"config": {"d_model": 32}}, "does not fit the network"),
+        ("clip_t5", {"config": {"vocab_size": 100}}, "they are of different models"),
+        ("clip_t5", {"config": {"num_heads": "many"}}, "describes no T5 that can be built"),
+        ("clip_t5", {"config": {"mm_vision_select_layer": -9}}, "mm_vision_select_layer"),
+        ("clip_t5", {"tokenizer": None}, "lacks tokenizer.json: CLIP-FlanT5 has that of google/flan-t5-xl"),
+        ("clip_t5", {"tokenizer": without}, "is not the tokenizer of this model"),
+        ("clip_t5", {"config": {"eos_token_id": 2}}, "is not the tokenizer of this model"),
+    ]
+    del plain
+    for number, (kind, change, message) in enumerate(cases):
+        folder = changed(folders[kind], tmp_path / str(number), **change)
+        with pytest.raises(CheckpointError, match=message) as raised:
+            ir.load(folder, "cpu")
+        assert "\n" not in str(raised.value)
+    folder = changed(folders["clip_t5"], tmp_path / "alone")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="has no image tower"):
+        ir.load(folder, "cpu")
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model\.safetensors and pytorch_model\.bin, and"):
+        ir.load(folder, "cpu")
+    with pytest.raises(CheckpointError, match="is of model_type 'qwen2_vl', and VQAScore is computed with"):
+        load(changed(folders["qwen2_5_vl"], tmp_path / "base", {"model_type": "qwen2_vl"}))
+
+
+# --- the hub ---
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hubs.Hub]:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with hubs.serve() as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}")
+        yield served
+
+
+def test_any_checkpoint_by_its_hub_id(hub: hubs.Hub, folders: dict[str, Path]) -> None:
+    for kind in KINDS:
+        hub.files |= {f"someone/{kind}/{file.name}": file.read_bytes() for file in folders[kind].iterdir()}
+        loaded = ir.load(f"someone/{kind}", "cpu", "float32")
+        assert loaded.name == f"someone/{kind}"
+        assert loaded.score(PROMPTS[0], images()) == pytest.approx(log_odds(ORIGINAL[kind]["float32"][0]).tolist(), abs=TOLERANCE)
+    del hub.files["someone/qwen2_5_vl/model-00002-of-00002.safetensors"]
+    hub.files = {name.replace("qwen2_5_vl", "broken"): content for name, content in hub.files.items()}
+    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00002\.safetensors"):
+        ir.load("someone/broken", "cpu")
+
+
+NAMES = {"VQAScore-Qwen2.5-VL-7B": "qwen2_5_vl", "VQAScore-CLIP-FlanT5-XL": "clip_t5"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_name(name: str, hub: hubs.Hub, folders: dict[str, Path], image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folders[NAMES[name]]
+    files = [file for file in MODELS[name].files.values() if isinstance(file, HubFile)]
+    beside = {f"{files[0].repo}/{file.name}": file.read_bytes() for file in folder.glob("model-*")}
+    extra = {"preprocessor_config.json": b"{}", "tokenizer_config.json": b"{}"}
+    content = {file.name: (folder / file.name).read_bytes() if (folder / file.name).is_file() else extra[file.name] for file in files}
+    hub.files = {f"{file.repo}/{file.name}": content[file.name] for file in files} | beside
+    paths = [str(image_folder / f"{letter}.png") for letter in "ab"]
+    assert main(["models", "path", name]) == 1
+    capsys.readouterr()
+    assert main(["compare", "a cat", *paths, "--model", name, "--dtype", "float32", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(load(folder).score("a cat", paths), abs=1e-5)
+    assert main(["models", "path", name]) == 0
+    assert len(capsys.readouterr().out.split()) == len(files) + len(beside)
+    if name.startswith("VQAScore-CLIP"):
+        with pytest.raises(UnknownModelError, match="is no model folder|lacks tokenizer.json"):
+            ir.load("google/flan-t5-xl", "cpu")
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "401"), (403, "hf auth login"), (404, "By hand: fetch ")])
+def test_a_repository_that_is_gated_or_gone(hub: hubs.Hub, status: int, words: str) -> None:
+    hub.status = status
+    for name in ("VQAScore-Qwen3-VL-8B", "someone/qwen3_vl"):
+        with pytest.raises(DownloadError, match=words if name in MODELS else "is neither a file here nor a model that could be") as raised:
+            ir.load(name, "cpu")
+        assert "\n" not in str(raised.value)
+
+
+# --- full size ---
+
+
+def kinds_of(names: Any) -> set[str]:
+    """Names but for the numbers of blocks."""
+    return {".".join("N" if part.isdecimal() and "mm_projector" not in name else part for part in name.split(".")) for name in names}
+
+
+def test_the_full_size_layouts() -> None:
+    """Of the published checkpoints, without storage."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        T5Config,
+    )
+
+    from image_reward.checkpoints import Piece
+
+    def renamed(kind: str) -> set[str]:
+        pieces = {name: Piece(Path(), name, shape) for name, shape in shapes_of(kind).items()}
+        return set(vqascore.clip_t5_names(pieces) if kind == "clip_t5" else vqascore.chat_names(pieces))
+
+    def layout(network: Any) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    vision = {"hidden_size": 1280, "out_hidden_size": 3584, "depth": 32, "num_heads": 16, "intermediate_size": 3420}
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    config: Any = Qwen2_5_VLConfig(**sizes, vocab_size=152_064, rope_scaling=rope, vision_config=vision, tie_word_embeddings=False)
+    shapes = layout(empty_network(lambda: Qwen2_5_VLForConditionalGeneration(config)))
+    assert shapes["lm_head.weight"] == shapes["model.language_model.embed_tokens.weight"] == (152_064, 3584)
+    assert shapes["model.visual.merger.mlp.2.weight"] == (3584, 5120)
+    assert kinds_of(shapes) == kinds_of(renamed("qwen2_5_vl"))
+    assert 2 * sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(16.6e9, rel=0.005)
+
+    text = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
+    text |= {
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    }
+    vision = {"hidden_size": 1152, "out_hidden_size": 4096, "depth": 27, "num_heads": 16, "intermediate_size": 4304, "patch_size": 16}
+    vision |= {"deepstack_visual_indexes": [8, 16, 24], "num_position_embeddings": 2304, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    shapes = layout(empty_network(lambda: Qwen3VLForConditionalGeneration(config)))
+    assert shapes["lm_head.weight"] == (151_936, 4096)
+    assert shapes["model.visual.patch_embed.proj.weight"] == (1152, 3, 2, 16, 16)
+    assert kinds_of(shapes) == kinds_of(renamed("qwen3_vl"))
+    assert 2 * sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(17.5e9, rel=0.005)
+
+    tower = {"embeddings.patch_embedding.weight": (1024, 3, 14, 14), "embeddings.position_embedding.weight": (577, 1024)}
+    tower |= {f"encoder.layers.{layer}.mlp.fc1.weight": (4096, 1024) for layer in range(24)}
+    clip = clip_vision_config(tower)
+    assert (clip.image_size, clip.num_attention_heads, clip.num_hidden_layers, clip.hidden_act) == (336, 16, 24, "quick_gelu")
+    for d_model, d_ff, heads, gigabytes in ((2048, 5120, 32, 6.32), (4096, 10240, 64, 22.9)):
+        t5 = T5Config(
+            vocab_size=32_128,
+            d_model=d_model,
+            d_ff=d_ff,
+            num_layers=24,
+            num_heads=heads,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
+        network = empty_network(lambda t5=t5: ClipT5Network(clip, t5))  # type: ignore[misc]
+        shapes = layout(network)
+        assert shapes["mm_projector.0.weight"] == (d_model, 1024)
+        assert shapes["mm_projector.2.weight"] == (d_model, d_model)
+        assert shapes["t5.lm_head.weight"] == (32_128, d_model)
+        assert network.t5.lm_head.weight is not network.t5.shared.weight
+        repeated = {"t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight"}
+        assert kinds_of(shapes) - repeated == kinds_of(renamed("clip_t5"))
+        own = sum(math.prod(shape) for name, shape in shapes.items() if name not in repeated)
+        assert 2 * own == pytest.approx(gigabytes * 1e9, rel=0.01)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "marker"),
+    [(kind, marker) for kind in CHAT_KINDS for marker in ("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>")]
+    + [("clip_t5", marker) for marker in ("<image>", "</s>", "<pad>", "<unk>", "<extra_id_7>")],
+)
+def test_a_prompt_with_the_templates_own_markers(kind: str, marker: str, folders: dict[str, Path]) -> None:
+    scorer = load(folders[kind])
+    with pytest.raises(PromptError, match=r"contains <.*remove it from the prompt"):
+        scorer.score(f"a cat {marker}", images()[0])
+    with pytest.raises(PromptError):
+        scorer.rewards(f"a cat {marker}", torch.rand(1, 3, 30, 30))
+    assert isinstance(scorer.score("a cat < image > | im_end |>", images()[0]), float)
+
+
+def test_prompts_and_images_that_are_too_long(scorer: AnswerScorer, kind: str) -> None:
+    with pytest.raises(PromptError, match="and the model reads .*; shorten it"):
+        scorer.score("!? " * 9000, images()[0])
+    strip = seeded.image("gradient", 1000, 3, 1)
+    with pytest.raises(ImageReadError, match="a strip of more than 200 to 1"):
+        scorer.rewards("a cat", torch.rand(1, 3, 3, 1000))
+    if kind == "clip_t5":  # the original pads it too
+        assert math.isfinite(scorer.score("a cat", strip))
+    else:
+        with pytest.raises(ImageReadError, match="a strip of more than 200 to 1"):
+            scorer.score("a cat", strip)
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (80, 80), (3, 500), (500, 3), (1, 40_000), (40_000, 1)])
+def test_squares_are_padded_as_the_original_does(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    square = PaddedSquare(84, 36)
+    image = seeded.image("noise", *size, 3)
+    if max(size) < 1000:
+        whole = max(size)
+        padded = Image.new("RGB", (whole, whole), (122, 116, 104))
+        padded.paste(image, ((whole - size[0]) // 2, (whole - size[1]) // 2))
+        expected = np.array(padded.resize((84, 84), Image.Resampling.BICUBIC))
+        monkeypatch.setattr(vqascore, "_PADDED_PIXELS", 2000)  # in parts
+        assert np.array_equal(square.fit(image).permute(1, 2, 0).numpy(), expected)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        assert (square.fit_tensor(pixels)[0] - square.fit(image) / 255).abs().max() <= 3 / 255
+    else:
+        fitted = square.fit(image)
+        assert fitted.shape == (3, 84, 84)
+        assert (fitted.flatten(1).median(dim=1).values == torch.tensor([122, 116, 104])).all()
+
+
+# --- the rest of the package ---
+
+
+def test_in_ensembles_and_beside_others(folders: dict[str, Path], kind: str, scorer: AnswerScorer, tmp_path: Path) -> None:
+    expected = scorer.score(PROMPTS, images())
+    mini = ir.load("ImageReward-mini", "cpu")
+    together = score_together([scorer, mini], PROMPTS, images())
+    assert together[0] == pytest.approx(expected, abs=1e-5)
+    assert together[1] == pytest.approx(mini.score(PROMPTS, images()), abs=1e-5)
+    references = {"VQAScore": Reference(1.0, 2.0, 10, "made up"), "mini": Reference(0.0, 1.0, 10, "made up")}
+    ensemble = Ensemble({"VQAScore": scorer, "mini": mini}, references=references)
+    own = [(reward - 1) / 2 / 2 + other / 2 for reward, other in zip(*together, strict=True)]
+    assert ensemble.score(PROMPTS, images()) == pytest.approx(own, abs=1e-5)
+    member = {"mean": 1.0, "std": 2.0, "num_images": 10, "origin": "made up"}
+    members = [{"model": str(folders[kind]), "reference": member}, {"model": "ImageReward-mini", "reference": member}]
+    (tmp_path / "ensemble.json").write_text(json.dumps({"format": "image-reward-ensemble", "version": 1, "members": members}))
+    assert np.isfinite(ir.load(tmp_path / "ensemble.json", "cpu").score("a cat", images())).all()
+    assert [one.name for one in load_all([folders[kind], "ImageReward-mini"], "cpu")] == [kind, "ImageReward-mini"]
+
+
+def test_jobs_evaluate_rank_and_verify_precision(
+    folders: dict[str, Path], kind: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(folders[kind]), "--device", "cpu"]
+    paths = [str(image_folder / f"{name}.png") for name in "abc"]
+    expected = load(folders[kind]).score("a cat", paths)
+    assert main(["rank", "a cat", *paths, *model, "--dtype", "float32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(expected, abs=1e-5)
+
+    marker = "<image>" if kind == "clip_t5" else "<|im_end|>"
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,image\n" + "".join(f"a cat,{path}\n" for path in paths) + f"a {marker} cat,{paths[0]}\n")
+    assert main(["score-files", str(rows), str(tmp_path / "out"), *model, "--dtype", "float32", "--workers", "1", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["num_scored"], done["num_errors"]) == (3, 1)
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": "a cat", "images": paths, "ranks": [1, 2, 3]}) + "\n" for _ in range(2)))
+    assert main(["evaluate", str(pairs), *model, "--dtype", "float32", "--json"]) == 0
+    capsys.readouterr()
+
+    assert main(["verify-precision", *paths, "--prompt", "a cat", *model, "--dtype", "bfloat16", "--repeats", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_the_config_names_question_and_answer(scorer: AnswerScorer) -> None:
+    assert isinstance(scorer, VisionLanguageScorer)
+    assert scorer.config["answer"] == "Yes"
+    assert "Does this figure show" in repr(scorer.prepare)
+    with pytest.raises(InputError, match="has no format of this package"):
+        scorer.save_pretrained("nowhere")
