@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,22 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     code, errors = failure(capsys)
     assert code == 1
     assert "pip install 'image-reward[serve]'" in errors
+
+
+def test_a_folder_to_browse_is_that_of_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, errors = failure(capsys, "--browse", str(tmp_path))
+    assert (code, "it has no manifest.json" in errors) == (1, True)
+
+
+@pytest.mark.parametrize(("display", "opened"), [("", []), (":0", ["http://127.0.0.1:8000"])])
+def test_the_page_is_opened_where_there_is_a_display(display: str, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, ``webbrowser`` would start a browser for text, which takes the terminal."""
+    asked: list[str] = []
+    done = threading.Event()
+    monkeypatch.setattr(serve.sys, "platform", "linux")
+    monkeypatch.setattr(serve.webbrowser, "open", lambda url: (asked.append(url), done.set()))
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    serve.Serve(model=["ImageReward-mini"], open=True)._say("tiny", "http://0.0.0.0:8000")
+    assert done.wait(60 if opened else 0) is bool(opened)
+    assert asked == opened

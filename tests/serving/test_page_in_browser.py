@@ -73,7 +73,8 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
             wrong.append(request.url)
 
     def said(dialog: Dialog) -> None:
-        wrong.append(dialog.message)
+        if dialog.type != "beforeunload":
+            wrong.append(dialog.message)
         dialog.dismiss()
 
     context.on("request", asked)
@@ -331,6 +332,7 @@ def test_markup_is_shown_as_text(page: Page, images: list[Path], scorer: ImageRe
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
     hand_over(page, {name: images[0].read_bytes(), "=1+1.png": images[1].read_bytes()})
     expect(page.locator("#rank-summary")).to_have_text(f"2 images, best first, for “{HOSTILE}”")
+    expect(page.locator("#notice")).to_contain_text("are not read: the model reads 35")
     assert set(names(page)) == {name, "=1+1.png"}
     page.locator("#rank-cards .open").first.click()
     expect(page.locator("#viewer .text")).to_have_text(HOSTILE)
@@ -464,14 +466,28 @@ def test_a_choice_is_undone_and_a_pair_skipped(page: Page, images: list[Path]) -
     expect(page.locator("#blind-tally")).to_contain_text("2 choices")
 
 
+def test_choices_are_not_lost_by_leaving(page: Page, images: list[Path]) -> None:
+    start_blind(page, images[:3])
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#blind-tally")).to_contain_text("1 choice")
+    with page.expect_event("dialog") as dialog:
+        page.close(run_before_unload=True)
+    assert dialog.value.type == "beforeunload"
+    expect(page.locator("#blind-tally")).to_contain_text("1 choice")
+    downloaded(page, "#blind-jsonl")
+    with page.expect_event("close"):
+        page.close(run_before_unload=True)
+
+
 def test_images_of_rank_are_used_and_unreadable_ones_left_out(page: Page, images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(images[0].read_bytes()[:60])
     choose(page, "#rank-files", [*images[:3], tmp_path / "broken.png"])
     page.get_by_role("tab", name="Blind A/B").click()
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_role("button", name="Use the 4 images of Rank").click()
+    shown = "(images) => images.map((image) => !image.hidden && image.complete && image.naturalWidth > 0)"
     for _ in range(3):
-        expect(page.locator("#blind-round")).to_be_visible()
+        until(lambda: page.locator("#blind-round img").evaluate_all(shown) == [True, True])  # other pairs go by themselves
         page.keyboard.press("ArrowLeft")
         page.click("#blind-next")
     expect(page.locator("#blind-round")).to_be_hidden()

@@ -1,6 +1,6 @@
 // Browse: scored rows.
 
-import { $, $$, ShownError, attempt, baseName, clone, counted, on, setOptions, showProblem, signed, svg } from "./dom.js";
+import { $, $$, ShownError, attempt, baseName, clone, counted, notice, on, setOptions, showProblem, signed, svg } from "./dom.js";
 import { csv, forget, isImage, pathOf, save, suffix } from "./files.js";
 import { Grid, cardShape, showPicture, viewer } from "./grid.js";
 import { PAGE, PARQUET, ReadRows, ServedRows, readRows, text } from "./rows.js";
@@ -23,7 +23,9 @@ export const browse = {
         .sort((one, other) => pathOf(one).split("/").length - pathOf(other).split("/").length)[0];
     await attempt(async () => {
       if (file) {
+        if (file.size > 1e6) notice(`Reading ${pathOf(file)} …`);
         const read = new ReadRows(file, await readRows(file));
+        notice("");
         showProblem("");
         read.addPictures(pictures);
         this.open(read);

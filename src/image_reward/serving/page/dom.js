@@ -58,6 +58,11 @@ export function sentence(message, remedy) {
 }
 
 export function setOptions(select, options) {
+  if (
+    options.length === select.length &&
+    options.every(([value, text], place) => select[place].value === value && select[place].text === text)
+  )
+    return;
   const chosen = select.value;
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
   if (options.some(([value]) => value === chosen)) select.value = chosen;

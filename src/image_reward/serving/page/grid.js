@@ -31,10 +31,11 @@ export class Grid {
   }
 
   schedule() {
-    this.waiting ??= requestAnimationFrame(() => this.update());
+    this.waiting ??= requestAnimationFrame(() => this.update(true));
   }
 
-  update() {
+  /** ``isScrolling``: elements that stay where they are show what they showed. */
+  update(isScrolling = false) {
     cancelAnimationFrame(this.waiting);
     this.waiting = undefined;
     const width = this.list.clientWidth;
@@ -48,7 +49,10 @@ export class Grid {
     const top = -this.list.getBoundingClientRect().top;
     const first = Math.max(0, Math.floor((top - innerHeight / 2) / height)) * columns;
     const last = Math.min(this.length, (Math.floor((top + 1.5 * innerHeight) / height) + 1) * columns);
+    const placed = this.numbers ?? new Map();
+    const { focusable } = this;
     this.numbers = new Map();
+    this.focusable = this.current;
     const seen = new Set();
     const focused = this.itemOf(document.activeElement);
     const place = (number) => {
@@ -57,6 +61,7 @@ export class Grid {
       this.numbers.set(item, number);
       seen.add(item);
       let element = this.elements.get(item);
+      if (isScrolling && element && placed.get(item) === number && number !== focusable && number !== this.current) return;
       if (!element) {
         element = this.make(item);
         this.elements.set(item, element);
@@ -104,7 +109,7 @@ export class Grid {
       if (top < 90) scrollBy(0, top - 90);
       else if (top + this.height > innerHeight - 90) scrollBy(0, top + this.height + 90 - innerHeight);
     }
-    this.update();
+    this.update(true);
     if (focus) $(selector, this.elements.get(this.source.at(number)))?.focus({ preventScroll: true });
   }
 

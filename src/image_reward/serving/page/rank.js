@@ -6,6 +6,8 @@ import { Grid, cardShape, showPicture, viewer } from "./grid.js";
 import { hasPrompt, inWords, model, models, needPrompt, percentile, prompt, score } from "./service.js";
 import { safeName, zip } from "./zip.js";
 
+const MOST_TICKS = 500; // that are told apart, and drawn in no time
+
 export const rank = {
   entries: [],
   ranked: [], // entries with rewards, best first
@@ -129,20 +131,17 @@ export const rank = {
     const shares = Array.from({ length: 101 }, (_, step) => share(low + ((high - low) * step) / 100));
     const most = Math.max(...shares);
     const points = shares.map((value, step) => `${10 * step},${(88 - (70 * value) / most).toFixed(1)}`);
-    const ticks = this.ranked.map(({ reward, kept }, number) => {
-      const tick = svg("line", {
-        x1: x(reward),
-        x2: x(reward),
-        y1: number ? 60 : 44,
-        y2: 88,
-        class: number ? (kept ? "kept" : "") : "best",
-      });
-      return tick;
-    });
+    const every = Math.ceil(this.ranked.length / MOST_TICKS);
+    const shown = this.ranked.filter((_, number) => number % every === 0);
+    const ticks = shown.map(({ reward }, number) =>
+      svg("line", { x1: x(reward), x2: x(reward), y1: number ? 60 : 44, y2: 88, class: number ? "" : "best" }),
+    );
     $("#rank-distribution svg").replaceChildren(svg("path", { d: `M0,88L${points.join("L")}L1000,88Z` }), ...ticks.reverse());
     const best = inWords(distribution, this.ranked[0].reward);
+    const lines = every > 1 ? `${every} of yours, in order` : "one of yours";
+    const num = distribution.num_images.toLocaleString("en");
     $("#rank-distribution figcaption").textContent =
-      `The best is ${best} of ${distribution.num_images.toLocaleString("en")} images published with the model; each line is one of yours.`;
+      `The best is ${best} of ${num} images published with the model; each line is ${lines}.`;
     $("#rank-distribution svg").setAttribute("aria-label", $("#rank-distribution figcaption").textContent);
     $("#rank-distribution figcaption").title = distribution.origin;
   },
