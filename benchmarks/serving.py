@@ -259,7 +259,7 @@ def measure_throughput(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: 
     )
 
 
-def measure_overhead(benchmark: Benchmark, _: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
+def measure_overhead(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:  # noqa: ARG001
     """One request at a time on an idle service, alternating with the same pair in this process."""
     from image_reward import Client
 
