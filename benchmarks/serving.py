@@ -182,8 +182,7 @@ def at_rate(url: str, requests: Sequence[bytes], rate: float, seconds: float) ->
         idle = [Connection(url) for _ in range(_MOST_CONNECTIONS)]
         tasks: set[asyncio.Task[None]] = set()
 
-        async def send(request: bytes) -> None:
-            connection = idle.pop()
+        async def send(connection: Connection, request: bytes) -> None:
             await load.add(connection, request)
             idle.append(connection)
 
@@ -191,7 +190,7 @@ def at_rate(url: str, requests: Sequence[bytes], rate: float, seconds: float) ->
         number = 0
         while (now := time.perf_counter() - started) < seconds:
             while number < now * rate and idle:
-                task = asyncio.create_task(send(requests[number % len(requests)]))
+                task = asyncio.create_task(send(idle.pop(), requests[number % len(requests)]))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 number += 1
@@ -232,8 +231,8 @@ def measure_throughput(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: 
         rates[name].append(number / (result.seconds if isinstance(result, Load) else time.perf_counter() - started))
         return result
 
-    with service(benchmark.model) as (url, pid):
-        pool.submit(in_turn, url, benchmark.clients, requests[:32]).result()
+    with service(benchmark.model, "--max-seconds", "3600") as (url, pid):
+        pool.submit(in_turn, url, benchmark.clients, requests[:8]).result()
         for _ in range(benchmark.repeats):
             started = time.process_time()
             note("loop", len(images), lambda: score_in_batches(scorer, prompts, images, scorer.batch_size))
@@ -259,7 +258,7 @@ def measure_throughput(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: 
     )
 
 
-def measure_overhead(benchmark: Benchmark, _: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
+def measure_overhead(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:  # noqa: ARG001
     """One request at a time on an idle service, alternating with the same pair in this process."""
     from image_reward import Client
 

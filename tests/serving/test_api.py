@@ -227,13 +227,42 @@ def test_bad_requests(case: str, client: TestClient) -> None:
             "prompt",
         ),
         (b"--x\r\n" + b"a: b\r\n" * 9 + b"\r\na\r\n--x--\r\n", "multipart/form-data; boundary=x", 400, "body"),
-        (b"--x", "multipart/form-data; boundary=" + "x" * 5000, 400, "body"),
+        (b"--x", "multipart/form-data; boundary=" + "x" * 5000, 400, "content-type"),
+        (b"--x\r\nContent-Disposition: form-data; name=a\r\n--x--", "multipart/form-data; boundary=x", 400, "body"),
+        (b"--x\r\n" + b"a" * 100_000 + b"\r\n\r\n--x--", "multipart/form-data; boundary=x", 400, "body"),
+        (b"--x\r\n" * 100_000, "multipart/form-data; boundary=x", 400, "body"),
         (b"a=%ff", "application/x-www-form-urlencoded", 400, "body"),
     ],
 )
 def test_bodies_that_cannot_be_read(body: bytes, content_type: str, status: int, field: str, client: TestClient) -> None:
     answer = client.post("/v1/score", content=body, headers={"content-type": content_type})
     assert_refused(answer, status, field, "")
+
+
+def form(*parts: bytes, boundary: bytes = b"x") -> bytes:
+    return b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+
+
+PROMPT = b'Content-Disposition: form-data; name="prompt"\r\n\r\na'
+FILE = b'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + IMAGES[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        form(PROMPT, FILE),
+        b"a preamble\r\n" + form(PROMPT, FILE) + b"an epilogue",
+        form(PROMPT, FILE).replace(b"--x\r\n", b"--x \t\r\n"),
+        form(PROMPT, FILE + b"\r\n--xyz\r\n--"),  # content that begins like a boundary
+        form(b"X: y\r\ncontent-disposition:form-data;name=prompt\r\n\r\na", FILE),
+        form(PROMPT, FILE.replace(b'filename="a.png"', b"filename*=UTF-8''%e2%82%ac.png")),
+        form(PROMPT, FILE.replace(b'; filename="a.png"', b"\r\nContent-Type: image/png")),
+        form(PROMPT, FILE.replace(b"a.png", b'; name=\\"prompt\\".png')),
+    ],
+)
+def test_forms_as_clients_write_them(body: bytes, client: TestClient, scorer: ImageRewardScorer) -> None:
+    answer = client.post("/v1/score", content=body, headers={"content-type": 'multipart/form-data; boundary="x"'})
+    assert answer.json()["rewards"] == close_to(scorer.score("a", IMAGES[:1]))
 
 
 def test_1001_files(client: TestClient) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients import IMAGES, Gate
+from clients import IMAGES, Gate, png
 
 import vision_language
 from conftest import tiny
@@ -130,6 +130,24 @@ def test_a_request_whose_rows_are_being_scored_can_be_cancelled(scorer: ImageRew
         return (await batcher.rewards((0,), groups([IMAGES[5]], "a"))).rewards[0][0, 0]
 
     assert run([scorer], asked) == pytest.approx(scorer.score("a", IMAGES[5]), abs=1e-5)
+
+
+def test_few_batches_are_prepared_ahead(scorer: ImageRewardScorer) -> None:
+    """Pixels take more memory than the files that they come from."""
+    scorer.batch_size = 2
+
+    async def asked(batcher: Batcher) -> int:
+        gate = Gate(scorer)
+        task = asyncio.ensure_future(batcher.rewards((0,), groups([png(number) for number in range(40)], "a")))
+        await asyncio.to_thread(gate.wait)
+        await until(lambda: len(batcher._to_prepare._waiters) == 2)  # both decoders
+        most = batcher._num_ready
+        gate.open()
+        await task
+        assert batcher._num_ready == 0
+        return most
+
+    assert run([scorer], asked) in (8, 9)  # four batches, and what the other decoder had begun
 
 
 def test_requests_take_turns(scorer: ImageRewardScorer) -> None:

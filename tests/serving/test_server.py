@@ -209,11 +209,52 @@ def test_what_is_not_http(port: int) -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         HEAD + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + bytes([120]) * 70_000 + b"\r\n\r\n",
+        b"GET /" + bytes([120]) * 1_000_000,
     ):
         with raw_request(port, data) as sock:
             head, _, body = read_all(sock).partition(b"\r\n\r\n")
         assert b"400 Bad Request" in head
         assert json.loads(body)["error"]["remedy"]
+
+
+def test_a_head_without_end_behind_another_request(port: int) -> None:
+    with raw_request(port, HEAD + b"Content-Length: 1\r\n\r\n1GET /" + bytes([120]) * 1_000_000) as sock, suppress(ConnectionResetError):
+        assert b"200 OK" not in read_all(sock)
+
+
+def test_a_head_of_many_small_parts(port: int) -> None:
+    with raw_request(port, b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n") as sock:
+        for number in range(100):
+            sock.sendall(f"X-{number}: {number}\r\n".encode())
+        sock.sendall(b"\r\n")
+        assert b"200 OK" in read_all(sock)
+
+
+def test_requests_that_are_sent_before_the_answer_to_the_first(port: int) -> None:
+    one = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with raw_request(port, one * 9 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")) as sock:
+        assert read_all(sock).count(b"200 OK") == 10
+    with raw_request(port, one * 1000) as sock, suppress(ConnectionResetError):
+        assert read_all(sock).count(b"200 OK") < 1000
+
+
+class TestConnections:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(max_connections=3)
+
+    def test_they_are_bounded(self, port: int) -> None:
+        idle = [raw_request(port, b"") for _ in range(3)]
+        with raw_request(port, HEAD + b"Content-Length: 2\r\n\r\n{}") as sock:
+            head, _, body = read_all(sock).partition(b"\r\n\r\n")
+        assert b"429 Too Many Requests" in head
+        assert b"retry-after: 1" in head
+        assert json.loads(body)["error"]["field"] == "request"
+        for sock in idle:
+            sock.close()
+        assert Client(f"http://127.0.0.1:{port}").models() == ["tiny"]
 
 
 def test_a_client_that_does_not_read_the_answer(scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
