@@ -265,7 +265,7 @@ def _check_values(name: str, tensor: Tensor, source: str) -> None:
 
 # --- networks that fill the memory ---------------------------------------------------------------------------------------------------
 
-_PIECE = 1 << 30  # bytes of a file that are mapped at once
+_PIECE = 1 << 28  # bytes, as float32: of a file that are mapped at once
 
 
 class Piece(NamedTuple):
@@ -278,7 +278,10 @@ class Piece(NamedTuple):
 
 
 def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
-    """The tensors of safetensors files (the shards of one checkpoint), by name, without reading them. Raises ``CheckpointError``."""
+    """The tensors of safetensors files (the shards of one checkpoint), by name, in their order, without reading them.
+
+    Raises ``CheckpointError``.
+    """
     from safetensors import SafetensorError, safe_open
 
     pieces: dict[str, Piece] = {}
@@ -288,7 +291,7 @@ def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
         _check_safetensors(file)
         try:
             with safe_open(file, framework="pt") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.offset_keys()}
         except (SafetensorError, OSError, MemoryError) as error:
             raise CheckpointError(f"{file} is not a whole safetensors file: {error}; download or save it again") from None
         if twice := next((name for name in shapes if name in pieces), None):
@@ -349,7 +352,7 @@ def load_pieces_strictly(
         expected |= {name: tuple(network.get_parameter(name).shape) for name in present}
     _check_shapes({name: piece.shape for name, piece in pieces.items()}, expected, source, hint)
     same = {name: own for own in names.values() for name in own}
-    for part in _parts([(name, pieces[name]) for name in expected]):
+    for part in _parts(pieces):
         with _opened(part[0][1].file) as tensor_of:
             for name, piece in part:
                 tensor = tensor_of(piece.name)
@@ -362,11 +365,11 @@ def load_pieces_strictly(
                     setattr(network.get_submodule(module), leaf, placed)
 
 
-def _parts(pieces: Sequence[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
-    """Tensors of one file each, of at most ``_PIECE`` bytes if they are float32, or one."""
+def _parts(pieces: Mapping[str, Piece]) -> Iterator[list[tuple[str, Piece]]]:
+    """Neighbours in one file each: as many as make ``_PIECE`` bytes in float32, or a larger one."""
     part: list[tuple[str, Piece]] = []
     size = 0
-    for name, piece in sorted(pieces, key=lambda item: (str(item[1].file), item[1].name)):
+    for name, piece in pieces.items():
         own = 4 * math.prod(piece.shape)
         if part and (size + own > _PIECE or part[0][1].file != piece.file):
             yield part

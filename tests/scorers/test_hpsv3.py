@@ -316,7 +316,7 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
             ({"config": {"hidden_size": "many"}}, "describes no Qwen2-VL that can be built"),
             ({"config": {"image_token_id": 5}}, "they are of different models"),
             ({"special_tokens": without}, r"has no special token <\|image_pad\|>"),
-            ({"special_tokens": [*qwen.SPECIAL_TOKENS, "<|more|>"]}, "lm_head.weight has shape"),
+            ({"special_tokens": [*qwen.SPECIAL_TOKENS, "<|more|>"]}, r"lm_head\.weight has shape.*is it of another base"),
         ]
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -410,18 +410,25 @@ def test_jobs_evaluate_rank_and_verify_precision(
     paths = [str(image_folder / f"{name}.png") for name in "abc"]
     rewards = ir.load(folder, "cpu", "float32").score("a cat", paths)
     assert main(["rank", "a cat", *paths, *model, "--dtype", "float32", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(rewards, abs=1e-5)
+    ranked = {row["image"]: row["reward"] for row in json.loads(capsys.readouterr().out)["images"]}
+    assert [ranked[path] for path in paths] == pytest.approx(rewards, abs=1e-5)
 
     rows = tmp_path / "rows.csv"
     rows.write_text("prompt,image\n" + "".join(f"a cat,{path}\n" for path in paths) + f"a <|Reward|> cat,{paths[0]}\n")
-    assert main(["score-files", str(rows), str(tmp_path / "out"), *model, "--dtype", "float32", "--workers", "1", "--json"]) == 0
+    options = ["--dtype", "float32", "--workers", "1", "--format", "jsonl", "--json"]
+    assert main(["score-files", str(rows), str(tmp_path / "out"), *model, *options]) == 0
     done = json.loads(capsys.readouterr().out)
-    assert (done["num_scored"], done["num_errors"]) == (3, 1)
+    assert (done["num_rows"], done["num_errors"]) == (4, 1)
+    scored = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in scored[:3]] == pytest.approx(rewards, abs=1e-5)
+    assert scored[3]["error"].startswith("PromptError: the prompt 'a <|Reward|> cat' contains <|Reward|>")
 
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"prompt": "a cat", "images": paths, "ranks": [1, 2, 3]}) + "\n" for _ in range(2)))
     assert main(["evaluate", str(pairs), *model, "--dtype", "float32", "--json"]) == 0
-    capsys.readouterr()
+    assert list(json.loads(capsys.readouterr().out)["scorers"]) == ["tiny"]
 
     assert main(["verify-precision", *paths, "--prompt", "a cat", *model, "--dtype", "bfloat16", "--repeats", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)
+    measured = json.loads(capsys.readouterr().out)
+    assert 0 < measured["largest_difference"] < 0.1
+    assert (measured["way"], measured["num_images"]) == ("bfloat16", 3)

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from image_reward.scorers.blip import BlipMatchingScorer, BlipScorer
     from image_reward.scorers.compat_v15 import ImageReward
     from image_reward.scorers.ensemble import Ensemble, Reference
+    from image_reward.scorers.hpsv3 import HPSv3Scorer
     from image_reward.scorers.imagereward import ImageRewardScorer
     from image_reward.scorers.loading import load, load_all
     from image_reward.scorers.registry import MODELS
     from image_reward.scorers.spec import LoadOptions, ModelSpec
     from image_reward.scorers.together import score_together
     from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
+    from image_reward.scorers.vision_language import VisionLanguageBatch, VisionLanguageProcessor, VisionLanguageScorer
 
 __all__ = [
     "MODELS",
@@ -25,6 +27,7 @@ __all__ = [
     "BlipMatchingScorer",
     "BlipScorer",
     "Ensemble",
+    "HPSv3Scorer",
     "ImageReward",
     "ImageRewardScorer",
     "LoadOptions",
@@ -35,6 +38,9 @@ __all__ = [
     "TwoTowerBatch",
     "TwoTowerProcessor",
     "TwoTowerScorer",
+    "VisionLanguageBatch",
+    "VisionLanguageProcessor",
+    "VisionLanguageScorer",
     "load",
     "load_all",
     "score_together",
@@ -47,11 +53,13 @@ __getattr__ = lazy_names(
         "blip": ["BlipMatchingScorer", "BlipScorer"],
         "compat_v15": ["ImageReward"],
         "ensemble": ["Ensemble", "Reference"],
+        "hpsv3": ["HPSv3Scorer"],
         "imagereward": ["ImageRewardScorer"],
         "loading": ["load", "load_all"],
         "registry": ["MODELS"],
         "spec": ["LoadOptions", "ModelSpec"],
         "together": ["score_together"],
         "two_tower": ["TwoTowerBatch", "TwoTowerProcessor", "TwoTowerScorer"],
+        "vision_language": ["VisionLanguageBatch", "VisionLanguageProcessor", "VisionLanguageScorer"],
     },
 )

@@ -235,8 +235,8 @@ def hpsv3_from_files(
     # The original cuts the embeddings to the tokens that there are, and adds its own.
     config.text_config.vocab_size = template.vocab_size
     network = empty_hpsv3(config)
-    own = network_names(pieces, source, (template.vocab_size, config.text_config.hidden_size))
     hint = f". The sizes are those of {paths.config} and {paths.tokenizer}: is it of another base?"
+    own = network_names(pieces, source, (template.vocab_size, config.text_config.hidden_size), hint)
     dtype = dtype or HPSv3Scorer.default_dtype
     load_network(network, own, source, dtype=dtype, devices=devices, float32=["rm_head"], hint=hint)
     vision = config.vision_config
@@ -253,7 +253,7 @@ def hpsv3_from_files(
     return scorer.eval()
 
 
-def network_names(pieces: Mapping[str, Piece], source: str, vocabulary: tuple[int, int]) -> dict[str, Piece]:
+def network_names(pieces: Mapping[str, Piece], source: str, vocabulary: tuple[int, int], hint: str = "") -> dict[str, Piece]:
     """What a file holds, under the names that transformers 4.45 gave -> under ours. The language head, which nothing reads, is left out.
 
     Raises ``CheckpointError`` for a language head of another shape than ``vocabulary``. Other names are kept, for the loader to refuse.
@@ -262,7 +262,9 @@ def network_names(pieces: Mapping[str, Piece], source: str, vocabulary: tuple[in
     for name, piece in pieces.items():
         if name == "lm_head.weight":
             if piece.shape != vocabulary:
-                raise CheckpointError(f"{source} does not fit the network: {name} has shape {piece.shape} and should have {vocabulary}")
+                raise CheckpointError(
+                    f"{source} does not fit the network: {name} has shape {piece.shape} and should have {vocabulary}{hint}"
+                )
         elif name.startswith("visual."):
             renamed[f"model.{name}"] = piece
         elif name.startswith("model."):

@@ -38,7 +38,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # --- images --------------------------------------------------------------------------------------------------------------------------
 
-_MOST_ASPECT = 200
+LONGEST_STRIP = 200
 """Of an image, and of what it is resized to: Qwen's own code refuses longer strips."""
 
 
@@ -67,8 +67,8 @@ class ImagePatches:
 
     def size(self, width: int, height: int, name: str = "the image") -> tuple[int, int]:
         """The width and height that an image is resized to: multiples of ``unit``. Raises ``ImageReadError`` for long strips."""
-        if max(width, height) > _MOST_ASPECT * min(width, height):
-            raise ImageReadError(f"{name} is {width} x {height}, a strip of more than {_MOST_ASPECT} to 1, which is not read; crop it")
+        if max(width, height) > LONGEST_STRIP * min(width, height):
+            raise ImageReadError(f"{name} is {width} x {height}, a strip of more than {LONGEST_STRIP} to 1, which is not read; crop it")
         # Rounding half to even, and which of floor and ceiling, are those of qwen-vl-utils.
         new = [max(self.unit, round(side / self.unit) * self.unit) for side in (width, height)]
         if math.prod(new) > self.max_pixels:
@@ -77,9 +77,9 @@ class ImagePatches:
         elif math.prod(new) < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (width * height))
             new = [math.ceil(side * grow / self.unit) * self.unit for side in (width, height)]
-        if max(new) > _MOST_ASPECT * min(new):
+        if max(new) > LONGEST_STRIP * min(new):
             raise ImageReadError(
-                f"{name} is {width} x {height} and would be read as {new[0]} x {new[1]}, a strip of more than {_MOST_ASPECT} to 1; crop it"
+                f"{name} is {width} x {height} and would be read as {new[0]} x {new[1]}, a strip of more than {LONGEST_STRIP} to 1; crop it"
             )
         return new[0], new[1]
 
