@@ -17,6 +17,8 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 TOKENIZER_NAME = "tokenizer.json"
 HEAD_NAME = "head.safetensors"
 """The files of a model folder; the last three are in CLIP's."""
+INDEX_NAME = "model.safetensors.index.json"
+"""What names the files of weights in several."""
 HPSV3_NAME = "HPSv3.safetensors"
 """What HPSv3 calls its weights."""
 
