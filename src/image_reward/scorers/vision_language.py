@@ -538,34 +538,33 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         beginning is computed once, and each row goes on from there.
         """
         ids, mask = self.padded(batch)
-        lengths = mask.sum(dim=1)
         embeddings = self.embedded(batch, ids, text.get_submodule("embed_tokens"), self.features(batch, visual))
-        first, group, shared = _common_beginnings(batch)
+        mask = mask.to(embeddings.device)
+        lengths = mask.sum(dim=1)
+        rows = torch.arange(len(batch), device=embeddings.device)
+        first, group, shared = (numbers.to(embeddings.device) for numbers in _common_beginnings(batch))
         if len(first) == len(batch):
-            states = text(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False)
-            return states.last_hidden_state[torch.arange(len(ids)), lengths.to(states.last_hidden_state.device) - 1]
-        begins = torch.arange(int(shared.max()), device=self.device) < shared.to(self.device)[:, None]
+            read = text(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False)
+            return _taken(read.last_hidden_state, rows, lengths - 1)
+        begins = torch.arange(int(shared.max()), device=rows.device) < shared[:, None]
         begun = text(
             inputs_embeds=embeddings[first, : begins.shape[1]],
             attention_mask=begins.long(),
             position_ids=_positions(begins),
             use_cache=True,
-        )
-        known = begun.past_key_values
-        known.reorder_cache(group.to(self.device))
-        done = shared[group].to(self.device)
-        left = lengths - done
-        place = torch.arange(int(left.max()), device=self.device)
-        rest = place < left[:, None]
-        where = (done[:, None] + place).clamp(max=ids.shape[1] - 1)
-        states = text(
-            inputs_embeds=embeddings[torch.arange(len(ids), device=embeddings.device)[:, None], where.to(embeddings.device)],
-            attention_mask=torch.cat([begins[group.to(self.device)], rest], dim=1).long(),
-            position_ids=(done[:, None] + place)[None].expand(3, -1, -1),
-            past_key_values=known,
+        ).past_key_values
+        begun.reorder_cache(group)  # a copy for each row
+        left = lengths - shared[group]
+        place = torch.arange(int(left.max()), device=rows.device)
+        positions = shared[group][:, None] + place
+        read = text(
+            inputs_embeds=embeddings[rows[:, None], positions.clamp(max=ids.shape[1] - 1)],
+            attention_mask=torch.cat([begins[group], place < left[:, None]], dim=1).long(),
+            position_ids=positions.expand(3, -1, -1),
+            past_key_values=begun,
             use_cache=True,
-        ).last_hidden_state
-        return states[torch.arange(len(ids)), left.to(states.device) - 1]
+        )
+        return _taken(read.last_hidden_state, rows, left - 1)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype``. The frequencies of rotary positions stay in float32."""
@@ -578,6 +577,11 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         """
         aligned = prompts_for(pixels, prompts)
         return self(self.prepare.of_tensors(aligned, pixels.to(self.device)))
+
+
+def _taken(states: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """States [N, L, D] -> [N, D], of one place of each row."""
+    return states[rows.to(states.device), places.to(states.device)]
 
 
 def _positions(mask: Tensor) -> Tensor:
