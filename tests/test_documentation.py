@@ -47,6 +47,8 @@ NOT_RUN = {
     "weights = lora.attach(": HUB,
     "pipe.text_encoder_2": HUB,
     "unet.add_adapter": HUB,
+    'ir.load("VQAScore': "needs 16.6 GB of weights; tests/scorers/test_vqascore.py asks the same of a small network",
+    'ir.load("HPSv3"': "needs 16.6 GB of weights; tests/scorers/test_hpsv3.py asks the same of a small network",
     "for image_batch, prompt_batch in": PART,
     '"media_type": "image"': PART,
     "http://127.0.0.1:8000": SERVICE,

@@ -5,7 +5,8 @@ not in the registry: for an answer of one token that is all that differs. Qwen3-
 few lines of ``qwen3`` below. The weights come from a seed and the images are drawn. To make it again:
 
     python3.11 -m venv old
-    old/bin/pip install torch torchvision 'numpy<2.4' transformers==4.49.0 accelerate==0.34.2 sentencepiece protobuf opencv-python-headless av
+    old/bin/pip install torch torchvision 'numpy<2.4' transformers==4.49.0 accelerate==0.34.2 sentencepiece protobuf \\
+        opencv-python-headless av
     old/bin/pip install --no-deps t2v-metrics==3.0 qwen-vl-utils==0.0.14 decord
     PYTHONPATH=src:tests old/bin/python tests/data/vqascore_tiny.py
     python3.11 -m venv new

@@ -34,6 +34,7 @@ from image_reward.scorers.vision_language import (
     VisionLanguageBatch,
     VisionLanguageProcessor,
     VisionLanguageScorer,
+    cast_weights,
     empty_network,
     load_network,
 )
@@ -135,8 +136,8 @@ class HPSv3Scorer(VisionLanguageScorer):
         return self.outputs(batch)[:, 0]
 
     def cast(self, dtype: torch.dtype) -> None:
-        super().cast(dtype)
-        self.network.rm_head.float()
+        """Compute in ``dtype``, but for the head."""
+        cast_weights(self.network.model, dtype)
 
     def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> Judgement:
         """Mean and spread [N] of the images of one prompt, or of aligned prompts and images. Raises what ``score`` raises."""

@@ -38,7 +38,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # --- images --------------------------------------------------------------------------------------------------------------------------
 
-_MOST_ASPECT = 200
+LONGEST_STRIP = 200
 """Of an image, and of what it is resized to: Qwen's own code refuses longer strips."""
 
 
@@ -67,8 +67,8 @@ class ImagePatches:
 
     def size(self, width: int, height: int, name: str = "the image") -> tuple[int, int]:
         """The width and height that an image is resized to: multiples of ``unit``. Raises ``ImageReadError`` for long strips."""
-        if max(width, height) > _MOST_ASPECT * min(width, height):
-            raise ImageReadError(f"{name} is {width} x {height}, a strip of more than {_MOST_ASPECT} to 1, which is not read; crop it")
+        if max(width, height) > LONGEST_STRIP * min(width, height):
+            raise ImageReadError(f"{name} is {width} x {height}, a strip of more than {LONGEST_STRIP} to 1, which is not read; crop it")
         # Rounding half to even, and which of floor and ceiling, are those of qwen-vl-utils.
         new = [max(self.unit, round(side / self.unit) * self.unit) for side in (width, height)]
         if math.prod(new) > self.max_pixels:
@@ -77,9 +77,9 @@ class ImagePatches:
         elif math.prod(new) < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (width * height))
             new = [math.ceil(side * grow / self.unit) * self.unit for side in (width, height)]
-        if max(new) > _MOST_ASPECT * min(new):
+        if max(new) > LONGEST_STRIP * min(new):
             raise ImageReadError(
-                f"{name} is {width} x {height} and would be read as {new[0]} x {new[1]}, a strip of more than {_MOST_ASPECT} to 1; crop it"
+                f"{name} is {width} x {height} and would be read as {new[0]} x {new[1]}, a strip of more than {LONGEST_STRIP} to 1; crop it"
             )
         return new[0], new[1]
 
@@ -538,34 +538,33 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         beginning is computed once, and each row goes on from there.
         """
         ids, mask = self.padded(batch)
-        lengths = mask.sum(dim=1)
         embeddings = self.embedded(batch, ids, text.get_submodule("embed_tokens"), self.features(batch, visual))
-        first, group, shared = _common_beginnings(batch)
+        mask = mask.to(embeddings.device)
+        lengths = mask.sum(dim=1)
+        rows = torch.arange(len(batch), device=embeddings.device)
+        first, group, shared = (numbers.to(embeddings.device) for numbers in _common_beginnings(batch))
         if len(first) == len(batch):
-            states = text(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False)
-            return states.last_hidden_state[torch.arange(len(ids)), lengths.to(states.last_hidden_state.device) - 1]
-        begins = torch.arange(int(shared.max()), device=self.device) < shared.to(self.device)[:, None]
+            read = text(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False)
+            return _taken(read.last_hidden_state, rows, lengths - 1)
+        begins = torch.arange(int(shared.max()), device=rows.device) < shared[:, None]
         begun = text(
             inputs_embeds=embeddings[first, : begins.shape[1]],
             attention_mask=begins.long(),
             position_ids=_positions(begins),
             use_cache=True,
-        )
-        known = begun.past_key_values
-        known.reorder_cache(group.to(self.device))
-        done = shared[group].to(self.device)
-        left = lengths - done
-        place = torch.arange(int(left.max()), device=self.device)
-        rest = place < left[:, None]
-        where = (done[:, None] + place).clamp(max=ids.shape[1] - 1)
-        states = text(
-            inputs_embeds=embeddings[torch.arange(len(ids), device=embeddings.device)[:, None], where.to(embeddings.device)],
-            attention_mask=torch.cat([begins[group.to(self.device)], rest], dim=1).long(),
-            position_ids=(done[:, None] + place)[None].expand(3, -1, -1),
-            past_key_values=known,
+        ).past_key_values
+        begun.reorder_cache(group)  # a copy for each row
+        left = lengths - shared[group]
+        place = torch.arange(int(left.max()), device=rows.device)
+        positions = shared[group][:, None] + place
+        read = text(
+            inputs_embeds=embeddings[rows[:, None], positions.clamp(max=ids.shape[1] - 1)],
+            attention_mask=torch.cat([begins[group], place < left[:, None]], dim=1).long(),
+            position_ids=positions.expand(3, -1, -1),
+            past_key_values=begun,
             use_cache=True,
-        ).last_hidden_state
-        return states[torch.arange(len(ids)), left.to(states.device) - 1]
+        )
+        return _taken(read.last_hidden_state, rows, left - 1)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype``. The frequencies of rotary positions stay in float32."""
@@ -578,6 +577,11 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         """
         aligned = prompts_for(pixels, prompts)
         return self(self.prepare.of_tensors(aligned, pixels.to(self.device)))
+
+
+def _taken(states: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """States [N, L, D] -> [N, D], of one place of each row."""
+    return states[rows.to(states.device), places.to(states.device)]
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ from image_reward.config import (
 )
 from image_reward.errors import CheckpointError, ImageReadError, InputError
 from image_reward.files import fill, read_json
-from image_reward.images import ImageLike, ImageOptions, check_pixels, open_image, resize_tensor
+from image_reward.images import ImageLike, ImageOptions, check_pixels, describe, open_image, resize_tensor
 from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
 from image_reward.scorers.spec import Devices
 from image_reward.scorers.vision_language import (
+    LONGEST_STRIP,
     PROMPT,
     ChatTemplate,
     ImagePatches,
@@ -224,12 +225,22 @@ class PaddedSquare:
         red, green, blue = (int(255 * value) for value in self.mean)
         return red, green, blue
 
+    def size(self, width: int, height: int, name: str) -> int:
+        """The side of the square that an image is padded to. Raises ``ImageReadError`` for long strips and for what is too large."""
+        side = max(width, height)
+        if side > LONGEST_STRIP * min(width, height):
+            raise ImageReadError(f"{name} is {width} x {height}, a strip of more than {LONGEST_STRIP} to 1, which is not read; crop it")
+        if side > _LARGEST_SQUARE:
+            raise ImageReadError(f"{name} is {width} x {height}, and no square of more than {_LARGEST_SQUARE:,} px is read; resize it")
+        return side
+
     def fit(self, source: ImageLike) -> Tensor:
-        """An image -> RGB values [3, side, side], uint8. Raises what ``open_image`` raises."""
+        """An image -> RGB values [3, side, side], uint8. Raises what ``open_image`` and ``size`` raise."""
         image = open_image(source, self.options).convert("RGB")
         width, height = image.size
-        whole, left, top = max(width, height), (max(width, height) - width) // 2, (max(width, height) - height) // 2
-        # The square of a long strip would not fit into memory. Pillow resizes rows first, each for itself; so they are padded in parts.
+        whole = self.size(width, height, describe(source))
+        left, top = (whole - width) // 2, (whole - height) // 2
+        # The square may not fit into memory. Pillow resizes along rows first, each for itself; so they are padded a part at a time.
         narrow = Image.new("RGB", (self.side, whole), self.colour)
         step = max(1, _PADDED_PIXELS // whole)
         for row in range(0, height, step):
@@ -243,12 +254,7 @@ class PaddedSquare:
         """``fit`` with gradients: floats in [0, 1] [B, 3, H, W] -> [B, 3, side, side] in [0, 1]. See ``images.resize_tensor``."""
         check_pixels(pixels)
         height, width = pixels.shape[2:]
-        if max(width, height) > _LONGEST_PADDED * min(width, height):
-            raise ImageReadError(
-                f"pixels of shape {tuple(pixels.shape)} are a strip of more than {_LONGEST_PADDED} to 1, too long to be padded to a square "
-                "with gradients; crop it"
-            )
-        whole = max(width, height)
+        whole = self.size(width, height, f"pixels of shape {tuple(pixels.shape)}")
         left, top = (whole - width) // 2, (whole - height) // 2
         colour = torch.tensor(self.colour, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) / 255
         padded = F.pad(pixels - colour, (left, whole - width - left, top, whole - height - top)) + colour
@@ -268,7 +274,7 @@ class PaddedSquare:
 
 _PADDED_PIXELS = 1 << 24
 """Of a part of an image that is padded at once."""
-_LONGEST_PADDED = 200
+_LARGEST_SQUARE = 1 << 16
 
 
 class ClipT5Processor(VisionLanguageProcessor):
@@ -513,7 +519,8 @@ def _clip_t5(
     _refuse_float16(dtype, name)
     if not files.tokenizer.is_file():
         raise CheckpointError(
-            f"{files.tokenizer.parent} lacks {files.tokenizer.name}: CLIP-FlanT5 has that of google/flan-t5-xl; put it beside the weights"
+            f"{files.tokenizer.parent} lacks {files.tokenizer.name}: the original takes that of google/flan-t5-xl; put it beside the "
+            "weights, or load the published checkpoint by its name, such as VQAScore-CLIP-FlanT5-XL"
         )
     expected = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
     if wrong := [key for key, value in expected.items() if values.get(key, value) != value]:
@@ -527,7 +534,12 @@ def _clip_t5(
         raise CheckpointError(f"{source} has no image tower ({tower}…): it is not a CLIP-FlanT5, but perhaps its T5 alone")
     text = _built(lambda: T5Config(**{**values, "model_type": "t5"}), files.config, "T5")
     vision = _built(lambda: clip_vision_config(shapes), files.weights[0], "image tower")
-    layer, tied = values.get("mm_vision_select_layer", -2), values.get("tie_word_embeddings") is not False
+    layer, num_states = values.get("mm_vision_select_layer", -2), vision.num_hidden_layers + 1
+    if not isinstance(layer, int) or not -num_states <= layer < num_states:
+        raise CheckpointError(
+            f"{files.config}: mm_vision_select_layer is {layer!r:.60}, and the image tower has {num_states} hidden states"
+        )
+    tied = values.get("tie_word_embeddings") is not False
     template = ChatTemplate.from_file(
         files.tokenizer, t5_text(question or T5_QUESTION), image_token=T5_IMAGE, new_tokens=(T5_IMAGE,), most_tokens=_T5_TOKENS
     )
