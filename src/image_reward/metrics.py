@@ -133,25 +133,29 @@ def calibrate_ties(differences: ArrayLike, outcomes: ArrayLike, weights: ArrayLi
     TieCalibration(threshold=4.0, accuracy=0.6666666666666666)
     """
     d, outcome = np.asarray(differences, dtype=np.float64), np.asarray(outcomes)
-    weight = np.ones(d.shape) if weights is None else np.asarray(weights, dtype=np.float64)
-    if d.ndim != 1 or not len(d) or not d.shape == outcome.shape == weight.shape:
-        raise ValueError(
-            f"{d.shape} differences, {outcome.shape} outcomes and {weight.shape} weights: there must be one of each for every pair"
-        )
+    weight = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if d.ndim != 1 or not len(d) or d.shape != outcome.shape or (weight is not None and weight.shape != d.shape):
+        shapes = f"{d.shape} differences, {outcome.shape} outcomes" + ("" if weight is None else f", {weight.shape} weights")
+        raise ValueError(f"{shapes}: there must be one of each for every pair")
     if not np.isfinite(d).all():
         raise ValueError(f"a difference of rewards is {d[~np.isfinite(d)][0]}; rewards must be finite")
     if not np.isin(outcome, (-1, 0, 1)).all():
         raise ValueError("outcomes are 1 (the first is better), -1 (the second) or 0 (a tie)")
-    gap, tied, right = np.abs(d), outcome == 0, (outcome != 0) & (np.sign(d) == outcome)
+    tied, right = outcome == 0, ((outcome > 0) & (d > 0)) | ((outcome < 0) & (d < 0))
+    gap = np.abs(d)
     # A larger threshold makes tied pairs correct and correctly ordered ones wrong, so the best is 0 or the gap of a tied pair.
     thresholds = np.unique(np.append(gap[tied], 0.0))
-    correct = _weight_up_to(thresholds, gap[tied], weight[tied]) - _weight_up_to(thresholds, gap[right], weight[right])
+    of_tied, of_right = (None, None) if weight is None else (weight[tied], weight[right])
+    correct = _weight_up_to(thresholds, gap[tied], of_tied) - _weight_up_to(thresholds, gap[right], of_right)
     best = int(correct.argmax())
-    return TieCalibration(float(thresholds[best]), float((correct[best] + weight[right].sum()) / weight.sum()))
+    ordered, total = (right.sum(), len(d)) if of_right is None or weight is None else (of_right.sum(), weight.sum())
+    return TieCalibration(float(thresholds[best]), float((correct[best] + ordered) / total))
 
 
-def _weight_up_to(thresholds: Floats, gaps: Floats, weights: Floats) -> Floats:
-    """The weight of the gaps that are at most each threshold."""
+def _weight_up_to(thresholds: Floats, gaps: Floats, weights: Floats | None) -> NDArray[Any]:
+    """The weight, or without weights the number, of the gaps that are at most each threshold."""
+    if weights is None:
+        return np.searchsorted(np.sort(gaps), thresholds, side="right")
     order = np.argsort(gaps)
     below: Floats = np.concatenate([[0.0], np.cumsum(weights[order])])
     return below[np.searchsorted(gaps[order], thresholds, side="right")]

@@ -174,6 +174,15 @@ def test_verdicts_stand_beside_rewards() -> None:
     assert "Over all images, not grouped by prompt" not in grids(report)
 
 
+def test_verdicts_have_no_place_in_a_plot_of_probabilities() -> None:
+    _, result = judged()
+    plots = {block.title: block for block in scorers_report(result, "votes", plots=True).blocks if isinstance(block, Plot)}
+    assert "rewards errs by" in plots["Calibration"].description
+    assert "judge" not in plots["Calibration"].description
+    alone = replace(result, scorers={"judge": result.scorers["judge"]})
+    assert "Calibration" not in {block.title for block in scorers_report(alone, "votes", plots=True).blocks if isinstance(block, Plot)}
+
+
 def test_ratings_have_a_table_over_all_images() -> None:
     comparisons = [Comparison(f"a cat {i}", (f"{i}-1.png", f"{i}-2.png"), (1, 2), id=str(i), ratings=(4.0 + i, i)) for i in range(5)]
     rewards = {"right": [[4.0 + i, i] for i in range(5)], "wrong": [[-4.0 - i, -i] for i in range(5)]}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
@@ -23,7 +24,7 @@ class OverImages:
     """One scorer's rewards of all images against their mean ratings, not grouped by prompt. None where a value is not defined."""
 
     num_images: int
-    """A prompt with an image counts once, whoever rated it."""
+    """A prompt with an image counts once, whoever rated it; images inside tables are one for each row."""
     pearson: float | None
     kendall_tau_b: float | None
     spearman: float | None
@@ -59,9 +60,7 @@ def _measured(rewards: Floats, ratings: Floats) -> OverImages:
     ranks = metrics.ranks_of(ratings)
     accuracy = threshold = None
     if len(ratings) <= MOST_IMAGES:
-        first, second = np.triu_indices(len(ratings), k=1)
-        outcomes = np.sign(ranks[second] - ranks[first]).astype(np.int8)
-        threshold, accuracy = metrics.calibrate_ties(rewards[first] - rewards[second], outcomes)
+        threshold, accuracy = metrics.calibrate_ties(*_all_pairs(rewards, ranks))
     return OverImages(
         num_images=len(ratings),
         pearson=none_if_nan(metrics.pearson(rewards, ratings)),
@@ -70,3 +69,16 @@ def _measured(rewards: Floats, ratings: Floats) -> OverImages:
         accuracy_ties_calibrated=accuracy,
         tie_threshold=threshold,
     )
+
+
+def _all_pairs(rewards: Floats, ranks: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int8]]:
+    """The differences of rewards and the outcomes of all pairs, row by row: indices of fifty million pairs would take a gigabyte."""
+    num = len(ranks)
+    differences, outcomes = np.empty(num * (num - 1) // 2), np.empty(num * (num - 1) // 2, dtype=np.int8)
+    start = 0
+    for i in range(num - 1):
+        row = slice(start, start + num - 1 - i)
+        np.subtract(rewards[i], rewards[i + 1 :], out=differences[row])
+        outcomes[row] = np.sign(ranks[i + 1 :] - ranks[i])
+        start = row.stop
+    return differences, outcomes

@@ -89,7 +89,7 @@ def scorers_report(evaluation: Evaluation, data: str, plots: bool = False) -> Re
             blocks.append(_groups(groups, scorers, what, note))
             if plots:
                 blocks.append(_groups_plot(groups, scorers, what))
-    if plots:
+    if plots and any(_calibrated(measured) for measured in evaluation.scorers.values()):
         blocks.append(_calibration_plot(evaluation))
     if len(scorers) > 1:  # with one, that is in the first table already
         blocks += _agreement(evaluation.agreement)
@@ -161,7 +161,7 @@ def _metrics(evaluation: Evaluation) -> Grid:
             f"differ by at most what suits these data best ({thresholds})."
         )
     if FLIPPED in metrics:
-        caption += " Verdicts flip where the order in which a judge is shown two images decides; those are ties in its accuracies."
+        caption += " Verdicts flip where the order in which a judge is shown two images decides; those that contradict each other are ties."
     return Grid([Column("metric", "left"), *map(Column, scorers), Column("prompts")], rows, "Agreement with the human rankings", caption)
 
 
@@ -340,6 +340,8 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
     with style():
         _dashed(axes, [50, 100], [50, 100])
         for place, (name, measured) in enumerate(evaluation.scorers.items()):
+            if not _calibrated(measured):
+                continue
             bins = [row for row in measured.calibration if row.num]
             xs, ys = [100 * row.probability for row in bins], [100 * row.frequency for row in bins]
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
@@ -349,6 +351,11 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
     legend(axes, drawn.get_figheight())
     description = f"How often the annotators agree, against the scorer's confidence in the image it puts first: {'; '.join(errors)}."
     return Plot(drawn, "Calibration", description, "On the dashed line the confidence is right.")
+
+
+def _calibrated(measured: Measured) -> bool:
+    """Whether it gives probabilities; a judge's verdicts are none."""
+    return measured.metrics[CALIBRATION_ERROR].value is not None
 
 
 def _agreement_plot(agreement: Agreement) -> Plot:
