@@ -19,7 +19,7 @@ test-full: $(READY)
 	$(BIN)/python -m pytest -m full -s
 
 # The tests with every dependency at the lowest version that pyproject.toml allows, to show that it may. Warnings are errors only with current
-# versions. On Linux the oldest torch comes with CUDA: 5 GB.
+# versions. On Linux the oldest torch comes with CUDA: 6.3 GB in all.
 LOWEST_VENV ?= .venv-lowest
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST_VENV)
