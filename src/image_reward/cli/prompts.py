@@ -41,7 +41,7 @@ class List(OutputOptions):
 
 @dataclass
 class Show:
-    """Print the prompts of a published set, or of a file, as JSONL: id, prompt and, where there is one, category. A published set is downloaded once."""
+    """Print the prompts of a published set, or of a file, as JSONL: id, prompt, perhaps category. A published set is downloaded once."""
 
     prompts: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS", help="A published set (see `image-reward prompts list`), or a file.")
