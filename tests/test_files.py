@@ -279,3 +279,9 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     with written_whole(tmp_path / "a.txt") as temporary:
         temporary.write_text("a")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "a.txt"])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="Linux's /proc")
+def test_a_folder_in_which_no_folder_can_be_made_is_an_error() -> None:
+    with pytest.raises(OSError), written_whole(Path("/proc/page.html")):
+        raise AssertionError("nothing can be written there")

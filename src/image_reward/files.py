@@ -258,11 +258,12 @@ def _own_folder(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent`` that holds a lock which ends with this process, however it ends. Both folders are removed at the end."""
     while True:
         folder = parent / uuid.uuid4().hex
+        with suppress(FileExistsError):  # a file, or a folder that another writer is removing, which the next step tells apart
+            parent.mkdir(exist_ok=True)  # FileNotFoundError: the folder above has gone, or takes no folders, such as /proc
         try:
-            parent.mkdir(exist_ok=True)
             folder.mkdir()
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
             if not parent.parent.is_dir():
                 raise
             if parent.exists() and not parent.is_dir():

@@ -116,7 +116,11 @@ def test_hostile_files_are_one_line_and_exit_1(capsys: pytest.CaptureFixture[str
 
 def test_a_split_into_a_file_and_fractions_that_are_not_numbers(capsys: pytest.CaptureFixture[str], data: Path) -> None:
     assert main(["data", "split", str(data), str(data), "--fractions", "0.5", "0.5"]) == 2
-    assert "mine.json cannot be a folder: a file with that name exists" in capsys.readouterr().err
+    assert "mine.json is a file that is read too, and would be overwritten; give another name" in capsys.readouterr().err
+    other = data.with_name("other.json")
+    other.touch()
+    assert main(["data", "split", str(data), str(other), "--fractions", "0.5", "0.5"]) == 2
+    assert "other.json cannot be a folder: a file with that name exists" in capsys.readouterr().err
     assert main(["data", "split", str(data), str(data.parent / "x"), "--fractions", "nan", "nan"]) == 1
     assert "fractions are two or more positive numbers" in capsys.readouterr().err
     assert main(["data", "check", "https://bucket/train.parquet"]) == 1

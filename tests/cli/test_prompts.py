@@ -16,7 +16,7 @@ def test_sets_of_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert json.loads(capsys.readouterr().out)[0]["num_prompts"] == 100
     assert main(["prompts", "show", "ImageReward"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert json.loads(lines[0]) == {"id": "005695-0057", "prompt": "a concept art of a vehicle, cyberpunk", "category": ""}
+    assert json.loads(lines[0]) == {"id": "005695-0057", "prompt": "a concept art of a vehicle, cyberpunk"}
     (tmp_path / "again.jsonl").write_text("\n".join(lines))
     assert main(["prompts", "show", str(tmp_path / "again.jsonl")]) == 0
     assert capsys.readouterr().out.splitlines() == lines

@@ -60,11 +60,20 @@ def test_a_gallery_on_request(capsys: pytest.CaptureFixture[str], model_folder: 
         assert captured.err == f"gallery: {page}\n"
         assert page.read_text(encoding="utf-8").index("b.png") < page.read_text(encoding="utf-8").index("c.png")
         assert ".png" in captured.out
-    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", "/proc/nowhere/page.html"]) == 1
+    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", "/proc/page.html"]) == 1
     captured = capsys.readouterr()
     assert "c.png" in captured.out  # the ranking is not lost
-    assert main(["rank", "cat", str(image_folder), "--model", model_folder, "--gallery", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"image-reward: {tmp_path} is a folder; give the name of a file\n"
+    (tmp_path / "folder.html").mkdir()
+    for place, words in (
+        ("folder.html", "is a folder"),
+        ("none/page.html", "does not exist"),
+        ("cat.png", "give it a name that ends in .html"),
+    ):
+        for command in ("rank", "score"):
+            assert main([command, "cat", str(image_folder), "--model", model_folder, "--gallery", str(tmp_path / place)]) == 2
+            captured = capsys.readouterr()
+            assert words in captured.err
+            assert captured.out == ""
 
 
 def test_top_is_positive(capsys: pytest.CaptureFixture[str], model_folder: str, images: list[str]) -> None:

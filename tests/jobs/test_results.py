@@ -95,6 +95,12 @@ def test_what_filter_refuses(scored: Path, tmp_path: Path, capsys: pytest.Captur
             kept(scored, **wrong)
     with pytest.raises(ValueError, match=r"part-000001\.parquet is a part of the job itself"):
         filter_rows(scored, scored / "part-000001.parquet", min_reward=0)
+    rows = tmp_path / "in" / "rows.jsonl"
+    before = rows.read_bytes()
+    for path in (rows, tmp_path / "out" / ".." / "in" / "rows.jsonl"):
+        with pytest.raises(ValueError, match="is what was scored, and would be overwritten; give the rows another name"):
+            filter_rows(scored, path, min_reward=0)
+    assert rows.read_bytes() == before
     assert kept(scored, top_fraction=1e-12) == kept(scored, top_fraction=0.01)  # one row: rounded up
     (scored / "part-000002.parquet").write_bytes(b"cut short")
     with pytest.raises(JobError, match=r"part-000002\.parquet is damaged \(.*\); run the command that began the job again"):

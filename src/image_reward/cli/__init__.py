@@ -85,6 +85,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
     from image_reward.cli.help import CONFIG, without_empty_defaults, wrapped_help
     from image_reward.cli.options import UsageError
+    from image_reward.cli.overwriting import refuse_overwriting
     from image_reward.cli.repeated import refuse_repeated
     from image_reward.errors import InputError
 
@@ -111,9 +112,11 @@ def parse(arguments: Sequence[str]) -> Any:
     without_empty_defaults(command)
     try:
         with wrapped_help():
-            return tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
+            parsed = tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
     except InputError as error:  # what a class of settings says of values that tyro filled in
         raise UsageError(str(error)) from None
+    refuse_overwriting(parsed)
+    return parsed
 
 
 def _refuse_dashes(command: str, arguments: Sequence[str]) -> None:

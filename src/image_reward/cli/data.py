@@ -148,7 +148,7 @@ class Split:
         _make_folder(self.output)
         for part, target in zip(parts, targets, strict=True):
             write(part, target)
-            note(counted(len(part), "comparison"))
+            note(f"{target.name}: {counted(len(part), 'comparison')}")
             print(target)
         return 0
 

@@ -74,6 +74,8 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
         if self.per_prompt:
             if find_spec("pyarrow") is None:
                 raise UsageError("--per-prompt writes Parquet, which needs pyarrow: pip install 'image-reward[data]'")
+            if self.per_prompt.suffix.lower() != ".parquet":
+                raise UsageError(f"--per-prompt {self.per_prompt} is written as Parquet; give it a name that ends in .parquet")
             check_output("--per-prompt", self.per_prompt)
 
         from image_reward.cli.progress import progress

@@ -247,6 +247,13 @@ class GalleryOptions:
     gallery: str | None = None
     """Also write an HTML page of the images in order of reward, in one self-contained file."""
 
+    def check_gallery(self) -> None:
+        """Before images are scored, not after."""
+        if self.gallery:
+            if Address.parse(self.gallery).suffix.lower() not in (".html", ".htm"):
+                raise UsageError(f"--gallery {self.gallery}: a gallery is a page; give it a name that ends in .html")
+            check_output("--gallery", self.gallery)
+
     def write_gallery(self, rows: Sequence[RewardRow], prompt: str, scorer: Scorer[Any]) -> None:
         """Write the page if --gallery names one, and print its path to standard error."""
         if self.gallery:

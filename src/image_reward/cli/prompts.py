@@ -41,7 +41,7 @@ class List(OutputOptions):
 
 @dataclass
 class Show:
-    """Print the prompts of a published set, or of a file, as JSONL: id, prompt, category. A published set is downloaded once."""
+    """Print the prompts of a published set, or of a file, as JSONL: id, prompt, perhaps category. A published set is downloaded once."""
 
     prompts: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS", help="A published set (see `image-reward prompts list`), or a file.")
@@ -51,7 +51,10 @@ class Show:
         from image_reward.prompt_sets import prompts
 
         for prompt in prompts(self.prompts):
-            print(json.dumps(asdict(prompt)))
+            values = asdict(prompt)
+            if not prompt.category:
+                del values["category"]
+            print(json.dumps(values))
         return 0
 
 

@@ -46,6 +46,7 @@ class Rank(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOptio
         if self.top is not None and self.top < 1:
             raise UsageError(f"--top must be at least 1, not {self.top}")
         self.check_prompt(self.prompt, PROMPT_FIRST)
+        self.check_gallery()
         if self.copy_to:
             Address.parse(self.copy_to)  # refuses what a Path makes of an address
         images, pictures, unreadable = self.readable(find_images(self.images))

@@ -30,6 +30,7 @@ class Score(ModelOptions, SkipOptions, OutputOptions, GalleryOptions, PromptOpti
 
     def run(self) -> int:
         self.check_prompt(self.prompt, PROMPT_FIRST)
+        self.check_gallery()
         images, pictures, unreadable = self.readable(find_images(self.images))
         scorer = self.load()
         rewards = scorer.score([self.prompt] * len(pictures), pictures)

@@ -186,8 +186,10 @@ def filter_rows(
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"{path}: rows are written as .parquet, .csv or .jsonl; give it a name that ends so")
-    if part_numbers([path.name]) and _same_folder(path.parent, scored.folder.address):
+    if part_numbers([path.name]) and _same_place(path.parent, scored.folder.address):
         raise InputError(f"{path} is a part of the job itself; give the rows another name")
+    if any(_same_place(path, file) for file in _input_files(scored)):
+        raise InputError(f"{path} is what was scored, and would be overwritten; give the rows another name")
     with writing(str(path)):
         path.parent.make_folder()
     base = str(path.parent) if path.is_local else None
@@ -201,7 +203,12 @@ def filter_rows(
     return count
 
 
-def _same_folder(one: Address, other: Address) -> bool:
+def _input_files(scored: Scored) -> list[Address]:
+    base = Address.parse(scored.manifest["base"], allow_https=True)
+    return [base.join(name) for name in scored.manifest["input"].get("files", ())]
+
+
+def _same_place(one: Address, other: Address) -> bool:
     if one.is_local and other.is_local:
         return os.path.realpath(one.path) == os.path.realpath(other.path)
     return one == other

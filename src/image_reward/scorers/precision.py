@@ -44,7 +44,7 @@ def quantize(scorer: Scorer[Any]) -> None:
     if scorer.device.type not in ("cpu", "cuda"):
         raise InputError(f"dtype int8 works on cpu and cuda, not on {scorer.device.type}; use bfloat16 there")
     try:
-        with _without_notes():
+        with without_torchao_notes():
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
         raise InputError(f"dtype int8 needs torchao ({error}): pip install 'image-reward[int8]'") from None
@@ -93,12 +93,13 @@ def _image_layers(scorer: TwoTowerScorer[Any]) -> dict[nn.Module, nn.Linear]:
     return {layer: linear for layer, linear in called.items() if layer not in heads}
 
 
-_CHATTY = ("torchao", "torchao.kernel.intmm", "torch.utils._pytree")
+_CHATTY = ("torchao", "torchao.kernel.intmm", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """torchao's first import writes of GPU kernels that are not for this machine; nobody who scores images can act on it.
+def without_torchao_notes() -> Iterator[None]:
+    """torchao's first import, which diffusers' pipelines cause too, writes of GPU kernels that are not for this machine; nobody who scores
+    images can act on it.
 
     Only its own loggers are silenced: the logging of the process belongs to the program.
     """

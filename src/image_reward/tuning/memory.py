@@ -41,7 +41,7 @@ from image_reward.tuning import lora, methods
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.denoising import unguided
 from image_reward.tuning.methods import Rollout
-from image_reward.tuning.pipelines import PACKAGED, call_arguments_of
+from image_reward.tuning.pipelines import PACKAGED, call_arguments_of, import_diffusers
 from image_reward.tuning.sampling import called, denoisers_of, differentiable, replaced
 
 Kind = Literal["weights", "training", "activations"]
@@ -261,7 +261,7 @@ def meta_pipeline(model: str | os.PathLike[str], dtype: torch.dtype = torch.floa
 
     Raises ``FileNotFoundError`` for a folder without model_index.json, and ``InputError`` for what cannot be fetched or built.
     """
-    import diffusers
+    diffusers = import_diffusers()
     import transformers
 
     folder = Path(PACKAGED.get(os.fspath(model), model))

@@ -62,7 +62,7 @@ def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32"
     place = choose_device(device)
     # It recommends torchvision for each class that diffusers imports. Warnings of weights come from other loggers.
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
-    import diffusers
+    diffusers = import_diffusers()
     import transformers
 
     if not sys.stderr.isatty():
@@ -82,6 +82,17 @@ def load_pipeline(name: str | os.PathLike[str], dtype: PipelineDtype = "float32"
         raise InputError(f"{name} is a {type(pipe).__name__}, which takes no prompt; give a text-to-image pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)
+
+
+def import_diffusers() -> Any:
+    """diffusers, with what its pipelines need, which it imports only when one is named."""
+    from image_reward.scorers.precision import without_torchao_notes
+
+    with without_torchao_notes():
+        import diffusers
+
+        assert diffusers.DiffusionPipeline
+    return diffusers
 
 
 def call_arguments_of(pipe: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _differences(scorer: ScorerResult, level: float) -> Grid:
     rows = [[pair.a, pair.b, decimal(pair.value), between(pair.low, pair.high), p_value(pair.p_holm)] for pair in pairs]
     columns = [Column("generator", "left"), Column("against", "left"), Column("difference"), Column("interval", "center"), Column("p")]
     strong = frozenset(row for row, pair in enumerate(pairs) if pair.p_holm <= level)
-    caption += f"Bold: p at most {level:.2g}." if strong else ""
+    caption += f"Bold, where there is bold: p at most {level:.2g}." if strong else ""
     return Grid(columns, rows, f"{scorer.name}: differences of means", caption.strip(), strong)
 
 
