@@ -140,9 +140,11 @@ class Load:
     statuses: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     """Of the requests that were answered with 200."""
+    answered_meanwhile: list[int] = field(default_factory=list)
+    """How many others were answered with 200 while such a request waited."""
 
     async def add(self, connection: Connection, request: bytes) -> None:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.statuses["200"]
         try:
             status = str(await connection.status(request))
         except (OSError, EOFError) as error:
@@ -151,6 +153,7 @@ class Load:
         self.statuses[status] += 1
         if status == "200":
             self.latencies.append(time.perf_counter() - started)
+            self.answered_meanwhile.append(self.statuses["200"] - 1 - before)
 
 
 def in_turn(url: str, num_clients: int, requests: Sequence[bytes]) -> Load:
@@ -297,9 +300,10 @@ def measure_overload(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: An
     print(
         f"memory of the service: at most {max(early):.0f} MiB in the first {len(early)} s, {max(memories[len(early) :]):.0f} MiB afterwards"
     )
-    quantiles = np.quantile(load.latencies, [0.5, 0.99])
-    bound = (benchmark.queue + scorer.batch_size) / accepted  # of the queue, and of what is scored in the moment
-    print(f"accepted: {accepted:.1f} requests/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; the queue's limit: {bound:.2f} s")
+    most = benchmark.queue + scorer.batch_size  # rows of the queue, and of what is scored in the moment
+    quantiles, meanwhile = np.quantile(load.latencies, [0.5, 0.99]), np.quantile(load.answered_meanwhile, [0.5, 0.99])
+    print(f"accepted: {accepted:.1f} requests/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; limit {most / accepted:.2f} s")
+    print(f"others answered while one waited: median {meanwhile[0]:.0f}, p99 {meanwhile[1]:.0f}; limit {most}, of queue and batch")
     print(f"the clients used {load.cpu_seconds / load.seconds:.2f} of a core")
 
 
