@@ -268,19 +268,25 @@ def measure_overhead(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: An
     from image_reward import Client
 
     local, remote = [], []
-    with service(benchmark.model) as (url, _):
+    own = 0.0
+    with service(benchmark.model) as (url, pid):
         client = Client(url)
         client.score(prompts[0], [images[0]])
+        before = cpu_seconds(pid)
         for number in range(min(200, len(images))):
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             scorer.score(prompts[number], [images[number]])
             between = time.perf_counter()
+            own += time.process_time() - cpu
             client.score(prompts[number], [images[number]])
             local.append(between - started)
             remote.append(time.perf_counter() - between)
+        other = cpu_seconds(pid) - before
     overheads = [1000 * (b - a) for a, b in zip(local, remote, strict=True)]
     print(f"scoring {1000 * statistics.median(local):.2f} ms, request {1000 * statistics.median(remote):.2f} ms (medians)")
-    print(f"overhead of a request: median {statistics.median(overheads):.2f} ms, {len(overheads)} requests")
+    low, median = np.quantile(overheads, [0.1, 0.5])
+    print(f"overhead of a request: median {median:.2f} ms, tenth percentile {low:.2f} ms, {len(overheads)} requests")
+    print(f"processor time: scoring {1000 * own / len(local):.2f} ms, service {1000 * other / len(local):.2f} ms a request")
 
 
 def measure_overload(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
