@@ -32,6 +32,7 @@ import numpy as np
 import tyro
 
 _MOST_CONNECTIONS = 900  # of clients; the service refuses more than 1,000
+_MOST_LATE = 0.02  # seconds
 PROMPT = "a large green square above a yellow triangle on a blue background"
 Section = Literal["throughput", "overhead", "overload"]
 
@@ -140,9 +141,11 @@ class Load:
     statuses: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     """Of the requests that were answered with 200."""
+    answered_meanwhile: list[int] = field(default_factory=list)
+    """How many others were answered with 200 while such a request waited."""
 
     async def add(self, connection: Connection, request: bytes) -> None:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.statuses["200"]
         try:
             status = str(await connection.status(request))
         except (OSError, EOFError) as error:
@@ -151,6 +154,7 @@ class Load:
         self.statuses[status] += 1
         if status == "200":
             self.latencies.append(time.perf_counter() - started)
+            self.answered_meanwhile.append(self.statuses["200"] - 1 - before)
 
 
 def in_turn(url: str, num_clients: int, requests: Sequence[bytes]) -> Load:
@@ -187,13 +191,14 @@ def at_rate(url: str, requests: Sequence[bytes], rate: float, seconds: float) ->
             idle.append(connection)
 
         started, cpu = time.perf_counter(), time.process_time()
-        number = 0
+        number, due = 0, 0.0
         while (now := time.perf_counter() - started) < seconds:
-            while number < now * rate and idle:
+            due = max(due, now - _MOST_LATE)  # what could not be sent in time is left out: no burst makes up for it
+            while due < now and idle:
                 task = asyncio.create_task(send(idle.pop(), requests[number % len(requests)]))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                number += 1
+                number, due = number + 1, due + 1 / rate
             await asyncio.sleep(0.002)
         await asyncio.gather(*tasks)
         load.seconds, load.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
@@ -263,19 +268,25 @@ def measure_overhead(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: An
     from image_reward import Client
 
     local, remote = [], []
-    with service(benchmark.model) as (url, _):
+    own = 0.0
+    with service(benchmark.model) as (url, pid):
         client = Client(url)
         client.score(prompts[0], [images[0]])
+        before = cpu_seconds(pid)
         for number in range(min(200, len(images))):
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             scorer.score(prompts[number], [images[number]])
             between = time.perf_counter()
+            own += time.process_time() - cpu
             client.score(prompts[number], [images[number]])
             local.append(between - started)
             remote.append(time.perf_counter() - between)
+        other = cpu_seconds(pid) - before
     overheads = [1000 * (b - a) for a, b in zip(local, remote, strict=True)]
     print(f"scoring {1000 * statistics.median(local):.2f} ms, request {1000 * statistics.median(remote):.2f} ms (medians)")
-    print(f"overhead of a request: median {statistics.median(overheads):.2f} ms, {len(overheads)} requests")
+    low, median = np.quantile(overheads, [0.1, 0.5])
+    print(f"overhead of a request: median {median:.2f} ms, tenth percentile {low:.2f} ms, {len(overheads)} requests")
+    print(f"processor time: scoring {1000 * own / len(local):.2f} ms, service {1000 * other / len(local):.2f} ms a request")
 
 
 def measure_overload(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: Any, prompts: list[str], images: list[bytes]) -> None:
@@ -297,9 +308,10 @@ def measure_overload(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: An
     print(
         f"memory of the service: at most {max(early):.0f} MiB in the first {len(early)} s, {max(memories[len(early) :]):.0f} MiB afterwards"
     )
-    quantiles = np.quantile(load.latencies, [0.5, 0.99])
-    bound = (benchmark.queue + scorer.batch_size) / accepted  # of the queue, and of what is scored in the moment
-    print(f"accepted: {accepted:.1f} requests/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; the queue's limit: {bound:.2f} s")
+    most = benchmark.queue + scorer.batch_size  # rows of the queue, and of what is scored in the moment
+    quantiles, meanwhile = np.quantile(load.latencies, [0.5, 0.99]), np.quantile(load.answered_meanwhile, [0.5, 0.99])
+    print(f"accepted: {accepted:.1f} requests/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; limit {most / accepted:.2f} s")
+    print(f"others answered while one waited: median {meanwhile[0]:.0f}, p99 {meanwhile[1]:.0f}; limit {most}, of queue and batch")
     print(f"the clients used {load.cpu_seconds / load.seconds:.2f} of a core")
 
 
