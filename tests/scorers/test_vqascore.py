@@ -498,7 +498,6 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
     merges = ORIGINAL["qwen3_vl"]["merges"]
     without = qwen.tokenizer(merges, [token for token in qwen.SPECIAL_TOKENS if token != "<|image_pad|>"]).to_str()
     more = qwen.tokenizer(merges, ["<|more|>", *qwen.SPECIAL_TOKENS]).to_str()
-    plain = flan.tokenizer([(piece, score) for piece, score in ORIGINAL["clip_t5"]["pieces"]][:-40]).to_str()
     chat = json.loads((folders["qwen3_vl"] / "config.json").read_text())
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("qwen3_vl", {"config": {"model_type": "llava"}}, "describes no model that this release knows"),
@@ -515,6 +514,7 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("qwen2_5_vl", {"config": {"model_type": "qwen3_vl"}}, "describes no network|does not fit|image_token"),
         ("clip_t5", {"config": {"mm_projector_type": "linear"}}, "mm_projector_type is 'linear', and only 'mlp2x_gelu'"),
         ("clip_t5", {"config": {"mm_vision_select_feature": "cls_patch"}}, "mm_vision_select_feature is 'cls_patch'"),
+        ("clip_t5", {"config": {"mm_vision_tower": "laion/CLIP"}}, "mm_vision_tower is 'laion/CLIP', and only OpenAI's"),
         ("clip_t5", {"config": {"d_model": 32}}, "does not fit the network"),
         ("clip_t5", {"config": {"vocab_size": 100}}, "they are of different models"),
         ("clip_t5", {"config": {"num_heads": "many"}}, "describes no T5 that can be built"),
@@ -523,7 +523,6 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("clip_t5", {"tokenizer": without}, "is not the tokenizer of this model"),
         ("clip_t5", {"config": {"eos_token_id": 2}}, "is not the tokenizer of this model"),
     ]
-    del plain
     for number, (kind, change, message) in enumerate(cases):
         folder = changed(folders[kind], tmp_path / str(number), **change)
         with pytest.raises(CheckpointError, match=message) as raised:
@@ -569,7 +568,14 @@ NAMES = {"VQAScore-Qwen2.5-VL-7B": "qwen2_5_vl", "VQAScore-CLIP-FlanT5-XL": "cli
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_by_name(name: str, hub: hubs.Hub, folders: dict[str, Path], image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_name(
+    name: str,
+    hub: hubs.Hub,
+    folders: dict[str, Path],
+    image_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = folders[NAMES[name]]
     files = [file for file in MODELS[name].files.values() if isinstance(file, HubFile)]
     beside = {f"{files[0].repo}/{file.name}": file.read_bytes() for file in folder.glob("model-*")}
@@ -582,6 +588,11 @@ def test_by_name(name: str, hub: hubs.Hub, folders: dict[str, Path], image_folde
     assert main(["compare", "a cat", *paths, "--model", name, "--dtype", "float32", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(load(folder).score("a cat", paths), abs=1e-5)
     assert main(["models", "path", name]) == 0
+    if beside:  # a damaged index is not an end of the list
+        monkeypatch.setattr(
+            "image_reward.scorers.spec.shards_of", lambda index: (_ for _ in ()).throw(CheckpointError(f"{index} is damaged"))
+        )
+        assert MODELS[name].local_paths() is None
     assert len(capsys.readouterr().out.split()) == len(files) + len(beside)
     if name.startswith("VQAScore-CLIP"):
         with pytest.raises(CheckpointError, match=r"lacks tokenizer\.json: .* by its name, such as VQAScore-CLIP-FlanT5-XL"):

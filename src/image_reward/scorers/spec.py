@@ -88,7 +88,10 @@ class ModelSpec:
         """Where its files are on this machine, if they all are."""
         if self.packaged:
             return {"folder": self._folder}
-        return self._located(find_local)
+        try:
+            return self._located(find_local)
+        except ValueError:  # a damaged index; ``fetch`` says so
+            return None
 
     def fetch(self, cache_dir: Path | None = None) -> Paths:
         """Its verified files, downloaded if need be. Raises what ``downloads.fetch`` raises."""

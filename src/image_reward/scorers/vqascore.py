@@ -200,6 +200,7 @@ _SYSTEM = (
 T5_IMAGE = "<image>"
 """What stands for the image in the original's text. It is not a token of T5's; the scorer adds it."""
 T5_END = "</s>"
+_CLIP = "openai/clip-vit-large-patch14-336"
 _T5_TOKENS = 2048
 """Of a text with one token for the image."""
 
@@ -526,6 +527,10 @@ def _clip_t5(
     if wrong := [key for key, value in expected.items() if values.get(key, value) != value]:
         raise CheckpointError(
             f"{files.config}: {wrong[0]} is {values[wrong[0]]!r:.60}, and only {expected[wrong[0]]!r} is known; use another checkpoint"
+        )
+    if not str(values.get("mm_vision_tower", _CLIP)).startswith(_CLIP.split("/")[0] + "/"):
+        raise CheckpointError(
+            f"{files.config}: mm_vision_tower is {values['mm_vision_tower']!r:.60}, and only OpenAI's, as {_CLIP}, are known"
         )
     pieces, source = clip_t5_names(pieces_of(files.weights)), str(files.weights[0])
     tower = "vision_tower.vision_tower."
