@@ -54,6 +54,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ScorerConfig | None]
     return tensors, ScorerConfig.from_json(text, str(path)) if text else None
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model. Raises ``CheckpointError``."""
+    if not file.exists():
+        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
+    return values
+
+
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file, and the text of the config in its header, if it has one."""
     try:

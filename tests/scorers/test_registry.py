@@ -115,7 +115,7 @@ def test_the_table() -> None:
     for name, spec in MODELS.items():
         assert spec.description, name
         assert spec.range, name
-        assert spec.licence in {"Apache-2.0", "MIT", "BSD-3-Clause"}
+        assert spec.licence in {"Apache-2.0", "MIT", "BSD-3-Clause", "AGPL-3.0"}
         assert bool(spec.files) != bool(spec.packaged), name
     assert MODELS["BLIP"].size is None
     assert MODELS["ImageReward-v1.0"].size == 1_786_880_927

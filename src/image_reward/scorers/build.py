@@ -17,6 +17,7 @@ from image_reward.files import read_json
 from image_reward.scorers.spec import LoadOptions, Paths
 
 if TYPE_CHECKING:
+    from image_reward.scorers.aesthetic25 import Aesthetic25Scorer
     from image_reward.scorers.clip import AestheticScorer, ClipFiles, ClipScorer, ClipSettings
     from image_reward.scorers.ensemble import Ensemble
     from image_reward.scorers.hpsv3 import HPSv3Scorer
@@ -133,6 +134,15 @@ def build_aesthetic(paths: Paths, options: LoadOptions) -> AestheticScorer:
     clip = {name: path for name, path in paths.items() if name != "head"}
     base = build_openai_clip(clip, replace(options, name="CLIP"))  # the one that CLIP is, if both are loaded
     return AestheticScorer.on(base, read_checkpoint(paths["head"])[0], str(paths["head"]), options.name)
+
+
+def build_aesthetic25(paths: Paths, options: LoadOptions) -> Aesthetic25Scorer:
+    """The head of Aesthetic Predictor V2.5 and the files of the SigLIP that it is on; or a folder that holds them."""
+    from image_reward.scorers.aesthetic25 import Aesthetic25Files, aesthetic25_from_files
+
+    _refuse_config(options)
+    own = Aesthetic25Files.in_folder(paths["folder"]) if "folder" in paths else Aesthetic25Files(**paths)
+    return aesthetic25_from_files(own, name=options.name, options=options.images)
 
 
 def build_pickscore(paths: Paths, options: LoadOptions) -> ClipScorer:

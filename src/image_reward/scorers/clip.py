@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_reward.checkpoints import load_strictly, read_checkpoint, save_folder
+from image_reward.checkpoints import load_strictly, read_checkpoint, read_object, save_folder
 from image_reward.config import (
     CARD_NAME,
     CONFIG_NAME,
@@ -26,7 +26,7 @@ from image_reward.config import (
     check_version,
 )
 from image_reward.errors import CheckpointError, InputError
-from image_reward.files import fill, read_json
+from image_reward.files import fill
 from image_reward.images import Fit, ImageOptions, ImageTransform
 from image_reward.models.clip import Activation, clip_config, clip_config_from_json, clip_network, transformers_names
 from image_reward.models.heads import LinearHead
@@ -305,7 +305,7 @@ def clip_from_files(
     ``settings`` go before those that ``save_pretrained`` left in the config; one without any is the cosine of a CLIP, its prompts and
     images handled as transformers does. ``dtype`` is the towers', whatever the file has. Raises ``CheckpointError``.
     """
-    values = _read_object(files.config)
+    values = read_object(files.config)
     if values.get("model_type") != "clip":
         raise CheckpointError(f"{files.config} is of model_type {values.get('model_type')!r:.60}, and not 'clip'")
     if SETTINGS_KEY in values:
@@ -358,7 +358,7 @@ def _check_fit(tokenizer: ClipTokenizer, text: Any, source: str) -> None:
 
 def _transform(file: Path, image_size: int, settings: ClipSettings, options: ImageOptions) -> ImageTransform:
     """What a preprocessor_config.json asks for, which must be what ``ImageTransform`` does; OpenAI's values for what it leaves out."""
-    asked = _read_object(file)
+    asked = read_object(file)
     size, crop = asked.get("size", image_size), asked.get("crop_size", image_size)
     factor = asked.get("rescale_factor", 1 / 255)
     expected = {
@@ -380,12 +380,3 @@ def _transform(file: Path, image_size: int, settings: ClipSettings, options: Ima
     values = {"size": image_size, "mean": asked.get("image_mean", ImageTransform.mean), "std": asked.get("image_std", ImageTransform.std)}
     constants = fill(TransformConfig, {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}, str(file))
     return ImageTransform(constants.size, constants.mean, constants.std, options, settings.fit, settings.convention)
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
-    return values

@@ -15,6 +15,7 @@ import torch
 from image_reward.addresses import Address
 from image_reward.client import Client, is_service
 from image_reward.config import (
+    AESTHETIC_25_NAME,
     CHAT_NAMES,
     CONFIG_NAME,
     GENERATION_NAME,
@@ -32,6 +33,7 @@ from image_reward.files import read_json
 from image_reward.models.linear import check_variable
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.build import (
+    build_aesthetic25,
     build_clip,
     build_ensemble,
     build_hpsv3,
@@ -81,6 +83,7 @@ KINDS: dict[str, Kind] = {
         ),
         build_clip,
     ),
+    "siglip": Kind(((WEIGHTS_NAME,), (PREPROCESSOR_NAME,), (AESTHETIC_25_NAME,)), build_aesthetic25),
     "qwen2_vl": Kind(((HPSV3_NAME, WEIGHTS_NAME), (TOKENIZER_NAME,)), build_hpsv3),
     "qwen2_5_vl": Kind(_CHAT_FILES, build_vqascore),
     "qwen3_vl": Kind(_CHAT_FILES, build_vqascore),

@@ -18,6 +18,7 @@ from image_reward.config import (
 from image_reward.downloads import INDEX_SUFFIX, HubFile, WebFile
 from image_reward.scorers.build import (
     build_aesthetic,
+    build_aesthetic25,
     build_blip,
     build_blip_matching,
     build_hpsv2,
@@ -52,6 +53,7 @@ _AESTHETIC_HEAD = WebFile(
     sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
     original_cache="~/.cache/ImageReward",
 )
+_SIGLIP = "google/siglip-so400m-patch14-384"
 _QWEN2_VL = "Qwen/Qwen2-VL-7B-Instruct"
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
@@ -185,6 +187,23 @@ MODELS: dict[str, ModelSpec] = {
         range="1 to 10, about 4 to 7",
         build=build_aesthetic,
         files={"head": _AESTHETIC_HEAD, **_CLIP},
+    ),
+    "Aesthetic-v2.5": ModelSpec(
+        description="as Aesthetic, trained on more kinds of images: a head on SigLIP's image features (discus0434 2024)",
+        licence="AGPL-3.0",
+        range="1 to 10; 5.5 and more is very good",
+        build=build_aesthetic25,
+        files={
+            "head": WebFile(
+                "https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/aesthetic_predictor_v2_5.pth",
+                original_cache="~/.cache/torch/hub/checkpoints",
+            ),
+            "config": HubFile(_SIGLIP, CONFIG_NAME),
+            "weights": HubFile(_SIGLIP, WEIGHTS_NAME),
+            "preprocessor": HubFile(_SIGLIP, PREPROCESSOR_NAME),
+        },
+        least_size=4 * (428_225_600 + 1_321_185),
+        notice="the weights of Aesthetic-v2.5 are under the AGPL-3.0, which binds who shares them or serves what they are part of",
     ),
     "BLIP": ModelSpec(
         description="how well image and prompt match: the cosine of BLIP's contrastive features (Li et al., ICML 2022)",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from image_reward.checkpoints import Piece, pieces_of
+from image_reward.checkpoints import Piece, pieces_of, read_object
 from image_reward.config import (
     CHAT_NAMES,
     CONFIG_NAME,
@@ -32,7 +32,7 @@ from image_reward.config import (
     TransformConfig,
 )
 from image_reward.errors import CheckpointError, ImageReadError, InputError
-from image_reward.files import fill, read_json
+from image_reward.files import fill
 from image_reward.images import ImageLike, ImageOptions, check_pixels, describe, open_image, resize_tensor
 from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
 from image_reward.scorers.spec import Devices
@@ -377,7 +377,7 @@ def vqascore_from_files(
         CheckpointError: a file is missing or damaged, or they do not belong together.
         InputError: for a question without the prompt, an answer of no tokens, or float16 for a CLIP-FlanT5.
     """
-    values = _object(files.config)
+    values = read_object(files.config)
     kind = values.get("model_type")
     build = {"clip_t5": _clip_t5}.get(kind, _chat) if isinstance(kind, str) and kind in (*CHATS, "clip_t5") else None
     if build is None:
@@ -444,7 +444,7 @@ def _chat(
 
 def _pixel_statistics(file: Path | None, kind: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """The mean and standard deviation that pixels are normalised with: a checkpoint's own, or those of the published ones."""
-    asked = _object(file) if file else {}
+    asked = read_object(file) if file else {}
     mean, std = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) if kind == "qwen3_vl" else (CLIP_MEAN, CLIP_STD)
     values = {"size": 1, "mean": asked.get("image_mean", list(mean)), "std": asked.get("image_std", list(std))}
     own = fill(TransformConfig, values, str(file))
@@ -489,7 +489,7 @@ def _chat_in(file: Path) -> str | None:
     """The chat template that a file carries, if it carries one."""
     if file.suffix != ".json":
         return file.read_text(encoding="utf-8")
-    template = _object(file).get("chat_template")
+    template = read_object(file).get("chat_template")
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{file} has several chat templates, or none that is text; keep the one to use")
     return template
@@ -497,7 +497,7 @@ def _chat_in(file: Path) -> str | None:
 
 def _repetition_penalty(file: Path | None) -> float:
     """The one of a checkpoint's generation config: transformers applies it to the scores that the original reads, without sampling too."""
-    penalty = _object(file).get("repetition_penalty") if file else None
+    penalty = read_object(file).get("repetition_penalty") if file else None
     if penalty is None:
         return 1.0
     if not isinstance(penalty, int | float) or isinstance(penalty, bool) or not 0 < penalty < math.inf:
@@ -586,12 +586,3 @@ def _built(make: Any, file: Path, what: str) -> Any:
     except Exception as error:  # nearly anything, from a wrong type to a division by zero
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"{file} describes no {what} that can be built: {reason:.200}") from error
-
-
-def _object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
-    return values
