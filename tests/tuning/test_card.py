@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  #
 
 
 def test_the_card_of_a_run(tmp_path: Path) -> None:
-    result = tiny_runs.run(tiny_runs.config(tmp_path / "run", kohya=True, watch=("greenness",), auto_stop=False, model="somebody/tiny"))
+    result = tiny_runs.run(tiny_runs.config(tmp_path / "run", kohya=True, watch=("greenness",), least_rise=100.0, model="somebody/tiny"))
     folder = Path(result.model)
     assert {path.name for path in folder.iterdir()} == {"README.md", "curves.png", WEIGHTS, KOHYA}
     card = (folder / "README.md").read_text()
