@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, get_args, overload
 
+from image_reward.errors import InputError
+
 LONGEST_PROMPT = 200_000
 """Characters. A text beyond this is not a prompt but a file read by mistake, and splitting it into tokens takes minutes."""
 
@@ -42,6 +44,12 @@ class ImageOptions:
     """Refuse images with more pixels (a decompression bomb fills the memory); None accepts any size."""
     min_side: int = 2
     """Refuse images with a shorter side, such as 1 x 1 tracking pixels: they show nothing to judge."""
+
+    def __post_init__(self) -> None:
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise InputError(f"max_pixels must be at least 1, not {self.max_pixels}")
+        if self.min_side < 0:
+            raise InputError(f"min_side must be at least 0, not {self.min_side}")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_missing_and_unknown_images(world: Path, capsys: pytest.CaptureFixture[s
     (world / "images" / "second" / "0002_1.png").rename(world / "images" / "second" / "0003_1.png")
     assert main(command(world)) == 1
     err = capsys.readouterr().err
-    assert "1 files belong to no prompt and are ignored" in err
+    assert "1 file belongs to no prompt and is ignored" in err
     assert "0003_1.png" in err
     assert "second: 1 of 2 prompts: 0002 (1 of 2)" in err
     assert main(command(world, "--allow-missing")) == 0

@@ -17,7 +17,7 @@ def test_rows_go_to_standard_output_or_a_file(scored: Path, tmp_path: Path, caps
     assert [row["id"] for row in rows] == ["0", "1"]
     output = tmp_path / "best.csv"
     assert main(["filter", str(scored), "--best-per-prompt", "1", "--output", str(output)]) == 0
-    assert capsys.readouterr().err == f"1 rows kept: {output}\n"
+    assert capsys.readouterr().err == f"1 row kept: {output}\n"
     with output.open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == [max(rows, key=lambda row: row["reward"])["id"]]
 

@@ -33,7 +33,7 @@ def test_a_run_that_learns_nothing_says_so_on_the_last_line(tmp_path: Path, caps
     assert main(["train", "--start", "scratch", "--freeze", "0", "--epochs", "1", *options(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
     assert "run/model: step 0 (the initial weights: nothing was learnt), pairwise accuracy 0." in printed.out
-    assert "pairs of 1 comparisons)" in printed.out
+    assert "pairs of 1 comparison)" in printed.out
     assert "warning: nothing was learnt" in printed.err
 
 

@@ -188,3 +188,10 @@ def test_curves_are_told_apart_without_colour() -> None:
     assert len({line.get_marker() for line in axes.lines}) == 7
     assert len({line.get_color() for line in axes.lines}) == 7
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [line.get_label() for line in axes.lines]
+
+
+def test_steps_and_counts_are_labelled_at_whole_numbers() -> None:
+    for values, whole in (([0, 1, 2], True), ([0.0, 0.5, 1.0], False)):
+        axes = plots.figure().add_subplot()
+        plots.curves(axes, values, {"loss": [3.0, 2.0, 1.0]})
+        assert all(float(tick).is_integer() for tick in axes.get_xticks()) == whole

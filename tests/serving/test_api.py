@@ -151,7 +151,7 @@ def nested(depth: int) -> Any:
 NOT_AN_IMAGE = data_url(b"hello")
 ASK: dict[str, Any] = {"prompt": "a", "images": URLS[:2]}
 REFUSED: dict[str, tuple[str, Any, int, str, str]] = {
-    "not an image": ("/v1/score", ASK | {"images": [URLS[0], NOT_AN_IMAGE]}, 422, "images[1]", "PNG"),
+    "not an image": ("/v1/score", ASK | {"images": [URLS[0], NOT_AN_IMAGE]}, 422, "images[1]", "save or download"),
     "truncated": ("/v1/score", ASK | {"images": [data_url(IMAGES[0][:-100])]}, 422, "images[0]", "whole file"),
     "bomb": ("/v1/score", ASK | {"images": [data_url(bomb())]}, 422, "images[0]", "smaller image"),
     "not base64": ("/v1/score", ASK | {"images": ["data:image/png;base64,%%%"]}, 422, "images[0]", "base64"),
@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[str, Any, int, str, str]] = {
     "a path": ("/v1/score", ASK | {"images": ["/etc/passwd"]}, 422, "images[0]", "data:image/png"),
     "a file address": ("/v1/score", ASK | {"images": ["file:///etc/passwd"]}, 422, "images[0]", "data:image/png"),
     "rank without images": ("/v1/rank", {"prompt": "a", "images": []}, 422, "images", "at least one"),
-    "compare with a bad image": ("/v1/compare", {"prompt": "a", "a": URLS[0], "b": NOT_AN_IMAGE}, 422, "b", "PNG"),
+    "compare with a bad image": ("/v1/compare", {"prompt": "a", "a": URLS[0], "b": NOT_AN_IMAGE}, 422, "b", "save or download"),
     "compare without an image": ("/v1/compare", {"prompt": "a", "a": URLS[0]}, 422, "b", "add it"),
     "too large a matrix": ("/v1/matrix", {"prompts": ["a"] * 1500, "images": URLS[:2]}, 413, "prompts", "several requests"),
     "a bad prompt of a matrix": ("/v1/matrix", {"prompts": ["a", "\ud800"], "images": URLS[:2]}, 422, "prompts[1]", "UTF-8"),

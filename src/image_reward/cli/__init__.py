@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
     from image_reward.cli.help import CONFIG, without_empty_defaults, wrapped_help
     from image_reward.cli.options import UsageError
-    from image_reward.cli.overwriting import refuse_overwriting
+    from image_reward.cli.outputs import check_outputs
     from image_reward.cli.repeated import refuse_repeated
     from image_reward.errors import InputError
 
@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str]) -> Any:
             parsed = tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
     except InputError as error:  # what a class of settings says of values that tyro filled in
         raise UsageError(str(error)) from None
-    refuse_overwriting(parsed)
+    check_outputs(parsed)
     return parsed
 
 

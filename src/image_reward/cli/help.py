@@ -46,7 +46,7 @@ class _Wrapping:
 @contextmanager
 def wrapped_help() -> Iterator[None]:
     """Descriptions are broken between words, which tyro leaves to the terminal."""
-    with redirect_stdout(_Wrapping(sys.stdout)):  # type: ignore[type-var]
+    with redirect_stdout(_Wrapping(sys.stdout)):
         yield
 
 

@@ -60,14 +60,14 @@ def _errors(summary: JobSummary) -> Grid:
 
 
 def _distribution(scorer: RewardSummary) -> Plot:
-    from image_reward.reports.plots import COLOURS, figure
+    from image_reward.reports.plots import COLOURS, figure, whole_numbers
 
     drawn = figure(height=3.0)
     axes = drawn.add_subplot()
     edges, quantiles = scorer.bins, scorer.quantiles
     axes.stairs(scorer.counts, edges, fill=True, color=COLOURS[0])
     axes.set(xlabel="reward", ylabel="rows")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.yaxis)
     description = (
         f"{scorer.num:,} rewards from {edges[0]:.2f} to {edges[-1]:.2f}; half of them lie between {quantiles['0.25']:.2f} and "
         f"{quantiles['0.75']:.2f}, the median is {quantiles['0.5']:.2f}."

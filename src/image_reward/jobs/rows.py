@@ -237,7 +237,7 @@ class Input(ABC):
         for column, option in ((self.image_column, "--image-column"), (self.prompt_column, "--prompt-column")):
             if column not in columns and not (column == self.prompt_column and self.prompt is not None):
                 text = " or --prompt TEXT" if column == self.prompt_column else ""
-                found = ", ".join(columns) or "none at all"
+                found = ", ".join(name if name == name.strip() else repr(name) for name in columns) or "none at all"
                 raise JobError(f"{self.path} has no column {column!r}; it has {found}. Name it with {option}{text}")
         if self.image_column == self.prompt_column:
             raise JobError(f"the column {self.image_column!r} cannot hold both images and prompts; name two columns")

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1d1f23")
@@ -271,8 +272,15 @@ def curves(axes: Axes, x: ArrayLike, series: Mapping[str, ArrayLike]) -> None:
             every = max(len(xs) // 8, 1)  # markers say which line it is, not where the points are
             axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=label(name))
         if np.array_equal(xs, np.round(xs)):
-            axes.xaxis.get_major_locator().set_params(integer=True)  # there is no step 0.25
+            whole_numbers(axes.xaxis)  # there is no step 0.25
     legend(axes, 3.2)
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Let an axis of counts be labelled at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
 def legend(axes: Axes, height: float) -> None:

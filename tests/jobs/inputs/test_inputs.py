@@ -106,7 +106,7 @@ def test_an_empty_prompt_for_all_rows_is_meant(tmp_path: Path) -> None:
         ("a.csv", "prompt,image,image\n1,2\n", "has 2 columns called 'image'; rename or delete all but one"),
         ("a.csv", "sep=;\nprompt;image\n1;2\n", "begins with 'sep=;', which only Excel understands"),
         ("a.csv", "prompt,image\n", "holds no rows"),
-        ("a.csv", "", "which is not a header"),
+        ("a.csv", "", "holds no rows, and no header"),
         ("a.jsonl", '[{"prompt": 1}]', "is one JSON list"),
         ("a.parquet", "PAR1 no", "is not a whole Parquet file"),
         *((f"a.{kind}", POINTER, rf"a\.{kind} is a Git LFS pointer") for kind in ("csv", "jsonl", "parquet", "tar")),

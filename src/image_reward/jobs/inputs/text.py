@@ -70,6 +70,8 @@ class CsvInput(Input):
             raise JobError(f"the first line of {file} is not CSV: {error}; save it as CSV with a row on each line") from None
         except RowsError as error:
             raise JobError(str(error)) from None
+        if not cells:
+            raise JobError(f"{file} holds no rows, and no header with the names of columns")
         if not header or not all(map(is_clean, header)):
             raise JobError(f"{file} begins with {','.join(cells)!r:.80}, which is not a header: column names, in UTF-8")
         return header, lines.end, separator

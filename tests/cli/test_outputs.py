@@ -51,3 +51,22 @@ def test_a_prompt_that_is_called_as_the_page_is_no_file(folder: Path, capsys: py
     """Nor is what is not there yet."""
     assert main(["rank", "new.html", "images", "--gallery", "new.html", "--prompt-is-text", *MODEL]) == 2
     assert "the folder images has no images in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["score-files", "rows.json", "~/out", *MODEL],
+        ["rank", "a", "images", "--gallery=~/page.html", *MODEL],
+        ["rank", "a", "images", "--copy-to=~", *MODEL],
+        ["train", "--data", "rows.json", "--output=~/run"],
+        ["train", "--recipe", "recipe.toml"],
+        ["evaluate", "rows.json", "--report=~me/a.html", *MODEL],
+    ],
+    ids=" ".join,
+)
+def test_no_folder_is_called_as_a_home_is_abbreviated(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.toml").write_text('data = ["rows.json"]\noutput = "~/runs/a"\n')
+    assert main(command) == 2
+    assert "~ is not expanded here; write the folder's whole name" in capsys.readouterr().err
+    assert not [path for path in folder.iterdir() if path.name.startswith("~")]
