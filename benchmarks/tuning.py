@@ -155,8 +155,8 @@ def methods_section(arguments: argparse.Namespace) -> None:
     """Each way in turns, so that all see the machine alike.
 
     Full backpropagation takes a forward and a backward pass of each of 20 steps; sparse takes 20 forward passes, and recomputes and
-    differentiates two. With LoRA a backward pass takes as long as a forward pass, since it computes no gradient of the frozen weights: the
-    ratio of these is then 24 / 40 = 0.6. With all weights it takes twice as long: 26 / 60 = 0.43.
+    differentiates two. With LoRA a backward pass takes about as long as a forward pass, since frozen weights need no gradient: 24 passes of
+    40 are left, 0.6 of the time.
     """
     results: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for _ in range(arguments.rounds):
