@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import tyro
 
-_MOST_CONNECTIONS = 900  # of clients; the service refuses more than 1,000
+_NUM_CONNECTIONS = 256  # of the overload
 _MOST_LATE = 0.02  # seconds
 PROMPT = "a large green square above a yellow triangle on a blue background"
 Section = Literal["throughput", "overhead", "overload"]
@@ -115,13 +115,16 @@ class Connection:
         self.port = urlsplit(url).port
         self.reader: asyncio.StreamReader | None = None
 
+    async def open(self) -> asyncio.StreamReader:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return self.reader
+
     async def status(self, request: bytes) -> int:
         """Of the answer to a request."""
-        if self.reader is None:
-            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader = self.reader or await self.open()
         self.writer.write(request)
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        await self.reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
         if b"connection: close" in head.lower():
             self.close()
         return int(head.split()[1])
@@ -179,11 +182,12 @@ def in_turn(url: str, num_clients: int, requests: Sequence[bytes]) -> Load:
 
 
 def at_rate(url: str, requests: Sequence[bytes], rate: float, seconds: float) -> Load:
-    """Requests that are sent at a rate, whether earlier ones have been answered or not, on as many connections as that takes."""
+    """Requests that are sent at a rate, whether earlier ones have been answered or not, as long as there are connections."""
 
     async def main() -> Load:
         load = Load()
-        idle = [Connection(url) for _ in range(_MOST_CONNECTIONS)]
+        idle = deque(Connection(url) for _ in range(_NUM_CONNECTIONS))
+        await asyncio.gather(*(connection.open() for connection in idle))
         tasks: set[asyncio.Task[None]] = set()
 
         async def send(connection: Connection, request: bytes) -> None:
@@ -195,7 +199,7 @@ def at_rate(url: str, requests: Sequence[bytes], rate: float, seconds: float) ->
         while (now := time.perf_counter() - started) < seconds:
             due = max(due, now - _MOST_LATE)  # what could not be sent in time is left out: no burst makes up for it
             while due < now and idle:
-                task = asyncio.create_task(send(idle.pop(), requests[number % len(requests)]))
+                task = asyncio.create_task(send(idle.popleft(), requests[number % len(requests)]))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 number, due = number + 1, due + 1 / rate
@@ -304,10 +308,7 @@ def measure_overload(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: An
     accepted = load.statuses["200"] / load.seconds
     sent = load.statuses.total() / load.seconds
     print(f"capacity {capacity:.1f} requests/s; sent {sent:.1f} requests/s for {load.seconds:.0f} s: {dict(load.statuses)}")
-    early = memories[: 10 if len(memories) > 20 else len(memories) // 2]
-    print(
-        f"memory of the service: at most {max(early):.0f} MiB in the first {len(early)} s, {max(memories[len(early) :]):.0f} MiB afterwards"
-    )
+    print(f"MiB of the service's memory, every tenth second: {' '.join(f'{value:.0f}' for value in memories[9::10] or memories[-1:])}")
     most = benchmark.queue + scorer.batch_size  # rows of the queue, and of what is scored in the moment
     quantiles, meanwhile = np.quantile(load.latencies, [0.5, 0.99]), np.quantile(load.answered_meanwhile, [0.5, 0.99])
     print(f"accepted: {accepted:.1f} requests/s, median {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s; limit {most / accepted:.2f} s")
