@@ -321,6 +321,18 @@ def test_devices_are_filled_in_order() -> None:
     assert set(halves.values()) == {first}
 
 
+def test_buffers_go_with_the_parts_around_them() -> None:
+    network = empty()
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    places = {unit: first if unit.startswith("model.visual") else second for unit in units_of(network)}
+    devices = vision_language.buffer_places(network, places)
+    assert set(devices) == {name for name, _ in network.named_buffers()}
+    assert devices["model.visual.rotary_pos_emb.inv_freq"] == first
+    assert devices["model.language_model.rotary_emb.inv_freq"] == second
+    inside = {unit.rpartition(".")[0]: second for unit in places if unit.startswith("model.visual.blocks.")}
+    assert vision_language.buffer_places(network, {"model.visual": first, **inside})["model.visual.rotary_pos_emb.inv_freq"] == first
+
+
 def test_a_spread_network_moves_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     network = small()
     expected = Answering(network).score("a", seeded.images()[:2])

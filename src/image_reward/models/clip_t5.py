@@ -78,7 +78,7 @@ class ClipT5Network(nn.Module):
         """
         encoded = self.t5.encoder(inputs_embeds=embeddings, attention_mask=mask.long()).last_hidden_state
         states: Tensor = self.t5.decoder(
-            input_ids=answers, encoder_hidden_states=encoded, encoder_attention_mask=mask.long(), use_cache=False
+            inputs_embeds=self.t5.shared(answers), encoder_hidden_states=encoded, encoder_attention_mask=mask.long(), use_cache=False
         ).last_hidden_state
         return states * self.t5.model_dim**-0.5 if self.t5.config.scale_decoder_outputs else states
 

@@ -390,6 +390,10 @@ def load_network(
         hint=hint,
     )
     if devices == "auto":
+        for name, device in buffer_places(network, places).items():
+            module, _, leaf = name.rpartition(".")
+            owner = network.get_submodule(module)
+            setattr(owner, leaf, getattr(owner, leaf).to(device))
         move_inputs(network, places)
     elif devices is not None:
         network.to(devices)  # the buffers
@@ -438,6 +442,19 @@ def spread(network: nn.Module, dtype: torch.dtype, free: Mapping[torch.device, i
         if left:
             left[0] = (left[0][0], left[0][1] - size)
     return places
+
+
+def buffer_places(network: nn.Module, places: Mapping[str, torch.device]) -> dict[str, torch.device]:
+    """A device for each buffer: that of the part it is in, or else of the first part beside it, which it is likely computed with."""
+    devices: dict[str, torch.device] = {}
+    for name, _ in network.named_buffers():
+        around = [unit for unit in places if name.startswith(f"{unit}.")]
+        parent = name
+        while not around:
+            parent = parent.rpartition(".")[0]
+            around = [unit for unit in places if unit.startswith(f"{parent}.") or not parent]
+        devices[name] = places[around[0]]
+    return devices
 
 
 def move_inputs(network: nn.Module, places: Mapping[str, torch.device]) -> None:
