@@ -24,6 +24,7 @@ from image_reward.scorers.build import (
     build_hpsv2,
     build_hpsv3,
     build_imagereward,
+    build_mps,
     build_openai_clip,
     build_pickscore,
     build_vqascore,
@@ -129,6 +130,19 @@ MODELS: dict[str, ModelSpec] = {
         build=build_hpsv2,
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
         least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
+    ),
+    "MPS": ModelSpec(
+        description="human preference among images for a prompt: a CLIP that reads the image with it in mind (Zhang et al., CVPR 2024)",
+        licence="MIT",
+        range="[-100, 100], of the order of 10",
+        build=build_mps,
+        files={
+            "weights": HubFile("RE-N-Y/mpsv1", WEIGHTS_NAME),
+            "config": HubFile(_OPENCLIP, CONFIG_NAME),
+            "preprocessor": HubFile(_OPENCLIP, PREPROCESSOR_NAME),
+            "tokenizer": HubFile(_OPENCLIP, TOKENIZER_NAME),
+        },
+        least_size=4 * (_VIT_H_PARAMETERS + 118_505_600),
     ),
     "HPSv3": ModelSpec(
         description="human preference for an image given its prompt, and how sure of it: a Qwen2-VL-7B (Ma et al., ICCV 2025)",
