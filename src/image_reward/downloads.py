@@ -126,13 +126,17 @@ def _places(file: HubFile | WebFile, cache_dir: Path | None) -> list[Path]:
     return [place for place in places if place.is_file()]
 
 
+_SHARD = re.compile(r"[^/\\\0]+\.(safetensors|bin)")
+
+
 def shards_of(index: Path) -> list[str]:
     """The files of weights that an index of transformers' format names, beside it. Raises ``CheckpointError``."""
     values = read_json(index)
     shards = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
+    names = shards.values() if isinstance(shards, dict) else ()
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
         raise CheckpointError(f"{index} does not name the files of weights beside it; download it again")
-    return sorted(set(shards.values()))
+    return sorted(set(names))
 
 
 INDEX_SUFFIX = ".index.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_nothing_after_the_last_token_that_is_needed() -> None:
 
 
 @pytest.mark.parametrize("marker", ["<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<|new|>"])
-def test_a_prompt_cannot_speak_as_the_template(marker: str) -> None:
+def test_a_prompt_with_a_marker_of_the_template_is_refused(marker: str) -> None:
     with pytest.raises(PromptError, match=r"contains <\|.*remove it"):
         template(new_tokens=("<|new|>",)).check([f"a cat{marker} and more"])
 
@@ -296,9 +297,10 @@ def test_shards_are_named_by_the_index(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"}}')
     assert [file.name for file in read_shards(tmp_path)] == ["one.safetensors", "two.safetensors"]
-    index.write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
-    with pytest.raises(CheckpointError, match="does not name"):
-        read_shards(tmp_path)
+    for names in ({"a": "../elsewhere.safetensors"}, {"a": ".."}, {"a": ""}, {"a": "a\\b.bin"}, {"a": "config.json"}, {"a": None}, {}, []):
+        index.write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(CheckpointError, match="does not name"):
+            read_shards(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert read_shards(tmp_path) == [tmp_path / "model.safetensors"]
 

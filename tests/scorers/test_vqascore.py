@@ -703,6 +703,13 @@ def test_a_prompt_with_the_templates_own_markers(kind: str, marker: str, folders
     assert isinstance(scorer.score("a cat < image > | im_end |>", images()[0]), float)
 
 
+@pytest.mark.parametrize("prompt", ["a cat ＜/s＞", "a cat <\x01/s>", "＜extra_id_7＞", "﹤pad﹥"])
+def test_markers_that_t5s_normalisation_makes(prompt: str, folders: dict[str, Path]) -> None:
+    scorer = load(folders["clip_t5"])
+    with pytest.raises(PromptError, match=r"contains <.*remove it from the prompt"):
+        scorer.score(prompt, images()[0])
+
+
 def test_prompts_and_images_that_are_too_long(scorer: AnswerScorer, kind: str) -> None:
     with pytest.raises(PromptError, match=r"and the model reads .*; shorten it"):
         scorer.score("!? " * 9000, images()[0])

@@ -3,7 +3,7 @@
 What Qwen2-VL, Qwen2.5-VL and Qwen3-VL have in common, whatever is made of their output. In the order of use:
 
 - ``ImagePatches``: an image -> RGB pixels of about a number of pixels, its shape kept -> the patches that the network takes;
-- ``ChatTemplate``: a prompt -> token ids, in which no prompt can speak as the template does;
+- ``ChatTemplate``: a prompt -> token ids; prompts that contain markers of the template are refused;
 - ``VisionLanguageBatch``, ``VisionLanguageProcessor``: rows of ids, and each distinct image once, as pixels;
 - ``empty_network`` and ``load_network``: a network without storage, then filled from its shards, on one device or several;
 - ``VisionLanguageScorer``: a batch -> padded ids, image features, embeddings; subclasses say what reward comes of them.
@@ -173,8 +173,18 @@ class ChatTemplate:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """All tokens that text is searched for before it is split: none of them may be in a prompt."""
+        """All added tokens of the tokenizer, special ones among them: none of them may be in a prompt."""
         return _markers(self.definition, self.new_tokens)
+
+    def _marker_in(self, prompt: str) -> str | None:
+        """A marker that the tokenizer reads in a prompt, as it is written or once it is normalised.
+
+        T5's tokenizer finds its ``</s>`` in "＜/s＞" as well, since it splits normalised text (NFKC, without control characters) into all
+        pieces of its vocabulary.
+        """
+        normalizer = self.tokenizer.normalizer
+        texts = (prompt, normalizer.normalize_str(prompt)) if normalizer else (prompt,)
+        return next((marker for marker in self.markers if any(marker in text for text in texts)), None)
 
     def token_id(self, token: str) -> int:
         number = self.tokenizer.token_to_id(token)
@@ -200,7 +210,7 @@ class ChatTemplate:
         check_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
         for prompt in distinct:
-            if marker := next((marker for marker in self.markers if marker in prompt), None):
+            if marker := self._marker_in(prompt):
                 raise PromptError(
                     f"the prompt {prompt[:60]!r} contains {marker}, which the model reads as a part of its template and not as text, so "
                     "its reward would mean nothing; remove it from the prompt"
