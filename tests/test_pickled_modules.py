@@ -157,10 +157,10 @@ def without_end(kind: str) -> bytes:
         return head + empty + text("_modules") + b"}" + text("a") + b"h\x00s" + tail
     if kind == "a long name":
         return head + empty + text("_modules") + b"}" + text("a" * 5000) + b"h\x00s" + tail
-    many = b"".join(text(str(number)) + b"h\x01" for number in range(400))
+    many = text("first") + tensor() + b"q\x01" + b"".join(text(str(number)) + b"h\x01" for number in range(400))
     both = b"".join(text(str(number)) + b"h\x00" for number in range(400))
     shared = text("_parameters") + b"}(" + many + b"u"
-    return b"\x80\x02" + tensor() + b"q\x010" + head.removeprefix(b"\x80\x02") + shared + text("_modules") + b"}(" + both + b"u" + tail
+    return head + shared + text("_modules") + b"}(" + both + b"u" + tail
 
 
 @pytest.mark.parametrize("kind", ["a module in itself", "a long name", "many of many"])

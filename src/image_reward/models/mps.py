@@ -31,9 +31,10 @@ class CrossModel(nn.Module):
         What depends on the image alone is computed once for its P prompts, and only the first token of the last layer.
         """
         tokens = image[:, None]
-        for number, (cross, own) in enumerate(self.layers, start=1):
+        layers: Any = self.layers
+        for number, (cross, own) in enumerate(layers, start=1):
             tokens = tokens + cross.fn(tokens, text, seen)
-            read = tokens[..., :1, :] if number == len(self.layers) else tokens
+            read = tokens[..., :1, :] if number == len(layers) else tokens
             tokens = read + own.fn(tokens, read.shape[-2])
         return tokens[..., 0, :]
 
