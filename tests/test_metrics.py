@@ -161,6 +161,24 @@ def test_a_scorer_that_ties_what_annotators_tie_is_right_at_a_threshold() -> Non
         metrics.calibrate_ties([0.1], [2])
 
 
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0]])
+def test_tie_calibration_needs_weights_that_are_weights(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights are finite numbers from 0, of which at least one is larger"):
+        metrics.calibrate_ties([3.0, 1.0], [0, 1], weights)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1.7e308 / 5])
+def test_pearson_does_not_depend_on_the_scale(scale: float) -> None:
+    expected = metrics.pearson([1.0, 2.0, 5.0], [1.0, 3.0, 2.0])
+    assert metrics.pearson(np.array([1.0, 2.0, 5.0]) * scale, [1.0, 3.0, 2.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("difference", "std"), [(math.nan, 1.0), (1.0, math.inf), (1.0, -1.0)])
+def test_an_uncertain_win_needs_a_finite_difference(difference: float, std: float) -> None:
+    with pytest.raises(ValueError, match="both are finite, and the latter is at least 0"):
+        metrics.uncertain_win_probability(difference, std)
+
+
 def test_label_match_and_position_bias_are_those_of_counting(random: np.random.Generator) -> None:
     labels = ["A>B", "B>A", "A=B=Good", "A=B=Bad"]
     predicted, human = random.choice(labels, size=(2, 500)).tolist()
@@ -175,6 +193,8 @@ def test_label_match_and_position_bias_are_those_of_counting(random: np.random.G
     assert metrics.position_bias(one, other) == (flipped / 500, first / 500, second / 500)
     with pytest.raises(ValueError, match="a label is one of A>B, B>A, A=B=Good, A=B=Bad, not 'A'"):
         metrics.label_match(["A"], ["A>B"])
+    with pytest.raises(ValueError, match=r"a label is one of .*, not None"):
+        metrics.label_match([None, "A>B"], ["A>B", "A"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="0 labels of a judge and 1 of annotators"):
         metrics.label_match([], ["A>B"])
     with pytest.raises(ValueError, match="verdicts are 1"):

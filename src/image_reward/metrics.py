@@ -141,6 +141,8 @@ def calibrate_ties(differences: ArrayLike, outcomes: ArrayLike, weights: ArrayLi
         raise ValueError(f"a difference of rewards is {d[~np.isfinite(d)][0]}; rewards must be finite")
     if not np.isin(outcome, (-1, 0, 1)).all():
         raise ValueError("outcomes are 1 (the first is better), -1 (the second) or 0 (a tie)")
+    if weight is not None and not (np.isfinite(weight).all() and weight.min() >= 0 and weight.sum() > 0):
+        raise ValueError("weights are finite numbers from 0, of which at least one is larger than 0")
     tied, right = outcome == 0, ((outcome > 0) & (d > 0)) | ((outcome < 0) & (d < 0))
     gap = np.abs(d)
     # A larger threshold makes tied pairs correct and correctly ordered ones wrong, so the best is 0 or the gap of a tied pair.
@@ -174,9 +176,8 @@ def label_match(predicted: Sequence[str], human: Sequence[str]) -> float:
     """
     if len(predicted) != len(human) or not human:
         raise ValueError(f"{len(predicted)} labels of a judge and {len(human)} of annotators: there must be one of each for every pair")
-    unknown = {*predicted, *human} - set(get_args(Label))
-    if unknown:
-        raise ValueError(f"a label is one of {', '.join(get_args(Label))}, not {min(unknown)!r}")
+    if (unknown := next((label for label in (*predicted, *human) if label not in get_args(Label)), ...)) is not ...:
+        raise ValueError(f"a label is one of {', '.join(get_args(Label))}, not {unknown!r}")
     return sum(a == b for a, b in zip(predicted, human, strict=True)) / len(human)
 
 
@@ -311,6 +312,8 @@ def pearson(rewards: ArrayLike, ratings: ArrayLike) -> float:
         raise ValueError(f"rewards of shape {a.shape} and ratings of shape {b.shape}: there must be one of each for every image")
     if a.min() == a.max() or b.min() == b.max():  # whose mean need not be exactly it
         return float("nan")
+    # Divided by a power of two, which changes no digit: squares of very large or small numbers are out of range.
+    a, b = (np.ldexp(values, -int(np.frexp(np.abs(values).max())[1])) for values in (a, b))
     a, b = a - a.mean(), b - b.mean()
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
@@ -366,6 +369,8 @@ def uncertain_win_probability(difference: float, std: float) -> float:
     >>> round(uncertain_win_probability(1.0, 0.0), 4), round(uncertain_win_probability(1.0, 3.0), 4)
     (0.7311, 0.6132)
     """
+    if not (math.isfinite(difference) and 0 <= std < math.inf):
+        raise ValueError(f"a difference of {difference} with a standard deviation of {std}: both are finite, and the latter is at least 0")
     steps = np.linspace(-8.0, 8.0, 4001)
     weights = np.exp(-(steps**2) / 2)
     return float((weights * _sigmoid(difference + std * steps)).sum() / weights.sum())

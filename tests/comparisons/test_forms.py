@@ -307,6 +307,21 @@ def test_votes_that_both_are_bad_are_marked_ties_on_request(tmp_path: Path) -> N
         assert [c.id for c in read(tmp_path / "written.jsonl")] == ["#1", "#3"]  # no file loses that they are bad
 
 
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"ranks": [1, 2], "both_bad": True}, r"both_bad is true of images of ranks \[1, 2\], not of two that are tied"),
+        ({"ranks": [1, 2], "ratings": {"rating": [1, 4.5]}}, "its rating and its ranks put images in different orders"),
+    ],
+)
+def test_rows_that_contradict_themselves(more: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    row = {"prompt": "a cat", "images": ["1.png", "2.png"]}
+    with pytest.raises(ComparisonError, match=f"line 1: {problem}"):
+        read(jsonl(tmp_path / "rows.jsonl", row | more), both_bad=True)
+    agreeing = {"ranks": [1, 2], "ratings": {"rating": [4.5, 4.5]}}  # as one annotator of several may rate
+    assert read(jsonl(tmp_path / "rows.jsonl", row | agreeing))[0].ratings == (4.5, 4.5)
+
+
 def test_genai_bench_of_edits_and_votes_that_are_none(tmp_path: Path) -> None:
     edit = {"source_prompt": "a dog", "target_prompt": "a cat", "instruct_prompt": "turn it", "left_output_image": "1.png"}
     edit |= {"right_output_image": "2.png", "vote_type": "rightvote"}

@@ -199,6 +199,15 @@ def test_ratings_are_compared_over_all_images() -> None:
     assert evaluated(rewards[1:], [replace(comparisons[1], ratings=()), *comparisons[2:]])[1].over_images is None
 
 
+def test_ratings_that_cannot_be_compared_over_all_images() -> None:
+    once = Comparison("p", ("1.png", "2.png"), (1, 2), id="one", ratings=(2.0, 1.0))
+    same = replace(once, images=("1.png", "1.png"))
+    assert evaluated([[1.0, 0.0]], [same])[1].over_images is None
+    for ratings in ((math.nan, 1.0), (math.inf, 1.0), (1.0,)):
+        with pytest.raises(ComparisonError, match="the ratings of one must be one finite number for each image"):
+            evaluated([[1.0, 0.0]], [replace(once, ratings=ratings)])
+
+
 # --- verdicts ---
 
 

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from image_reward.addresses import SCHEMES, Address, scheme
@@ -185,9 +186,30 @@ def _read_lists(
         ratings = {key: tuple(map(_number, given[key])) for key in RATINGS if isinstance(given.get(key), list) and len(given[key]) == num}
         record = replace(record, ratings=ratings, warning=record.warning or _incomplete(num, values))
         rating = tuple(map(_number, _list(given.get(RATING))))
+        both_bad = values.get("both_bad") is True
         if record.comparison is not None and len(rating) == num and all(map(math.isfinite, rating)):
+            if _contradicts(rating, record.comparison.ranks):
+                yield Record(row.where, problem="its rating and its ranks put images in different orders; correct one, or leave out rating")
+                continue
             record = replace(record, comparison=replace(record.comparison, ratings=rating))
-        yield _neither_good(record, "both_bad is true") if values.get("both_bad") is True else record
+        if both_bad and record.comparison is not None and (num != 2 or len(set(record.comparison.ranks)) > 1):
+            yield Record(
+                row.where, problem=f"both_bad is true of images of ranks {list(record.comparison.ranks)}, not of two that are tied"
+            )
+            continue
+        yield _neither_good(record, "both_bad is true") if both_bad else record
+
+
+def _contradicts(rating: Sequence[float], ranks: Sequence[int]) -> bool:
+    """Whether an image is ranked above another, and rated below it."""
+    by_rank = sorted(zip(ranks, rating, strict=True))
+    lowest = math.inf  # of better ranks
+    for _, tied in groupby(by_rank, key=lambda pair: pair[0]):
+        own = [value for _, value in tied]
+        if max(own) > lowest:
+            return True
+        lowest = min(lowest, *own)
+    return False
 
 
 def _incomplete(num: int, values: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
+from image_reward.errors import ComparisonError
 from image_reward.evaluation.estimates import none_if_nan
 from image_reward.images import unique_images
 from image_reward.metrics import Floats
@@ -34,13 +36,22 @@ class OverImages:
 
 
 def over_images(rewards: Sequence[Sequence[Sequence[float]]], comparisons: Sequence[Comparison]) -> list[OverImages] | None:
-    """``rewards``: of each scorer, for each comparison, those of its images. None where not all comparisons carry ratings."""
+    """``rewards``: of each scorer, for each comparison, those of its images.
+
+    None where not all comparisons carry ratings, or all images are the same. Raises ``ComparisonError`` that names a comparison whose
+    ratings are not one finite number for each image.
+    """
     if not all(c.ratings for c in comparisons):
         return None
+    for comparison in comparisons:
+        if len(comparison.ratings) != len(comparison.images) or not all(map(math.isfinite, comparison.ratings)):
+            raise ComparisonError(f"the ratings of {comparison.id} must be one finite number for each image, not {comparison.ratings}")
     which = unique_images([image for c in comparisons for image in c.images])[1]
     prompts = [normalized_prompt(c.prompt) for c in comparisons for _ in c.images]
     places: dict[tuple[str, int], int] = {}
     index = np.array([places.setdefault(key, len(places)) for key in zip(prompts, which, strict=True)])
+    if len(places) < 2:
+        return None
     ratings = _means(index, [c.ratings for c in comparisons])
     return [_measured(_means(index, of_scorer), ratings) for of_scorer in rewards]
 

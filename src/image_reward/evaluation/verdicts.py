@@ -33,7 +33,10 @@ class Verdicts:
         return [(_ORDERS[label], other) for label, other in zip(self.labels, swapped, strict=True)]
 
     def rewards(self) -> list[list[float]]:
-        """The verdicts as rewards of the two images: their difference is 1, -1 or 0. Verdicts that contradict each other are a tie."""
+        """Rewards of the two images of each pair, whose difference is the verdict: 1, -1 or 0, or the mean of the verdicts in both orders.
+
+        So verdicts that contradict each other are a tie, and a tie in one order only leaves the preference in the other.
+        """
         means = [one if other is None else (one - other) / 2 for one, other in self.orders()]
         return [[mean / 2, -mean / 2] for mean in means]
 
