@@ -376,8 +376,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
         ({"num_held_out": 1}, "num_held_out must be at least 2"),
         ({"ema": 1.0}, "ema must be from 0 to less than 1"),
         ({"method": "best-of", "candidates": 1}, "candidates must be at least 2"),
+        ({"target": math.nan}, "target must be a finite number, not nan"),
+        ({"objective": "negative", "target": 1.0}, "target is 1, and the objective negative has none"),
+        ({"lora_rank": 0, "kohya": True}, "kohya is set, and lora_rank 0 trains all weights without a LoRA"),
+        ({"lora_rank": 0, "lora_targets": ("to_q",)}, "lora_targets is set"),
+        ({"pretraining_images": "a.csv", "pretraining_weight": 0.0}, "pretraining_images is set, and pretraining_weight is 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Tuning(**settings)
+
+
+def test_the_objective_without_a_target_has_none_by_default() -> None:
+    assert Tuning(method="refl", objective="negative").resolved().target is None
+    assert Tuning(method="refl").resolved().target == 2.0

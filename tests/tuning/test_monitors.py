@@ -75,7 +75,7 @@ def test_a_collapse_to_one_image_is_stopped() -> None:
     ]
     assert stopped_at(history) == 40
     verdict = judge(history[:5], THRESHOLDS)
-    assert "the distance between images of one prompt has fallen to 23%" in verdict.sentence
+    assert "the distance between images of one prompt has fallen to 23 %" in verdict.sentence
     assert verdict.last_good == 20
 
 
@@ -123,7 +123,7 @@ def test_images_that_move_far_for_no_clear_rise_of_the_reward_are_noticed() -> N
     assert stopped_at(history(0.17)) == 60
     verdict = judge(history(0.17), THRESHOLDS)
     assert verdict.last_good == 36
-    assert "but the images have moved by 49% of the distance between two images of a prompt: they change without" in verdict.sentence
+    assert "but the images have moved by 49 % of the distance between two images of a prompt: they change without" in verdict.sentence
     assert judge(history(0.17)[:4], THRESHOLDS).sentence.startswith("The reward has not clearly risen, from")
     assert stopped_at(history(1.0)) is None  # for a clear rise they may
     assert judge([replace(each, distances=()) for each in history(0.17)], THRESHOLDS).signs == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -198,6 +199,9 @@ class Tuning(Recipe):
                 raise InputError(f"{name} names a scorer twice: {', '.join(getattr(self, name))}; name each once")
         if shared := sorted(set(self.reward) & set(self.watch)):
             raise InputError(f"{', '.join(shared)} cannot be both the reward and watched: a scorer that is tuned with shows nothing")
+        if self.target is not None and not math.isfinite(self.target):
+            raise InputError(f"target must be a finite number, not {self.target}")
+        self._check_without_effect()
         defaults = DEFAULTS[self.method]
         grad_steps = defaults["grad_steps"] if self.grad_steps is None else self.grad_steps
         denoising_steps = defaults["denoising_steps"] if self.denoising_steps is None else self.denoising_steps
@@ -213,4 +217,17 @@ class Tuning(Recipe):
         (0.001, 1.0)
         """
         own = {"pretraining_weight": 1.0 if self.pretraining_images else 0.0} | DEFAULTS[self.method]
+        if self.objective == "negative":
+            own.pop("target", None)
         return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+    def _check_without_effect(self) -> None:
+        """Raise ``InputError`` for settings that others leave without effect."""
+        if self.target is not None and self.objective == "negative":
+            raise InputError(
+                f"target is {self.target:g}, and the objective negative has none: leave target out, or use the objective hinge"
+            )
+        if not self.lora_rank and (unused := [name for name in ("lora_alpha", "lora_targets", "kohya") if getattr(self, name)]):
+            raise InputError(f"{unused[0]} is set, and lora_rank 0 trains all weights without a LoRA: leave it out, or set lora_rank")
+        if self.pretraining_images and self.pretraining_weight == 0:
+            raise InputError("pretraining_images is set, and pretraining_weight is 0: leave one of them out")

@@ -136,7 +136,7 @@ def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted
         if untuned.distances and now.drifts:
             moved = mean(now.drifts) / max(mean(untuned.distances), 1e-9)
             if moved > thresholds.most_drift_share:
-                return (f"{_MOVED} by {moved:.0%} of the distance between two images of a prompt",)
+                return (f"{_MOVED} by {100 * moved:.0f} % of the distance between two images of a prompt",)
         return ()
     watched = [name for name in now.watched if trusted is None or name in trusted]
     if watched:
@@ -161,7 +161,7 @@ def _signs(untuned: Evaluation, now: Evaluation, thresholds: Thresholds, trusted
         num_checks += 1
         left = mean(now.distances) / max(mean(untuned.distances), 1e-9)
         if left < thresholds.least_distance_share:
-            signs.append(f"the distance between images of one prompt has fallen to {left:.0%}")
+            signs.append(f"the distance between images of one prompt has fallen to {100 * left:.0f} %")
     return tuple(signs) if len(signs) >= min(2, num_checks) else ()
 
 
