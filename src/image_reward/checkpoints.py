@@ -15,15 +15,17 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from image_reward.config import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, ScorerConfig
-from image_reward.errors import CheckpointError, FileKindError
+from image_reward.errors import CheckpointError, FileKindError, InputError
 from image_reward.files import open_regular, read_json, written_whole
 from image_reward.pickled_modules import tensors_of_module
+
+Built = TypeVar("Built")
 
 _WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _LARGEST_HEADER = 16 << 20  # bytes; of safetensors, in which a tensor takes about 120
@@ -64,6 +66,17 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
     return values
+
+
+def built(make: Callable[[], Built], file: Path, what: str) -> Built:
+    """What ``make`` builds from a file of a model. Raises ``CheckpointError`` where it fails; ``what``: a noun, such as "CLIP"."""
+    try:
+        return make()
+    except InputError as error:
+        raise CheckpointError(f"{file} does not describe a {what} that can be built: {error}") from None
+    except Exception as error:  # nearly anything, from a wrong type to a division by zero
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{file} does not describe a {what} that can be built: {reason:.200}") from error
 
 
 def _read_tensors(path: Path, whole_module: bool = False) -> tuple[dict[str, Tensor], str | None]:
@@ -291,44 +304,34 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]
 
 
-def safetensors_of(files: Sequence[Path]) -> dict[str, Piece]:
-    """The tensors of safetensors files (the shards of one checkpoint), by name, in their order, without reading them.
+def pieces_of(files: Sequence[Path]) -> dict[str, Piece]:
+    """The tensors of files of weights (the shards of one checkpoint), by name, in their order, without reading their values.
 
-    Raises ``CheckpointError``.
+    Safetensors, or what ``torch.save`` wrote, which is memory-mapped as by ``read_checkpoint``. Raises ``CheckpointError``.
     """
-    from safetensors import SafetensorError, safe_open
-
     pieces: dict[str, Piece] = {}
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-        _check_safetensors(file)
-        try:
-            with safe_open(file, framework="pt") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.offset_keys()}
-        except (SafetensorError, OSError, MemoryError) as error:
-            raise CheckpointError(f"{file} is not a whole safetensors file: {error}; download or save it again") from None
+        if file.suffix == ".safetensors":
+            shapes = _shapes_in_safetensors(file)
+        else:
+            shapes = {name: tuple(tensor.shape) for name, tensor in _read_tensors(file)[0].items()}
         if twice := next((name for name in shapes if name in pieces), None):
             raise CheckpointError(f"{file}: {twice} is also in {pieces[twice].file.name}; these are not shards of one checkpoint")
         pieces |= {name: Piece(file, name, shape) for name, shape in shapes.items()}
     return pieces
 
 
-def pieces_of(files: Sequence[Path]) -> dict[str, Piece]:
-    """As ``safetensors_of``, for files of either format: what ``torch.save`` wrote is read as by ``read_checkpoint``, memory-mapped."""
-    pieces: dict[str, Piece] = {}
-    for file in files:
-        own = safetensors_of([file]) if file.suffix == ".safetensors" else _pickled(file)
-        if twice := next((name for name in own if name in pieces), None):
-            raise CheckpointError(f"{file}: {twice} is also in {pieces[twice].file.name}; these are not shards of one checkpoint")
-        pieces |= own
-    return pieces
+def _shapes_in_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
 
-
-def _pickled(file: Path) -> dict[str, Piece]:
-    if not file.is_file():
-        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-    return {name: Piece(file, name, tuple(tensor.shape)) for name, tensor in _read_tensors(file)[0].items()}
+    _check_safetensors(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.offset_keys()}
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}; download or save it again") from None
 
 
 @contextmanager

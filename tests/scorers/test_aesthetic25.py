@@ -276,7 +276,11 @@ def test_the_full_size_layout() -> None:
     [
         ("config.json", {"model_type": "clip"}, r"config\.json is of model_type 'clip', and Aesthetic-v2.5 is built on 'siglip'"),
         ("config.json", {"vision_config": 3}, "built on 'siglip' with a vision_config"),
-        ("config.json", {"vision_config": ORIGINAL["config"] | {"patch_size": 0}}, r"config\.json describes no SigLIP that can be built"),
+        (
+            "config.json",
+            {"vision_config": ORIGINAL["config"] | {"patch_size": 0}},
+            r"config\.json does not describe a SigLIP that can be built",
+        ),
         (
             "config.json",
             {"vision_config": ORIGINAL["config"] | {"num_hidden_layers": 2}},

@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import qwen
 import seeded
-from image_reward.checkpoints import safetensors_of
+from image_reward.checkpoints import pieces_of
 from image_reward.errors import CheckpointError, ImageReadError, PromptError
 from image_reward.scorers import vision_language
 from image_reward.scorers.vision_language import (
@@ -216,7 +216,7 @@ def test_a_network_is_filled_from_its_shards(tmp_path: Path, shards: int, monkey
     monkeypatch.setattr("image_reward.checkpoints._PIECE", 50_000)
     files = written(tmp_path, small(), shards)
     network = empty()
-    load_network(network, safetensors_of(files), "small", dtype=torch.float32)
+    load_network(network, pieces_of(files), "small", dtype=torch.float32)
     prompts, images = ["a", "a longer prompt", "b"], seeded.images()[:3]
     expected = Answering(small()).score(prompts, images)
     assert Answering(network).score(prompts, images) == pytest.approx(expected, abs=1e-6)
@@ -238,7 +238,7 @@ def test_rewards_do_not_depend_on_the_batch_nor_on_its_padding() -> None:
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (file,) = written(tmp_path, small())
-    pieces = safetensors_of([file])
+    pieces = pieces_of([file])
     some = next(iter(pieces))
     for broken, message in (
         ({name: piece for name, piece in pieces.items() if name != some}, f"{some} is missing"),
@@ -250,11 +250,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     bad = small()
     bad.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight holds NaN"):
-        load_network(empty(), safetensors_of(written(tmp_path / "bad", bad)), "small", dtype=torch.float32)
+        load_network(empty(), pieces_of(written(tmp_path / "bad", bad)), "small", dtype=torch.float32)
     with pytest.raises(CheckpointError, match="not shards of one checkpoint"):
-        safetensors_of([file, written(tmp_path / "twice", small())[0]])
+        pieces_of([file, written(tmp_path / "twice", small())[0]])
     with pytest.raises(CheckpointError, match=r"lacks nowhere\.safetensors"):
-        safetensors_of([tmp_path / "nowhere.safetensors"])
+        pieces_of([tmp_path / "nowhere.safetensors"])
 
 
 def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items() if name != "lm_head.weight"}
     save_file(tensors, tmp_path / "model.safetensors")
     filled = empty_network(lambda: Qwen2VLForConditionalGeneration(config))
-    load_network(filled, safetensors_of([tmp_path / "model.safetensors"]), "tied", dtype=torch.float32)
+    load_network(filled, pieces_of([tmp_path / "model.safetensors"]), "tied", dtype=torch.float32)
     assert filled.lm_head.weight is filled.model.language_model.embed_tokens.weight
     assert torch.equal(filled.lm_head.weight, network.lm_head.weight)
 
@@ -272,7 +272,7 @@ def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
 def test_positions_stay_in_float32(tmp_path: Path) -> None:
     network = empty()
     load_network(
-        network, safetensors_of(written(tmp_path, small())), "small", dtype=torch.bfloat16, devices=torch.device("cpu"), float32=["lm_head"]
+        network, pieces_of(written(tmp_path, small())), "small", dtype=torch.bfloat16, devices=torch.device("cpu"), float32=["lm_head"]
     )
     assert network.model.visual.dtype == torch.bfloat16
     assert network.lm_head.weight.dtype == torch.float32

@@ -477,6 +477,9 @@ def test_a_checkpoints_own_chat_template(folders: dict[str, Path], tmp_path: Pat
         (tmp_path / "chat_template.jinja").write_text(template)
         with pytest.raises(CheckpointError, match=message):
             load(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is not UTF-8 text"):
+        load(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": [{"name": "default", "template": published}]}))
     with pytest.raises(CheckpointError, match="has several chat templates"):
@@ -503,7 +506,7 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("qwen3_vl", {"config": {"model_type": "llava"}}, "describes no model that this release knows"),
         ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"hidden_size": 32}}}, "does not fit the network"),
         ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"num_hidden_layers": 2}}}, "layers.2.* is unexpected"),
-        ("qwen3_vl", {"config": {"vision_config": {"depth": "many"}}}, "describes no network that can be built"),
+        ("qwen3_vl", {"config": {"vision_config": {"depth": "many"}}}, "does not describe a network that can be built"),
         ("qwen3_vl", {"config": {"image_token_id": 5}}, "they are of different models"),
         ("qwen3_vl", {"tokenizer": without}, r"has no special token <\|image_pad\|>"),
         ("qwen3_vl", {"tokenizer": more}, "they are of different models"),
@@ -511,16 +514,21 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("qwen3_vl", {"generation_config": '{"repetition_penalty": "much"}'}, "repetition_penalty must be a positive number"),
         ("qwen3_vl", {"generation_config": "[]"}, "is not a JSON object"),
         ("qwen3_vl", {"preprocessor_config": '{"image_mean": [0.5]}'}, "mean of TransformConfig"),
-        ("qwen2_5_vl", {"config": {"model_type": "qwen3_vl"}}, "describes no network|does not fit|image_token"),
+        ("qwen2_5_vl", {"config": {"model_type": "qwen3_vl"}}, "does not describe a network|does not fit|image_token|mrope_section"),
         ("clip_t5", {"config": {"mm_projector_type": "linear"}}, "mm_projector_type is 'linear', and only 'mlp2x_gelu'"),
         ("clip_t5", {"config": {"mm_vision_select_feature": "cls_patch"}}, "mm_vision_select_feature is 'cls_patch'"),
         ("clip_t5", {"config": {"mm_vision_tower": "laion/CLIP"}}, "mm_vision_tower is 'laion/CLIP', and only OpenAI's"),
         ("clip_t5", {"config": {"d_model": 32}}, "does not fit the network"),
         ("clip_t5", {"config": {"vocab_size": 100}}, "they are of different models"),
-        ("clip_t5", {"config": {"num_heads": "many"}}, "describes no T5 that can be built"),
+        ("clip_t5", {"config": {"num_heads": "many"}}, "does not describe a T5 that can be built"),
         ("clip_t5", {"config": {"mm_vision_select_layer": -9}}, "mm_vision_select_layer"),
         ("clip_t5", {"tokenizer": None}, "lacks tokenizer.json: the original takes that of google/flan-t5-xl"),
         ("clip_t5", {"tokenizer": without}, "is not the tokenizer of this model"),
+        ("qwen2_5_vl", {"config": {"rope_scaling": None}}, r"mrope_section is \[16, 24, 24\], which does not add up to 8"),
+        ("qwen2_5_vl", {"config": {"max_position_embeddings": 8192}}, "is 8,192, and an image alone may have 16,384 tokens"),
+        ("clip_t5", {"config": {"decoder_start_token_id": -1}}, "decoder_start_token_id is -1"),
+        ("clip_t5", {"config": {"decoder_start_token_id": "x"}}, "decoder_start_token_id is 'x'"),
+        ("clip_t5", {"config": {"mm_vision_select_layer": True}}, "mm_vision_select_layer is True"),
         ("clip_t5", {"config": {"eos_token_id": 2}}, "is not the tokenizer of this model"),
     ]
     for number, (kind, change, message) in enumerate(cases):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_reward.checkpoints import load_strictly, read_checkpoint, read_object
+from image_reward.checkpoints import built, load_strictly, read_checkpoint, read_object
 from image_reward.config import AESTHETIC_25_NAME, CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME
 from image_reward.errors import CheckpointError
 from image_reward.images import ImageOptions, ImageTransform
@@ -126,13 +126,8 @@ def empty_siglip(values: Mapping[str, Any], source: Path) -> Any:
             f"{source} is of model_type {values.get('model_type')!r:.60}, and Aesthetic-v2.5 is built on 'siglip' with a vision_config; "
             "use that of google/siglip-so400m-patch14-384"
         )
-    try:
-        config = SiglipVisionConfig(**vision)
-        with torch.device("meta"):
-            network = SiglipVisionModel(config)
-    except Exception as error:  # nearly anything, from a wrong type to a division by zero
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{source} describes no SigLIP that can be built: {reason:.200}") from error
+    with torch.device("meta"):
+        network = built(lambda: SiglipVisionModel(SiglipVisionConfig(**vision)), source, "SigLIP")
     network = getattr(network, "vision_model", network)  # some versions of transformers have the tower a level deeper
     embeddings = network.embeddings
     embeddings.position_ids = torch.arange(embeddings.position_embedding.num_embeddings, device="cpu")[None]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_reward.checkpoints import load_strictly, read_checkpoint, read_object, save_folder
+from image_reward.checkpoints import built, load_strictly, read_checkpoint, read_object, save_folder
 from image_reward.config import (
     CARD_NAME,
     CONFIG_NAME,
@@ -315,14 +315,8 @@ def clip_from_files(
         check_version(carried.pop("version", None) if isinstance(carried, dict) else None, f"{files.config}: {SETTINGS_KEY} has")
         settings = settings or fill(ClipSettings, carried, str(files.config))
     settings = settings or ClipSettings()
-    try:
-        config = clip_config_from_json(values)
-        network = clip_network(config)
-    except InputError as error:
-        raise CheckpointError(f"{files.config} describes no CLIP that can be built: {error}") from None
-    except Exception as error:  # nearly anything, from a wrong type to a division by zero
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{files.config} describes no CLIP that can be built: {reason}") from error
+    config = built(lambda: clip_config_from_json(values), files.config, "CLIP")
+    network = built(lambda: clip_network(config), files.config, "CLIP")
     transform = _transform(files.preprocessor, config.vision_config.image_size, settings, options or ImageOptions())
     if not files.weights.is_file():
         raise CheckpointError(

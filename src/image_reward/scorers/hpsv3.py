@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from image_reward.checkpoints import Piece, safetensors_of
+from image_reward.checkpoints import Piece, built, pieces_of, read_object
 from image_reward.config import CONFIG_NAME, HPSV3_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from image_reward.errors import CheckpointError
-from image_reward.files import read_json
 from image_reward.images import ImageLike, ImageOptions
 from image_reward.metrics import uncertain_win_probability
 from image_reward.prompts import long_prompt_warnings_suppressed
@@ -37,6 +36,7 @@ from image_reward.scorers.vision_language import (
     cast_weights,
     empty_network,
     load_network,
+    longest_text,
 )
 from image_reward.types import Preference
 
@@ -214,7 +214,7 @@ def hpsv3_from_files(
             f"{paths.weights.parent} lacks {paths.weights.name}: HPSv3 is the weights of MizzenAI/HPSv3 beside config.json and "
             "tokenizer.json of Qwen/Qwen2-VL-7B-Instruct, which alone is not a scorer"
         )
-    pieces = safetensors_of([paths.weights])
+    pieces = pieces_of([paths.weights])
     if not any(piece.startswith("rm_head.") for piece in pieces):
         raise CheckpointError(
             f"{source} is not an HPSv3 checkpoint: it has no head (rm_head) beside the language model; "
@@ -226,7 +226,7 @@ def hpsv3_from_files(
         chat_text(),
         new_tokens=(REWARD_TOKEN,),
         last_token=REWARD_TOKEN,
-        most_tokens=config.text_config.max_position_embeddings - _LEFT_FOR_THE_IMAGE,
+        most_tokens=longest_text(config, paths.config, _LEFT_FOR_THE_IMAGE),
     )
     if (number := template.token_id(template.image_token)) != config.image_token_id:
         raise CheckpointError(
@@ -235,7 +235,7 @@ def hpsv3_from_files(
         )
     # The original cuts the embeddings to the tokens that there are, and adds its own.
     config.text_config.vocab_size = template.vocab_size
-    network = empty_hpsv3(config)
+    network = built(lambda: empty_hpsv3(config), paths.config, "Qwen2-VL")
     hint = f". The sizes are those of {paths.config} and {paths.tokenizer}: is it of another base?"
     own = network_names(pieces, source, (template.vocab_size, config.text_config.hidden_size), hint)
     dtype = dtype or HPSv3Scorer.default_dtype
@@ -278,16 +278,10 @@ def network_names(pieces: Mapping[str, Piece], source: str, vocabulary: tuple[in
 def _config(file: Path) -> Qwen2VLConfig:
     from transformers import Qwen2VLConfig
 
-    if not file.is_file():
-        raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-    values = read_json(file)
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    values = read_object(file)
+    kind = values.get("model_type")
     if kind != "qwen2_vl":
         raise CheckpointError(
             f"{file} is of model_type {kind!r:.60}, and HPSv3 is built on 'qwen2_vl'; use that of Qwen/Qwen2-VL-7B-Instruct"
         )
-    try:
-        return Qwen2VLConfig(**values)
-    except Exception as error:  # nearly anything, from a wrong type to a division by zero
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{file} describes no Qwen2-VL that can be built: {reason:.200}") from error
+    return built(lambda: Qwen2VLConfig(**values), file, "Qwen2-VL")

@@ -367,6 +367,32 @@ def empty_network(make: Callable[[], Network]) -> Network:
     return network.eval().requires_grad_(False)
 
 
+_MROPE_SECTION = [16, 24, 24]
+"""Transformers' for a config without one; for Qwen3-VL another of the same sum."""
+
+
+def longest_text(config: Any, file: Path, for_image: int) -> int:
+    """The tokens of a text, one for its image, that the language model of a Qwen's ``config`` reads. ``for_image``: an image's at most.
+
+    Raises ``CheckpointError`` for a config, read from ``file``, whose positions leave no room, or do not fit its attention heads.
+    """
+    text = config.text_config
+    longest: int = text.max_position_embeddings - for_image
+    if longest < 1:
+        raise CheckpointError(
+            f"{file}: max_position_embeddings is {text.max_position_embeddings:,}, and an image alone may have {for_image:,} tokens; "
+            "use the base model's config.json"
+        )
+    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+    sections = (text.rope_parameters or {}).get("mrope_section", _MROPE_SECTION)
+    if not isinstance(sections, list) or not all(isinstance(part, int) for part in sections) or sum(sections) != half:
+        raise CheckpointError(
+            f"{file}: mrope_section is {sections!r:.60}, which does not add up to {half}, half the width of an attention head; "
+            "use the base model's config.json"
+        )
+    return longest
+
+
 def load_network(
     network: nn.Module,
     pieces: Mapping[str, Piece],
@@ -380,7 +406,7 @@ def load_network(
     """Fill an ``empty_network`` from its files, strictly, in ``dtype``, where its parts are to be.
 
     Args:
-        pieces: what the files hold, by the network's names: ``checkpoints.safetensors_of``, renamed.
+        pieces: what the files hold, by the network's names: ``checkpoints.pieces_of``, renamed.
         source: what messages call the files.
         devices: one device (the CPU by default), or "auto": over all CUDA devices, and what does not fit there on the CPU.
         float32: beginnings of the names of what stays in float32, whatever ``dtype`` is.

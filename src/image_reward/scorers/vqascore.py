@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from image_reward.checkpoints import Piece, pieces_of, read_object
+from image_reward.checkpoints import Piece, built, pieces_of, read_object
 from image_reward.config import (
     CHAT_NAMES,
     CONFIG_NAME,
@@ -46,6 +46,7 @@ from image_reward.scorers.vision_language import (
     VisionLanguageScorer,
     empty_network,
     load_network,
+    longest_text,
     read_shards,
 )
 from image_reward.types import CLIP_MEAN, CLIP_STD
@@ -411,12 +412,12 @@ def _chat(
         "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
         "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
     }[kind]
-    config = _built(lambda: getattr(transformers, config_class)(**values), files.config, "network")
+    config = built(lambda: getattr(transformers, config_class)(**values), files.config, "network")
     text = chat_text(question or QUESTION, kind, files.chat)
     template = AnsweredTemplate.from_file(
         files.tokenizer,
         text,
-        most_tokens=max(1, config.text_config.max_position_embeddings - _LEFT_FOR_THE_IMAGE),
+        most_tokens=longest_text(config, files.config, _LEFT_FOR_THE_IMAGE),
         answer=answer,
     )
     if (number := template.token_id(template.image_token)) != config.image_token_id:
@@ -425,7 +426,7 @@ def _chat(
             "different models"
         )
     source = str(files.weights[0] if len(files.weights) == 1 else files.weights[0].parent)
-    network = _built(lambda: empty_network(lambda: getattr(transformers, network_class)(config)), files.config, "network")
+    network = built(lambda: empty_network(lambda: getattr(transformers, network_class)(config)), files.config, "network")
     hint = f". The sizes are those of {files.config}: is it of another base?"
     load_network(network, chat_names(pieces_of(files.weights)), source, dtype=dtype, devices=devices, hint=hint)
     vision = config.vision_config
@@ -488,7 +489,10 @@ def chat_text(question: str, kind: str, carried: Path | None = None) -> str:
 def _chat_in(file: Path) -> str | None:
     """The chat template that a file carries, if it carries one."""
     if file.suffix != ".json":
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"the chat template in {file} is not UTF-8 text: {error}; use the base model's") from None
     template = read_object(file).get("chat_template")
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{file} has several chat templates, or none that is text; keep the one to use")
@@ -537,13 +541,16 @@ def _clip_t5(
     shapes = {key.removeprefix(tower): piece.shape for key, piece in pieces.items() if key.startswith(tower)}
     if not shapes:
         raise CheckpointError(f"{source} has no image tower ({tower}…): it is not a CLIP-FlanT5, but perhaps its T5 alone")
-    text = _built(lambda: T5Config(**{**values, "model_type": "t5"}), files.config, "T5")
-    vision = _built(lambda: clip_vision_config(shapes), files.weights[0], "image tower")
+    text = built(lambda: T5Config(**{**values, "model_type": "t5"}), files.config, "T5")
+    vision = built(lambda: clip_vision_config(shapes), files.weights[0], "image tower")
     layer, num_states = values.get("mm_vision_select_layer", -2), vision.num_hidden_layers + 1
-    if not isinstance(layer, int) or not -num_states <= layer < num_states:
+    if type(layer) is not int or not -num_states <= layer < num_states:
         raise CheckpointError(
             f"{files.config}: mm_vision_select_layer is {layer!r:.60}, and the image tower has {num_states} hidden states"
         )
+    start = text.decoder_start_token_id
+    if start is not None and (type(start) is not int or not 0 <= start < text.vocab_size):
+        raise CheckpointError(f"{files.config}: decoder_start_token_id is {start!r:.60}, and there are {text.vocab_size:,} tokens")
     tied = values.get("tie_word_embeddings") is not False
     template = ChatTemplate.from_file(
         files.tokenizer, t5_text(question or T5_QUESTION), image_token=T5_IMAGE, new_tokens=(T5_IMAGE,), most_tokens=_T5_TOKENS
@@ -554,7 +561,7 @@ def _clip_t5(
         raise CheckpointError(
             f"{files.tokenizer} has {num_tokens} tokens, and {files.config} {text.vocab_size}: they are of different models"
         )
-    network = _built(lambda: empty_network(lambda: ClipT5Network(vision, text, tied, layer)), files.config, "network")
+    network = built(lambda: empty_network(lambda: ClipT5Network(vision, text, tied, layer)), files.config, "network")
     load_network(network, pieces, source, dtype=dtype, devices=devices, hint=f". The sizes are those of {files.config}")
     square = PaddedSquare(vision.image_size, (vision.image_size // vision.patch_size) ** 2, options=options)
     return ClipT5Scorer(network, ClipT5Processor(square, template), name, answer)  # type: ignore[arg-type]
@@ -578,11 +585,3 @@ def clip_t5_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
 
 
 _SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "embed_tokens.weight")
-
-
-def _built(make: Any, file: Path, what: str) -> Any:
-    try:
-        return make()
-    except Exception as error:  # nearly anything, from a wrong type to a division by zero
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{file} describes no {what} that can be built: {reason:.200}") from error
