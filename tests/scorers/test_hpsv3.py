@@ -286,7 +286,7 @@ def test_by_its_name(published: hubs.Hub, capsys: pytest.CaptureFixture[str], im
     assert main(["compare", "a cat", *paths, "--model", "HPSv3", "--dtype", "float32", "--device", "cpu"]) == 0
     assert "±" in capsys.readouterr().out
     assert {path.split("/resolve")[0] for _, path, _ in published.requests} == {"/MizzenAI/HPSv3", "/Qwen/Qwen2-VL-7B-Instruct"}
-    with pytest.raises(ir.UnknownModelError, match="MizzenAI/HPSv3 is no model folder, but what HPSv3 comes from"):
+    with pytest.raises(ir.UnknownModelError, match="MizzenAI/HPSv3 is not a model folder, but what HPSv3 comes from"):
         ir.load("MizzenAI/HPSv3", "cpu")
 
 

@@ -91,7 +91,7 @@ def test_percentiles_are_those_of_published_weights_alone(tmp_path: Path, monkey
     [("THUDM/ImageReward", "what ImageReward-v1.0 comes from"), ("xswu/HPSv2", r"what HPSv2 and HPSv2\.1 come from")],
 )
 def test_a_hub_id_of_registered_weights_names_the_model(repo: str, names: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"{repo} is no model folder, but {names}; give that name"):
+    with pytest.raises(UnknownModelError, match=f"{repo} is not a model folder, but {names}; give that name"):
         find(repo)
 
 

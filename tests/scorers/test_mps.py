@@ -271,7 +271,7 @@ def test_by_its_name(scorer: MPSScorer) -> None:
     assert [preference.a_better, preference.b_better] == pytest.approx(probabilities, abs=1e-5)
     with pytest.raises(InputError, match="a config is for ImageReward"):
         ir.load("MPS", "cpu", config=ir.ScorerConfig())
-    with pytest.raises(ir.UnknownModelError, match="RE-N-Y/mpsv1 is no model folder, but what MPS comes from"):
+    with pytest.raises(ir.UnknownModelError, match="RE-N-Y/mpsv1 is not a model folder, but what MPS comes from"):
         ir.load("RE-N-Y/mpsv1", "cpu")
 
 

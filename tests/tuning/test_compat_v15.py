@@ -211,7 +211,7 @@ def test_prompts_that_are_too_long_are_left_out(base: Path, tmp_path: Path, rewa
 def test_data_that_make_no_sense(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ImageReward import ReFL
 
-    with pytest.raises(InputError, match="row 1: 'caption' is no text; name the column of prompts by --caption_column"):
+    with pytest.raises(InputError, match="row 1: 'caption' is not text; name the column of prompts by --caption_column"):
         ReFL.Trainer("base", str(data), args=parse(monkeypatch, "--caption_column", "caption"))
     with pytest.raises(InputError, match="row 1: --apply_pre_loss needs the file of an image in the column 'image'"):
         ReFL.Trainer("base", str(data), args=parse(monkeypatch, "--apply_pre_loss", "--output_dir", tmp_path / "refl"))

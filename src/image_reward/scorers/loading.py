@@ -194,7 +194,7 @@ def _find_on_hub(repo: str) -> FoundModel:
 
     if names := _names_of_weights_in(repo):
         raise UnknownModelError(
-            f"{repo} is no model folder, but what {' and '.join(names)} come{'s' * (len(names) == 1)} from; give that name"
+            f"{repo} is not a model folder, but what {' and '.join(names)} come{'s' * (len(names) == 1)} from; give that name"
         )
     what = f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
     try:

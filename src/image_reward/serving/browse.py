@@ -95,7 +95,7 @@ async def rows(request: Request) -> JSONResponse:
     scored = _scored(request)
     query = validated(Query, dict(request.query_params))
     if query.column not in scored.columns:
-        raise RequestError(404, "column", "it is no column of rewards", f"use one of: {', '.join(scored.columns)}")
+        raise RequestError(404, "column", "it is not a column of rewards", f"use one of: {', '.join(scored.columns)}")
     num, found = await asyncio.to_thread(lambda: scored.page(**query.model_dump()))
     return JSONResponse({"num": num, "rows": found})
 

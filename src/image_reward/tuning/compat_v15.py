@@ -240,7 +240,7 @@ def _read(source: str, args: argparse.Namespace) -> list[str]:
         if isinstance(prompt, list) and prompt:
             prompt = draws.choice(prompt)
         if not isinstance(prompt, str):
-            raise InputError(f"{source}, row {number}: {args.caption_column!r} is no text; name the column of prompts by --caption_column")
+            raise InputError(f"{source}, row {number}: {args.caption_column!r} is not text; name the column of prompts by --caption_column")
         prompts.append(prompt)
         if args.apply_pre_loss:
             image = row.values.get(args.image_column)

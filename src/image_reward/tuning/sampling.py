@@ -98,7 +98,7 @@ def called(
 
 @contextmanager
 def refusals(pipe: Any) -> Iterator[None]:
-    """A ``ValueError`` of a pipeline's own in the block, for a size that is no multiple of 8 and the like, is an ``InputError``."""
+    """A ``ValueError`` of a pipeline's own in the block, for a size that is not a multiple of 8 and the like, is an ``InputError``."""
     try:
         yield
     except ValueError as error:
