@@ -6,12 +6,15 @@ The streams are NumPy's legacy generator, which is frozen, and integer arithmeti
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -122,6 +125,26 @@ def aesthetic_weights(seed: int, width: int = 32) -> dict[str, Tensor]:
     return {name: torch.from_numpy(_weight(f"mlp.{name}", shape, seed)) for name, shape in shapes(LinearHead, width).items()}
 
 
+def mps_weights(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+    """Of a small MPS. The first token of a text stands out, as in trained ones, so that others resemble the condition less."""
+    made: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        peaked = any(part in name for part in ("q_proj", "k_proj", "to_q", "fused_attn"))
+        values = _weight(name, shape, seed) * np.float32(2 if peaked else 1)
+        made[name] = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        if name.endswith("inv_freq"):
+            made[name] = 1 / 10_000 ** (torch.arange(0, 64, 2).float() / 64)
+        elif name.endswith("fn.norm.bias"):
+            made[name].zero_()
+        elif name.endswith("logit_scale"):
+            made[name] = torch.tensor(4.6052)
+    width = shapes["model.text_projection.weight"][1]
+    direction = torch.tensor([1.0, -1.0]).repeat(width // 2) / width**0.5
+    made["model.text_model.embeddings.token_embedding.weight"][49406] += 10 * direction
+    made["model.text_projection.weight"] += 4 * direction
+    return made
+
+
 def clip_tokenizer_files(folder: Path, merges: Sequence[str]) -> Path:
     """vocab.json and merges.txt in OpenAI's order of ids; where merges are missing, so are ids, and the two special tokens keep theirs."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -170,3 +193,30 @@ def image(kind: str, width: int, height: int, seed: int) -> Image.Image:
 
 def images() -> list[Image.Image]:
     return [image(*arguments) for arguments in IMAGES]
+
+
+def save_module(path: Path, tensors: dict[str, Tensor], module_name: str, class_name: str) -> None:
+    """As ``torch.save`` of a whole module of these tensors, whose class is in a package that only this function has."""
+    package = ModuleType(module_name)
+    kinds = {name: type(name, (nn.Module,), {"__module__": module_name}) for name in (class_name, "Part")}
+    package.__dict__.update(kinds)
+    root = kinds[class_name]()
+    for name, tensor in tensors.items():
+        *parents, leaf = name.split(".")
+        module = root
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, kinds["Part"]())
+            module = module._modules[parent]
+        if name.endswith(("inv_freq", "fn.norm.bias")):
+            module.register_buffer(leaf, tensor)
+        else:
+            module.register_parameter(leaf, nn.Parameter(tensor))
+    root.register_buffer("table", torch.zeros(3), persistent=False)
+    root.settings = Path("somewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        parents = module_name.split(".")
+        for place in range(1, len(parents)):
+            patch.setitem(sys.modules, ".".join(parents[:place]), ModuleType(parents[place - 1]))
+        patch.setitem(sys.modules, module_name, package)
+        torch.save(root, path)

@@ -6,7 +6,7 @@ needs besides is installed if it is missing.
 
 import launch
 
-PACKAGE = "image-reward>=2.0.0.dev0"
+PACKAGE = "image-reward>=2.0.0"
 MODULES = {"filelock": "filelock", "ftfy": "ftfy", "safetensors": "safetensors", "tokenizers": "tokenizers"}
 """What scoring imports, and the packages that bring it."""
 

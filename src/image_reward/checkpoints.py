@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from image_reward.config import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, ScorerConfig
 from image_reward.errors import CheckpointError, FileKindError, InputError
 from image_reward.files import open_regular, read_json, written_whole
+from image_reward.pickled_modules import tensors_of_module
 
 Built = TypeVar("Built")
 
@@ -36,11 +37,12 @@ METADATA_KEY = "image_reward_config"  # the config also travels inside the safet
 # --- reading -------------------------------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ScorerConfig | None]:
+def read_checkpoint(path: Path, whole_module: bool = False) -> tuple[dict[str, Tensor], ScorerConfig | None]:
     """The tensors of a ``.pt`` / ``.pth`` / ``.safetensors`` file or of a folder of ours, memory-mapped, and the config if it carries one.
 
     ``module.`` prefixes of distributed training are stripped and ``position_ids`` buffers dropped; nothing else is changed. Do not write
-    into a file that is in use: replace it, as ``save_checkpoint`` does.
+    into a file that is in use: replace it, as ``save_checkpoint`` does. ``whole_module``: of a pickled module, which is refused otherwise
+    because loading it could run code, take the tensors alone, as ``pickled_modules`` reads them.
 
     Raises ``FileNotFoundError`` or ``CheckpointError``.
     """
@@ -52,7 +54,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ScorerConfig | None]
         return tensors, ScorerConfig.from_values(read_json(config_file), str(config_file))
     if not path.exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    tensors, text = _read_tensors(path)
+    tensors, text = _read_tensors(path, whole_module)
     return tensors, ScorerConfig.from_json(text, str(path)) if text else None
 
 
@@ -77,7 +79,7 @@ def built(make: Callable[[], Built], file: Path, what: str) -> Built:
         raise CheckpointError(f"{file} does not describe a {what} that can be built: {reason:.200}") from error
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read_tensors(path: Path, whole_module: bool = False) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file, and the text of the config in its header, if it has one."""
     try:
         with open_regular(path) as file:
@@ -95,7 +97,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         tensors, text = _read_safetensors(path)
     elif start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of the format before PyTorch 1.6
-        tensors, text = _read_pickle(path), None
+        tensors, text = _read_pickle(path, whole_module), None
     else:
         raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file: it begins with {start[:16]!r}; download it again")
     return _plain_names(tensors), text
@@ -119,7 +121,7 @@ def _check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path} is not a whole safetensors file: header too large ({length:,} bytes); download or save it again")
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path, whole_module: bool = False) -> dict[str, Tensor]:
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         _check_archive(path)
@@ -129,6 +131,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         if name := refused[1] if refused else _code_in(path):
+            if whole_module and is_archive:
+                return tensors_of_module(path)
             raise CheckpointError(
                 f"{path} is a pickle that holds {name}, not just tensors, and loading it could run code; it was not loaded. "
                 "Save its state dict alone, or convert it to safetensors where you trust it"

@@ -23,6 +23,8 @@ CHAT_NAMES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.jso
 """Of transformers' format; the last are where it looks for a chat template, in this order."""
 HPSV3_NAME = "HPSv3.safetensors"
 """What HPSv3 calls its weights."""
+MPS_NAME = "MPS_overall_checkpoint.pth"
+"""What MPS calls its weights."""
 AESTHETIC_25_NAME = "aesthetic_predictor_v2_5.pth"
 """What Aesthetic Predictor V2.5 calls its head."""
 

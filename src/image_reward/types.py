@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, get_args, overload
 
-from image_reward.errors import InputError
-
 LONGEST_PROMPT = 200_000
 """Characters. A text beyond this is not a prompt but a file read by mistake, and splitting it into tokens takes minutes."""
 
@@ -47,9 +45,9 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         if self.max_pixels is not None and self.max_pixels < 1:
-            raise InputError(f"max_pixels must be at least 1, not {self.max_pixels}")
+            raise ValueError(f"max_pixels must be at least 1, not {self.max_pixels}")
         if self.min_side < 0:
-            raise InputError(f"min_side must be at least 0, not {self.min_side}")
+            raise ValueError(f"min_side must be at least 0, not {self.min_side}")
 
 
 @dataclass(frozen=True)

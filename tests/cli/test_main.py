@@ -95,6 +95,8 @@ WRONG = {
     "a file for a folder": (1, ["score-files", "rows.csv", "text.json", "--model", "ImageReward-mini"], "text.json"),
     "a file in a path": (1, [*RANK, "--copy-to", "text.json/best"], "text.json/best: Not a directory"),
     "a name that is too long": (1, [*RANK, "--gallery", "x" * 300 + ".html"], "File name too long"),
+    "a number of pixels": (2, [*RANK, "--max-pixels", "-5"], "--max-pixels must be at least 1, not -5"),
+    "a side": (2, [*RANK, "--min-side", "-1"], "--min-side must be at least 0, not -1"),
     "a page that is none": (2, [*RANK, "--gallery", "text.json"], "text.json: a gallery is a page"),
     "a folder for a file": (2, ["evaluate", "rows.jsonl", "--per-prompt", "."], "--per-prompt . is written as Parquet"),
     "a copy that would overwrite": (1, [*RANK, "--copy-to", "best"], "already exists and differs"),

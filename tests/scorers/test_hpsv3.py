@@ -364,7 +364,9 @@ def test_the_full_size_layout() -> None:
         return {".".join("N" if part.isdecimal() and "rm_head" not in name else part for part in name.split(".")) for name in names}
 
     assert kinds(shapes) == kinds(renamed)
-    num_weights = sum(int(np.prod(shape)) for shape in shapes.values()) + 151_658 * 3584  # the language head, which is not loaded
+    num_read = sum(int(np.prod(shape)) for shape in shapes.values())
+    assert MODELS["HPSv3"].least_size == 2 * num_read
+    num_weights = num_read + 151_658 * 3584  # the language head, which is not loaded
     assert num_weights * 2 == pytest.approx(16.6e9, rel=0.005)
 
 

@@ -80,6 +80,12 @@ class ReadingOptions:
     min_side: int = 2
     """Refuse images whose shorter side has fewer pixels than this."""
 
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise UsageError(f"--max-pixels must be at least 1, not {self.max_pixels}")
+        if self.min_side < 0:
+            raise UsageError(f"--min-side must be at least 0, not {self.min_side}")
+
 
 @dataclass(kw_only=True)
 class LoadingOptions:

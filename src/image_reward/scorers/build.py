@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_reward.addresses import Address
-from image_reward.config import CONFIG_NAME, RewardConfig, ScorerConfig
+from image_reward.config import CONFIG_NAME, MPS_NAME, RewardConfig, ScorerConfig
 from image_reward.errors import CheckpointError, InputError
 from image_reward.files import read_json
 from image_reward.scorers.spec import LoadOptions, Paths
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from image_reward.scorers.ensemble import Ensemble
     from image_reward.scorers.hpsv3 import HPSv3Scorer
     from image_reward.scorers.imagereward import ImageRewardScorer
+    from image_reward.scorers.mps import MPSScorer
     from image_reward.scorers.vqascore import AnswerScorer
 
 
@@ -115,6 +116,8 @@ def build_clip(paths: Paths, options: LoadOptions) -> Any:
     """A folder of transformers' format that holds a CLIP, as this package wrote it or as any program did."""
     from image_reward.scorers.clip import ClipFiles
 
+    if (paths["folder"] / MPS_NAME).is_file():
+        return build_mps(paths, options)
     return _clip(ClipFiles.in_folder(paths["folder"]), options)
 
 
@@ -169,6 +172,15 @@ def build_hpsv2(paths: Paths, options: LoadOptions) -> ClipScorer:
         options=options.images,
         long_prompts=options.long_prompts,
     )
+
+
+def build_mps(paths: Paths, options: LoadOptions) -> MPSScorer:
+    """The weights of MPS, and the config, preprocessor and tokenizer of the CLIP that it was tuned from; or a folder that holds them."""
+    from image_reward.scorers.mps import MPSFiles, mps_from_files
+
+    _refuse_config(options)
+    own = MPSFiles.in_folder(paths["folder"]) if "folder" in paths else MPSFiles(**paths)
+    return mps_from_files(own, name=options.name, options=options.images, long_prompts=options.long_prompts)
 
 
 def build_hpsv3(paths: Paths, options: LoadOptions) -> HPSv3Scorer:

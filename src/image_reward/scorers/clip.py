@@ -299,11 +299,13 @@ def clip_from_files(
     options: ImageOptions | None = None,
     long_prompts: LongPrompts = "truncate",
     dtype: torch.dtype = torch.float32,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> ClipScorer | AestheticScorer:
     """A scorer from files of transformers' format.
 
     ``settings`` go before those that ``save_pretrained`` left in the config; one without any is the cosine of a CLIP, its prompts and
-    images handled as transformers does. ``dtype`` is the towers', whatever the file has. Raises ``CheckpointError``.
+    images handled as transformers does. ``dtype`` is the towers', whatever the file has. ``tensors`` are those of the file of weights,
+    where it has other names for them. Raises ``CheckpointError``.
     """
     values = read_object(files.config)
     if values.get("model_type") != "clip":
@@ -320,7 +322,8 @@ def clip_from_files(
         raise CheckpointError(
             f"{files.weights.parent} lacks {WEIGHTS_NAME} and pytorch_model.bin (weights in several files are not read); download it again"
         )
-    load_strictly(network, read_checkpoint(files.weights)[0], str(files.weights))
+    hint = "" if tensors is None else f". The sizes are those of {files.config}: is it of another base?"
+    load_strictly(network, read_checkpoint(files.weights)[0] if tensors is None else tensors, str(files.weights), hint)
     if settings.architecture == "Aesthetic":
         if files.head is None:
             raise CheckpointError(f"{files.config} is of an Aesthetic scorer, which has a head beside its CLIP; give its file too")

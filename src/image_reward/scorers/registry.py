@@ -24,6 +24,7 @@ from image_reward.scorers.build import (
     build_hpsv2,
     build_hpsv3,
     build_imagereward,
+    build_mps,
     build_openai_clip,
     build_pickscore,
     build_vqascore,
@@ -130,6 +131,19 @@ MODELS: dict[str, ModelSpec] = {
         files={"weights": HubFile("xswu/HPSv2", "HPS_v2.1_compressed.pt"), "tokenizer": _CLIP["tokenizer"]},
         least_size=2 * _VIT_H_PARAMETERS,  # saved in half precision
     ),
+    "MPS": ModelSpec(
+        description="human preference among images for a prompt: a CLIP that reads the image with it in mind (Zhang et al., CVPR 2024)",
+        licence="MIT",
+        range="[-100, 100], of the order of 10",
+        build=build_mps,
+        files={
+            "weights": HubFile("RE-N-Y/mpsv1", WEIGHTS_NAME),
+            "config": HubFile(_OPENCLIP, CONFIG_NAME),
+            "preprocessor": HubFile(_OPENCLIP, PREPROCESSOR_NAME),
+            "tokenizer": HubFile(_OPENCLIP, TOKENIZER_NAME),
+        },
+        least_size=4 * (_VIT_H_PARAMETERS + 118_505_600),
+    ),
     "HPSv3": ModelSpec(
         description="human preference for an image given its prompt, and how sure of it: a Qwen2-VL-7B (Ma et al., ICCV 2025)",
         licence="Apache-2.0",
@@ -140,6 +154,7 @@ MODELS: dict[str, ModelSpec] = {
             "config": HubFile(_QWEN2_VL, CONFIG_NAME),
             "tokenizer": HubFile(_QWEN2_VL, TOKENIZER_NAME),
         },
+        least_size=2 * 7_748_610_610,
         notice="HPSv3 has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
     ),
     "VQAScore-Qwen2.5-VL-7B": ModelSpec(
@@ -148,6 +163,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_vqascore,
         files=_chat_model("Qwen/Qwen2.5-VL-7B-Instruct"),
+        least_size=2 * 8_292_166_656,
         notice="VQAScore-Qwen2.5-VL-7B has 8.3 billion weights: 16.6 GB are downloaded once, and as much memory is needed",
     ),
     "VQAScore-Qwen3-VL-8B": ModelSpec(
@@ -156,6 +172,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_vqascore,
         files=_chat_model("Qwen/Qwen3-VL-8B-Instruct"),
+        least_size=2 * 8_767_123_696,
         notice="VQAScore-Qwen3-VL-8B has 8.8 billion weights: 17.5 GB are downloaded once, and as much memory is needed",
     ),
     "VQAScore-CLIP-FlanT5-XL": ModelSpec(
@@ -164,6 +181,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_vqascore,
         files=_clip_flan_t5("xl", PICKLE_NAME),
+        least_size=2 * 3_159_560_192,
         notice="VQAScore-CLIP-FlanT5-XL has 3.2 billion weights: 6.3 GB are downloaded once, and as much memory is needed",
     ),
     "VQAScore-CLIP-FlanT5-XXL": ModelSpec(
@@ -172,6 +190,7 @@ MODELS: dict[str, ModelSpec] = {
         range="any; 0 is even odds",
         build=build_vqascore,
         files=_clip_flan_t5("xxl", PICKLE_NAME + INDEX_SUFFIX),
+        least_size=2 * 11_459_819_520,
         notice="VQAScore-CLIP-FlanT5-XXL has 11.5 billion weights: 23 GB are downloaded once, and as much memory is needed",
     ),
     "CLIP": ModelSpec(

@@ -279,7 +279,7 @@ class ContrastiveScorer(TwoTowerScorer[Tensor]):
         return self.of_cosines(cosines(features, ids, mask, self.encode_prompts))
 
     def for_prompts(self, ids: Tensor, mask: Tensor) -> Callable[[Tensor, int], Tensor]:
-        ids, mask, place = _distinct_prompts(ids[0], mask[0])
+        ids, mask, place = distinct_prompts(ids[0], mask[0])
         step = max(1, _MAX_TOKENS_AT_ONCE // ids.shape[-1])
         prompts = torch.cat([self.encode_prompts(*part) for part in zip(ids.split(step), mask.split(step), strict=True)])[place]
 
@@ -302,11 +302,11 @@ def cosines(features: Tensor, ids: Tensor, mask: Tensor, encode_prompts: Callabl
 
     ``features``: those of images [I, D]. Each distinct prompt is encoded once, however many images it meets.
     """
-    each, its_mask, place = _distinct_prompts(ids.flatten(0, 1), mask.flatten(0, 1))
+    each, its_mask, place = distinct_prompts(ids.flatten(0, 1), mask.flatten(0, 1))
     return _products(features, encode_prompts(each, its_mask)[place].view(*ids.shape[:2], -1))
 
 
-def _distinct_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def distinct_prompts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids and mask [N, L] -> those of the distinct prompts [D, L], and which of them each of the N is."""
     rows, place = torch.cat([ids.masked_fill(~mask, 0), mask.long()], dim=-1).unique(dim=0, return_inverse=True)
     return rows[:, : ids.shape[1]], rows[:, ids.shape[1] :].bool(), place

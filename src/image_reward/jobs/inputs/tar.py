@@ -46,7 +46,8 @@ class TarInput(Input):
         try:
             with tarfile.open(fileobj=_BoundedReads(stream), mode="r:") as archive:  # type: ignore[call-overload]
                 key, members, first = None, dict[str, tarfile.TarInfo](), start
-                while member := archive.next():
+                empty = archive.firstmember is None  # of which Python 3.10 cannot read the next
+                while not empty and (member := archive.next()):
                     archive.members = []  # a list of every member of a large tar would fill the memory
                     if member.size < 0:
                         raise tarfile.ReadError("a member of negative size")
