@@ -96,7 +96,9 @@ class RunFolder:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
-            raise TrainingError(f"{path} is damaged ({' '.join(str(error).split()):.200}); start the run again in a new folder") from None
+            # Of what is no archive it says that weights_only=False would read it, which would run whatever code is in it.
+            reason = "not what torch.save writes" if "weights_only" in str(error) else " ".join(str(error).split())
+            raise TrainingError(f"{path} is damaged ({reason:.200}); start the run again in a new folder") from None
 
     @contextmanager
     def saving(self) -> Iterator[None]:

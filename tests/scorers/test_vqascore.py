@@ -743,7 +743,7 @@ def test_squares_are_padded_as_the_original_does(size: tuple[int, int], monkeypa
 
 
 def test_squares_that_are_too_large() -> None:
-    with pytest.raises(ImageReadError, match="the image is 70000 x 400, and no square of more than 65,536 px is read; resize it"):
+    with pytest.raises(ImageReadError, match="the image is 70000 x 400, and squares of more than 65,536 px are not read; resize it"):
         PaddedSquare(84, 36).size(70_000, 400, "the image")
 
 

@@ -53,7 +53,7 @@ def test_of_many_held_out_prompts_some_are_chosen() -> None:
 
 
 def test_too_few_prompts() -> None:
-    with pytest.raises(InputError, match="3 different prompts are too few to hold some out"):
+    with pytest.raises(InputError, match=r"too few prompts to hold some out and train on at least two \(3 different prompts\)"):
         TuningPrompts.of(Tuning(), ["a", "b", "c"])
     with pytest.raises(InputError, match="at least two different training prompts are needed, of which there are 1"):
         TuningPrompts.of(Tuning(), ["a", "a"], ["b", "c"])

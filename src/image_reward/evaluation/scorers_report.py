@@ -354,7 +354,7 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
 
 
 def _calibrated(measured: Measured) -> bool:
-    """Whether it gives probabilities; a judge's verdicts are none."""
+    """Whether it gives probabilities, which a judge's verdicts are not."""
     return measured.metrics[CALIBRATION_ERROR].value is not None
 
 

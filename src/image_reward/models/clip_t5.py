@@ -74,7 +74,7 @@ class ClipT5Network(nn.Module):
     def answer_states(self, embeddings: Tensor, mask: Tensor, answers: Tensor) -> Tensor:
         """Embeddings [N, L, D] of a question, False for padding in mask [N, L], and the first ids of an answer [N, A] -> states [N, A, D].
 
-        The state at each place is what ``answer_logits`` predicts the next token from; answers begin with T5's start token.
+        The language head predicts the next token from each state (``float32_logits``); answers begin with T5's start token.
         """
         encoded = self.t5.encoder(inputs_embeds=embeddings, attention_mask=mask.long()).last_hidden_state
         states: Tensor = self.t5.decoder(

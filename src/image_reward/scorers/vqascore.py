@@ -233,7 +233,7 @@ class PaddedSquare:
         if side > LONGEST_STRIP * min(width, height):
             raise ImageReadError(f"{name} is {width} x {height}, a strip of more than {LONGEST_STRIP} to 1, which is not read; crop it")
         if side > _LARGEST_SQUARE:
-            raise ImageReadError(f"{name} is {width} x {height}, and no square of more than {_LARGEST_SQUARE:,} px is read; resize it")
+            raise ImageReadError(f"{name} is {width} x {height}, and squares of more than {_LARGEST_SQUARE:,} px are not read; resize it")
         return side
 
     def fit(self, source: ImageLike) -> Tensor:
@@ -568,7 +568,7 @@ def _clip_t5(
 
 
 def clip_t5_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-    """The published names -> ours: T5's under ``t5``, and CLIP's without a level that transformers 5 has no more."""
+    """The published names -> ours: T5's under ``t5``, and CLIP's without a level that transformers 5 no longer has."""
     renamed: dict[str, Piece] = {}
     for name, piece in pieces.items():
         if name.startswith("vision_tower."):

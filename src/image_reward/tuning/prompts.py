@@ -13,6 +13,7 @@ from image_reward.comparisons import normalized_prompt, shapes
 from image_reward.errors import InputError
 from image_reward.prompt_sets import prompts as prompts_of
 from image_reward.prompts import check_prompts
+from image_reward.reports.numbers import counted
 from image_reward.tuning.config import Tuning
 
 
@@ -109,8 +110,8 @@ def _split(prompts: list[str], config: Tuning) -> tuple[list[str], list[str]]:
     num = min(max(2, round(config.held_out_share * len(different))), config.num_held_out)
     if len(different) < num + 2:
         raise InputError(
-            f"{len(different)} different prompts are too few to hold some out, and at least two have to be left to train on: give more, "
-            "or other prompts with held_out"
+            f"there are too few prompts to hold some out and train on at least two ({counted(len(different), 'different prompt')}): give "
+            "more, or other prompts with held_out"
         )
     chosen = set(different[:num])
     held_out = [prompt for prompt in prompts if normalized_prompt(prompt) in chosen][: config.num_held_out]
