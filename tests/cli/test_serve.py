@@ -30,7 +30,9 @@ def token_file(tmp_path: Path) -> Path:
         (["--host", "0.0.0.0", "--without-token", "--flow-grpo"], "--flow-grpo-from-anywhere"),
         (["--port", "70000"], "--port must be"),
         (["--decoders", "0"], "--decoders must be"),
-        (["--max-body", "0"], "--max-body must be above 0"),
+        (["--max-body", "0"], "--max-body must be a number above 0"),
+        (["--drain-seconds", "inf"], "--drain-seconds must be a number above 0"),
+        (["--replicas", "2"], "need --engine ray"),
         (["--max-images", "10", "--max-queue", "5"], "must not be more than"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from clients import HOST, URLS, Gate, until
 from fastapi.testclient import TestClient
 
+from image_reward.errors import InputError
 from image_reward.scorers import ImageRewardScorer
 from image_reward.serving import Limits, Settings, create_app
 
@@ -49,6 +50,8 @@ def test_a_local_service_is_not_reached_under_another_name(client: TestClient) -
     """A web page could otherwise reach it by a name of its own that resolves to this machine."""
     assert refusal(client.get("/v1/models", headers={"host": "attacker.example"})) == (403, "host")
     assert client.get("/v1/models", headers={"host": "127.0.0.1:1234"}).status_code == 200
+    for host in ("127.0.0.1:80@attacker.example", "[127.0.0.1", "127.0.0.1]", "127.0.0.1:", "[::1", "127.0.0.1/attacker.example"):
+        assert refusal(client.get("/v1/models", headers={"host": host})) == (403, "host"), host
 
 
 def test_pages_of_other_sites_are_not_answered(client: TestClient) -> None:
@@ -56,6 +59,26 @@ def test_pages_of_other_sites_are_not_answered(client: TestClient) -> None:
     assert refusal(client.post("/", content=b"", headers={"origin": "null"})) == (403, "origin")
     assert refusal(client.post("/v1/score", json=ASK, headers={"origin": "http://["})) == (403, "origin")
     assert client.post("/v1/score", json=ASK, headers={"origin": HOST}).status_code == 200
+    for site in ("cross-site", "same-site", "nonsense"):
+        assert refusal(client.get("/v1/models", headers={"sec-fetch-site": site, "sec-fetch-mode": "no-cors"})) == (403, "origin")
+        assert refusal(client.post("/v1/score", json=ASK, headers={"sec-fetch-site": site, "sec-fetch-mode": "navigate"})) == (
+            403,
+            "origin",
+        )
+        assert client.get("/", headers={"sec-fetch-site": site, "sec-fetch-mode": "navigate"}).status_code == 200  # a link to the page
+    for site in ("same-origin", "none"):
+        assert client.get("/v1/models", headers={"sec-fetch-site": site}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready"])
+def test_what_monitors_ask_by_head(path: str, client: TestClient, locked: TestClient) -> None:
+    assert client.head(path).status_code == locked.head(path).status_code == 200
+
+
+def test_a_limit_that_is_no_number_makes_no_sense() -> None:
+    for value in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="drain_seconds must be a number above 0"):
+            Limits(drain_seconds=value).check()
 
 
 # --- how much ---
@@ -122,8 +145,10 @@ class TestTooManyRequests:
             held = pool.submit(client.post, "/v1/score", json=ASK)
             gate.wait()
             refused = client.post("/v1/score", json=ASK)
+            health = client.get("/health/live")
             gate.open()
             assert refusal(refused) == (429, "request")
+            assert health.status_code == 200  # or a service would be started again for being busy
             assert held.result().status_code == 200
 
 

@@ -196,6 +196,8 @@ def test_an_image_is_made_smaller(browsing: TestClient, rows: Rows) -> None:
         assert answer.headers["content-type"] == "image/webp"
         with Image.open(io.BytesIO(answer.content)) as image:
             assert max(image.size) == side
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_only_images_are_sent(browsing: TestClient, rows: Rows, tmp_path: Path) -> None:
@@ -206,6 +208,7 @@ def test_only_images_are_sent(browsing: TestClient, rows: Rows, tmp_path: Path) 
     answer = browsing.get("/page/scored/images/0/0")
     assert answer.status_code == 422
     assert "root:x" not in answer.text
+    assert str(tmp_path) not in answer.text
     rows.image = tmp_path / "none.png"
     assert browsing.get("/page/scored/images/0/0").status_code == 404
     rows.image = tmp_path

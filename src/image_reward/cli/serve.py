@@ -75,6 +75,8 @@ class Serve(SeveralModelOptions):
             raise UsageError("--flow-grpo and --token-file exclude each other: flow_grpo's clients send no token")
         if self.browse is not None and self.engine == "ray":
             raise UsageError("--browse shows a folder of this machine, which replicas on a cluster may not have: use --engine local")
+        if self.copies != Replicas() and self.engine == "local":
+            raise UsageError("--replicas and the options of a cluster need --engine ray")
         try:
             self.limits.check()
             self.copies.check()

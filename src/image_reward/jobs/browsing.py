@@ -9,7 +9,7 @@ from image_reward.jobs.folder import tables
 from image_reward.jobs.results import Scored
 
 _NUM_BINS = 48
-_SHOWN = 10_000  # characters of a prompt, a name or an error
+_SHOWN = 10_000  # characters of an id, a prompt, a name or an error
 
 
 class ScoredPages:
@@ -73,11 +73,11 @@ class ScoredPages:
         by = {"reward": reward, "prompt": self._prompt, "image": self._image}
         place = "part, row" if order != "place" else f"part {direction}, row {direction}"
         ordered = f"{by[order]} {direction} NULLS LAST, {place}" if order in by else place
-        shown = ", ".join(f"left({name}, {_SHOWN})" for name in (self._prompt, self._image))
+        shown = ", ".join(f"left({name}, {_SHOWN})" for name in (f"{self._id}::VARCHAR", self._prompt, self._image))
         with self._scored.database() as connection:
             (num,) = connection.execute(f"SELECT count(*) FROM parts WHERE {where}", values).fetchall()[0]
             rows = connection.execute(
-                f"SELECT part, row, {self._id}::VARCHAR, {shown}, {reward}, left({self._error}, {_SHOWN}) FROM parts WHERE {where} "
+                f"SELECT part, row, {shown}, {reward}, left({self._error}, {_SHOWN}) FROM parts WHERE {where} "
                 f"ORDER BY {ordered} LIMIT {int(limit)} OFFSET {int(offset)}",
                 values,
             ).fetchall()

@@ -57,6 +57,8 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None,
         app.include_router(flow_grpo.router)
     app.add_api_route("/health/live", live, methods=["GET"], tags=["health"])
     app.add_api_route("/health/ready", ready, methods=["GET"], tags=["health"], responses={503: {"description": "It is stopping."}})
+    for path, answer in (("/", page.index), ("/health/live", live), ("/health/ready", ready)):
+        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/metrics", metrics, methods=["GET"], tags=["health"], response_class=Response)
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     return app

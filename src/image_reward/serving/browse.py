@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from image_reward.displays import webp
+from image_reward.errors import ImageRewardError
 from image_reward.images import open_image
 from image_reward.scorers.together import options_of
 from image_reward.serving.api import validated
@@ -102,7 +103,7 @@ async def rows(request: Request) -> JSONResponse:
 
 @router.get("/images/{part}/{row}")
 async def image(request: Request) -> Response:
-    """The image of a row, made smaller and written anew, so that nothing but an image can be read through a row."""
+    """The image of a row, wherever it lies, made smaller and written anew, so that nothing but an image can be read through a row."""
     scored = _scored(request)
     place = validated(Place, {**request.path_params, **request.query_params})
     service: Service = request.app.state.service
@@ -112,9 +113,12 @@ async def image(request: Request) -> Response:
         return webp(open_image(scored.picture(place.part, place.row), options), place.side)
 
     try:
-        content = await asyncio.to_thread(small)
+        content = await asyncio.get_running_loop().run_in_executor(service.thumbnailers, small)
     except LookupError:
         raise RequestError(404, "row", "it does not exist", "use one of /page/scored/rows") from None
     except OSError as error:
         raise RequestError(404, "image", f"it cannot be read: {error.strerror or type(error).__name__}", "restore the file") from None
-    return Response(content, media_type="image/webp", headers={"cache-control": "private, max-age=3600"})
+    except ImageRewardError as error:  # whose message names the file's place on this machine
+        raise RequestError(422, "image", f"it cannot be shown ({type(error).__name__})", "open the file where the rows are") from None
+    headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff", "cross-origin-resource-policy": "same-origin"}
+    return Response(content, media_type="image/webp", headers=headers)

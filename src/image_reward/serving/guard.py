@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import sys
 import time
 import traceback
@@ -26,6 +27,7 @@ from image_reward.serving.service import Service
 
 logger = logging.getLogger("image_reward.serving")
 
+_HEALTH = ("/health/", "/v2/health/")
 _LINGER = 5.0  # seconds in which what a refused client still sends is read and dropped, so that it gets to read the answer
 
 
@@ -112,7 +114,8 @@ class Guard:
     async def _answer(self, exchange: _Exchange) -> None:
         self._check_sender(exchange)
         limits = self.service.limits
-        if self.num_requests > limits.max_requests:
+        # Whoever asks for the health of a busy service would start it again.
+        if self.num_requests > limits.max_requests and not exchange.scope["path"].startswith(_HEALTH):
             raise BusyError(f"{limits.max_requests} requests are in work", self.service.batcher.retry_after())
         slow = RequestError(408, "body", f"it did not arrive within {limits.read_seconds:g} s", "send it faster, or in parts")
         late = RequestError(503, "request", f"it took longer than {limits.max_seconds:g} s", "send fewer images at once", 5)
@@ -155,7 +158,7 @@ class Guard:
             kind, _, token = headers.get("authorization", "").partition(" ")
             matches = hmac.compare_digest(_digest(token.strip()), self.token)
             path = exchange.scope["path"]
-            is_open = path.startswith(("/health/", "/v2/health/")) or (exchange.scope["method"] == "GET" and path in OPEN_PATHS)
+            is_open = path.startswith(_HEALTH) or (exchange.scope["method"] in ("GET", "HEAD") and path in OPEN_PATHS)
             if is_open or (kind.lower() == "bearer" and matches):
                 return
             problem = "it holds a wrong token" if token else "it is missing"
@@ -165,9 +168,14 @@ class Guard:
         host = _name(headers.get("host", ""))
         if settings.local_names is not None and host not in settings.local_names:
             remedy = "use http://127.0.0.1, or start the service with --token-file"
-            raise RequestError(403, "host", f"without a token this service answers only this machine, not as {host!r:.100}", remedy)
-        origin = headers.get("origin")
-        if origin is not None and _netloc(origin) != headers.get("host", "").lower():
+            raise RequestError(
+                403, "host", f"without a token this service answers only this machine, not as {headers.get('host', '')!r:.100}", remedy
+            )
+        # Browsers send Origin with what a page's script asks for, and say of all else, such as the images of a page, whose it is.
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        follows_link = headers.get("sec-fetch-mode") == "navigate" and exchange.scope["method"] == "GET"
+        is_foreign = site not in ("none", "same-origin") and not follows_link
+        if is_foreign or (origin is not None and _netloc(origin) != headers.get("host", "").lower()):
             remedy = "start the service with --token-file, and send the token"
             raise RequestError(403, "origin", "without a token this service does not answer pages of other sites", remedy)
 
@@ -252,12 +260,17 @@ def _netloc(origin: str) -> str | None:
         return None
 
 
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+))(?::\d+)?", re.IGNORECASE)
+
+
 def _name(host: str) -> str:
+    """The name in a Host header; empty where that is malformed.
+
+    >>> _name("localhost:8000"), _name("[::1]:8000"), _name("Example.org"), _name("localhost:80@example.org")
+    ('localhost', '::1', 'example.org', '')
     """
-    >>> _name("localhost:8000"), _name("[::1]:8000"), _name("Example.org")
-    ('localhost', '::1', 'example.org')
-    """
-    return (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]).lower()
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else ""
 
 
 def _reason(status: int) -> str:

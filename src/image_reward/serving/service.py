@@ -35,6 +35,7 @@ class Service:
         self.metrics = self.batcher.metrics
         self.is_draining = False
         self._fetchers = ThreadPoolExecutor(_NUM_FETCHERS, "fetcher")  # of their own: a host that is slow holds up nothing else
+        self.thumbnailers = ThreadPoolExecutor(settings.num_decoders, "thumbnailer")
         self._by_name = {scorer.name: number for number, scorer in reversed(list(enumerate(self.scorers)))}
 
     @property

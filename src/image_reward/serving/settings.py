@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass, field, fields
 
 from image_reward.errors import InputError
@@ -36,8 +37,8 @@ class Limits:
     def check(self) -> None:
         """Raise ``InputError`` for a limit that would let nothing pass."""
         for option in fields(self):
-            if not getattr(self, option.name) > 0:
-                raise InputError(f"{option.name} must be above 0, not {getattr(self, option.name)}")
+            if not 0 < getattr(self, option.name) < math.inf:
+                raise InputError(f"{option.name} must be a number above 0, not {getattr(self, option.name)}")
         if self.max_images > self.max_queue:
             raise InputError(
                 f"max_images ({self.max_images}) must not be more than max_queue ({self.max_queue}), or no queue could hold them"
