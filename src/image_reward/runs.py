@@ -96,7 +96,7 @@ class RunFolder:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # PyTorch's reader raises errors of many kinds for damaged files
-            # Of what is no archive it says that weights_only=False would read it, which would run whatever code is in it.
+            # For files of other kinds, PyTorch advises weights_only=False, which would run any code in them.
             reason = "not what torch.save writes" if "weights_only" in str(error) else " ".join(str(error).split())
             raise TrainingError(f"{path} is damaged ({reason:.200}); start the run again in a new folder") from None
 

@@ -75,7 +75,7 @@ def main() -> None:
         processor = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
         processor |= {"min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
         (base / "preprocessor_config.json").write_text(json.dumps(processor))
-        (base / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+        (base / "chat_template.json").write_text(json.dumps({"chat_template": qwen.CHAT_TEMPLATE}))
         settings = Path(folder) / "settings.yaml"
         settings.write_text(
             f"rm_head_type: ranknet\nmodel_name_or_path: {base}\nuse_special_tokens: true\nreward_token: special\noutput_dim: 2\n"
@@ -141,19 +141,6 @@ def _head(weights: Path) -> dict[str, Any]:
 
     return {name.removeprefix("rm_head."): tensor for name, tensor in load_file(weights).items() if name.startswith("rm_head.")}
 
-
-CHAT_TEMPLATE = (
-    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
-    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif content['type'] == 'video' or 'video' in content %}"
-    "{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}"
-    "<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Of Qwen/Qwen2-VL-7B-Instruct (chat_template.json, Apache-2.0), which the original fetches."""
 
 if __name__ == "__main__":
     main()

@@ -45,18 +45,6 @@ REPETITION_PENALTY = 1.05
 """As in the generation config of the published Qwen2.5-VL"""
 FILE = Path(__file__).with_suffix(".json")
 
-QWEN2_5_TEMPLATE = (
-    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
-    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif content['type'] == 'video' or 'video' in content %}"
-    "{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}"
-    "<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Of Qwen/Qwen2.5-VL-7B-Instruct (Apache-2.0)"""
 QWEN3_TEMPLATE = (
     "{%- set image_count = namespace(value=0) %}\n{%- set video_count = namespace(value=0) %}\n{%- for message in messages %}\n"
     "    {%- if message.role == \"user\" %}\n        {{- '<|im_start|>' + message.role + '\\n' }}\n"
@@ -253,7 +241,7 @@ def qwen2_5(folder: Path, paths: list[str]) -> dict[str, Any]:
     merges = learnt(QUESTION + " Yes No Yes")
     config = qwen.config_2_5(256 + len(merges) + len(qwen.SPECIAL_TOKENS))
     shapes = seeded_network(folder, Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)))
-    chat_folder(folder, config, merges, QWEN2_5_TEMPLATE, "Qwen2_5_VLProcessor")
+    chat_folder(folder, config, merges, qwen.CHAT_TEMPLATE, "Qwen2_5_VLProcessor")
     known = original.QWEN2_VL_MODELS["qwen2.5-vl-7b"]
     recorded: dict[str, Any] = {"merges": merges, "shapes": shapes}
     for dtype in (torch.bfloat16, torch.float32):

@@ -24,7 +24,7 @@ import seeded
 from image_reward.cli import main
 from image_reward.downloads import HubFile, WebFile
 from image_reward.errors import CheckpointError, InputError
-from image_reward.scorers import MODELS, Ensemble, Reference, load_all, score_together
+from image_reward.scorers import MODELS
 from image_reward.scorers.aesthetic25 import (
     Aesthetic25Files,
     Aesthetic25Scorer,
@@ -33,6 +33,7 @@ from image_reward.scorers.aesthetic25 import (
     empty_siglip,
 )
 from image_reward.types import CLIP_MEAN, CLIP_STD
+from scorer_checks import check_commands, check_ensemble, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "aesthetic25_tiny.json").read_text(encoding="utf-8"))
 SHAPES = {name: tuple(shape) for name, shape in ORIGINAL["shapes"].items()}
@@ -205,32 +206,10 @@ def test_by_its_name_the_licence_is_said_aloud(scorer: Aesthetic25Scorer, image_
 def test_jobs_evaluate_ensembles_and_verify_precision(
     folder: Path, scorer: Aesthetic25Scorer, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ["--model", str(folder), "--device", "cpu"]
     paths = [str(image_folder / f"{name}.png") for name in "abc"]
-    expected = scorer.score("", paths)
-    (tmp_path / "rows.csv").write_text("prompt,image\n" + "".join(f"a cat,{path}\n" for path in paths))
-    assert main(["score-files", str(tmp_path / "rows.csv"), str(tmp_path / "out"), *model, "--workers", "0", "--format", "jsonl"]) == 0
-    scored = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
-    assert [row["reward"] for row in scored] == pytest.approx(expected, abs=1e-5)
-    capsys.readouterr()
-
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt": "a cat", "images": paths, "ranks": [1, 2, 3]}) + "\n" for _ in range(2)))
-    assert main(["evaluate", str(pairs), *model, "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)["scorers"]) == ["tiny"]
-
-    assert main(["verify-precision", *paths, "--prompt", "a cat", *model, "--dtype", "bfloat16", "--repeats", "1", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
-    assert 0 < measured["largest_difference"] < 0.1
-
-    mini = ir.load("ImageReward-mini", "cpu")
-    together = score_together([scorer, mini], ["a cat"] * 3, paths)
-    assert together[0] == pytest.approx(expected, abs=1e-5)
-    references = {"Aesthetic-v2.5": Reference(0.5, 2.0, 10, "made up"), "mini": Reference(0.0, 1.0, 10, "made up")}
-    ensemble = Ensemble({"Aesthetic-v2.5": scorer, "mini": mini}, references=references)
-    own = [(one - 0.5) / 2 / 2 + other / 2 for one, other in zip(*together, strict=True)]
-    assert ensemble.score("a cat", paths) == pytest.approx(own, abs=1e-5)
-    assert [one.name for one in load_all([folder, "ImageReward-mini"], "cpu")] == ["tiny", "ImageReward-mini"]
+    check_commands(folder, paths, scorer.score("", paths), tmp_path, capsys)
+    check_ensemble(scorer, ["a cat"] * 3, paths, mean=0.5)
+    check_saved_ensemble(folder, "tiny", paths, tmp_path)
 
 
 # --- full size ---

@@ -27,9 +27,10 @@ from image_reward.cli import main
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, DownloadError, ImageReadError, InputError, PromptError
 from image_reward.metrics import uncertain_win_probability
-from image_reward.scorers import MODELS, Ensemble, Reference, hpsv3, load_all, score_together
+from image_reward.scorers import MODELS, hpsv3
 from image_reward.scorers.hpsv3 import HPSv3Files, HPSv3Scorer, chat_text, hpsv3_from_files
 from image_reward.scorers.vision_language import VisionLanguageScorer
+from scorer_checks import check_commands, check_ensemble, check_gradient, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "hpsv3_tiny.json").read_text(encoding="utf-8"))
 SEED = 3
@@ -199,16 +200,7 @@ def test_a_beginning_is_computed_once(scorer: HPSv3Scorer, monkeypatch: pytest.M
 
 
 def test_rewards_of_tensors_have_gradients(scorer: HPSv3Scorer) -> None:
-    picture = images()[2]
-    pixels = (torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255).requires_grad_()
-    reward = scorer.rewards("a cat", pixels)
-    assert reward.item() == pytest.approx(scorer.score("a cat", picture), abs=0.02)  # Pillow rounds to 8 bits
-    reward.sum().backward()
-    assert pixels.grad is not None
-    step = 1e-3 * pixels.grad / pixels.grad.norm()
-    with torch.no_grad():
-        risen = scorer.rewards("a cat", (pixels + step).clamp(0, 1)) - scorer.rewards("a cat", (pixels - step).clamp(0, 1))
-    assert risen.item() > 0
+    check_gradient(scorer, images()[2])
     two = scorer.rewards(PROMPTS[:2], torch.rand(1, 3, 50, 60).expand(2, -1, -1, -1).clone().requires_grad_())
     assert two.grad_fn is not None
 
@@ -393,48 +385,13 @@ def test_prompts_and_images_that_are_too_long(scorer: HPSv3Scorer) -> None:
 
 
 def test_in_ensembles_and_beside_others(folder: Path, scorer: HPSv3Scorer, tmp_path: Path) -> None:
-    expected = scorer.score(PROMPTS, images())
-    mini = ir.load("ImageReward-mini", "cpu")
-    together = score_together([scorer, mini], PROMPTS, images())
-    assert together[0] == pytest.approx(expected, abs=1e-5)
-    assert together[1] == pytest.approx(mini.score(PROMPTS, images()), abs=1e-5)
-    references = {"HPSv3": Reference(1.0, 2.0, 10, "made up"), "mini": Reference(0.0, 1.0, 10, "made up")}
-    ensemble = Ensemble({"HPSv3": scorer, "mini": mini}, references=references)
-    own = [(reward - 1) / 2 / 2 + other / 2 for reward, other in zip(*together, strict=True)]
-    assert ensemble.score(PROMPTS, images()) == pytest.approx(own, abs=1e-5)
-    member = {"mean": 1.0, "std": 2.0, "num_images": 10, "origin": "made up"}
-    members = [{"model": str(folder), "reference": member}, {"model": "ImageReward-mini", "reference": member}]
-    (tmp_path / "ensemble.json").write_text(json.dumps({"format": "image-reward-ensemble", "version": 1, "members": members}))
-    assert np.isfinite(ir.load(tmp_path / "ensemble.json", "cpu").score("a cat", images())).all()
-    assert [one.name for one in load_all([folder, "ImageReward-mini"], "cpu")] == ["tiny", "ImageReward-mini"]
+    check_ensemble(scorer, PROMPTS, images(), mean=1.0)
+    check_saved_ensemble(folder, "tiny", images(), tmp_path)
 
 
 def test_jobs_evaluate_rank_and_verify_precision(
     folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ["--model", str(folder), "--device", "cpu"]
     paths = [str(image_folder / f"{name}.png") for name in "abc"]
     rewards = ir.load(folder, "cpu", "float32").score("a cat", paths)
-    assert main(["rank", "a cat", *paths, *model, "--dtype", "float32", "--json"]) == 0
-    ranked = {row["image"]: row["reward"] for row in json.loads(capsys.readouterr().out)["images"]}
-    assert [ranked[path] for path in paths] == pytest.approx(rewards, abs=1e-5)
-
-    rows = tmp_path / "rows.csv"
-    rows.write_text("prompt,image\n" + "".join(f"a cat,{path}\n" for path in paths) + f"a <|Reward|> cat,{paths[0]}\n")
-    options = ["--dtype", "float32", "--workers", "1", "--format", "jsonl", "--json"]
-    assert main(["score-files", str(rows), str(tmp_path / "out"), *model, *options]) == 0
-    done = json.loads(capsys.readouterr().out)
-    assert (done["num_rows"], done["num_errors"]) == (4, 1)
-    scored = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
-    assert [row["reward"] for row in scored[:3]] == pytest.approx(rewards, abs=1e-5)
-    assert scored[3]["error"].startswith("PromptError: the prompt 'a <|Reward|> cat' contains <|Reward|>")
-
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt": "a cat", "images": paths, "ranks": [1, 2, 3]}) + "\n" for _ in range(2)))
-    assert main(["evaluate", str(pairs), *model, "--dtype", "float32", "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)["scorers"]) == ["tiny"]
-
-    assert main(["verify-precision", *paths, "--prompt", "a cat", *model, "--dtype", "bfloat16", "--repeats", "1", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
-    assert 0 < measured["largest_difference"] < 0.1
-    assert (measured["way"], measured["num_images"]) == ("bfloat16", 3)
+    check_commands(folder, paths, rewards, tmp_path, capsys, options=["--dtype", "float32"], num_workers=1, refused="<|Reward|>")

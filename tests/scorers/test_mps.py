@@ -18,12 +18,12 @@ from torch import Tensor, nn
 import hub as hubs
 import image_reward as ir
 import seeded
-from image_reward.cli import main
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, InputError
 from image_reward.models.clip import clip_config_from_json, clip_network
-from image_reward.scorers import MODELS, Ensemble, Reference, mps, score_together
+from image_reward.scorers import MODELS, mps
 from image_reward.scorers.mps import CONDITION, MPSFiles, MPSScorer, empty_cross_model, mps_from_files, parts_of
+from scorer_checks import check_commands, check_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "mps_tiny.json").read_text(encoding="utf-8"))
 SHAPES = {name: tuple(shape) for name, shape in ORIGINAL["shapes"].items()}
@@ -301,32 +301,9 @@ def test_jobs_evaluate_ensembles_and_verify_precision(
     scorer: MPSScorer, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pickled(beside(tmp_path / "tiny"))
-    model = ["--model", str(folder), "--device", "cpu"]
     paths = [str(image_folder / f"{name}.png") for name in "abc"]
-    expected = ir.load(folder, "cpu").score("a cat", paths)
-    (tmp_path / "rows.csv").write_text("prompt,image\n" + "".join(f"a cat,{path}\n" for path in paths))
-    assert main(["score-files", str(tmp_path / "rows.csv"), str(tmp_path / "out"), *model, "--workers", "0", "--format", "jsonl"]) == 0
-    scored = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
-    assert [row["reward"] for row in scored] == pytest.approx(expected, abs=1e-5)
-    capsys.readouterr()
-
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt": "a cat", "images": paths, "ranks": [1, 2, 3]}) + "\n" for _ in range(2)))
-    assert main(["evaluate", str(pairs), *model, "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)["scorers"]) == ["tiny"]
-
-    assert main(["verify-precision", *paths, "--prompt", "a cat", *model, "--dtype", "bfloat16", "--repeats", "1", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
-    assert 0 < measured["largest_difference"] < 2
-
-    expected = scorer.score("a cat", paths)
-    mini = ir.load("ImageReward-mini", "cpu")
-    together = score_together([scorer, mini], ["a cat"] * 3, paths)
-    assert together[0] == pytest.approx(expected, abs=1e-5)
-    references = {"MPS": Reference(0.5, 2.0, 10, "made up"), "mini": Reference(0.0, 1.0, 10, "made up")}
-    ensemble = Ensemble({"MPS": scorer, "mini": mini}, references=references)
-    own = [(one - 0.5) / 2 / 2 + other / 2 for one, other in zip(*together, strict=True)]
-    assert ensemble.score("a cat", paths) == pytest.approx(own, abs=1e-5)
+    check_commands(folder, paths, ir.load(folder, "cpu").score("a cat", paths), tmp_path, capsys, largest_difference=2)
+    check_ensemble(scorer, ["a cat"] * 3, paths, mean=0.5)
 
 
 # --- full size ---

@@ -27,7 +27,7 @@ from image_reward.cli import main
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, DownloadError, ImageReadError, InputError, PromptError
 from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
-from image_reward.scorers import MODELS, Ensemble, Reference, load_all, score_together, vqascore
+from image_reward.scorers import MODELS, vqascore
 from image_reward.scorers.vision_language import VisionLanguageScorer, empty_network
 from image_reward.scorers.vqascore import (
     QUESTION,
@@ -42,6 +42,7 @@ from image_reward.scorers.vqascore import (
     t5_text,
     vqascore_from_files,
 )
+from scorer_checks import check_commands, check_ensemble, check_gradient, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "vqascore_tiny.json").read_text(encoding="utf-8"))
 SEED = 5
@@ -355,16 +356,7 @@ def test_rewards_do_not_depend_on_how_they_are_asked(scorer: AnswerScorer, kind:
 
 
 def test_rewards_of_tensors_have_gradients(scorer: AnswerScorer) -> None:
-    picture = images()[2]
-    pixels = (torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255).requires_grad_()
-    reward = scorer.rewards("a cat", pixels)
-    assert reward.item() == pytest.approx(scorer.score("a cat", picture), abs=0.02)  # Pillow rounds to 8 bits
-    reward.sum().backward()
-    assert pixels.grad is not None
-    step = 1e-3 * pixels.grad / pixels.grad.norm()
-    with torch.no_grad():
-        risen = scorer.rewards("a cat", (pixels + step).clamp(0, 1)) - scorer.rewards("a cat", (pixels - step).clamp(0, 1))
-    assert risen.item() > 0
+    check_gradient(scorer, images()[2])
     assert scorer.rewards(PROMPTS[:2], torch.rand(2, 3, 50, 60, requires_grad=True)).grad_fn is not None
 
 
@@ -751,52 +743,17 @@ def test_squares_that_are_too_large() -> None:
 
 
 def test_in_ensembles_and_beside_others(folders: dict[str, Path], kind: str, scorer: AnswerScorer, tmp_path: Path) -> None:
-    expected = scorer.score(PROMPTS, images())
-    mini = ir.load("ImageReward-mini", "cpu")
-    together = score_together([scorer, mini], PROMPTS, images())
-    assert together[0] == pytest.approx(expected, abs=1e-5)
-    assert together[1] == pytest.approx(mini.score(PROMPTS, images()), abs=1e-5)
-    references = {"VQAScore": Reference(1.0, 2.0, 10, "made up"), "mini": Reference(0.0, 1.0, 10, "made up")}
-    ensemble = Ensemble({"VQAScore": scorer, "mini": mini}, references=references)
-    own = [(reward - 1) / 2 / 2 + other / 2 for reward, other in zip(*together, strict=True)]
-    assert ensemble.score(PROMPTS, images()) == pytest.approx(own, abs=1e-5)
-    member = {"mean": 1.0, "std": 2.0, "num_images": 10, "origin": "made up"}
-    members = [{"model": str(folders[kind]), "reference": member}, {"model": "ImageReward-mini", "reference": member}]
-    (tmp_path / "ensemble.json").write_text(json.dumps({"format": "image-reward-ensemble", "version": 1, "members": members}))
-    assert np.isfinite(ir.load(tmp_path / "ensemble.json", "cpu").score("a cat", images())).all()
-    assert [one.name for one in load_all([folders[kind], "ImageReward-mini"], "cpu")] == [kind, "ImageReward-mini"]
+    check_ensemble(scorer, PROMPTS, images(), mean=1.0)
+    check_saved_ensemble(folders[kind], kind, images(), tmp_path)
 
 
 def test_jobs_evaluate_rank_and_verify_precision(
     folders: dict[str, Path], kind: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ["--model", str(folders[kind]), "--device", "cpu"]
     paths = [str(image_folder / f"{name}.png") for name in "abc"]
-    expected = load(folders[kind]).score("a cat", paths)
-    assert main(["rank", "a cat", *paths, *model, "--dtype", "float32", "--json"]) == 0
-    ranked = {row["image"]: row["reward"] for row in json.loads(capsys.readouterr().out)["images"]}
-    assert [ranked[path] for path in paths] == pytest.approx(expected, abs=1e-5)
-
+    rewards = load(folders[kind]).score("a cat", paths)
     marker = "<image>" if kind == "clip_t5" else "<|im_end|>"
-    rows = tmp_path / "rows.csv"
-    rows.write_text("prompt,image\n" + "".join(f"a cat,{path}\n" for path in paths) + f"a {marker} cat,{paths[0]}\n")
-    options = ["--dtype", "float32", "--workers", "0", "--format", "jsonl", "--json"]
-    assert main(["score-files", str(rows), str(tmp_path / "out"), *model, *options]) == 0
-    done = json.loads(capsys.readouterr().out)
-    assert (done["num_rows"], done["num_errors"]) == (4, 1)
-    scored = [json.loads(line) for line in (tmp_path / "out" / "rewards.jsonl").read_text().splitlines()]
-    assert [row["reward"] for row in scored[:3]] == pytest.approx(expected, abs=1e-5)
-    assert scored[3]["error"].startswith(f"PromptError: the prompt 'a {marker} cat' contains {marker}")
-
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"prompt": "a cat", "images": paths, "ranks": [1, 2, 3]}) + "\n" for _ in range(2)))
-    assert main(["evaluate", str(pairs), *model, "--dtype", "float32", "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)["scorers"]) == [kind]
-
-    assert main(["verify-precision", *paths, "--prompt", "a cat", *model, "--dtype", "bfloat16", "--repeats", "1", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
-    assert 0 < measured["largest_difference"] < 0.1
-    assert (measured["way"], measured["num_images"]) == ("bfloat16", 3)
+    check_commands(folders[kind], paths, rewards, tmp_path, capsys, options=["--dtype", "float32"], refused=marker)
 
 
 def test_the_config_names_question_and_answer(scorer: AnswerScorer) -> None:

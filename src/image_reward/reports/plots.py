@@ -272,7 +272,7 @@ def curves(axes: Axes, x: ArrayLike, series: Mapping[str, ArrayLike]) -> None:
             every = max(len(xs) // 8, 1)  # markers say which line it is, not where the points are
             axes.plot(xs, _numbers(values, len(xs)), color=colour, marker=marker, markevery=every, label=label(name))
         if np.array_equal(xs, np.round(xs)):
-            whole_numbers(axes.xaxis)  # there is no step 0.25
+            whole_numbers(axes.xaxis)  # no ticks at fractions of a step
     legend(axes, 3.2)
 
 

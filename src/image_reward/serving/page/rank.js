@@ -6,7 +6,7 @@ import { Grid, cardShape, showPicture, viewer } from "./grid.js";
 import { hasPrompt, inWords, model, models, needPrompt, percentile, prompt, score } from "./service.js";
 import { safeName, zip } from "./zip.js";
 
-const MOST_TICKS = 500; // that are told apart, and drawn in no time
+const MOST_TICKS = 500; // more could not be distinguished, and would be slow to draw
 
 export const rank = {
   entries: [],
