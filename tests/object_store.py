@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fsspec import get_filesystem_class
+from fsspec.registry import _registry
 
 S3 = """
 import logging, sys
@@ -48,6 +49,13 @@ def serving(program: str) -> Iterator[str]:
         finally:
             process.stdin.close()
             process.wait()
+
+
+def uninstall_gcsfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if gcsfs were not installed, in a process whose fsspec has used it too."""
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for scheme in ("gs", "gcs"):
+        monkeypatch.delitem(_registry, scheme, raising=False)
 
 
 def use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

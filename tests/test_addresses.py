@@ -4,13 +4,11 @@ import os
 import pickle
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fsspec.registry import _registry
 
 import object_store
 from image_reward.addresses import Address, _end_of_silence, join
@@ -342,8 +340,7 @@ def test_the_wait_for_a_silent_server_is_bounded_unless_it_is_configured(
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    monkeypatch.delitem(_registry, "gs", raising=False)  # where another test has used it
+    object_store.uninstall_gcsfs(monkeypatch)
     with pytest.raises(PackageError, match="gs://bkt/a: gs:// needs a package that is not installed: pip install gcsfs"):
         Address.parse("gs://bkt/a").read(9)
 

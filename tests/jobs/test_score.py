@@ -23,6 +23,7 @@ import pytest
 import stubs
 import torch
 
+import object_store
 from image_reward.errors import ImageRewardError, InputError, JobError
 from image_reward.images import ImageLike
 from image_reward.jobs import decoders
@@ -229,7 +230,7 @@ def test_rows_that_cannot_even_be_read_are_counted(rows: Path, tmp_path: Path, m
 
 
 def test_a_store_that_cannot_be_used_ends_the_job_instead_of_every_row(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    object_store.uninstall_gcsfs(monkeypatch)
     rows.write_text("prompt,image\na,0.png\nb,gs://bucket/1.png\n")
     with pytest.raises(JobError, match="gs:// needs a package that is not installed: pip install gcsfs"):
         stubs.score_here(rows, tmp_path / "out", stubs.load)

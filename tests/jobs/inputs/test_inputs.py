@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import stubs
 from reading import add, read_all, write_tar
 
+import object_store
 from image_reward.errors import AddressError, FileKindError, ImageReadError, JobError, PackageError
 from image_reward.jobs.files import Access
 from image_reward.jobs.inputs import image_named, open_input
@@ -142,7 +142,7 @@ def test_the_web_only_on_request_and_only_known_places(monkeypatch: pytest.Monke
         open_input("https://example.org/rows.csv")
     with pytest.raises(ImageReadError, match=r"ftp:// is not read here; known are s3://, gs://, gcs://, az://, abfs://, hdfs://"):
         Access(allow_https=True).read("ftp://example.org/a.png")
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    object_store.uninstall_gcsfs(monkeypatch)
     with pytest.raises(PackageError, match="gs:// needs a package that is not installed: pip install gcsfs"):
         open_input("gs://bucket/rows.csv")
 
