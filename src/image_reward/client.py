@@ -213,7 +213,11 @@ class Client:
         probabilities = [answer.get(name) for name in ("a_better", "tie", "b_better")]
         a_better, tie, b_better = self._numbers("/v1/compare", probabilities, 3)
         reward_a, reward_b = self._numbers("/v1/compare", answer.get("rewards"), 2)
-        return Preference(a_better, tie, b_better, (reward_a, reward_b), (a, b))
+        spreads = None
+        if (deviations := answer.get("spreads")) is not None:
+            spread_a, spread_b = self._numbers("/v1/compare", deviations, 2)
+            spreads = spread_a, spread_b
+        return Preference(a_better, tie, b_better, (reward_a, reward_b), (a, b), spreads)
 
     def _description(self, call: _Call) -> dict[str, Any]:
         if self._described is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
+from clients import serving
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -23,13 +26,16 @@ import hub as hubs
 import image_reward as ir
 import qwen
 import seeded
+from conftest import tiny
 from image_reward.cli import main
+from image_reward.client import Client, encoded
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, DownloadError, ImageReadError, InputError, PromptError
 from image_reward.metrics import uncertain_win_probability
-from image_reward.scorers import MODELS, hpsv3
+from image_reward.scorers import MODELS, ImageRewardScorer, hpsv3
 from image_reward.scorers.hpsv3 import HPSv3Files, HPSv3Scorer, chat_text, hpsv3_from_files
 from image_reward.scorers.vision_language import VisionLanguageScorer
+from image_reward.serving import create_app
 from scorer_checks import check_commands, check_ensemble, check_gradient, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "hpsv3_tiny.json").read_text(encoding="utf-8"))
@@ -226,6 +232,24 @@ def test_the_spread_is_shown_and_compared_with(scorer: HPSv3Scorer) -> None:
     assert "±" in preference._repr_html_()
     swapped = scorer.compare(PROMPTS[1], *images()[1::-1])
     assert swapped.b_better == pytest.approx(preference.a_better, abs=1e-5)
+
+
+def test_the_service_compares_as_the_scorer_does(scorer: HPSv3Scorer) -> None:
+    other = tiny(ImageRewardScorer)
+    with serving(create_app([other, scorer])) as url:
+        with Client(url, model=scorer.name) as client:
+            answered, preference = (asked.compare(PROMPTS[1], *images()[:2]) for asked in (client, scorer))
+            for name, expected in preference.as_dict().items():
+                assert answered.as_dict()[name] == pytest.approx(expected, abs=1e-5)
+            assert answered.spreads is not None
+            assert client.matrix(PROMPTS[:2], images()[:2]) == pytest.approx(scorer.matrix(PROMPTS[:2], images()[:2]), abs=1e-5)
+        with Client(url) as client:
+            assert client.compare("a cat", *images()[:2]).spreads is None
+        image = encoded(images()[0])
+        asked = {"prompt": "a cat", "images": [base64.b64encode(image).decode()], "models": [scorer.name, other.name]}
+        with urlopen(Request(f"{url}/v1/score", json.dumps(asked).encode(), {"content-type": "application/json"})) as response:
+            rewards = json.load(response)["rewards_by_model"]
+    assert rewards == {one.name: [pytest.approx(one.score("a cat", image), abs=1e-5)] for one in (scorer, other)}
 
 
 @pytest.mark.parametrize(("difference", "std"), [(0.3, 0.0), (-2.0, 0.4), (5.0, 30.0), (1000.0, 1.0), (0.0, 1e6), (-1e5, 1e6)])

@@ -98,10 +98,16 @@ class Scorer(nn.Module, ABC, Generic[B]):
     """Of ``load``: on a CPU, and elsewhere."""
     is_spread: bool = False
     """Whether its parts are on several devices, where they must stay."""
+    has_uncertainty: bool = False
+    """Whether ``estimates`` gives the standard deviation of each reward too."""
 
     @abstractmethod
     def forward(self, batch: B) -> Tensor:
         """Rewards [N] of a batch of N rows on any device, float32, differentiable where the network is."""
+
+    def estimates(self, batch: B) -> Tensor:
+        """The reward of each row [N, 1], or with ``has_uncertainty`` the reward and its standard deviation [N, 2]."""
+        return self(batch)[:, None]
 
     def __setattr__(self, name: str, value: Any) -> None:
         # ``nn.Module`` files a module under its name before it looks for a property of that name, which would go on answering as before.
@@ -220,10 +226,12 @@ class Scorer(nn.Module, ABC, Generic[B]):
         Bradley-Terry in the raw units of the head, or with a fitted tie parameter Davidson's or Rao and Kupper's model: the formulas are
         those of ``metrics.win_probability``.
         """
-        return replace(self.preference(*self._score_pairs([prompt, prompt], [a, b])), images=(a, b))
+        (first, second), *deviations = self._estimated([prompt, prompt], [a, b]).tolist()
+        spreads = (deviations[0][0], deviations[0][1]) if deviations else None
+        return replace(self.preference(first, second, spreads), images=(a, b))
 
-    def preference(self, a: float, b: float) -> Preference:
-        """What ``compare`` says of two rewards."""
+    def preference(self, a: float, b: float, spreads: tuple[float, float] | None = None) -> Preference:  # noqa: ARG002 - see HPSv3
+        """What ``compare`` says of two rewards, and of their standard deviations where the scorer gives them."""
         a_better, b_better = self.win_probability([a - b, b - a]).tolist()
         tie = max(0.0, 1.0 - a_better - b_better) if self.tie else 0.0
         return Preference(a_better, tie, b_better, (a, b))
@@ -238,21 +246,28 @@ class Scorer(nn.Module, ABC, Generic[B]):
         raise InputError(f"{self.name} ({type(self).__name__}) has no format of this package, so it cannot be saved")
 
     def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
+        rewards: list[float] = self._estimated(prompts, images)[0].tolist()
+        return rewards
+
+    def _estimated(self, prompts: list[str], images: Sequence[ImageLike]) -> Tensor:
+        """What ``estimates`` gives of aligned prompts and images, [1 or 2, N], on the CPU."""
+        num_values = 1 + self.has_uncertainty
         if not prompts:
-            return []
+            return torch.empty(num_values, 0, device="cpu")
         self.check_evaluating()
         getattr(self.prepare, "check", check_prompts)(prompts)
         with long_prompt_warnings_suppressed():
-            (rewards,) = score_rows(
+            values = score_rows(
                 prompts,
                 images,
                 self.batch_size,
                 self.whole_images,
                 lambda prompts, images: [self.prepare(prompts, images)],
-                lambda batches: [self(batch) for batch in batches],
+                lambda batches: list(self.estimates(batches[0]).unbind(dim=1)),
+                num_values,
             )
-        check_finite(rewards, self.name)
-        return rewards.tolist()
+        check_finite(values, self.name)
+        return values
 
     def check_evaluating(self) -> None:
         """Raise ``RewardError`` in training mode, in which dropout makes rewards random."""
@@ -267,16 +282,17 @@ def score_rows(
     whole_images: bool,
     prepare: Callable[[Sequence[str], Sequence[ImageLike]], Sequence[Any]],
     forward: Callable[[Sequence[Any]], Sequence[Tensor]],
-    num_scorers: int = 1,
+    num_values: int = 1,
 ) -> Tensor:
-    """The rewards [num_scorers, N] of aligned prompts and images, on the CPU: the one loop from rows to rewards.
+    """The rewards [num_values, N] of aligned prompts and images, on the CPU: the one loop from rows to rewards.
 
-    ``prepare`` makes batches of some of the rows, and ``forward`` gives the rewards of each scorer for them. Rounding depends on what
-    shares a batch, so equal rows are computed once: copies of an image get one reward, and keep their order.
+    ``prepare`` makes batches of some of the rows, and ``forward`` gives the values [N] of them: rewards of each scorer, or the estimates
+    of one. Rounding depends on what shares a batch, so equal rows are computed once: copies of an image get one reward, and keep their
+    order.
     """
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-    rewards = torch.empty(num_scorers, len(prompts), dtype=torch.float32, device="cpu")
+    rewards = torch.empty(num_values, len(prompts), dtype=torch.float32, device="cpu")
     # A row is equal to an earlier one if prompt and image are the same, which shows now, or if the scorers see the same in it (a copy of
     # the image under another name), which shows when it has been prepared.
     first_asked: dict[Hashable, int] = {}

@@ -10,6 +10,7 @@ Written from the paper and from what the package hpsv3 1.0.0 does with transform
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -24,8 +25,6 @@ from image_reward.config import CONFIG_NAME, HPSV3_NAME, TOKENIZER_NAME, WEIGHTS
 from image_reward.errors import CheckpointError
 from image_reward.images import ImageLike, ImageOptions
 from image_reward.metrics import uncertain_win_probability
-from image_reward.prompts import long_prompt_warnings_suppressed
-from image_reward.scorers.base import check_finite, score_rows
 from image_reward.scorers.spec import Devices
 from image_reward.scorers.vision_language import (
     ChatTemplate,
@@ -112,6 +111,7 @@ class HPSv3Scorer(VisionLanguageScorer):
     network: HPSv3Network
     default_dtype = torch.bfloat16
     default_batch_sizes = (8, 8)
+    has_uncertainty = True
 
     def __init__(self, network: HPSv3Network, prepare: VisionLanguageProcessor, name: str = "HPSv3") -> None:
         super().__init__()
@@ -135,6 +135,10 @@ class HPSv3Scorer(VisionLanguageScorer):
     def forward(self, batch: VisionLanguageBatch) -> Tensor:
         return self.outputs(batch)[:, 0]
 
+    def estimates(self, batch: VisionLanguageBatch) -> Tensor:
+        mean, log_spread = self.outputs(batch).unbind(dim=1)
+        return torch.stack([mean, log_spread.exp()], dim=1)
+
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype``, but for the head."""
         cast_weights(self.network.model, dtype)
@@ -142,32 +146,14 @@ class HPSv3Scorer(VisionLanguageScorer):
     def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> Judgement:
         """Mean and spread [N] of the images of one prompt, or of aligned prompts and images. Raises what ``score`` raises."""
         aligned = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-        self.check_evaluating()
-        self.prepare.check(aligned)
+        return Judgement(*self._estimated(aligned, images))
 
-        def both(batches: Sequence[VisionLanguageBatch]) -> list[Tensor]:
-            outputs = self.outputs(batches[0])
-            return [outputs[:, 0], outputs[:, 1].exp()]
-
-        with long_prompt_warnings_suppressed():
-            judged = score_rows(
-                aligned,
-                images,
-                self.batch_size,
-                self.whole_images,
-                lambda prompts, images: [self.prepare(prompts, images)],
-                both,
-                num_scorers=2,
-            )
-        check_finite(judged, self.name)
-        return Judgement(*judged)
-
-    def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Preference:
-        """How likely people are to prefer ``a`` to ``b``, by the two Gaussians of their rewards: ``metrics.uncertain_win_probability``."""
-        mean, spread = (values.double() for values in self.judge([prompt, prompt], [a, b]))
-        a_better = uncertain_win_probability((mean[0] - mean[1]).item(), spread.square().sum().sqrt().item())
-        rewards, spreads = ((values[0].item(), values[1].item()) for values in (mean, spread))
-        return Preference(a_better, 0.0, 1.0 - a_better, rewards, (a, b), spreads)
+    def preference(self, a: float, b: float, spreads: tuple[float, float] | None = None) -> Preference:
+        """By the two Gaussians of the rewards: ``metrics.uncertain_win_probability``."""
+        if spreads is None:
+            return super().preference(a, b)
+        a_better = uncertain_win_probability(a - b, math.hypot(*spreads))
+        return Preference(a_better, 0.0, 1.0 - a_better, (a, b), spreads=spreads)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------

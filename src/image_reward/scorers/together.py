@@ -110,9 +110,14 @@ def rewards_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Any]) -> 
     A tower that several scorers share encodes each image once: batches of the same rows that were cropped by equal transforms hold the
     same pixels, so tower and transform say what the features are.
     """
+    return [estimates[:, 0] for estimates in estimates_together(scorers, batches)]
+
+
+def estimates_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Any]) -> list[Tensor]:
+    """As ``rewards_together``, what each scorer's ``estimates`` gives: rewards, and standard deviations from those that have them."""
     features: Features = {}
     singles = [
-        _of_two_towers(scorer, batch, features) if isinstance(scorer, TwoTowerScorer) else _in_parts(scorer, batch)
+        _of_two_towers(scorer, batch, features)[:, None] if isinstance(scorer, TwoTowerScorer) else _in_parts(scorer, batch)
         for scorer, batch in zip(single_scorers(scorers), batches, strict=True)
     ]
     return _combined(scorers, iter(singles))
@@ -129,10 +134,10 @@ def rewards_of_tensors(scorers: Sequence[Scorer[Any]], prompts: str | Sequence[s
             transform = scorer.prepare.transform
             if transform not in crops:
                 crops[transform] = transform.crop_tensor(pixels.to(scorer.device))
-            singles.append(_of_two_towers(scorer, scorer.prepare.of_crops(aligned, crops[transform]), features))
+            singles.append(_of_two_towers(scorer, scorer.prepare.of_crops(aligned, crops[transform]), features)[:, None])
         else:
-            singles.append(scorer.rewards(aligned, pixels))
-    return _combined(scorers, iter(singles))
+            singles.append(scorer.rewards(aligned, pixels)[:, None])
+    return [estimates[:, 0] for estimates in _combined(scorers, iter(singles))]
 
 
 def _of_two_towers(scorer: TwoTowerScorer[Any], batch: TwoTowerBatch, features: Features) -> Tensor:
@@ -143,17 +148,17 @@ def _of_two_towers(scorer: TwoTowerScorer[Any], batch: TwoTowerBatch, features: 
 
 
 def _in_parts(scorer: Scorer[Any], batch: Any) -> Tensor:
-    """Rewards [N] of a scorer that bounds how many rows it takes at once: a batch that was made for others too may have more."""
+    """The estimates of a scorer that bounds how many rows it takes at once: a batch that was made for others too may have more."""
     if len(batch) <= scorer.batch_size:
-        return scorer(batch)
+        return scorer.estimates(batch)
     starts = range(0, len(batch), scorer.batch_size)
-    return torch.cat([scorer(batch.select(range(start, min(start + scorer.batch_size, len(batch))))) for start in starts])
+    return torch.cat([scorer.estimates(batch.select(range(start, min(start + scorer.batch_size, len(batch))))) for start in starts])
 
 
 def _combined(scorers: Sequence[Scorer[Any]], singles: Iterator[Tensor]) -> list[Tensor]:
-    """The rewards of all ``single_scorers`` -> those of the scorers."""
+    """The estimates of all ``single_scorers`` -> those of the scorers."""
     return [
-        scorer.combine(torch.stack([reward.float() for reward in _combined(scorer.scorers, singles)]))
+        scorer.combine(torch.stack([member[:, 0].float() for member in _combined(scorer.scorers, singles)]))[:, None]
         if isinstance(scorer, CompositeScorer)
         else next(singles)
         for scorer in scorers

@@ -94,6 +94,7 @@ class CompareResponse(BaseModel):
     tie: float
     b_better: float
     rewards: list[float]
+    spreads: list[float] | None = Field(default=None, description="The standard deviations of the rewards, from models that give them.")
     warnings: list[str]
 
 
@@ -244,8 +245,9 @@ async def compare(request: Request) -> JSONResponse:
     """How likely people are to prefer a to b."""
     service: Service = request.app.state.service
     asked = await read(request, CompareRequest)
-    model, rewards, warnings = await rewards_of_one_prompt(service, asked.model, asked.prompt, [asked.a, asked.b], lambda n: "ab"[n])
-    preference = service.scorers[model].preference(*rewards)
+    model, estimates, warnings = await estimates_of_one_prompt(service, asked.model, asked.prompt, [asked.a, asked.b], lambda n: "ab"[n])
+    (a, b), *deviations = estimates
+    preference = service.scorers[model].preference(a, b, (deviations[0][0], deviations[0][1]) if deviations else None)
     return JSONResponse({"model": service.scorers[model].name} | preference.as_dict() | {"warnings": warnings})
 
 
@@ -265,12 +267,20 @@ async def rewards_of_one_prompt(
     service: Service, name: str | None, prompt: str, values: Sequence[Any], field: Any, prompt_field: str = "prompt"
 ) -> tuple[int, list[float], list[str]]:
     """The number of the model, the rewards of images for one prompt, and warnings. Raises ``RequestError``."""
+    model, estimates, warnings = await estimates_of_one_prompt(service, name, prompt, values, field, prompt_field)
+    return model, estimates[0], warnings
+
+
+async def estimates_of_one_prompt(
+    service: Service, name: str | None, prompt: str, values: Sequence[Any], field: Any, prompt_field: str = "prompt"
+) -> tuple[int, list[list[float]], list[str]]:
+    """As ``rewards_of_one_prompt``: the rewards, and from a model that has them their standard deviations."""
     model = service.model(name)
     service.check_number(len(values), "images")
     service.check_prompts([prompt], lambda _: prompt_field)
     images = await service.images(values, field)
-    rewards, warnings = await service.score([model], [prompt] * len(images), images)
-    return model, rewards[0].tolist(), warnings
+    estimates, warnings = await service.estimates([model], [prompt] * len(images), images)
+    return model, estimates.tolist(), warnings
 
 
 @router.get("/v1/models", tags=["models"], responses={status: ERRORS[status] for status in (401, 403, 429)})

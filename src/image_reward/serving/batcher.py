@@ -28,7 +28,7 @@ from PIL import Image
 from image_reward.errors import ImageRewardError, PromptError
 from image_reward.prompts import long_prompt_warnings_collected, long_prompt_warnings_suppressed
 from image_reward.scorers.base import Scorer, check_finite, inference, joined, keys_of
-from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together
+from image_reward.scorers.together import estimates_together, options_of, prepare_together, processors_of
 from image_reward.serving.errors import BusyError, of_package
 from image_reward.serving.metrics import Metrics
 
@@ -63,7 +63,7 @@ class Answer:
     """What became of the groups of a request."""
 
     rewards: list[NDArray[np.float32]]
-    """Of each group [M, P]: M models, P prompts"""
+    """Of each group [M, P]: M models, P prompts. Below them the standard deviations [P] by each of the models that has them."""
     warnings: list[str]
 
 
@@ -79,7 +79,7 @@ class _Piece:
         self.equal: _Piece = self
         """The first piece of its request that the scorers see the same in: copies of an image get one reward."""
         self.rewards: NDArray[np.float32] | None = None
-        """[M, N], once they are there"""
+        """As in ``Answer``, once they are there"""
 
     def prepare(self) -> None:
         """Open, decode and tokenize. Raises ``RequestError`` that names the field."""
@@ -158,7 +158,7 @@ class Batcher:
             batches = prepare_together(processors, ["grey"], [Image.new("RGB", (side, side), (128, 128, 128))])
             self._can_join[number] = all(joined([batch, batch]) is not None for batch in batches)
             with inference():
-                rewards_together([scorer], batches)
+                estimates_together([scorer], batches)
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -359,7 +359,7 @@ class Batcher:
         return models, pieces
 
     def _score(self, models: tuple[int, ...], pieces: Sequence[_Piece]) -> list[Any]:
-        """The rewards [M, N] of each piece, or what was raised. A piece that fails does not fail those that share its batch."""
+        """The rewards of each piece, as in ``Answer``, or what was raised. A piece that fails does not fail those that share its batch."""
         scorers = [self.scorers[model] for model in models]
         try:
             return self._forward(scorers, pieces)
@@ -374,11 +374,13 @@ class Batcher:
         different = [pieces[place.index(number)] for number in range(len(first))]
         with inference(), long_prompt_warnings_suppressed():
             batches = [joined(list(parts)) for parts in zip(*(piece.batches for piece in different), strict=True)]
-            rewards = torch.stack([own.float().cpu() for own in rewards_together(scorers, batches)])
+            estimates = [own.float().cpu() for own in estimates_together(scorers, batches)]
+        rewards = torch.stack([own[:, 0] for own in estimates] + [own[:, 1] for own in estimates if own.shape[1] > 1])
+        names = [scorer.name for scorer in (*scorers, *(scorer for scorer in scorers if scorer.has_uncertainty))]
         parts = rewards.split([piece.num_rows for piece in different], dim=1)
         for own in parts:
-            for scorer, line in zip(scorers, own, strict=True):
-                check_finite(line, scorer.name)
+            for name, line in zip(names, own, strict=True):
+                check_finite(line, name)
         return [parts[number].numpy() for number in place]
 
 
@@ -387,7 +389,7 @@ def _as_memory_error(error: BaseException) -> BaseException:
 
 
 def groups_of(prompts: Sequence[str], images: Sequence[Source]) -> tuple[list[Group], Callable[[Sequence[NDArray[np.float32]]], Any]]:
-    """Aligned prompts and images as groups, each of a distinct image, and what puts the groups' rewards back in order [M, N]."""
+    """Aligned prompts and images as groups, each of a distinct image, and what puts the groups' rewards back in order."""
     rows: dict[Hashable, list[int]] = {}
     for row, image in enumerate(images):
         rows.setdefault(image.content if isinstance(image.content, bytes) else id(image), []).append(row)

@@ -102,6 +102,13 @@ class Service:
 
     async def score(self, models: Sequence[int], prompts: Sequence[str], images: Sequence[Source]) -> tuple[NDArray[np.float32], list[str]]:
         """Rewards [M, N] of aligned prompts and images, and warnings."""
+        values, warnings = await self.estimates(models, prompts, images)
+        return values[: len(models)], warnings
+
+    async def estimates(
+        self, models: Sequence[int], prompts: Sequence[str], images: Sequence[Source]
+    ) -> tuple[NDArray[np.float32], list[str]]:
+        """As ``score``, and below the rewards the standard deviations [N] by each of the models that has them."""
         groups, in_order = groups_of(prompts, images)
         self.check_pairs(len(prompts), "images")
         answer = await self.batcher.rewards(tuple(models), groups)
@@ -114,7 +121,7 @@ class Service:
             name = self.scorers[model].name
             raise invalid("prompts", f"{name} does not read the prompt: all {len(prompts)} rows would be the same", "send one prompt")
         answer = await self.batcher.rewards((model,), [Group(image, tuple(prompts)) for image in images])
-        return np.concatenate(answer.rewards).T, answer.warnings
+        return np.stack([rewards[0] for rewards in answer.rewards], axis=1), answer.warnings
 
     def check_pairs(self, num_pairs: int, field: str) -> None:
         """Raise ``RequestError`` for more rows than the queue could ever hold."""

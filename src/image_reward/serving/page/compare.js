@@ -45,7 +45,8 @@ export const compare = {
   show(answer) {
     const shares = { a: answer.a_better, tie: answer.tie, b: answer.b_better };
     const words = { a: `A is better ${percent(shares.a)}`, tie: `tie ${percent(shares.tie)}`, b: `B is better ${percent(shares.b)}` };
-    $$("#compare .slot .reward").forEach((element, number) => (element.textContent = signed(answer.rewards[number])));
+    const spreads = answer.spreads?.map((spread) => ` ± ${spread.toFixed(3)}`) ?? ["", ""];
+    $$("#compare .slot .reward").forEach((element, number) => (element.textContent = signed(answer.rewards[number]) + spreads[number]));
     for (const [name, share] of Object.entries(shares)) {
       $(`#compare-verdict .odds .${name}`).style.width = `${100 * share}%`;
       $(`#compare-verdict .legend .${name}`).textContent = words[name];
