@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import shared
-from image_reward.comparisons import read
+from image_reward.comparisons import read, write_pick_a_pic
 from image_reward.evaluation import evaluate
 from image_reward.evaluation import published_results as module
 from image_reward.evaluation.published_results import fingerprint, published_results
+from image_reward.evaluation.scorers_report import scorers_report
+from image_reward.reports.document import Grid
 from image_reward.types import Comparison
 
 
@@ -63,6 +67,33 @@ def test_benchmarks_of_round_numbers_are_known_by_their_form_too() -> None:
     known = published_results(votes, {"prompts": 1735, "untied pairs": 1306, "tied pairs": 429}, ["yuvalkirstain/PickScore_v1"])
     assert known is not None
     assert [(row.measure, row.accuracy) for row in known.accuracies if row.here] == [("diff", 67.2), ("tau", 53.2)]
+
+
+def test_hpdv3_and_pick_a_pic_are_known_as_their_files_are_read(tmp_path: Path) -> None:
+    rows = [{"prompt": f"a cat {i}", "path1": f"{i}-1.png", "path2": f"{i}-2.png", "confidence": 0.9} for i in range(3)]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    evaluation = evaluate({"HPSv3": [[1.0, 0.0]] * 3}, read(tmp_path / "test.json"), num_resamples=10)
+    assert evaluation.published is not None
+    assert evaluation.published.name == "HPDv3 test"
+    assert {row.scorer: row.accuracy for row in evaluation.published.accuracies if row.here} == {"HPSv3": 76.9}
+    report = scorers_report(evaluation, "test.json")
+    grid = next(block for block in report.blocks if isinstance(block, Grid) and block.title == "Published for HPDv3 test")
+    assert "The rows do not say their split" in grid.caption
+    assert next(row for row in grid.rows if row[0] == "HPSv3")[1:3] == ["76.9", "100.00 [100.00, 100.00]"]
+
+    def pairs(num: int) -> list[Comparison]:
+        folder = tmp_path / str(num)
+        folder.mkdir()
+        for side, colour in enumerate(("red", "blue")):
+            Image.new("RGB", (4, 4), colour).save(folder / f"{side}.png")
+        images = (str(folder / "0.png"), str(folder / "1.png"))
+        write_pick_a_pic([Comparison(f"a dog {i}", images, (1, 2)) for i in range(num)], folder / "pairs.parquet")
+        return list(read(folder / "pairs.parquet"))
+
+    known = evaluate({"PickScore": [[1.0, 0.0]] * 500}, pairs(500), num_resamples=10).published
+    assert known is not None
+    assert (known.name, [row.accuracy for row in known.accuracies if row.here]) == ("Pick-a-Pic test", [70.5])
+    assert evaluate({"PickScore": [[1.0, 0.0]] * 3}, pairs(3), num_resamples=10).published is None
 
 
 def test_every_number_has_its_source() -> None:

@@ -66,14 +66,16 @@ class PublishedResults:
     accuracies: list[PublishedAccuracy]
     sources: dict[str, str]
     """Name of a source, as in the rows -> its address."""
+    note: str = ""
+    """What to know before comparing with them, where the data could be another part of the same data set."""
 
 
 def published_results(comparisons: Sequence[Comparison], counts: Mapping[str, int], scorers: Sequence[str]) -> PublishedResults | None:
     """The published results of the data set that ``comparisons`` are, or None.
 
-    A data set is recognised by its ids and prompts (see ``fingerprint``), or by its ``counts`` and, where these are round numbers, the
-    form that it was read from, wherever its images are and whatever the name of its file. ``scorers``: the names of those that are
-    measured, for the ``here`` of the accuracies.
+    A data set is recognised by its ids and prompts (see ``fingerprint``), or by its ``counts`` and, where these are round numbers or not
+    published, the form that it was read from, wherever its images are and whatever the name of its file. ``scorers``: the names of those
+    that are measured, for the ``here`` of the accuracies.
     """
     table = json.loads(files("image_reward").joinpath("assets/published_results.json").read_text(encoding="utf-8"))
     digest = fingerprint(comparisons)
@@ -101,6 +103,7 @@ def _results(data: Mapping[str, Any], sources: Mapping[str, str], scorers: Seque
         human=human,
         best_and_worst=best and BestAndWorst(best["source"], best["data"], [_recall_and_filter(row) for row in best["rows"]]),
         accuracies=accuracies,
+        note=data.get("note", ""),
         sources={name: address for name, address in sources.items() if any(cited.startswith(name) for cited in citations)},
     )
 

@@ -220,7 +220,7 @@ def _published(evaluation: Evaluation, published: PublishedResults) -> Grid:
     rows += [[row.who, f"{row.agreement:g}", *("-" for _ in metrics), row.source] for row in published.human]
     columns = [Column("scorer", "left"), Column("published"), *(Column(f"here, {_IN_SENTENCES[metric]}") for metric in metrics)]
     caption = "Accuracy in percent; not all sources say whether theirs is pooled or per prompt. "
-    caption += f"{sources}."
+    caption += f"{published.note} {sources}." if published.note else f"{sources}."
     return Grid([*columns, Column("source", "left")], rows, f"Published for {published.name}", caption, strong=matched)
 
 
