@@ -123,11 +123,13 @@ def test_ids_and_patches_are_the_originals(scorer: HPSv3Scorer) -> None:
 def _mrope(monkeypatch: pytest.MonkeyPatch, scorer: HPSv3Scorer) -> None:
     """Qwen2-VL's own positions of images."""
 
-    def last_states(self: Any, batch: Any, visual: Any, text: Any) -> Tensor:  # noqa: ARG001
-        states = scorer.network.model(**self.chat_inputs(batch), use_cache=False).last_hidden_state
-        return states[torch.arange(len(batch)), torch.tensor([len(row) - 1 for row in batch.ids])]
+    def positions(self: Any, batch: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        inputs = self.chat_inputs(batch)
+        kinds = inputs["mm_token_type_ids"]
+        model = scorer.network.model
+        return model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask.long())[0]
 
-    monkeypatch.setattr(VisionLanguageScorer, "last_states", last_states)
+    monkeypatch.setattr(VisionLanguageScorer, "positions", positions)
 
 
 def _pixels(_: pytest.MonkeyPatch, scorer: HPSv3Scorer) -> None:
@@ -196,7 +198,7 @@ def test_a_beginning_is_computed_once(scorer: HPSv3Scorer, monkeypatch: pytest.M
     scorer.batch_size = 8
     rewards = scorer.score([*PROMPTS, *PROMPTS], [images()[0]] * 4 + [images()[2]] * 4)
     assert sum(seen) < 2600  # of 6,400 tokens
-    monkeypatch.setattr("image_reward.scorers.vision_language._common_beginnings", lambda batch: (torch.arange(len(batch)),) * 3)
+    monkeypatch.setattr("image_reward.scorers.vision_language._common_beginnings", lambda batch, _: (torch.arange(len(batch)),) * 3)
     seen.clear()
     assert scorer.score([*PROMPTS, *PROMPTS], [images()[0]] * 4 + [images()[2]] * 4) == pytest.approx(rewards, abs=1e-5)
     assert sum(seen) > 6000

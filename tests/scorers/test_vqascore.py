@@ -221,14 +221,7 @@ def _budget(scorer: Any) -> None:
 
 def _sequential(scorer: Any) -> None:
     """The text model counts 0, 1, 2, … whatever is image or text."""
-    text = scorer.network.model.language_model
-
-    def positions(_: Any, args: Any, kwargs: Any) -> Any:
-        mask = kwargs["attention_mask"]
-        count = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        return args, kwargs | {"position_ids": count[None].expand(3, -1, -1)}
-
-    text.register_forward_pre_hook(positions, with_kwargs=True)
+    scorer.positions = lambda batch, ids, mask: VisionLanguageScorer.positions(scorer, batch, ids, mask)
 
 
 def _penalty(scorer: Any) -> None:
@@ -353,6 +346,48 @@ def test_rewards_do_not_depend_on_how_they_are_asked(scorer: AnswerScorer, kind:
         assert asked == pytest.approx([alone[p][i] for p, i in order], abs=1e-5)
     assert scorer.probability(list(PROMPTS), images()) == pytest.approx([ORIGINAL[kind]["float32"][n][n] for n in range(4)], rel=TOLERANCE)
     assert scorer.score("a cat", []) == []
+
+
+@pytest.mark.parametrize("answer", ["Yes", "Yes, it does"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_is_encoded_once_and_its_beginning_read_once(
+    folders: dict[str, Path], kind: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = load(folders[kind], answer=answer)
+    pictures = images()[:3]
+    alone = np.array([[scorer.score(prompt, image) for image in pictures] for prompt in PROMPTS])
+    seen: list[int] = []
+    read: list[int] = []
+    if kind == "clip_t5":
+        scorer.network.vision_tower.vision_tower.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+        )
+    else:
+        model = scorer.network.model
+        model.visual.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True)  # noqa: ARG005
+        model.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: read.append(kwargs["inputs_embeds"][..., 0].numel()),  # noqa: ARG005
+            with_kwargs=True,
+        )
+    scorer.batch_size = len(PROMPTS)
+    assert scorer.matrix(PROMPTS, pictures) == pytest.approx(alone, abs=1e-5)
+    assert seen == [1] * len(pictures)
+    for batch_size in (5, 12):  # images that share a batch, some of them with one row
+        seen.clear()
+        read.clear()
+        scorer.batch_size = batch_size
+        assert scorer.matrix(PROMPTS, pictures) == pytest.approx(alone, abs=1e-5)
+        assert sum(seen) <= len(pictures) + 12 // batch_size
+    seen.clear()
+    assert scorer.rank(PROMPTS[0], [*pictures, pictures[0].copy()]).rewards[:3] == pytest.approx(alone[0].tolist(), abs=1e-5)
+    assert sum(seen) == len(pictures)
+    if kind == "clip_t5":
+        return
+    shared = sum(read)
+    monkeypatch.setattr("image_reward.scorers.vision_language._common_beginnings", lambda batch, _: (torch.arange(len(batch)),) * 3)
+    read.clear()
+    assert scorer.matrix(PROMPTS, pictures) == pytest.approx(alone, abs=1e-5)
+    assert shared < 0.7 * sum(read)
 
 
 def test_rewards_of_tensors_have_gradients(scorer: AnswerScorer) -> None:

@@ -128,7 +128,7 @@ class HPSv3Scorer(VisionLanguageScorer):
         """Mean and logarithm of the spread [N, 2] of a batch, float32, differentiable."""
         if not len(batch):
             return torch.empty(0, 2, dtype=torch.float32, device=self.device)
-        states = self.last_states(batch, self.network.model.visual, self.network.model.language_model)
+        states = self.last_states(batch, self.network.model.visual, self.network.model.language_model)[:, 0]
         outputs: Tensor = self.network.rm_head(states.float())
         return outputs
 

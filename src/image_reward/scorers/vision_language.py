@@ -571,53 +571,66 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         inputs = {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": patches, "image_grid_thw": grids}
         return inputs | {"mm_token_type_ids": kinds}
 
-    def embedded(self, batch: VisionLanguageBatch, ids: Tensor, embed: nn.Module, features: Sequence[Tensor]) -> Tensor:
-        """Embeddings [N, L, D] of padded ids, the features [T, D] of each row's images at its image tokens."""
-        embeddings: Tensor = embed(ids)
-        shown = torch.cat([features[image] for row in batch.images for image in row])
-        places = (ids == self.prepare.template.token_id(self.prepare.template.image_token)).to(embeddings.device)
-        return embeddings.masked_scatter(places[..., None], shown.to(embeddings))
-
     def features(self, batch: VisionLanguageBatch, visual: nn.Module) -> list[Tensor]:
-        """What the image tower makes of each distinct image [T, D]."""
+        """What the image tower makes of all distinct images, one after the other: their tokens [T, D], and with DeepStack (Qwen3-VL) what
+        each of the text model's first layers is to add to them [T, D].
+        """
         patches, grids = self.vision_inputs(batch)
-        tokens = visual(patches, grid_thw=grids).pooler_output
-        return list(tokens.split([self.prepare.patches.num_tokens(image) for image in batch.pixels]))
+        read = visual(patches, grid_thw=grids)
+        return [read.pooler_output, *(getattr(read, "deepstack_features", None) or ())]
 
-    def last_states(self, batch: VisionLanguageBatch, visual: nn.Module, text: nn.Module) -> Tensor:
-        """The text model's state [N, D] at the last token of each row, whose positions are 0, 1, 2, …, differentiable.
+    def image_rows(self, batch: VisionLanguageBatch, ids: Tensor) -> Tensor:
+        """The row of ``features`` that each token of padded ids [N, L] shows, int64; -1 for text."""
+        starts = [0]
+        for image in batch.pixels:
+            starts.append(starts[-1] + self.prepare.patches.num_tokens(image))
+        shown = [torch.arange(starts[image], starts[image + 1], device=ids.device) for row in batch.images for image in row]
+        places = ids == self.prepare.template.token_id(self.prepare.template.image_token)
+        return torch.full_like(ids, -1).masked_scatter(places, torch.cat(shown))
 
-        Rows of one image begin alike: with the image and whatever comes before the prompt. Where several rows of the batch do, that
-        beginning is computed once, and each row goes on from there.
+    def positions(self, batch: VisionLanguageBatch, ids: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - for networks with others
+        """Of padded ids [N, L], int64 [3, N, L]: time, row and column. By default 0, 1, 2, … for all, as if there were no images."""
+        return torch.arange(ids.shape[1], device=ids.device).expand(3, len(ids), -1)
+
+    def last_states(self, batch: VisionLanguageBatch, visual: nn.Module, text: nn.Module, num_last: int = 1) -> Tensor:
+        """The text model's states [N, num_last, D] at the last tokens of each row, differentiable.
+
+        A distinct image passes the image tower once. Rows of one image begin alike: with the image and whatever comes before the prompt.
+        Where several rows of the batch do, that beginning is computed once, and each row goes on from there.
         """
         ids, mask = self.padded(batch)
-        embeddings = self.embedded(batch, ids, text.get_submodule("embed_tokens"), self.features(batch, visual))
-        mask = mask.to(embeddings.device)
+        features, *deeper = self.features(batch, visual)
+        shown = self.image_rows(batch, ids)
+        embeddings = text.get_submodule("embed_tokens")(ids)
+        device = embeddings.device
+        shown, mask, positions = shown.to(device), mask.to(device), self.positions(batch, ids, mask).to(device)
+        embeddings = embeddings.masked_scatter((shown >= 0)[..., None], features.to(embeddings)[shown[shown >= 0]])
+
+        def read(rows: Tensor, places: Tensor, mask: Tensor, **options: Any) -> Any:
+            """The text model's output for these places [R, P] of rows [R, 1]."""
+            images = shown[rows, places]
+            if deeper and bool((images >= 0).any()):
+                added = [layer.to(device)[images[images >= 0]] for layer in deeper]
+                options |= {"visual_pos_masks": images >= 0, "deepstack_visual_embeds": added}
+            where = {"position_ids": positions[:, rows, places], "attention_mask": mask.long()}
+            return text(inputs_embeds=embeddings[rows, places], **where, **options)
+
         lengths = mask.sum(dim=1)
-        rows = torch.arange(len(batch), device=embeddings.device)
-        first, group, shared = (numbers.to(embeddings.device) for numbers in _common_beginnings(batch))
-        if len(first) == len(batch):
-            read = text(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=_positions(mask), use_cache=False)
-            return _taken(read.last_hidden_state, rows, lengths - 1)
-        begins = torch.arange(int(shared.max()), device=rows.device) < shared[:, None]
-        begun = text(
-            inputs_embeds=embeddings[first, : begins.shape[1]],
-            attention_mask=begins.long(),
-            position_ids=_positions(begins),
-            use_cache=True,
-        ).past_key_values
+        rows = torch.arange(len(batch), device=device)[:, None]
+        ends = torch.arange(-num_last, 0, device=device)
+        first, group, shared = (numbers.to(device) for numbers in _common_beginnings(batch, num_last))
+        if len(first) == len(batch) or getattr(text, "has_sliding_layers", False):
+            whole = read(rows, torch.arange(ids.shape[1], device=device)[None], mask, use_cache=False)
+            return _taken(whole.last_hidden_state, lengths[:, None] + ends)
+        begins = torch.arange(int(shared.max()), device=device) < shared[:, None]
+        begun = read(first[:, None], torch.arange(begins.shape[1], device=device)[None], begins, use_cache=True).past_key_values
         begun.reorder_cache(group)  # a copy for each row
         left = lengths - shared[group]
-        place = torch.arange(int(left.max()), device=rows.device)
-        positions = shared[group][:, None] + place
-        read = text(
-            inputs_embeds=embeddings[rows[:, None], positions.clamp(max=ids.shape[1] - 1)],
-            attention_mask=torch.cat([begins[group], place < left[:, None]], dim=1).long(),
-            position_ids=positions.expand(3, -1, -1),
-            past_key_values=begun,
-            use_cache=True,
-        )
-        return _taken(read.last_hidden_state, rows, left - 1)
+        place = torch.arange(int(left.max()), device=device)
+        own = (shared[group][:, None] + place).clamp(max=ids.shape[1] - 1)
+        seen = torch.cat([begins[group], place < left[:, None]], dim=1)
+        rest = read(rows, own, seen, past_key_values=begun, use_cache=True)
+        return _taken(rest.last_hidden_state, left[:, None] + ends)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in ``dtype``. The frequencies of rotary positions stay in float32."""
@@ -632,20 +645,16 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         return self(self.prepare.of_tensors(aligned, pixels.to(self.device)))
 
 
-def _taken(states: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """States [N, L, D] -> [N, D], of one place of each row."""
-    return states[rows.to(states.device), places.to(states.device)]
+def _taken(states: Tensor, places: Tensor) -> Tensor:
+    """States [N, L, D] -> [N, A, D], of places [N, A] of each row."""
+    rows = torch.arange(len(states), device=states.device)
+    return states[rows[:, None], places.to(states.device)]
 
 
-def _positions(mask: Tensor) -> Tensor:
-    """0, 1, 2, … for each of the three axes [3, N, L]: as text that is all there is."""
-    return torch.arange(mask.shape[1], device=mask.device).expand(3, len(mask), -1)
-
-
-def _common_beginnings(batch: VisionLanguageBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _common_beginnings(batch: VisionLanguageBatch, num_own: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with the same images: the first of each group [G], the group of each row [N], the tokens that a group's rows share [G].
 
-    Every row keeps a token of its own.
+    Every row keeps ``num_own`` tokens of its own.
     """
     place: dict[tuple[int, ...], int] = {}
     first: list[int] = []
@@ -656,9 +665,9 @@ def _common_beginnings(batch: VisionLanguageBatch) -> tuple[Tensor, Tensor, Tens
         group.append(number)
         if number == len(first):
             first.append(row)
-            shared.append(len(ids) - 1)
+            shared.append(len(ids) - num_own)
             continue
-        length = min(shared[number], len(ids) - 1)
+        length = min(shared[number], len(ids) - num_own)
         differ = (batch.ids[first[number]][:length] != ids[:length]).nonzero()
         shared[number] = int(differ[0]) if len(differ) else length
     made = (torch.tensor(numbers, dtype=torch.int64, device="cpu") for numbers in (first, group, shared))

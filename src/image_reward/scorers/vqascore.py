@@ -169,25 +169,36 @@ class ChatAnswerScorer(AnswerScorer):
         return super().config | {"repetition_penalty": self.repetition_penalty}
 
     def odds(self, batch: VisionLanguageBatch) -> Tensor:
-        inputs = self.chat_inputs(batch, "left")
-        num_tokens = len(self.answer_ids)
         network: Any = self.network
-        states = network.model(**inputs, use_cache=False).last_hidden_state[:, -num_tokens:]
+        states = self.last_states(batch, network.model.visual, network.model.language_model, len(self.answer_ids))
         logits = float32_logits(states, network.lm_head.weight)
         if self.repetition_penalty != 1.0:
-            logits = self._penalised(logits, inputs["input_ids"], inputs["attention_mask"].bool())
+            logits = self._penalised(logits, batch)
         return log_odds_of(logits, torch.tensor(self.answer_ids, device=logits.device))
 
-    def _penalised(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Transformers' penalty of repetition: of logits [N, A, V] whose tokens are in what was read before that place, ids [N, L]."""
-        read = torch.where(mask, ids, ids[:, -1:]).to(logits.device)
-        places = []
-        for place, own in enumerate(logits.unbind(dim=1)):
-            before = read[:, : read.shape[1] - logits.shape[1] + 1 + place]
-            was_read = torch.zeros_like(own, dtype=torch.bool).scatter(1, before, True)
+    def positions(self, batch: VisionLanguageBatch, ids: Tensor, mask: Tensor) -> Tensor:
+        """Qwen's own, with the rows and columns of images."""
+        grids = [self.prepare.patches.grid(batch.pixels[image]) for row in batch.images for image in row]
+        kinds = (ids == self.prepare.template.token_id(self.prepare.template.image_token)).int()
+        network: Any = self.network
+        places: Tensor = network.model.get_rope_index(
+            ids,
+            mm_token_type_ids=kinds,
+            image_grid_thw=torch.tensor(grids, dtype=torch.int64, device=ids.device),
+            attention_mask=mask.long(),
+        )[0]
+        return places
+
+    def _penalised(self, logits: Tensor, batch: VisionLanguageBatch) -> Tensor:
+        """Transformers' penalty of repetition: of logits [N, A, V] whose tokens are in what was read before that place."""
+        rows = []
+        for own, ids in zip(logits, batch.ids, strict=True):
+            was_read = torch.zeros_like(own, dtype=torch.bool)
+            for place in range(len(own)):
+                was_read[place, ids[: len(ids) - len(own) + 1 + place].to(own.device)] = True
             lowered = torch.where(own < 0, own * self.repetition_penalty, own / self.repetition_penalty)
-            places.append(torch.where(was_read, lowered, own))
-        return torch.stack(places, dim=1)
+            rows.append(torch.where(was_read, lowered, own))
+        return torch.stack(rows)
 
 
 # --- CLIP-FlanT5 -----------------------------------------------------------------------------------------------------------------------
