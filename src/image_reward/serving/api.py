@@ -9,11 +9,12 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from image_reward.scorers.distribution import published_distribution
 from image_reward.serving.errors import invalid
 from image_reward.serving.forms import Form, parse_form, parse_json
+from image_reward.serving.openapi import Image, ModelName, Prompt, of_service
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
@@ -28,20 +29,8 @@ class BareRoute(APIRoute):
 router = APIRouter(tags=["rewards"], route_class=BareRoute)
 
 
-def _image(value: object) -> object:
-    if not isinstance(value, str | bytes):
-        raise ValueError("an image is text: a data URL, base64 or an address")
-    return value
-
-
-Image = Annotated[
-    Any,
-    BeforeValidator(_image),
-    WithJsonSchema(
-        {"type": "string", "minLength": 1, "description": "A data URL, base64, or an address if the service fetches from its host"}
-    ),
-]
-Model = Annotated[str | None, Field(description="One of GET /v1/models; by default the first.")]
+Model = Annotated[ModelName | None, Field(description="One of GET /v1/models; by default the first.")]
+Images = Annotated[list[Image], Field(min_length=1), of_service("max_images")]
 
 
 class Strict(BaseModel):
@@ -49,28 +38,40 @@ class Strict(BaseModel):
 
 
 class ScoreRequest(Strict):
-    prompt: str | list[str] = Field(description="One for all images, or one for each.")
-    images: list[Image] = Field(min_length=1)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {"required": ["model", "models"], "properties": {"model": {"type": "string"}, "models": {"type": "array"}}}
+        }
+    )
+
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1), of_service("max_images")] = Field(
+        description="One for all images, or as many as there are images, one for each."
+    )
+    images: Images
     model: Model = None
-    models: list[str] | None = Field(default=None, min_length=1, description="Several models at once, instead of `model`.")
+    models: Annotated[list[ModelName], Field(min_length=1), of_service("max_queue")] | None = Field(
+        default=None, description="Several models at once, instead of `model`."
+    )
 
 
 class RankRequest(Strict):
-    prompt: str
-    images: list[Image] = Field(min_length=1)
+    prompt: Prompt
+    images: Images
     model: Model = None
 
 
 class CompareRequest(Strict):
-    prompt: str
+    prompt: Prompt
     a: Image
     b: Image
     model: Model = None
 
 
 class MatrixRequest(Strict):
-    prompts: list[str] = Field(min_length=1)
-    images: list[Image] = Field(min_length=1)
+    """Prompts times images are at most as many as the queue holds (max_queue of GET /v1/models)."""
+
+    prompts: Annotated[list[Prompt], Field(min_length=1), of_service("max_queue")]
+    images: Images
     model: Model = None
 
 
@@ -132,12 +133,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 R = TypeVar("R", bound=BaseModel)
 
-_MOST_FIELDS = 100  # of a request; those that clients of other servers add included
+MOST_FIELDS = 100  # of a request; those that clients of other servers add included
 
 
 def validated(kind: type[R], values: object) -> R:
     """Raises ``RequestError`` that names the first field at fault."""
-    if isinstance(values, dict) and len(values) > _MOST_FIELDS:
+    if isinstance(values, dict) and len(values) > MOST_FIELDS:
         raise invalid("body", f"it has {len(values):,} fields", f"leave out all but {', '.join(kind.model_fields)}")
     try:
         return kind.model_validate(values)
@@ -170,7 +171,7 @@ async def read(request: Request, kind: type[R]) -> R:
     body = await request.body()
     content_type = request.headers.get("content-type", "application/json")
     if content_type.lower().startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
-        form = await service.in_thread(len(body), parse_form, content_type, body, service.limits.max_images + 32)
+        form = await service.in_thread(len(body), parse_form, content_type, body, service.limits.max_images + service.limits.max_queue + 32)
         values: Any = of_form(form, kind)
     else:
         values = await service.in_thread(len(body), parse_json, body)
@@ -189,16 +190,23 @@ _OF_IMAGES = ("images", "documents", "texts")
 def described(kind: type[BaseModel]) -> dict[str, Any]:
     """What OpenAPI says of a request that ``read`` reads."""
     schema = kind.model_json_schema()
-    form = {name: dict(field) for name, field in schema["properties"].items()}
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    file = {"type": "string", "format": "image-file", "contentMediaType": "application/octet-stream", "minLength": 1}
+    form = {name: _of_part(field) for name, field in schema["properties"].items()}
     form |= {name: file for name in form if name in ("a", "b")}
-    form |= {name: {"type": "array", "items": file, "minItems": 1} for name in form if name == "images"}
+    form |= {name: form[name] | {"items": file} for name in form if name == "images"}
     return {
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": schema | {"properties": form}}},
         }
     }
+
+
+def _of_part(field: dict[str, Any]) -> dict[str, Any]:
+    """A field as parts of a form, which cannot be null: they are left out instead."""
+    kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
+    return field if not kinds else rest | kinds[0] if len(kinds) == 1 else rest | {"anyOf": kinds}
 
 
 def numbered(name: str) -> Any:

@@ -15,12 +15,19 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from image_reward.scorers.base import Scorer
-from image_reward.serving import api, browse, cosmos, flow_grpo, kserve, page, rerank
+from image_reward.serving import api, browse, cosmos, flow_grpo, kserve, openapi, page, rerank
 from image_reward.serving.browse import ScoredRows
 from image_reward.serving.errors import RequestError
 from image_reward.serving.guard import Guard
 from image_reward.serving.service import Service
 from image_reward.serving.settings import Settings
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.completed(super().openapi(), self.state.service)
+        return self.openapi_schema
 
 
 def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None, scored: ScoredRows | None = None) -> FastAPI:
@@ -40,7 +47,7 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None,
         service.is_draining = True
         await asyncio.to_thread(service.batcher.close, service.limits.drain_seconds)
 
-    app = FastAPI(
+    app = _Application(
         title="image-reward",
         version=version("image-reward"),
         description="How much people would like images made for a prompt.",

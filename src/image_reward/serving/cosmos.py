@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from image_reward.serving.api import ERRORS
 from image_reward.serving.errors import BusyError, RequestError, invalid, of_package
 from image_reward.serving.forms import Form, parse_form, parse_json
+from image_reward.serving.openapi import Schema
 from image_reward.serving.service import Service
 
 router = APIRouter(tags=["cosmos-rl"], prefix="/api/reward")
@@ -90,15 +91,24 @@ async def _form(request: Request) -> Form:
     return await service.in_thread(len(body), parse_form, request.headers.get("content-type", ""), body, 16)
 
 
-def _described(*names: str) -> dict[str, Any]:
-    schema = {"type": "object", "required": list(names), "properties": {name: {"type": "string"} for name in names}}
+def _described(**fields: Schema) -> dict[str, Any]:
+    """A form whose first field is needed."""
+    schema = {"type": "object", "required": list(fields)[:1], "properties": fields}
     return {"requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": schema}}}}
 
 
-_BYTES = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+_JSON: Schema = {"type": "string", "format": "json", "contentMediaType": "application/json"}
+_UUID: Schema = {"type": "string", "format": "uuid", "description": "What enqueue has answered; 400 for any other."}
+_BYTES = {
+    "requestBody": {
+        "required": True,
+        "description": "A line of JSON (media_type, prompts, reward_fn), and then a .npy file, uint8 [B, H, W, 3].",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "enqueued-images"}}},
+    }
+}
 
 
-@router.post("/ping", responses=ERRORS, openapi_extra=_described("info_data"))
+@router.post("/ping", responses=ERRORS, openapi_extra=_described(info_data=_JSON))
 async def ping(request: Request) -> JSONResponse:
     """Whether the service is there."""
     service: Service = request.app.state.service
@@ -173,7 +183,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-@router.post("/pull", responses=ERRORS, openapi_extra=_described("uuid"))
+@router.post(
+    "/pull",
+    responses=ERRORS,
+    openapi_extra=_described(uuid=_UUID, type={"type": "string", "description": "A name of reward_fn; by default the first."}),
+)
 async def pull(request: Request) -> JSONResponse:
     """The rewards of a batch; 400 until they are there."""
     form = await _form(request)

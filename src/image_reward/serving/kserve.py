@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, FailFast
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from image_reward.serving.api import ERRORS, ErrorDetail, validated
+from image_reward.serving.api import ERRORS, MOST_FIELDS, ErrorDetail, validated
 from image_reward.serving.errors import RequestError, invalid
 from image_reward.serving.forms import check_returnable, parse_json
+from image_reward.serving.openapi import IMAGE, PROMPT, ModelName, Schema, list_of, whole
 from image_reward.serving.service import Service
 
 router = APIRouter(tags=["KServe v2"])
@@ -32,7 +34,7 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     name: str
-    shape: Annotated[list[int], FailFast()]
+    shape: Annotated[list[Annotated[int, whole]], FailFast()]
     datatype: str
     data: list[Any] | None = None
     parameters: dict[str, Any] = {}
@@ -77,13 +79,64 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
+_SIDE: Schema = {"type": "integer", "minimum": 1, "exclusiveMaximum": 1 << 31}
+_NUMBER: Schema = {"type": "integer", "minimum": 1, "x-service": "num_images"}
+
+
+def _tensor(name: str, kinds: Sequence[str], data: Schema, **shape: Any) -> Schema:
+    return {
+        "type": "object",
+        "title": name,
+        "description": "Its shape and the number of its data agree. With the extension binary_tensor_data they follow the JSON.",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"const": name},
+            "shape": {"type": "array", "prefixItems": [_NUMBER], "items": _SIDE, "minItems": 1, "maxItems": 4} | shape,
+            "datatype": {"enum": kinds},
+            "data": data,
+            "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "null"}}},
+        },
+    }
+
+
+def _pixels(number: Schema) -> Schema:
+    """A flat list, or one of lists, as deep as the shape."""
+    lists: list[Schema] = [{"type": "array", "minItems": 1, "items": number}]
+    for _ in range(3):
+        lists.append({"type": "array", "minItems": 1, "items": lists[-1]})
+    return {"anyOf": lists}
+
+
+_NHWC = {"minItems": 4, "prefixItems": [_NUMBER, _SIDE, _SIDE, {"enum": [1, 3, 4]}]}
+_PROMPTS = _tensor("prompt", ["BYTES"], list_of(PROMPT))
+_IMAGES = {
+    "anyOf": [
+        _tensor("image", ["BYTES"], list_of(IMAGE)),
+        _tensor("image", ["UINT8"], _pixels({"type": "integer", "minimum": 0, "maximum": 255}), **_NHWC),
+        _tensor("image", ["FP32"], _pixels({"type": "number", "minimum": 0, "maximum": 1}), **_NHWC),
+    ]
+}
+_INPUTS = [
+    {"type": "array", "prefixItems": pair, "items": False, "minItems": 2, "maxItems": 2}
+    for pair in ([_PROMPTS, _IMAGES], [_IMAGES, _PROMPTS])
+]
+_REQUEST: Schema = {
+    "type": "object",
+    "required": ["inputs"],
+    "maxProperties": MOST_FIELDS,
+    "properties": {"id": {"type": ["string", "null"]}, "inputs": {"anyOf": _INPUTS}},
+}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST}}}}
+
+Version = Annotated[str, Field(json_schema_extra={"enum": [_VERSION]})]
+
+
 # A name may hold a slash: that of a model of the hub is OWNER/NAME. So the order of routes counts: the lower of two decorators is first.
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object", "required": ["inputs"]}}}}}
 
 
 @router.post("/v2/models/{name:path}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
 @router.post("/v2/models/{name:path}/versions/{version}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
-async def infer(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+async def infer(request: Request, name: ModelName, version: Version = _VERSION) -> JSONResponse:
     """The rewards of aligned prompts and images."""
     service: Service = request.app.state.service
     try:
@@ -104,7 +157,7 @@ async def infer(request: Request, name: str, version: str = _VERSION) -> JSONRes
 
 @router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready", responses=_OF_MODEL)
 @router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready", responses=_OF_MODEL)
-async def model_ready(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+async def model_ready(request: Request, name: ModelName, version: Version = _VERSION) -> JSONResponse:
     """Whether a model is ready."""
     service: Service = request.app.state.service
     if (problem := _unknown(service, name, version)) is not None:
@@ -114,7 +167,7 @@ async def model_ready(request: Request, name: str, version: str = _VERSION) -> J
 
 @router.get("/v2/models/{name:path}", operation_id="kserve_model", responses=_OF_MODEL)
 @router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version", responses=_OF_MODEL)
-async def model(request: Request, name: str, version: str = _VERSION) -> JSONResponse:
+async def model(request: Request, name: ModelName, version: Version = _VERSION) -> JSONResponse:
     """The inputs and outputs of a model."""
     if (problem := _unknown(request.app.state.service, name, version)) is not None:
         return _refused(problem)

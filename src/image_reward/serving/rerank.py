@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from image_reward.serving.api import ERRORS, BareRoute, read, rewards_of_one_prompt
+from image_reward.serving.api import ERRORS, MOST_FIELDS, BareRoute, read, rewards_of_one_prompt
 from image_reward.serving.errors import invalid
 from image_reward.serving.forms import check_returnable
+from image_reward.serving.openapi import IMAGE, ModelName, Prompt, Schema, list_of, whole
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
 router = APIRouter(tags=["rerank"], route_class=BareRoute)
 
-_MOST_DEPTH = 4  # of objects in each other: content, its part, image_url, and one to spare
+_KEYS = ("content", "image_url", "image", "url", "text")
+"""Where the image of a document may be: in the first of these that is there and not null."""
 
-_DOCUMENT: Any = {
-    "description": "A data URL or base64; {image}, {url} or {text} that holds one; or {content: [{type: image_url, image_url: {url}}]}",
-    "anyOf": [{"type": "string", "minLength": 1}, {"type": "object"}],
+
+def _holding(**inner: Schema) -> list[Schema]:
+    """An object that holds its image under one of some keys, for each of them."""
+    kinds = []
+    for key, value in inner.items():
+        earlier = {name: {"type": "null"} for name in _KEYS[: _KEYS.index(key)]}
+        kinds.append({"type": "object", "title": key, "required": [key], "properties": earlier | {key: value}})
+    return kinds
+
+
+_OR_URL: Schema = {"anyOf": [IMAGE, {"type": "object", "title": "url", "required": ["url"], "properties": {"url": IMAGE}}]}
+_ALONE = _holding(image_url=_OR_URL, image=_OR_URL, url=IMAGE, text=IMAGE)
+_PART: Schema = {"anyOf": [IMAGE, *_ALONE]}
+_ONE_PART: Schema = {"type": "array", "items": _PART, "minItems": 1, "maxItems": 1}
+_DOCUMENTS = list_of({"anyOf": [IMAGE, *_holding(content=_ONE_PART), *_ALONE]})
+_ONE_DOCUMENT = [*_holding(content=list_of(_PART)), *_ALONE]  # vLLM: one object whose content is the documents
+_EITHER: dict[str, Any] = {
+    "oneOf": [
+        {
+            "title": "documents",
+            "required": ["documents"],
+            "properties": {"documents": {"type": ["array", "object"]}, "texts": {"type": "null"}},
+        },
+        {"title": "texts", "required": ["texts"], "properties": {"texts": {"type": "array"}, "documents": {"type": "null"}}},
+    ]
 }
 
 
 class RerankRequest(BaseModel):
     # Clients send fields of their server that mean nothing here, such as truncation.
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        extra="ignore", strict=True, protected_namespaces=(), json_schema_extra=_EITHER | {"maxProperties": MOST_FIELDS}
+    )
 
-    query: str
-    documents: list[Any] | dict[str, Any] | None = Field(default=None, json_schema_extra={"items": _DOCUMENT})
-    texts: list[Any] | None = Field(default=None, description="As text-embeddings-inference calls the documents.")
-    model: str | None = None
-    top_n: int | None = Field(default=None, ge=1)
+    query: Prompt
+    documents: (
+        Annotated[list[Any], WithJsonSchema(_DOCUMENTS)] | Annotated[dict[str, Any], WithJsonSchema({"anyOf": _ONE_DOCUMENT})] | None
+    ) = None
+    texts: Annotated[list[Any], WithJsonSchema(_DOCUMENTS)] | None = Field(
+        default=None, description="As text-embeddings-inference calls the documents."
+    )
+    model: ModelName | None = None
+    top_n: Annotated[int, Field(ge=1), whole] | None = None
     return_documents: bool = False
     return_text: bool = False
 
@@ -76,17 +106,16 @@ async def rerank(request: Request) -> JSONResponse:
     )
 
 
-def _image(document: Any, field: str, depth: int = 0) -> str:
+def _image(document: Any, field: str) -> str:
     """The image of a document. Raises ``RequestError``."""
+    if isinstance(document, dict) and (content := document.get("content")) is not None:
+        document = content[0] if isinstance(content, list) and len(content) == 1 else None
+    if isinstance(document, dict):
+        document = next((document[key] for key in _KEYS if document.get(key) is not None), None)
+        if isinstance(document, dict):
+            document = document.get("url")
     if isinstance(document, str):
         return document
-    if isinstance(document, dict) and depth < _MOST_DEPTH:
-        content = document.get("content")
-        if isinstance(content, list) and len(content) == 1:
-            return _image(content[0], field, depth + 1)
-        for key in ("image_url", "image", "url", "text"):
-            if (inner := document.get(key)) is not None:
-                return _image(inner, field, depth + 1)
     raise invalid(
         field, "it holds no image, or several", 'send {"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}]}'
     )
