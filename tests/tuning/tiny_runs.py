@@ -99,6 +99,7 @@ if __name__ == "__main__":
     if os.environ.get("WARNINGS_ARE_ERRORS"):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "__array_", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=SyntaxWarning)  # torchao's, from Python 3.12 on, where its files are not compiled yet
     if len(sys.argv) > 2:
         kill_at = int(sys.argv[2])
 
