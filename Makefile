@@ -12,11 +12,8 @@ DOCS_READY = $(VENV)/.ready-docs
 
 # One more than there are cores, at least: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
-# Ray's client waited for ever for a connection in a process that had run hundreds of other tests: these have one of their own.
-OF_RAY = tests/jobs/test_cluster.py
 test: $(READY)
-	$(BIN)/python -m pytest $(OF_RAY)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not full" --ignore=$(OF_RAY)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not full"
 
 test-full: $(READY)
 	$(BIN)/python -m pytest -m full -s

@@ -31,6 +31,10 @@ def cluster() -> Iterator[Any]:
     environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for a cluster on the loopback address alone
     environment.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # so that actors find the stubs
     import ray
+
+    # The variable is read when Ray is imported, as another test in this process may have done: its client would wait for ever for a
+    # cluster at the machine's other address.
+    environment.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20, "include_dashboard": False}
