@@ -36,7 +36,7 @@ from image_reward.scorers import MODELS, ImageRewardScorer, hpsv3
 from image_reward.scorers.hpsv3 import HPSv3Files, HPSv3Scorer, chat_text, hpsv3_from_files
 from image_reward.scorers.vision_language import VisionLanguageScorer
 from image_reward.serving import create_app
-from scorer_checks import check_commands, check_ensemble, check_gradient, check_saved_ensemble
+from scorer_checks import check_commands, check_ensemble, check_gradient, check_kept, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "hpsv3_tiny.json").read_text(encoding="utf-8"))
 SEED = 3
@@ -408,6 +408,10 @@ def test_prompts_and_images_that_are_too_long(scorer: HPSv3Scorer) -> None:
 
 
 # --- the rest of the package ---
+
+
+def test_it_is_kept_as_its_files(folder: Path, scorer: HPSv3Scorer, tmp_path: Path) -> None:
+    check_kept(scorer, ["HPSv3.safetensors", "config.json", "tokenizer.json"], folder, tmp_path)
 
 
 def test_in_ensembles_and_beside_others(folder: Path, scorer: HPSv3Scorer, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ class HPSv3Scorer(VisionLanguageScorer):
     default_dtype = torch.bfloat16
     default_batch_sizes = (8, 8)
     has_uncertainty = True
+    kept_as = "HPSv3.safetensors of MizzenAI/HPSv3 and config.json and tokenizer.json of Qwen/Qwen2-VL-7B-Instruct"
 
     def __init__(self, network: HPSv3Network, prepare: VisionLanguageProcessor, name: str = "HPSv3") -> None:
         super().__init__()
@@ -214,11 +215,7 @@ def hpsv3_from_files(
         last_token=REWARD_TOKEN,
         most_tokens=longest_text(config, paths.config, _LEFT_FOR_THE_IMAGE),
     )
-    if (number := template.token_id(template.image_token)) != config.image_token_id:
-        raise CheckpointError(
-            f"{paths.tokenizer} gives {template.image_token} the number {number}, and {paths.config} {config.image_token_id}: they are of "
-            "different models"
-        )
+    template.check_image_token(paths.tokenizer, config.image_token_id, paths.config)
     # The original cuts the embeddings to the tokens that there are, and adds its own.
     config.text_config.vocab_size = template.vocab_size
     network = built(lambda: empty_hpsv3(config), paths.config, "Qwen2-VL")

@@ -164,8 +164,7 @@ def _kind_of(config: Path) -> Kind:
     kind = (values.get("format") or values.get("model_type")) if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(
-            f'{config} describes no model that this release knows: its "format" or "model_type" is {kind!r:.60} and not one of '
-            f"{', '.join(KINDS)}"
+            f'{config} is not of a known kind of model: its "format" or "model_type" is {kind!r:.60}; known are ' + ", ".join(KINDS)
         )
     return KINDS[kind]
 

@@ -167,6 +167,13 @@ class ChatTemplate:
                 f"{source} is not the tokenizer of this model: it has no special token {missing[0]}; use the base model's tokenizer.json"
             )
 
+    def check_image_token(self, tokenizer: Path, number: int, config: Path) -> None:
+        """Raise ``CheckpointError`` unless the image token of the tokenizer, read from a file, has the ``number`` that a config says."""
+        if (own := self.token_id(self.image_token)) != number:
+            raise CheckpointError(
+                f"{tokenizer} gives {self.image_token} the number {own}, and {config} {number}: they are of different models"
+            )
+
     @property
     def tokenizer(self) -> Tokenizer:
         return _tokenizer(self.definition, self.new_tokens)
