@@ -535,6 +535,7 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"num_hidden_layers": 2}}}, "layers.2.* is unexpected"),
         ("qwen3_vl", {"config": {"vision_config": {"depth": "many"}}}, "does not describe a network that can be built"),
         ("qwen3_vl", {"config": {"image_token_id": 5}}, "they are of different models"),
+        ("qwen3_vl", {"config": {"quantization_config": {"quant_method": "fp8"}}}, "is of quantized weights .*'fp8'"),
         ("qwen3_vl", {"tokenizer": without}, r"has no special token <\|image_pad\|>"),
         ("qwen3_vl", {"tokenizer": more}, "they are of different models"),
         ("qwen3_vl", {"tokenizer": None}, "lacks tokenizer.json"),

@@ -33,6 +33,7 @@ from image_reward.scorers.vision_language import (
     VisionLanguageProcessor,
     VisionLanguageScorer,
     cast_weights,
+    check_not_quantized,
     empty_network,
     load_network,
     longest_text,
@@ -267,4 +268,5 @@ def _config(file: Path) -> Qwen2VLConfig:
         raise CheckpointError(
             f"{file} is of model_type {kind!r:.60}, and HPSv3 is built on 'qwen2_vl'; use that of Qwen/Qwen2-VL-7B-Instruct"
         )
+    check_not_quantized(values, file)
     return built(lambda: Qwen2VLConfig(**values), file, "Qwen2-VL")

@@ -374,6 +374,16 @@ def empty_network(make: Callable[[], Network]) -> Network:
     return network.eval().requires_grad_(False)
 
 
+def check_not_quantized(values: Mapping[str, Any], file: Path) -> None:
+    """Raise ``CheckpointError`` for the config of a checkpoint whose weights are integers or 8-bit floats, read from ``file``."""
+    if asked := values.get("quantization_config"):
+        method = asked.get("quant_method") if isinstance(asked, dict) else asked
+        raise CheckpointError(
+            f"{file} is of quantized weights (quantization_config, {method!r:.40}), which are not read; use the checkpoint in bfloat16 "
+            "that they were made from"
+        )
+
+
 _MROPE_SECTION = [16, 24, 24]
 """Transformers' for a config without one; for Qwen3-VL another of the same sum."""
 

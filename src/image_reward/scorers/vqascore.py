@@ -44,6 +44,7 @@ from image_reward.scorers.vision_language import (
     VisionLanguageBatch,
     VisionLanguageProcessor,
     VisionLanguageScorer,
+    check_not_quantized,
     empty_network,
     load_network,
     longest_text,
@@ -398,6 +399,7 @@ def vqascore_from_files(
             f"{files.config} is of model_type {kind!r:.60}, and VQAScore is computed with {', '.join(CHATS)} and clip_t5; use a "
             "checkpoint of one of these"
         )
+    check_not_quantized(values, files.config)
     if question is not None and question.count(PROMPT) != 1:
         raise InputError(f"the question {question!r:.80} must contain {PROMPT} once, where the prompt goes")
     if not answer.strip():
