@@ -2,6 +2,7 @@
 
     python benchmarks/vision_language.py                               # every section, widths of a network of 2 billion weights
     python benchmarks/vision_language.py --size tiny --sections images
+    python benchmarks/vision_language.py --full --sections images      # all layers of Qwen2-VL-2B, in bfloat16, which takes minutes
 
 Of a row, everything up to the prompt is the same for all prompts of an image, and is computed once for them ("prompts"). Of the images
 of one prompt hardly anything is, because the instruction comes after the image and looks at it ("images"): what a batch gains there is
@@ -16,12 +17,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from scoring import interleaved, make_images, make_prompts, processor
+from scoring import interleaved, make_images, make_prompts, processor, seconds
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -63,36 +65,80 @@ class Benchmark:
     """Images of one prompt, and prompts of one image."""
     repeats: int = 3
     threads: int = 2
+    full: bool = False
+    """All 28 and 32 layers of Qwen2-VL-2B, made in memory in bfloat16; each way is run once. Not for the section memory."""
 
     def run(self) -> None:
         import torch
 
         torch.set_num_threads(self.threads)
-        print(f"{processor()}, {self.threads} threads, PyTorch {torch.__version__}, {self.size}, {self.layers} layers\n")
+        layers = "all layers" if self.full else f"{self.layers} layers"
+        print(f"{processor()}, {self.threads} threads, PyTorch {torch.__version__}, {self.size}, {layers}\n")
+        if self.full and (self.size != "2b" or "memory" in self.sections):
+            raise SystemExit("--full is of size 2b, and for the sections images and prompts")
         with tempfile.TemporaryDirectory() as place:
-            folder = make_model(Path(place) / self.size, self.size, self.layers)
+            folder = Path(place) / self.size
+            folder.mkdir()
+            if not self.full:
+                make_model(folder, self.size, self.layers)
             for section in self.sections:
                 globals()[f"measure_{section}"](self, folder)
+
+    def scorer(self, folder: Path) -> Any:
+        import image_reward as ir
+
+        return full_scorer(folder, self.num) if self.full else ir.load(folder, "cpu", "float32", batch_size=self.num)
+
+
+def make_files(folder: Path, size: str, layers: int, vision_layers: int) -> Any:
+    """Config and tokenizer; the config as HPSv3 has it."""
+    from transformers import Qwen2VLConfig
+
+    import qwen
+
+    folder.mkdir(exist_ok=True)
+    merges = json.loads((TESTS / "data" / "hpsv3_tiny.json").read_text(encoding="utf-8"))["merges"]
+    num_tokens = max(qwen.tokenizer(merges).get_vocab().values()) + 1
+    values = qwen.config(num_tokens, num_hidden_layers=layers, **SIZES[size])
+    values["vision_config"]["depth"] = vision_layers
+    (folder / "config.json").write_text(json.dumps(values))
+    qwen.tokenizer_file(folder, merges)
+    config = Qwen2VLConfig(**values)
+    config.text_config.vocab_size = num_tokens + 1
+    return config
+
+
+def full_scorer(folder: Path, batch_size: int) -> Any:
+    """With a random weight of each place made where it stays, because a copy of all would not fit beside them."""
+    import torch
+    from torch import nn
+
+    from image_reward.scorers.hpsv3 import NUM_PIXELS, REWARD_TOKEN, HPSv3Scorer, chat_text, empty_hpsv3
+    from image_reward.scorers.vision_language import ChatTemplate, ImagePatches, VisionLanguageProcessor
+
+    network = empty_hpsv3(make_files(folder, "2b", 28, 32))
+    drawn = torch.randn((1 << 22) + 3, generator=torch.Generator().manual_seed(7))
+    for name, weight in list(network.named_parameters()):
+        values = torch.empty(weight.shape, dtype=torch.float32 if name.startswith("rm_head") else torch.bfloat16)
+        scale, mean = 0.02 if weight.ndim < 2 else weight.shape[1:].numel() ** -0.5, float("norm" in name and name.endswith("weight"))
+        for part in values.view(-1).split(len(drawn)):
+            part.copy_(drawn[: len(part)] * scale + mean)
+        module, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(module), leaf, nn.Parameter(values, requires_grad=False))
+    template = ChatTemplate.from_file(folder / "tokenizer.json", chat_text(), new_tokens=(REWARD_TOKEN,), last_token=REWARD_TOKEN)
+    scorer = HPSv3Scorer(network, VisionLanguageProcessor(ImagePatches(NUM_PIXELS, NUM_PIXELS), template)).eval()
+    scorer.batch_size = batch_size
+    return scorer
 
 
 def make_model(folder: Path, size: str, layers: int) -> Path:
     """An HPSv3 of random weights, in bfloat16 but for its head, as published."""
     import torch
     from safetensors.torch import save_file
-    from transformers import Qwen2VLConfig
 
-    import qwen
     from image_reward.scorers.hpsv3 import empty_hpsv3
 
-    folder.mkdir()
-    merges = json.loads((TESTS / "data" / "hpsv3_tiny.json").read_text(encoding="utf-8"))["merges"]
-    num_tokens = max(qwen.tokenizer(merges).get_vocab().values()) + 1
-    values = qwen.config(num_tokens, num_hidden_layers=layers, **SIZES[size])
-    values["vision_config"]["depth"] = layers
-    (folder / "config.json").write_text(json.dumps(values))
-    qwen.tokenizer_file(folder, merges)
-    config = Qwen2VLConfig(**values)
-    config.text_config.vocab_size = num_tokens + 1
+    config = make_files(folder, size, layers, layers)
     generator = torch.Generator().manual_seed(7)
     tensors = {}
     for name, tensor in empty_hpsv3(config).state_dict().items():
@@ -100,7 +146,7 @@ def make_model(folder: Path, size: str, layers: int) -> Path:
         drawn = drawn + 1 if "norm" in name and name.endswith("weight") else drawn
         published = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
         tensors[published] = drawn if name.startswith("rm_head") else drawn.bfloat16()
-    tensors["lm_head.weight"] = torch.zeros(num_tokens + 1, config.text_config.hidden_size, dtype=torch.bfloat16)
+    tensors["lm_head.weight"] = torch.zeros(config.text_config.vocab_size, config.text_config.hidden_size, dtype=torch.bfloat16)
     save_file(tensors, folder / "HPSv3.safetensors")
     return folder
 
@@ -114,9 +160,7 @@ def measure_prompts(b: Benchmark, folder: Path) -> None:
 
 
 def measure(b: Benchmark, folder: Path, prompts: list[str], images: list[str], title: str) -> None:
-    import image_reward as ir
-
-    scorer = ir.load(folder, "cpu", "float32", batch_size=b.num)
+    scorer = b.scorer(folder)
     rewards: dict[str, list[float]] = {}
 
     def one_by_one() -> None:
@@ -125,9 +169,18 @@ def measure(b: Benchmark, folder: Path, prompts: list[str], images: list[str], t
     def together() -> None:
         rewards["together"] = scorer.score(prompts, images)
 
-    taken = interleaved(b.repeats, **{"one by one": one_by_one, "together": together})
+    ways = {"one by one": one_by_one, "together": together}
+    taken = {}
+    if b.full:
+        scorer.score(prompts[:2], images[:2])  # which prepares the network for rows and batches of rows
+        for name, work in ways.items():
+            started = time.process_time()
+            taken[name] = seconds(work)
+            print(f"  {name}: {taken[name]:.1f} s, of processors {time.process_time() - started:.1f} s", flush=True)  # it may be shared
+    else:
+        taken = interleaved(b.repeats, **ways)
     apart = max(abs(a - c) for a, c in zip(*rewards.values(), strict=True))
-    print(f"{title}, float32")
+    print(f"{title}, {'bfloat16' if b.full else 'float32'}")
     print(
         f"  one by one {taken['one by one']:7.2f} s   together {taken['together']:7.2f} s   {taken['one by one'] / taken['together']:.2f}x"
     )

@@ -14,6 +14,7 @@ from PIL import Image
 
 import image_reward as ir
 from image_reward.cli import main
+from image_reward.errors import InputError
 from image_reward.scorers import Ensemble, Reference, Scorer, load_all, score_together
 
 
@@ -28,6 +29,24 @@ def check_gradient(scorer: Scorer[Any], picture: Image.Image) -> None:
     with torch.no_grad():
         risen = scorer.rewards("a cat", (pixels + step).clamp(0, 1)) - scorer.rewards("a cat", (pixels - step).clamp(0, 1))
     assert risen.item() > 0
+
+
+def check_kept(scorer: Scorer[Any], files: Sequence[str], folder: Path, place: Path) -> None:
+    """Saving is refused, and the files that the error names are in another folder the same scorer again."""
+    with pytest.raises(
+        InputError, match=r"has no format of this package, which does not train it, so it cannot be saved; keep .* and load"
+    ):
+        scorer.save_pretrained(place / "saved")
+    assert not (place / "saved").exists()
+    (place / "kept").mkdir()
+    for name in files:
+        assert name in scorer.kept_as
+        (place / "kept" / name).write_bytes((folder / name).read_bytes())
+    for file in folder.iterdir():  # of the base model
+        if not (place / "kept" / file.name).exists():
+            (place / "kept" / file.name).write_bytes(file.read_bytes())
+    picture = Image.new("RGB", (60, 50), (200, 30, 90))
+    assert ir.load(place / "kept", "cpu", "float32").score("a cat", picture) == pytest.approx(scorer.score("a cat", picture), abs=1e-6)
 
 
 def check_ensemble(scorer: Scorer[Any], prompts: Sequence[str], images: Sequence[Any], mean: float) -> None:

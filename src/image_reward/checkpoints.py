@@ -62,9 +62,12 @@ def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file of a model. Raises ``CheckpointError``."""
     if not file.exists():
         raise CheckpointError(f"{file.parent} lacks {file.name}; download it again")
-    values = read_json(file)
+    try:
+        values = read_json(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; download it again") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}")
+        raise CheckpointError(f"{file} is not a JSON object but {values!r:.60}; download it again")
     return values
 
 
@@ -81,6 +84,18 @@ def built(make: Callable[[], Built], file: Path, what: str) -> Built:
 
 def _read_tensors(path: Path, whole_module: bool = False) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file, and the text of the config in its header, if it has one."""
+    start = _checked_start(path)
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        tensors, text = _read_safetensors(path)
+    elif start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of the format before PyTorch 1.6
+        tensors, text = _read_pickle(path, whole_module), None
+    else:
+        raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file: it begins with {start[:16]!r}; download it again")
+    return _plain_names(tensors), text
+
+
+def _checked_start(path: Path) -> bytes:
+    """The first bytes of a file. Raises ``CheckpointError`` for one that cannot be read, or was saved in place of weights."""
     try:
         with open_regular(path) as file:
             start = file.read(64) or b""
@@ -94,13 +109,7 @@ def _read_tensors(path: Path, whole_module: bool = False) -> tuple[dict[str, Ten
         raise CheckpointError(f"{path} is an HTML or XML page, not a checkpoint: a server's error page was saved; download it again")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
-        tensors, text = _read_safetensors(path)
-    elif start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of the format before PyTorch 1.6
-        tensors, text = _read_pickle(path, whole_module), None
-    else:
-        raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file: it begins with {start[:16]!r}; download it again")
-    return _plain_names(tensors), text
+    return start
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -139,7 +148,7 @@ def _read_pickle(path: Path, whole_module: bool = False) -> dict[str, Tensor]:
             ) from None
         if "TorchScript" in str(error):
             raise CheckpointError(_SCRIPT.format(path)) from None
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0].split(". This is an internal miniz error")[0]
         if reason.startswith("Unsupported operand"):
             reason = "its pickle uses what torch.save does not write by default (protocol 2)"
         raise CheckpointError(f"{path} is not a whole PyTorch checkpoint: {reason:.120}; download or save it again") from None
@@ -326,6 +335,7 @@ def pieces_of(files: Sequence[Path]) -> dict[str, Piece]:
 def _shapes_in_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
+    _checked_start(file)
     _check_safetensors(file)
     try:
         with safe_open(file, framework="pt") as opened:

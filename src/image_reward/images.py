@@ -77,8 +77,15 @@ def describe(source: object) -> str:
         return f"<{type(source).__name__} {source.dtype} {shape}>"
     if isinstance(source, Mapping):
         return describe(source.get("path") or source.get("bytes"))
+    if _has_own_name(source):
+        return str(source)
     name = getattr(source, "name", None)  # of an open file
     return name if isinstance(name, str) else f"<{type(source).__name__}>"
+
+
+def _has_own_name(source: object) -> bool:
+    """Whether it is a function that knows where its image is, as a ``ParquetImage`` does."""
+    return callable(source) and type(source).__str__ is not object.__str__
 
 
 # --- opening -----------------------------------------------------------------------------------------------------------------------
@@ -100,7 +107,7 @@ def open_image(source: ImageLike, options: ImageOptions | None = None) -> Image.
     options = options or ImageOptions()
     place = ""
     if callable(source):
-        place = str(source) if type(source).__str__ is not object.__str__ else ""  # a ``ParquetImage`` knows where it is
+        place = describe(source) if _has_own_name(source) else ""
         source = source()
     name = place or describe(source)
     if isinstance(source, np.ndarray):

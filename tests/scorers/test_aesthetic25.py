@@ -33,7 +33,7 @@ from image_reward.scorers.aesthetic25 import (
     empty_siglip,
 )
 from image_reward.types import CLIP_MEAN, CLIP_STD
-from scorer_checks import check_commands, check_ensemble, check_saved_ensemble
+from scorer_checks import check_commands, check_ensemble, check_kept, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "aesthetic25_tiny.json").read_text(encoding="utf-8"))
 SHAPES = {name: tuple(shape) for name, shape in ORIGINAL["shapes"].items()}
@@ -68,6 +68,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scorer(folder: Path) -> Aesthetic25Scorer:
     return aesthetic25_from_files(Aesthetic25Files.in_folder(folder))
+
+
+def test_it_is_kept_as_its_files(folder: Path, scorer: Aesthetic25Scorer, tmp_path: Path) -> None:
+    check_kept(scorer, ["aesthetic_predictor_v2_5.pth"], folder, tmp_path)
 
 
 def difference(scorer: Aesthetic25Scorer, precision: str = "float32") -> float:

@@ -180,7 +180,7 @@ def test_from_a_file(tmp_path: Path, image_folder: Path, capsys: pytest.CaptureF
     ("text", "message"),
     [
         ("[", r"both\.json is not JSON"),
-        ("{}", r"both\.json describes no model that this release knows: its \"format\" or \"model_type\" is None and not one of image-re"),
+        ("{}", r"both\.json is not of a known kind of model: its \"format\" or \"model_type\" is None; known are image-re"),
         (json.dumps(described(version=2)), "has format version 2; this release of image-reward reads version 1"),
         (json.dumps(described(weights=[1])), "unknown key 'weights'"),
         (json.dumps(described(members=[{"weight": 1}])), "_MemberConfig lacks 'model'"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from clients import serving
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from scipy.integrate import quad
@@ -31,12 +32,14 @@ from image_reward.cli import main
 from image_reward.client import Client, encoded
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, DownloadError, ImageReadError, InputError, PromptError
+from image_reward.jobs.decoders import Group, prepare_groups
+from image_reward.jobs.files import Access
 from image_reward.metrics import uncertain_win_probability
 from image_reward.scorers import MODELS, ImageRewardScorer, hpsv3
 from image_reward.scorers.hpsv3 import HPSv3Files, HPSv3Scorer, chat_text, hpsv3_from_files
 from image_reward.scorers.vision_language import VisionLanguageScorer
 from image_reward.serving import create_app
-from scorer_checks import check_commands, check_ensemble, check_gradient, check_saved_ensemble
+from scorer_checks import check_commands, check_ensemble, check_gradient, check_kept, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "hpsv3_tiny.json").read_text(encoding="utf-8"))
 SEED = 3
@@ -337,12 +340,19 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
             ({"config": {"max_position_embeddings": 100}}, "is 100, and an image alone may have 512 tokens"),
             ({"config": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}}}, r"mrope_section is \[2, 3, 4\].* add up to 8"),
             ({"config": {"image_token_id": 5}}, "they are of different models"),
+            (
+                {"config": {"quantization_config": {"quant_method": "awq"}}},
+                "is of quantized weights .*'awq'.* use the checkpoint",
+            ),
             ({"special_tokens": without}, r"has no special token <\|image_pad\|>"),
             ({"special_tokens": [*qwen.SPECIAL_TOKENS, "<|more|>"]}, r"lm_head\.weight has shape.*is it of another base"),
         ]
     ):
         with pytest.raises(CheckpointError, match=message):
             hpsv3_from_files(HPSv3Files.in_folder(changed(folder, tmp_path / str(number), **change)))
+    later = hpsv3_from_files(HPSv3Files.in_folder(changed(folder, tmp_path / "later", {"made_up": {"by": "a later release"}})))
+    picture = images()[2]
+    assert later.score("a cat", picture) == hpsv3_from_files(HPSv3Files.in_folder(folder)).score("a cat", picture)
     plain = changed(folder, tmp_path / "plain")
     tensors = load_file(plain / "HPSv3.safetensors")
     (plain / "HPSv3.safetensors").unlink()
@@ -408,6 +418,45 @@ def test_prompts_and_images_that_are_too_long(scorer: HPSv3Scorer) -> None:
 
 
 # --- the rest of the package ---
+
+
+def test_it_is_kept_as_its_files(folder: Path, scorer: HPSv3Scorer, tmp_path: Path) -> None:
+    check_kept(scorer, ["HPSv3.safetensors", "config.json", "tokenizer.json"], folder, tmp_path)
+
+
+def test_what_is_left_of_a_download(folder: Path, tmp_path: Path) -> None:
+    weights = changed(folder, tmp_path / "part") / "HPSv3.safetensors"
+    whole = weights.read_bytes()
+    for content, message in (
+        (whole[: len(whole) // 2], "is not a whole safetensors file: .*; download or save it again"),
+        (b"", r"is empty \(0 bytes\); download it again"),
+        (b"<!doctype html>", "is an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            ir.load(weights.parent, "cpu")
+    weights.write_bytes(whole)
+    config = weights.with_name("config.json")
+    config.write_text(config.read_text()[:40])
+    with pytest.raises(CheckpointError, match=r"config\.json is not JSON: .*; correct it, or download it again"):
+        ir.load(weights.parent, "cpu")
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"part lacks config\.json; download it again"):
+        ir.load(weights.parent, "cpu")
+
+
+def test_a_long_strip_is_named_wherever_it_comes_from(
+    folder: Path, scorer: HPSv3Scorer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (900, 4)).save(strip)
+    assert main(["score", "a cat", str(strip), "--model", str(folder), "--device", "cpu"]) == 1
+    assert f"{strip} is 900 x 4, a strip of more than 200 to 1" in capsys.readouterr().err
+    prepared = prepare_groups([scorer.prepare], [Group(str(strip), "strip.png", (0,), ("a cat",))], Access())
+    assert prepared.errors[0].startswith("ImageReadError: strip.png is 900 x 4, a strip")
+    with serving(create_app([scorer])) as url, Client(url) as client, pytest.raises(ImageReadError, match=r"images\[1\] is 900 x 4"):
+        client.score("a cat", [images()[0], strip])
 
 
 def test_in_ensembles_and_beside_others(folder: Path, scorer: HPSv3Scorer, tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ def test_scorers_of_one_name_are_built_with_the_names_that_were_asked_for(tmp_pa
 
 def test_folders_say_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(CheckpointError, match=r"config\.json describes no model .* is 'vit' and not one of image-reward,"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not of a known kind of model: .* is 'vit'; known are image-reward,"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"describes no model .* is None"):
+    with pytest.raises(CheckpointError, match=r"is not of a known kind of model: .* is None"):
         load(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from image_reward.errors import CheckpointError, InputError
 from image_reward.models.clip import clip_config_from_json, clip_network
 from image_reward.scorers import MODELS, mps
 from image_reward.scorers.mps import CONDITION, MPSFiles, MPSScorer, empty_cross_model, mps_from_files, parts_of
-from scorer_checks import check_commands, check_ensemble
+from scorer_checks import check_commands, check_ensemble, check_kept
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "mps_tiny.json").read_text(encoding="utf-8"))
 SHAPES = {name: tuple(shape) for name, shape in ORIGINAL["shapes"].items()}
@@ -65,6 +66,13 @@ def files_in(folder: Path, name: str = "model.safetensors") -> MPSFiles:
 @pytest.fixture
 def scorer(folder: Path) -> MPSScorer:
     return mps_from_files(files_in(folder))
+
+
+def test_it_is_kept_as_its_files(folder: Path, scorer: MPSScorer, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    shutil.copytree(folder, published)
+    (published / "model.safetensors").rename(published / "MPS_overall_checkpoint.pth")
+    check_kept(scorer, ["MPS_overall_checkpoint.pth"], published, tmp_path)
 
 
 def difference(scorer: MPSScorer, precision: str = "float32") -> float:

@@ -42,7 +42,7 @@ from image_reward.scorers.vqascore import (
     t5_text,
     vqascore_from_files,
 )
-from scorer_checks import check_commands, check_ensemble, check_gradient, check_saved_ensemble
+from scorer_checks import check_commands, check_ensemble, check_gradient, check_kept, check_saved_ensemble
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "data" / "vqascore_tiny.json").read_text(encoding="utf-8"))
 SEED = 5
@@ -530,11 +530,12 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
     more = qwen.tokenizer(merges, ["<|more|>", *qwen.SPECIAL_TOKENS]).to_str()
     chat = json.loads((folders["qwen3_vl"] / "config.json").read_text())
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("qwen3_vl", {"config": {"model_type": "llava"}}, "describes no model that this release knows"),
+        ("qwen3_vl", {"config": {"model_type": "llava"}}, "is not of a known kind of model"),
         ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"hidden_size": 32}}}, "does not fit the network"),
         ("qwen3_vl", {"config": {"text_config": chat["text_config"] | {"num_hidden_layers": 2}}}, "layers.2.* is unexpected"),
         ("qwen3_vl", {"config": {"vision_config": {"depth": "many"}}}, "does not describe a network that can be built"),
         ("qwen3_vl", {"config": {"image_token_id": 5}}, "they are of different models"),
+        ("qwen3_vl", {"config": {"quantization_config": {"quant_method": "fp8"}}}, "is of quantized weights .*'fp8'"),
         ("qwen3_vl", {"tokenizer": without}, r"has no special token <\|image_pad\|>"),
         ("qwen3_vl", {"tokenizer": more}, "they are of different models"),
         ("qwen3_vl", {"tokenizer": None}, "lacks tokenizer.json"),
@@ -797,5 +798,7 @@ def test_the_config_names_question_and_answer(scorer: AnswerScorer) -> None:
     assert isinstance(scorer, VisionLanguageScorer)
     assert scorer.config["answer"] == "Yes"
     assert "Does this figure show" in repr(scorer.prepare)
-    with pytest.raises(InputError, match="has no format of this package"):
-        scorer.save_pretrained("nowhere")
+
+
+def test_it_is_kept_as_its_files(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    check_kept(load(folders[kind]), ["config.json", "tokenizer.json"], folders[kind], tmp_path)

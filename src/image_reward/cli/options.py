@@ -324,6 +324,7 @@ class SkipOptions(LoadingOptions):
                         continue
                 if room > 0:
                     decoded[image] = picture = picture.copy()
+                    vars(picture)["filename"] = image  # by which messages name it
                     picture.info = {}  # it is upright already, and its EXIF block would turn it once more
                     room -= picture.width * picture.height * len(picture.getbands())
         broken = {image: problem for image, problem in problems.items() if problem}

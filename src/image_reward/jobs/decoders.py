@@ -97,6 +97,9 @@ class _Opening:
         self.error = ""
         self.digest = b""
 
+    def __str__(self) -> str:
+        return self.group.name
+
     def __call__(self) -> Image.Image:
         data = b""
         try:

@@ -41,6 +41,7 @@ class Aesthetic25Scorer(TwoTowerScorer[Tensor]):
     """How good an image looks, trained on ratings from 1 to 10; the author calls 5.5 and more very good. The prompt plays no part."""
 
     reads_prompt = False
+    kept_as = f"{AESTHETIC_25_NAME}, whose licence is the AGPL-3.0, and the files of google/siglip-so400m-patch14-384"
 
     def __init__(self, network: nn.Module, head: LinearHead, transform: ImageTransform, name: str = "Aesthetic-v2.5") -> None:
         super().__init__()

@@ -92,6 +92,8 @@ class Scorer(nn.Module, ABC, Generic[B]):
     """False if the reward depends on the image alone."""
     whole_images: bool = False
     """Whether ``batch_size`` counts images, each with all of its prompts, because an image is encoded once for all; else it counts rows."""
+    kept_as: str = "the files that it was loaded from"
+    """Of a scorer without a format of this package: what in a folder is this scorer again, or in other places."""
     default_dtype: torch.dtype = torch.float32
     """What ``load`` computes in where nothing is asked for."""
     default_batch_sizes: tuple[int, int] = (8, 64)
@@ -242,8 +244,11 @@ class Scorer(nn.Module, ABC, Generic[B]):
         return win_probability(raw, self.tie.model, self.tie.parameter) if self.tie else win_probability(raw)
 
     def save_pretrained(self, folder: str | Path) -> None:  # noqa: ARG002 - for scorers that can
-        """Write this scorer in the package's own format. Raises ``ValueError`` where it has none."""
-        raise InputError(f"{self.name} ({type(self).__name__}) has no format of this package, so it cannot be saved")
+        """Write this scorer in the package's own format. Raises ``InputError`` where it has none, as this package does not train it."""
+        raise InputError(
+            f"{self.name} ({type(self).__name__}) has no format of this package, which does not train it, so it cannot be saved; keep "
+            f"{self.kept_as}, and load those again"
+        )
 
     def _score_pairs(self, prompts: list[str], images: list[ImageLike]) -> list[float]:
         rewards: list[float] = self._estimated(prompts, images)[0].tolist()

@@ -33,6 +33,7 @@ from image_reward.scorers.vision_language import (
     VisionLanguageProcessor,
     VisionLanguageScorer,
     cast_weights,
+    check_not_quantized,
     empty_network,
     load_network,
     longest_text,
@@ -112,6 +113,7 @@ class HPSv3Scorer(VisionLanguageScorer):
     default_dtype = torch.bfloat16
     default_batch_sizes = (8, 8)
     has_uncertainty = True
+    kept_as = "HPSv3.safetensors of MizzenAI/HPSv3 and config.json and tokenizer.json of Qwen/Qwen2-VL-7B-Instruct"
 
     def __init__(self, network: HPSv3Network, prepare: VisionLanguageProcessor, name: str = "HPSv3") -> None:
         super().__init__()
@@ -214,11 +216,7 @@ def hpsv3_from_files(
         last_token=REWARD_TOKEN,
         most_tokens=longest_text(config, paths.config, _LEFT_FOR_THE_IMAGE),
     )
-    if (number := template.token_id(template.image_token)) != config.image_token_id:
-        raise CheckpointError(
-            f"{paths.tokenizer} gives {template.image_token} the number {number}, and {paths.config} {config.image_token_id}: they are of "
-            "different models"
-        )
+    template.check_image_token(paths.tokenizer, config.image_token_id, paths.config)
     # The original cuts the embeddings to the tokens that there are, and adds its own.
     config.text_config.vocab_size = template.vocab_size
     network = built(lambda: empty_hpsv3(config), paths.config, "Qwen2-VL")
@@ -270,4 +268,5 @@ def _config(file: Path) -> Qwen2VLConfig:
         raise CheckpointError(
             f"{file} is of model_type {kind!r:.60}, and HPSv3 is built on 'qwen2_vl'; use that of Qwen/Qwen2-VL-7B-Instruct"
         )
+    check_not_quantized(values, file)
     return built(lambda: Qwen2VLConfig(**values), file, "Qwen2-VL")

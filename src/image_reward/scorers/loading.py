@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from image_reward.config import (
     GENERATION_NAME,
     HEAD_NAME,
     HPSV3_NAME,
+    MPS_NAME,
     PICKLE_NAME,
     PREPROCESSOR_NAME,
     TOKENIZER_NAME,
@@ -38,6 +39,7 @@ from image_reward.scorers.build import (
     build_ensemble,
     build_hpsv3,
     build_imagereward,
+    build_mps,
     build_onnx,
     build_vqascore,
     checkpoint_of,
@@ -93,6 +95,9 @@ KINDS: dict[str, Kind] = {
     ENSEMBLE_FORMAT: Kind((), build_ensemble),
 }
 """What the config.json of a folder or a hub repository says it is, as ``format`` or ``model_type``."""
+
+_WITHOUT_CONFIG: Mapping[str, Build] = {HPSV3_NAME: build_hpsv3, MPS_NAME: build_mps, AESTHETIC_25_NAME: build_aesthetic25}
+"""Weights by whose name a folder without a config.json is known. Whoever reads it says what it lacks."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -160,12 +165,14 @@ def _published_config(path: Path) -> ScorerConfig | None:
 
 
 def _kind_of(config: Path) -> Kind:
-    values = read_json(config)
+    try:
+        values = read_json(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; correct it, or download it again") from None
     kind = (values.get("format") or values.get("model_type")) if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(
-            f'{config} describes no model that this release knows: its "format" or "model_type" is {kind!r:.60} and not one of '
-            f"{', '.join(KINDS)}"
+            f'{config} is not of a known kind of model: its "format" or "model_type" is {kind!r:.60}; known are ' + ", ".join(KINDS)
         )
     return KINDS[kind]
 
@@ -176,8 +183,9 @@ def _find_here(path: Path, asked: str) -> FoundModel:
     name = asked if name in MODELS else name  # a folder called CLIP need not hold that CLIP
     if path.is_dir():
         config = path / CONFIG_NAME
-        # A folder without a config goes to ImageReward's reader, which says what it lacks.
-        return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else build_imagereward)
+        # A folder of which nothing is known goes to ImageReward's reader, which says what it lacks.
+        known = (build for weights, build in _WITHOUT_CONFIG.items() if (path / weights).is_file())
+        return FoundModel({"folder": path}, name, None, _kind_of(config).build if config.exists() else next(known, build_imagereward))
     if path.suffix.lower() == ".onnx":
         return FoundModel({"onnx": path}, name, None, build_onnx)
     if path.suffix.lower() != ".json":

@@ -58,6 +58,7 @@ class MPSScorer(TwoTowerScorer[Tensor]):
 
     network: CLIPModel
     condition: Tensor
+    kept_as = f"{MPS_NAME} (or model.safetensors of RE-N-Y/mpsv1 under that name) and the files of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     def __init__(self, network: CLIPModel, cross_model: CrossModel, prepare: TwoTowerProcessor, name: str = "MPS") -> None:
         super().__init__()

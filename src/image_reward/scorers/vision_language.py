@@ -167,6 +167,13 @@ class ChatTemplate:
                 f"{source} is not the tokenizer of this model: it has no special token {missing[0]}; use the base model's tokenizer.json"
             )
 
+    def check_image_token(self, tokenizer: Path, number: int, config: Path) -> None:
+        """Raise ``CheckpointError`` unless the image token of the tokenizer, read from a file, has the ``number`` that a config says."""
+        if (own := self.token_id(self.image_token)) != number:
+            raise CheckpointError(
+                f"{tokenizer} gives {self.image_token} the number {own}, and {config} {number}: they are of different models"
+            )
+
     @property
     def tokenizer(self) -> Tokenizer:
         return _tokenizer(self.definition, self.new_tokens)
@@ -365,6 +372,16 @@ def empty_network(make: Callable[[], Network]) -> Network:
             with torch.device("cpu"):
                 network.set_submodule(name, type(module)(module.config))
     return network.eval().requires_grad_(False)
+
+
+def check_not_quantized(values: Mapping[str, Any], file: Path) -> None:
+    """Raise ``CheckpointError`` for the config of a checkpoint whose weights are integers or 8-bit floats, read from ``file``."""
+    if asked := values.get("quantization_config"):
+        method = asked.get("quant_method") if isinstance(asked, dict) else asked
+        raise CheckpointError(
+            f"{file} is of quantized weights (quantization_config, {method!r:.40}), which are not read; use the checkpoint in bfloat16 "
+            "that they were made from"
+        )
 
 
 _MROPE_SECTION = [16, 24, 24]
@@ -606,30 +623,31 @@ class VisionLanguageScorer(Scorer[VisionLanguageBatch]):
         shown, mask, positions = shown.to(device), mask.to(device), self.positions(batch, ids, mask).to(device)
         embeddings = embeddings.masked_scatter((shown >= 0)[..., None], features.to(embeddings)[shown[shown >= 0]])
 
-        def read(rows: Tensor, places: Tensor, mask: Tensor, **options: Any) -> Any:
-            """The text model's output for these places [R, P] of rows [R, 1]."""
+        def read(rows: Tensor, places: Tensor, **options: Any) -> Any:
+            """The text model's output for these places [R, P] of rows [R, 1]. Padding is at the right, where it is seen by nothing before
+            it: without a mask, attention is computed faster.
+            """
             images = shown[rows, places]
             if deeper and bool((images >= 0).any()):
                 added = [layer.to(device)[images[images >= 0]] for layer in deeper]
                 options |= {"visual_pos_masks": images >= 0, "deepstack_visual_embeds": added}
-            where = {"position_ids": positions[:, rows, places], "attention_mask": mask.long()}
-            return text(inputs_embeds=embeddings[rows, places], **where, **options)
+            return text(inputs_embeds=embeddings[rows, places], position_ids=positions[:, rows, places], **options)
 
         lengths = mask.sum(dim=1)
         rows = torch.arange(len(batch), device=device)[:, None]
         ends = torch.arange(-num_last, 0, device=device)
         first, group, shared = (numbers.to(device) for numbers in _common_beginnings(batch, num_last))
         if len(first) == len(batch) or getattr(text, "has_sliding_layers", False):
-            whole = read(rows, torch.arange(ids.shape[1], device=device)[None], mask, use_cache=False)
+            whole = read(rows, torch.arange(ids.shape[1], device=device)[None], use_cache=False)
             return _taken(whole.last_hidden_state, lengths[:, None] + ends)
         begins = torch.arange(int(shared.max()), device=device) < shared[:, None]
-        begun = read(first[:, None], torch.arange(begins.shape[1], device=device)[None], begins, use_cache=True).past_key_values
+        begun = read(first[:, None], torch.arange(begins.shape[1], device=device)[None], use_cache=True).past_key_values
         begun.reorder_cache(group)  # a copy for each row
         left = lengths - shared[group]
         place = torch.arange(int(left.max()), device=device)
         own = (shared[group][:, None] + place).clamp(max=ids.shape[1] - 1)
-        seen = torch.cat([begins[group], place < left[:, None]], dim=1)
-        rest = read(rows, own, seen, past_key_values=begun, use_cache=True)
+        seen = torch.cat([begins[group], place < left[:, None]], dim=1).long()
+        rest = read(rows, own, attention_mask=seen, past_key_values=begun, use_cache=True)
         return _taken(rest.last_hidden_state, left[:, None] + ends)
 
     def cast(self, dtype: torch.dtype) -> None:

@@ -44,6 +44,7 @@ from image_reward.scorers.vision_language import (
     VisionLanguageBatch,
     VisionLanguageProcessor,
     VisionLanguageScorer,
+    check_not_quantized,
     empty_network,
     load_network,
     longest_text,
@@ -87,6 +88,8 @@ class AnswerScorer(VisionLanguageScorer):
         self.prepare = prepare
         self.name = name
         self.answer = answer
+
+    kept_as = "a checkpoint in transformers' format (config.json, tokenizer.json, weights), as it was loaded"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -391,55 +394,61 @@ def vqascore_from_files(
     """
     values = read_object(files.config)
     kind = values.get("model_type")
-    build = {"clip_t5": _clip_t5}.get(kind, _chat) if isinstance(kind, str) and kind in (*CHATS, "clip_t5") else None
-    if build is None:
+    if kind not in (*CHATS, "clip_t5"):
         raise CheckpointError(
             f"{files.config} is of model_type {kind!r:.60}, and VQAScore is computed with {', '.join(CHATS)} and clip_t5; use a "
             "checkpoint of one of these"
         )
+    check_not_quantized(values, files.config)
     if question is not None and question.count(PROMPT) != 1:
         raise InputError(f"the question {question!r:.80} must contain {PROMPT} once, where the prompt goes")
     if not answer.strip():
         raise InputError("the answer must not be empty")
-    scorer = build(files, values, name, question, answer, options or ImageOptions(), dtype or AnswerScorer.default_dtype, devices)
+    asked = _Asked(files, values, name, question, answer, options or ImageOptions(), dtype or AnswerScorer.default_dtype, devices)
+    scorer = _clip_t5(asked) if kind == "clip_t5" else _chat(asked)
     scorer.is_spread = devices == "auto"
     return scorer.eval()
 
 
-def _chat(
-    files: AnswerFiles,
-    values: dict[str, Any],
-    name: str,
-    question: str | None,
-    answer: str,
-    options: ImageOptions,
-    dtype: torch.dtype,
-    devices: Devices,
-) -> AnswerScorer:
+@dataclass(frozen=True)
+class _Asked:
+    """What a scorer is to be made of."""
+
+    files: AnswerFiles
+    values: dict[str, Any]
+    """Of the config."""
+    name: str
+    question: str | None
+    answer: str
+    options: ImageOptions
+    dtype: torch.dtype
+    devices: Devices
+
+    def load(self, network: nn.Module, pieces: Mapping[str, Piece], source: str, hint: str = "") -> None:
+        hint = f". The sizes are those of {self.files.config}{hint}"
+        load_network(network, pieces, source, dtype=self.dtype, devices=self.devices, hint=hint)
+
+
+def _chat(asked: _Asked) -> AnswerScorer:
     import transformers
 
-    kind = values["model_type"]
+    files, kind = asked.files, asked.values["model_type"]
     config_class, network_class = {
         "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
         "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
     }[kind]
-    config = built(lambda: getattr(transformers, config_class)(**values), files.config, "network")
-    text = chat_text(question or QUESTION, kind, files.chat)
+    config = built(lambda: getattr(transformers, config_class)(**asked.values), files.config, "network")
+    text = chat_text(asked.question or QUESTION, kind, files.chat)
     template = AnsweredTemplate.from_file(
         files.tokenizer,
         text,
         most_tokens=longest_text(config, files.config, _LEFT_FOR_THE_IMAGE),
-        answer=answer,
+        answer=asked.answer,
     )
-    if (number := template.token_id(template.image_token)) != config.image_token_id:
-        raise CheckpointError(
-            f"{files.tokenizer} gives {template.image_token} the number {number}, and {files.config} {config.image_token_id}: they are of "
-            "different models"
-        )
+    template.check_image_token(files.tokenizer, config.image_token_id, files.config)
     source = str(files.weights[0] if len(files.weights) == 1 else files.weights[0].parent)
     network = built(lambda: empty_network(lambda: getattr(transformers, network_class)(config)), files.config, "network")
-    hint = f". The sizes are those of {files.config}: is it of another base?"
-    load_network(network, chat_names(pieces_of(files.weights)), source, dtype=dtype, devices=devices, hint=hint)
+    asked.load(network, chat_names(pieces_of(files.weights)), source, ": is it of another base?")
     vision = config.vision_config
     token = (vision.patch_size * vision.spatial_merge_size) ** 2
     patches = ImagePatches(
@@ -449,9 +458,9 @@ def _chat(
         vision.spatial_merge_size,
         vision.temporal_patch_size,
         *_pixel_statistics(files.preprocessor, kind),
-        options,
+        asked.options,
     )
-    return ChatAnswerScorer(network, VisionLanguageProcessor(patches, template), name, _repetition_penalty(files.generation))
+    return ChatAnswerScorer(network, VisionLanguageProcessor(patches, template), asked.name, _repetition_penalty(files.generation))
 
 
 def _pixel_statistics(file: Path | None, kind: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -520,19 +529,11 @@ def _repetition_penalty(file: Path | None) -> float:
     return float(penalty)
 
 
-def _clip_t5(
-    files: AnswerFiles,
-    values: dict[str, Any],
-    name: str,
-    question: str | None,
-    answer: str,
-    options: ImageOptions,
-    dtype: torch.dtype,
-    devices: Devices,
-) -> AnswerScorer:
+def _clip_t5(asked: _Asked) -> AnswerScorer:
     from transformers import T5Config
 
-    _refuse_float16(dtype, name)
+    files, values = asked.files, asked.values
+    _refuse_float16(asked.dtype, asked.name)
     if not files.tokenizer.is_file():
         raise CheckpointError(
             f"{files.tokenizer.parent} lacks {files.tokenizer.name}: the original takes that of google/flan-t5-xl; put it beside the "
@@ -564,7 +565,7 @@ def _clip_t5(
         raise CheckpointError(f"{files.config}: decoder_start_token_id is {start!r:.60}, and there are {text.vocab_size:,} tokens")
     tied = values.get("tie_word_embeddings") is not False
     template = ChatTemplate.from_file(
-        files.tokenizer, t5_text(question or T5_QUESTION), image_token=T5_IMAGE, new_tokens=(T5_IMAGE,), most_tokens=_T5_TOKENS
+        files.tokenizer, t5_text(asked.question or T5_QUESTION), image_token=T5_IMAGE, new_tokens=(T5_IMAGE,), most_tokens=_T5_TOKENS
     )
     if T5_END not in template.markers or template.token_id(T5_END) != text.eos_token_id:
         raise CheckpointError(f"{files.tokenizer} is not the tokenizer of this model: its {T5_END} is not token {text.eos_token_id}")
@@ -573,9 +574,9 @@ def _clip_t5(
             f"{files.tokenizer} has {num_tokens} tokens, and {files.config} {text.vocab_size}: they are of different models"
         )
     network = built(lambda: empty_network(lambda: ClipT5Network(vision, text, tied, layer)), files.config, "network")
-    load_network(network, pieces, source, dtype=dtype, devices=devices, hint=f". The sizes are those of {files.config}")
-    square = PaddedSquare(vision.image_size, (vision.image_size // vision.patch_size) ** 2, options=options)
-    return ClipT5Scorer(network, ClipT5Processor(square, template), name, answer)  # type: ignore[arg-type]
+    asked.load(network, pieces, source)
+    square = PaddedSquare(vision.image_size, (vision.image_size // vision.patch_size) ** 2, options=asked.options)
+    return ClipT5Scorer(network, ClipT5Processor(square, template), asked.name, asked.answer)  # type: ignore[arg-type]
 
 
 def clip_t5_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
