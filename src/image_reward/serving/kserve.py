@@ -27,6 +27,7 @@ from image_reward.serving.service import Service
 router = APIRouter(tags=["KServe v2"])
 
 _VERSION = "1"
+_MOST_VALUES = 16_000_000  # of JSON: those of five images of 1,024 x 1,024 pixels
 _TYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 
 
@@ -230,7 +231,7 @@ def _divided(body: bytes, header_length: str | None) -> tuple[InferRequest, byte
                 400, "inference-header-content-length", "it is not the length of the JSON in bytes", "correct it, or leave it out"
             )
         length = int(header_length)
-    return validated(InferRequest, parse_json(body[:length])), body[length:]
+    return validated(InferRequest, parse_json(body[:length], most_values=_MOST_VALUES)), body[length:]
 
 
 def _values(tensor: Tensor, field: str, binary: bytes) -> tuple[Any, bytes]:
