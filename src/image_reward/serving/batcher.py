@@ -225,7 +225,10 @@ class Batcher:
             assert rewards is not None
             if piece.keys and num_rows > 1:
                 rewards = np.stack([first.setdefault(key, own) for key, own in zip(piece.keys, rewards.T, strict=True)], axis=1)
-            whole += np.split(rewards, np.cumsum([len(group.prompts) for group in piece.groups])[:-1], axis=1)
+            end = 0
+            for group in piece.groups:
+                start, end = end, end + len(group.prompts)
+                whole.append(rewards[:, start:end])
         return Answer(whole, list(dict.fromkeys(warning for piece in request.pieces for warning in piece.warnings)))
 
     def _models(self, models: tuple[int, ...]) -> list[Any]:
