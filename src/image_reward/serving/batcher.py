@@ -5,7 +5,8 @@ next batch that has room: whatever waits when the scoring thread becomes free is
 company, and a busy one fills its batches. Requests take turns, so that one of a thousand images does not hold up one of a single image.
 
 Waking a thread costs about as much as all else that is done for a request of a small image. So the threads hand pieces on to each other
-without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken.
+without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken. Where scoring uses the cores
+that the pool would use, the scoring thread itself prepares the small images of requests of one row.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from image_reward.serving.errors import BusyError, of_package
 from image_reward.serving.metrics import Metrics
 
 _BATCHES_AHEAD = 4  # that may be prepared before they are scored
+_SMALL = 1 << 14  # bytes of an image file that is prepared sooner than another thread is woken
 
 
 class Source:
@@ -74,12 +76,17 @@ class _Piece:
         self.request, self.number, self.groups = request, number, groups
         self.num_rows = sum(len(group.prompts) for group in groups)
         self.batches: list[Any] = []
+        """Empty until it is prepared"""
         self.keys: tuple[Hashable, ...] | None = None
         self.warnings: list[str] = []
         self.equal: _Piece = self
         """The first piece of its request that the scorers see the same in: copies of an image get one reward."""
         self.rewards: NDArray[np.float32] | None = None
         """[M, N], once they are there"""
+
+    @property
+    def num_ready(self) -> int:
+        return self.num_rows if self.batches else 0
 
     def prepare(self) -> None:
         """Open, decode and tokenize. Raises ``RequestError`` that names the field."""
@@ -131,6 +138,7 @@ class Batcher:
         self.metrics = Metrics(lambda: self.num_rows)
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._can_join = [False] * len(self.scorers)
+        self._shares_cores = [scorer.device.type == "cpu" for scorer in self.scorers]
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._decoders = [threading.Thread(target=self._decode, name=f"decoder {n}", daemon=True) for n in range(num_decoders)]
         self._lock = threading.Lock()
@@ -203,8 +211,13 @@ class Batcher:
         self.num_rows += num_rows
         try:
             with self._lock:
-                self._unprepared.append(request)
-                self._to_prepare.notify(len(request.todo))
+                if num_rows == 1 and _is_small(groups[0].image) and all(self._shares_cores[model] for model in models):
+                    request.ready, request.todo = request.todo, request.ready
+                    self._waiting.append(request)
+                    self._to_score.notify()
+                else:
+                    self._unprepared.append(request)
+                    self._to_prepare.notify(len(request.todo))
             await request.done
         finally:
             self.num_rows -= num_rows
@@ -251,7 +264,7 @@ class Batcher:
     def _drop(self, request: _Request) -> None:
         """What waits of a request leaves the queue."""
         request.todo.clear()
-        self._add_ready(-sum(piece.num_rows for piece in request.ready))
+        self._add_ready(-sum(piece.num_ready for piece in request.ready))
         request.ready.clear()
         for queue in (self._unprepared, self._waiting):
             with suppress(ValueError):
@@ -286,11 +299,7 @@ class Batcher:
                 request.num_busy += 1
                 if request.todo:
                     self._unprepared.append(request)
-            error: BaseException | None = None
-            try:
-                piece.prepare()
-            except BaseException as raised:
-                error = raised
+            error = _prepared(piece)
             with self._lock:
                 request.num_busy -= 1
                 if error is not None:
@@ -321,9 +330,12 @@ class Batcher:
                 if not self._waiting:
                     return
                 models, pieces = self._take()
+            errors = [_prepared(piece) for piece in pieces]
+            sound = [piece for piece, error in zip(pieces, errors, strict=True) if error is None]
             started = time.perf_counter()
-            results = self._score(models, pieces)
+            scored = iter(self._score(models, sound))
             seconds = time.perf_counter() - started
+            results = [next(scored) if error is None else error for error in errors]
             with self._lock:
                 for piece, result in zip(pieces, results, strict=True):
                     piece.request.num_busy -= 1
@@ -334,8 +346,8 @@ class Batcher:
                         piece.rewards = result
                 requests = dict.fromkeys(piece.request for piece in pieces)
                 over = [request for request in requests if request.is_over]
-            self._report(over, sum(piece.num_rows for piece in pieces), seconds)
-            del pieces, results, requests, over
+            self._report(over, sum(piece.num_rows for piece in sound), seconds)
+            del pieces, sound, errors, scored, results, requests, over
 
     def _take(self) -> tuple[tuple[int, ...], list[_Piece]]:
         """The next batch: of the request that waits longest, and of others for the same models, each in its turn."""
@@ -358,14 +370,14 @@ class Batcher:
             if request.ready:
                 self._waiting.append(request)
         self._waiting.extendleft(reversed(others))
-        self._add_ready(-sum(piece.num_rows for piece in pieces))
+        self._add_ready(-sum(piece.num_ready for piece in pieces))
         return models, pieces
 
     def _score(self, models: tuple[int, ...], pieces: Sequence[_Piece]) -> list[Any]:
         """The rewards [M, N] of each piece, or what was raised. A piece that fails does not fail those that share its batch."""
         scorers = [self.scorers[model] for model in models]
         try:
-            return self._forward(scorers, pieces)
+            return self._forward(scorers, pieces) if pieces else []
         except BaseException as error:
             if len(pieces) == 1:
                 return [_as_memory_error(error)]
@@ -383,6 +395,20 @@ class Batcher:
             for scorer, line in zip(scorers, own, strict=True):
                 check_finite(line, scorer.name)
         return [parts[number].numpy() for number in place]
+
+
+def _is_small(image: Source) -> bool:
+    return isinstance(image.content, bytes) and len(image.content) <= _SMALL
+
+
+def _prepared(piece: _Piece) -> BaseException | None:
+    """Prepare a piece, unless it is; what was raised, if anything."""
+    try:
+        if not piece.batches:
+            piece.prepare()
+    except BaseException as error:
+        return error
+    return None
 
 
 def _as_memory_error(error: BaseException) -> BaseException:
