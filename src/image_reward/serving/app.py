@@ -68,9 +68,9 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None,
     app.router.route_class = BareRoute
     app.add_exception_handler(HTTPException, _refused_by_router)
     for module in (api, rerank, kserve, *([cosmos] if service.settings.cosmos else []), browse, page):
-        app.include_router(module.router)
+        app.router.routes.extend(module.router.routes)  # include_router would look for each route twice
     if service.settings.flow_grpo:
-        app.include_router(flow_grpo.router)
+        app.router.routes.extend(flow_grpo.router.routes)
     app.add_api_route("/health/live", live, methods=["GET"], tags=["health"])
     app.add_api_route("/health/ready", ready, methods=["GET"], tags=["health"], responses={503: {"description": "It is stopping."}})
     for path, answer in (("/", page.index), ("/health/live", live), ("/health/ready", ready)):

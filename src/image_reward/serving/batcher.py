@@ -5,8 +5,8 @@ next batch that has room: whatever waits when the scoring thread becomes free is
 company, and a busy one fills its batches. Requests take turns, so that one of a thousand images does not hold up one of a single image.
 
 Waking a thread costs about as much as all else that is done for a request of a small image. So the threads hand pieces on to each other
-without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken. Where scoring uses the cores
-that the pool would use, the scoring thread itself prepares the small images of requests of one row.
+without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken. Where scoring uses the
+cores that the pool would use, the scoring thread itself prepares small images of requests of one row, those of a batch at once.
 """
 
 from __future__ import annotations
@@ -101,8 +101,12 @@ class _Piece:
                 refused = of_package(error, field)
                 assert refused is not None
                 raise refused from error
-        keys = [known for batch in self.batches if (known := keys_of(batch)) is not None]
-        if len(keys) == len(self.batches):
+        self.be_prepared(self.batches)
+
+    def be_prepared(self, batches: list[Any]) -> None:
+        self.batches = batches
+        keys = [known for batch in batches if (known := keys_of(batch)) is not None]
+        if len(keys) == len(batches):
             self.keys = tuple(zip(*keys, strict=True))
 
 
@@ -330,6 +334,7 @@ class Batcher:
                 if not self._waiting:
                     return
                 models, pieces = self._take()
+            _prepare_at_once([piece for piece in pieces if not piece.batches])
             errors = [_prepared(piece) for piece in pieces]
             sound = [piece for piece, error in zip(pieces, errors, strict=True) if error is None]
             started = time.perf_counter()
@@ -399,6 +404,22 @@ class Batcher:
 
 def _is_small(image: Source) -> bool:
     return isinstance(image.content, bytes) and len(image.content) <= _SMALL
+
+
+def _prepare_at_once(pieces: Sequence[_Piece]) -> None:
+    """Prepare pieces of one row and the same models, which takes less time than one by one; none if one fails, or is to be warned of."""
+    if len(pieces) < 2:
+        return
+    groups = [group for piece in pieces for group in piece.groups]
+    images: list[Any] = [group.image for group in groups]
+    with long_prompt_warnings_collected() as warnings:
+        try:
+            batches = prepare_together(pieces[0].request.processors, [prompt for group in groups for prompt in group.prompts], images)
+        except (ImageRewardError, MemoryError):
+            return
+    if not warnings:
+        for number, piece in enumerate(pieces):
+            piece.be_prepared([batch.select([number]) for batch in batches])
 
 
 def _prepared(piece: _Piece) -> BaseException | None:

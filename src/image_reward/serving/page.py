@@ -41,7 +41,7 @@ async def index(request: Request) -> HTMLResponse:
 
 
 @router.get("/page/{name}")
-async def part(request: Request, name: str) -> Response:
+async def part(request: Request, name: str) -> Response:  # noqa: ARG001
     if name not in _FILES:
         raise RequestError(404, "path", "not found", "see /docs")
     return Response(_content(name), media_type=_FILES[name], headers=_HEADERS)

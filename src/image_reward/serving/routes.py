@@ -1,4 +1,4 @@
-"""Routes without FastAPI's search for dependencies, which took as long as everything else that the event loop does for a request."""
+"""Routes without FastAPI's search for dependencies, which took as long as all else that the event loop does for a request."""
 
 from __future__ import annotations
 
