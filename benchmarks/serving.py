@@ -44,6 +44,8 @@ class Benchmark:
     side: int = 64
     """Pixels of the images' sides."""
     num_images: int = 512
+    batch_size: int | None = None
+    """Of the loop and of the service; by default the scorer's own."""
     clients: int = 16
     repeats: int = 5
     seconds: float = 60.0
@@ -58,7 +60,7 @@ class Benchmark:
 
         images = draw(self.num_images, self.side)
         prompts = [f"{PROMPT} {number}" for number in range(self.num_images)]
-        scorer = ir.load(self.model)
+        scorer = ir.load(self.model, batch_size=self.batch_size)
         scorer.score(prompts[:8], images[:8])
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             for section in self.sections:
@@ -240,7 +242,8 @@ def measure_throughput(benchmark: Benchmark, pool: ProcessPoolExecutor, scorer: 
         rates[name].append(number / (result.seconds if isinstance(result, Load) else time.perf_counter() - started))
         return result
 
-    with service(benchmark.model, "--max-seconds", "3600") as (url, pid):
+    options = () if benchmark.batch_size is None else ("--batch-size", str(benchmark.batch_size))
+    with service(benchmark.model, "--max-seconds", "3600", *options) as (url, pid):
         pool.submit(in_turn, url, benchmark.clients, requests[:8]).result()
         for _ in range(benchmark.repeats):
             started = time.process_time()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import stubs
 
 from image_reward.errors import JobError
 from image_reward.jobs.browsing import ScoredPages
+from image_reward.jobs.files import Folder
+from image_reward.jobs.results import Scored
 
 NUM = 100
 
@@ -91,6 +96,60 @@ def test_pictures(pages: ScoredPages) -> None:
     for part, number in ((99, 0), (0, 30), (0, 10**9)):
         with pytest.raises(LookupError):
             pages.picture(part, number)
+
+
+def test_a_picture_is_found_without_reading_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 rows whose prompts are 2 MB that do not compress, only the names of images are read."""
+    (tmp_path / "in").mkdir()
+    (name,) = stubs.draw(tmp_path / "in", 1)
+    rows = [{"prompt": random.Random(n).randbytes(18_000).hex(), "image": name} for n in range(60)]
+    (tmp_path / "in" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stubs.score_here(tmp_path / "in" / "rows.jsonl", tmp_path / "out", lambda _: [stubs.Brightness()])
+    pages = ScoredPages(tmp_path / "out")
+    num_read = 0
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal num_read
+            num = super().readinto(buffer) or 0
+            num_read += num
+            return num
+
+        def read(self, size: int = -1) -> bytes:
+            nonlocal num_read
+            content = super().read(size)
+            num_read += len(content)
+            return content
+
+    monkeypatch.setattr(Folder, "open", lambda self, name: Counting(f"{self.path}/{name}"))
+    assert Path(pages.picture(0, 59)).name == name
+    assert (tmp_path / "out" / "part-000000.parquet").stat().st_size > 1_000_000
+    assert 0 < num_read < 200_000
+
+
+def test_histograms_are_counted_once_until_the_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    rows = [{"prompt": "a", "image": name} for name in stubs.draw(tmp_path / "in", 6)]
+    (tmp_path / "in" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stubs.score_here(tmp_path / "in" / "rows.jsonl", tmp_path / "out", lambda _: [stubs.Brightness()], shard_size=3)
+    pages = ScoredPages(tmp_path / "out")
+    num_queries = 0
+
+    def database(scored: Scored) -> Any:
+        nonlocal num_queries
+        num_queries += 1
+        return original(scored)
+
+    original = Scored.database
+    monkeypatch.setattr(Scored, "database", database)
+    first = pages.histogram("reward")
+    assert [pages.histogram("reward") for _ in range(3)] == [first] * 3
+    assert num_queries == 1
+    one, other = (tmp_path / "out" / f"part-00000{n}.parquet" for n in range(2))
+    one.write_bytes(other.read_bytes())
+    os.utime(one, ns=(0, 0))
+    assert pages.histogram("reward") != first
+    assert num_queries == 2
 
 
 def test_no_folder_of_a_job(tmp_path: Path) -> None:

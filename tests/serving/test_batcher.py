@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from clients import IMAGES, Gate, png
 import vision_language
 from conftest import tiny
 from image_reward.scorers import MODELS, Ensemble, ImageRewardScorer, Reference, Scorer, load
+from image_reward.scorers.together import prepare_together
 from image_reward.serving.batcher import Batcher, Group, Source, groups_of
 from image_reward.serving.errors import BusyError, RequestError
 
@@ -297,3 +299,55 @@ def test_scorers_whose_batches_cannot_be_joined_are_served(monkeypatch: pytest.M
     assert one.rewards[0][0, 0] == pytest.approx(sequences.score("c", IMAGES[0]), abs=1e-5)
     assert isinstance(error, RequestError)
     assert error.field == "images[1]"
+
+
+def with_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images are prepared at once, from now on."""
+    sizes: list[int] = []
+
+    def prepare(processors: Any, prompts: Any, images: Any) -> Any:
+        sizes.append(len(images))
+        return prepare_together(processors, prompts, images)
+
+    monkeypatch.setattr("image_reward.serving.batcher.prepare_together", prepare)
+    return sizes
+
+
+@pytest.mark.parametrize("odd", [None, ("a cat", b"no image"), ("word " * 50, IMAGES[1])], ids=["none", "a bad image", "a long prompt"])
+def test_small_images_of_a_batch_are_prepared_at_once(
+    odd: tuple[str, bytes] | None, scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless one of them fails or is warned of, which is for its own client alone."""
+    rows = [("a cat", image) for image in IMAGES[2:]] + ([odd] if odd else [])
+
+    async def asked(batcher: Batcher) -> Any:
+        gate = Gate(scorer)
+        held = asyncio.ensure_future(batcher.rewards((0,), groups(IMAGES[:1], "held")))
+        await asyncio.to_thread(gate.wait)
+        sizes = with_sizes(monkeypatch)
+        tasks = [asyncio.ensure_future(batcher.rewards((0,), groups([image], prompt))) for prompt, image in rows]
+        await until(lambda: batcher.num_rows == len(rows) + 1)
+        gate.open()
+        await held
+        return await asyncio.gather(*tasks, return_exceptions=True), sizes
+
+    answers, sizes = run([scorer], asked)
+    assert sizes == ([4] if odd is None else [5, 1, 1, 1, 1, 1])
+    monkeypatch.undo()
+    np.testing.assert_allclose([answer.rewards[0][0, 0] for answer in answers[:4]], scorer.score("a cat", IMAGES[2:]), rtol=0, atol=1e-5)
+    assert not any(answer.warnings for answer in answers[:4])
+    if odd is not None:
+        assert isinstance(answers[4], RequestError) if odd[1] == b"no image" else answers[4].warnings
+
+
+def test_large_images_are_not_prepared_by_the_scoring_thread(scorer: ImageRewardScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+
+    def prepare(*arguments: Any) -> Any:
+        threads.add(threading.current_thread().name[:7])
+        return prepare_together(*arguments)
+
+    monkeypatch.setattr("image_reward.serving.batcher._SMALL", 10)
+    monkeypatch.setattr("image_reward.serving.batcher.prepare_together", prepare)
+    run([scorer], lambda batcher: batcher.rewards((0,), groups(IMAGES[:1], "a cat")))
+    assert threads == {"MainThr", "decoder"}  # the first is that of the warm-up

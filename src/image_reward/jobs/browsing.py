@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
-from image_reward.jobs.folder import tables
+from image_reward.addresses import Entry
+from image_reward.jobs.folder import part_numbers, value_at
 from image_reward.jobs.results import Scored
 
 _NUM_BINS = 48
@@ -24,8 +26,26 @@ class ScoredPages:
         self._id = self._scored.sql("id") if "id" in names else "NULL"
         self._prompt, self._image, self._error = map(self._scored.sql, (self._scored.prompt_column, self._scored.image_column, "error"))
 
+        self._lock = threading.Lock()
+        self._parts: list[Entry] = []
+        """As they were when the histograms were counted."""
+        self._histograms: dict[str, tuple[float | None, float | None, list[int]]] = {}
+
     def histogram(self, column: str) -> tuple[float | None, float | None, list[int]]:
-        """The least and greatest reward, None if there is none, and the numbers of rows in 48 equal bins between the two."""
+        """The least and greatest reward, None if there is none, and the numbers of rows in 48 equal bins between the two.
+
+        They are counted once, until a part of the folder changes.
+        """
+        with self._lock:
+            folder = self._scored.folder
+            parts = [entry for entry in folder.address.entries() if part_numbers([entry.name])] if folder.exists() else []
+            if parts != self._parts:
+                self._parts, self._histograms = parts, {}
+            if column not in self._histograms:
+                self._histograms[column] = self._histogram(column)
+            return self._histograms[column]
+
+    def _histogram(self, column: str) -> tuple[float | None, float | None, list[int]]:
         reward = f"{self._scored.sql(column)}::DOUBLE"
         counts = [0] * _NUM_BINS
         if not self.num_rows:
@@ -86,11 +106,7 @@ class ScoredPages:
 
     def picture(self, part: int, row: int) -> Any:
         """Something ``open_image`` takes. Raises ``LookupError`` for a row that does not exist, and what reading raises."""
-        try:
-            (table,) = tables(self._scored.folder, [part])
-        except FileNotFoundError:
-            raise LookupError(f"there is no part {part}") from None
-        name = table.column(self._scored.image_column)[row].as_py() if row < len(table) else None
+        name = value_at(self._scored.folder, part, row, self._scored.image_column)
         if name is None:
             raise LookupError(f"no image in row {row} of part {part}")
         return self._scored.image(name)

@@ -288,18 +288,42 @@ def read_part(file: Any) -> pyarrow.Table:
 
 def tables(folder: Folder, numbers: Iterable[int] | None = None) -> Iterator[pyarrow.Table]:
     """The parts of a job, or some of them, one at a time, in order. Raises ``JobError`` for a part that is damaged."""
+    for number in part_numbers(folder.names()) if numbers is None else numbers:
+        with folder.open(part_name(number)) as file, _damage_reported(folder, number):
+            table = read_part(file)
+        yield table
+
+
+def value_at(folder: Folder, number: int, row: int, column: str) -> Any:
+    """One value of a part, of which no other column and no other row group is read.
+
+    Raises ``LookupError`` for a part or a row that does not exist, and ``JobError`` for a part that is damaged.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = folder.open(part_name(number))
+    except FileNotFoundError:
+        raise LookupError(f"there is no part {number}") from None
+    with file, _damage_reported(folder, number):
+        part = ParquetFile(file)
+        for group in range(part.num_row_groups):
+            num_rows = part.metadata.row_group(group).num_rows
+            if row < num_rows:
+                return part.read_row_group(group, [column], use_threads=False).column(column)[row].as_py()
+            row -= num_rows
+    raise LookupError(f"part {number} has no such row")
+
+
+@contextmanager
+def _damage_reported(folder: Folder, number: int) -> Iterator[None]:
     from pyarrow import ArrowException
 
-    for number in part_numbers(folder.names()) if numbers is None else numbers:
-        with folder.open(part_name(number)) as file:
-            try:
-                table = read_part(file)
-            except (ArrowException, OSError) as error:
-                path = f"{folder.path}/{part_name(number)}"
-                raise JobError(
-                    f"{path} is damaged ({error}); run the command that began the job again, which scores its rows anew"
-                ) from None
-        yield table
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        path = f"{folder.path}/{part_name(number)}"
+        raise JobError(f"{path} is damaged ({error}); run the command that began the job again, which scores its rows anew") from None
 
 
 def read_manifest(folder: Folder, text: bytes | None = None) -> dict[str, Any]:

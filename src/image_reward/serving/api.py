@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from image_reward.scorers.distribution import published_distribution
 from image_reward.serving.errors import invalid
 from image_reward.serving.forms import Form, parse_form, parse_json
 from image_reward.serving.openapi import Image, ModelName, Prompt, of_service
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
-
-
-class BareRoute(APIRoute):
-    """A route whose endpoint takes the request alone, and is called without FastAPI's search for what else it could want."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
-
 
 router = APIRouter(tags=["rewards"], route_class=BareRoute)
 

@@ -13,17 +13,26 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 from image_reward.scorers.base import Scorer
 from image_reward.serving import api, browse, cosmos, flow_grpo, kserve, openapi, page, rerank
 from image_reward.serving.browse import ScoredRows
 from image_reward.serving.errors import RequestError
 from image_reward.serving.guard import Guard
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 from image_reward.serving.settings import Settings
 
 
 class _Application(FastAPI):
+    """FastAPI without the layers that guard and bare routes have no use for: bounds of bodies, answers to defects, exit stacks."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        statuses = {flow_grpo.PLACE: flow_grpo.STATUSES} if self.state.service.settings.flow_grpo else {}
+        return Guard(ExceptionMiddleware(self.router, self.exception_handlers), self.state.service, statuses)
+
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             self.openapi_schema = openapi.completed(super().openapi(), self.state.service)
@@ -56,12 +65,12 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None,
         lifespan=lifespan,
     )
     app.state.service, app.state.scored = service, scored
-    app.add_middleware(Guard, service=service, statuses={flow_grpo.PLACE: flow_grpo.STATUSES} if service.settings.flow_grpo else {})
+    app.router.route_class = BareRoute
     app.add_exception_handler(HTTPException, _refused_by_router)
     for module in (api, rerank, kserve, *([cosmos] if service.settings.cosmos else []), browse, page):
-        app.include_router(module.router)
+        app.router.routes.extend(module.router.routes)  # include_router would look for each route twice
     if service.settings.flow_grpo:
-        app.include_router(flow_grpo.router)
+        app.router.routes.extend(flow_grpo.router.routes)
     app.add_api_route("/health/live", live, methods=["GET"], tags=["health"])
     app.add_api_route("/health/ready", ready, methods=["GET"], tags=["health"], responses={503: {"description": "It is stopping."}})
     for path, answer in (("/", page.index), ("/health/live", live), ("/health/ready", ready)):

@@ -5,7 +5,8 @@ next batch that has room: whatever waits when the scoring thread becomes free is
 company, and a busy one fills its batches. Requests take turns, so that one of a thousand images does not hold up one of a single image.
 
 Waking a thread costs about as much as all else that is done for a request of a small image. So the threads hand pieces on to each other
-without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken.
+without the event loop, which hears of a whole batch at once, and only a thread that has nothing to do is woken. Where scoring uses the
+cores that the pool would use, the scoring thread itself prepares small images of requests of one row, those of a batch at once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from image_reward.serving.errors import BusyError, of_package
 from image_reward.serving.metrics import Metrics
 
 _BATCHES_AHEAD = 4  # that may be prepared before they are scored
+_SMALL = 1 << 14  # bytes of an image file that is prepared sooner than another thread is woken
 
 
 class Source:
@@ -74,12 +76,17 @@ class _Piece:
         self.request, self.number, self.groups = request, number, groups
         self.num_rows = sum(len(group.prompts) for group in groups)
         self.batches: list[Any] = []
+        """Empty until it is prepared"""
         self.keys: tuple[Hashable, ...] | None = None
         self.warnings: list[str] = []
         self.equal: _Piece = self
         """The first piece of its request that the scorers see the same in: copies of an image get one reward."""
         self.rewards: NDArray[np.float32] | None = None
         """As in ``Answer``, once they are there"""
+
+    @property
+    def num_ready(self) -> int:
+        return self.num_rows if self.batches else 0
 
     def prepare(self) -> None:
         """Open, decode and tokenize. Raises ``RequestError`` that names the field."""
@@ -94,8 +101,12 @@ class _Piece:
                 refused = of_package(error, field)
                 assert refused is not None
                 raise refused from error
-        keys = [known for batch in self.batches if (known := keys_of(batch)) is not None]
-        if len(keys) == len(self.batches):
+        self.be_prepared(self.batches)
+
+    def be_prepared(self, batches: list[Any]) -> None:
+        self.batches = batches
+        keys = [known for batch in batches if (known := keys_of(batch)) is not None]
+        if len(keys) == len(batches):
             self.keys = tuple(zip(*keys, strict=True))
 
 
@@ -131,6 +142,7 @@ class Batcher:
         self.metrics = Metrics(lambda: self.num_rows)
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._can_join = [False] * len(self.scorers)
+        self._shares_cores = [scorer.device.type == "cpu" for scorer in self.scorers]
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._decoders = [threading.Thread(target=self._decode, name=f"decoder {n}", daemon=True) for n in range(num_decoders)]
         self._lock = threading.Lock()
@@ -203,8 +215,13 @@ class Batcher:
         self.num_rows += num_rows
         try:
             with self._lock:
-                self._unprepared.append(request)
-                self._to_prepare.notify(len(request.todo))
+                if num_rows == 1 and _is_small(groups[0].image) and all(self._shares_cores[model] for model in models):
+                    request.ready, request.todo = request.todo, request.ready
+                    self._waiting.append(request)
+                    self._to_score.notify()
+                else:
+                    self._unprepared.append(request)
+                    self._to_prepare.notify(len(request.todo))
             await request.done
         finally:
             self.num_rows -= num_rows
@@ -225,7 +242,10 @@ class Batcher:
             assert rewards is not None
             if piece.keys and num_rows > 1:
                 rewards = np.stack([first.setdefault(key, own) for key, own in zip(piece.keys, rewards.T, strict=True)], axis=1)
-            whole += np.split(rewards, np.cumsum([len(group.prompts) for group in piece.groups])[:-1], axis=1)
+            end = 0
+            for group in piece.groups:
+                start, end = end, end + len(group.prompts)
+                whole.append(rewards[:, start:end])
         return Answer(whole, list(dict.fromkeys(warning for piece in request.pieces for warning in piece.warnings)))
 
     def _models(self, models: tuple[int, ...]) -> list[Any]:
@@ -248,7 +268,7 @@ class Batcher:
     def _drop(self, request: _Request) -> None:
         """What waits of a request leaves the queue."""
         request.todo.clear()
-        self._add_ready(-sum(piece.num_rows for piece in request.ready))
+        self._add_ready(-sum(piece.num_ready for piece in request.ready))
         request.ready.clear()
         for queue in (self._unprepared, self._waiting):
             with suppress(ValueError):
@@ -283,11 +303,7 @@ class Batcher:
                 request.num_busy += 1
                 if request.todo:
                     self._unprepared.append(request)
-            error: BaseException | None = None
-            try:
-                piece.prepare()
-            except BaseException as raised:
-                error = raised
+            error = _prepared(piece)
             with self._lock:
                 request.num_busy -= 1
                 if error is not None:
@@ -318,9 +334,13 @@ class Batcher:
                 if not self._waiting:
                     return
                 models, pieces = self._take()
+            _prepare_at_once([piece for piece in pieces if not piece.batches])
+            errors = [_prepared(piece) for piece in pieces]
+            sound = [piece for piece, error in zip(pieces, errors, strict=True) if error is None]
             started = time.perf_counter()
-            results = self._score(models, pieces)
+            scored = iter(self._score(models, sound))
             seconds = time.perf_counter() - started
+            results = [next(scored) if error is None else error for error in errors]
             with self._lock:
                 for piece, result in zip(pieces, results, strict=True):
                     piece.request.num_busy -= 1
@@ -331,8 +351,8 @@ class Batcher:
                         piece.rewards = result
                 requests = dict.fromkeys(piece.request for piece in pieces)
                 over = [request for request in requests if request.is_over]
-            self._report(over, sum(piece.num_rows for piece in pieces), seconds)
-            del pieces, results, requests, over
+            self._report(over, sum(piece.num_rows for piece in sound), seconds)
+            del pieces, sound, errors, scored, results, requests, over
 
     def _take(self) -> tuple[tuple[int, ...], list[_Piece]]:
         """The next batch: of the request that waits longest, and of others for the same models, each in its turn."""
@@ -355,14 +375,14 @@ class Batcher:
             if request.ready:
                 self._waiting.append(request)
         self._waiting.extendleft(reversed(others))
-        self._add_ready(-sum(piece.num_rows for piece in pieces))
+        self._add_ready(-sum(piece.num_ready for piece in pieces))
         return models, pieces
 
     def _score(self, models: tuple[int, ...], pieces: Sequence[_Piece]) -> list[Any]:
         """The rewards of each piece, as in ``Answer``, or what was raised. A piece that fails does not fail those that share its batch."""
         scorers = [self.scorers[model] for model in models]
         try:
-            return self._forward(scorers, pieces)
+            return self._forward(scorers, pieces) if pieces else []
         except BaseException as error:
             if len(pieces) == 1:
                 return [_as_memory_error(error)]
@@ -382,6 +402,36 @@ class Batcher:
             for name, line in zip(names, own, strict=True):
                 check_finite(line, name)
         return [parts[number].numpy() for number in place]
+
+
+def _is_small(image: Source) -> bool:
+    return isinstance(image.content, bytes) and len(image.content) <= _SMALL
+
+
+def _prepare_at_once(pieces: Sequence[_Piece]) -> None:
+    """Prepare pieces of one row and the same models, which takes less time than one by one; none if one fails, or is to be warned of."""
+    if len(pieces) < 2:
+        return
+    groups = [group for piece in pieces for group in piece.groups]
+    images: list[Any] = [group.image for group in groups]
+    with long_prompt_warnings_collected() as warnings:
+        try:
+            batches = prepare_together(pieces[0].request.processors, [prompt for group in groups for prompt in group.prompts], images)
+        except (ImageRewardError, MemoryError):
+            return
+    if not warnings:
+        for number, piece in enumerate(pieces):
+            piece.be_prepared([batch.select([number]) for batch in batches])
+
+
+def _prepared(piece: _Piece) -> BaseException | None:
+    """Prepare a piece, unless it is; what was raised, if anything."""
+    try:
+        if not piece.batches:
+            piece.prepare()
+    except BaseException as error:
+        return error
+    return None
 
 
 def _as_memory_error(error: BaseException) -> BaseException:

@@ -16,9 +16,10 @@ from image_reward.images import open_image
 from image_reward.scorers.together import options_of
 from image_reward.serving.api import validated
 from image_reward.serving.errors import RequestError
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 
-router = APIRouter(prefix="/page/scored", include_in_schema=False)
+router = APIRouter(prefix="/page/scored", include_in_schema=False, route_class=BareRoute)
 
 
 class ScoredRows(Protocol):
@@ -102,10 +103,10 @@ async def rows(request: Request) -> JSONResponse:
 
 
 @router.get("/images/{part}/{row}")
-async def image(request: Request) -> Response:
+async def image(request: Request, part: str, row: str) -> Response:
     """The image of a row, wherever it lies, made smaller and written anew, so that nothing but an image can be read through a row."""
     scored = _scored(request)
-    place = validated(Place, {**request.path_params, **request.query_params})
+    place = validated(Place, {**request.query_params, "part": part, "row": row})
     service: Service = request.app.state.service
     options = replace(options_of(service.scorers[0].prepare), orient=True, allow_truncated=True)
 

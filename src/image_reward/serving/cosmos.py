@@ -26,9 +26,10 @@ from image_reward.serving.api import ERRORS
 from image_reward.serving.errors import BusyError, RequestError, invalid, of_package
 from image_reward.serving.forms import Form, parse_form, parse_json
 from image_reward.serving.openapi import Schema
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 
-router = APIRouter(tags=["cosmos-rl"], prefix="/api/reward")
+router = APIRouter(tags=["cosmos-rl"], prefix="/api/reward", route_class=BareRoute)
 
 DEFAULT = "image_reward"
 _MOST_RESULTS = 10_000

@@ -16,9 +16,10 @@ from fastapi.responses import Response
 
 from image_reward.serving.errors import RequestError, invalid
 from image_reward.serving.pickles import UnreadablePickleError, loads
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=BareRoute)
 
 PLACE = ("POST", "/")
 STATUSES = {429: 500, 500: 503}

@@ -18,6 +18,8 @@ _PARAMETER = re.compile(r';\s*([\w!#$%&*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|
 _MOST_HEADERS = 8  # of a part
 _LONGEST_HEAD = 1 << 14  # bytes of them
 _LONGEST_BOUNDARY = 256
+_MOST_FALSE_MARKS = 1000  # that begin like a boundary
+_MOST_VALUES = 1_000_000  # of JSON
 
 
 @dataclass
@@ -35,8 +37,10 @@ class Form:
         return values[0]
 
 
-def parse_json(body: bytes, field: str = "body") -> Any:
-    """Raises ``RequestError`` for what is not strict JSON: NaN and Infinity are not numbers of it."""
+def parse_json(body: bytes, field: str = "body", most_values: int = _MOST_VALUES) -> Any:
+    """Raises ``RequestError`` for what is not strict JSON (NaN and Infinity are not numbers of it) or holds too many values."""
+    if len(body) > most_values and sum(map(body.count, (b",", b"[", b"{"))) > most_values:  # whose memory is up to thirty times theirs
+        raise RequestError(413, field, f"it may have more than {most_values:,} values", "send fewer in one request, images as base64")
 
     def refuse(constant: str) -> None:
         raise RequestError(400, field, f"it holds {constant}, which JSON does not know", "send finite numbers alone")
@@ -76,16 +80,22 @@ def parse_form(content_type: str, body: bytes, max_parts: int) -> Form:
 
 
 def _parse_multipart(content_type: str, body: bytes, max_parts: int) -> Form:
-    """RFC 7578 on a whole body: its boundaries are searched for, where a parser of streams would look at every byte."""
+    """RFC 7578 on a whole body: its boundaries are searched for, where a parser of streams would look at every byte.
+
+    What looks like a boundary and is none is content. By chance that does not happen, so a body that is full of it is refused.
+    """
     boundary = _parameters(content_type).get("boundary", "").encode("latin-1")
     if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
         raise RequestError(400, "content-type", "it names no boundary", "let the HTTP library write the header of the form")
     form = Form()
     mark = b"\r\n--" + boundary
-    num_parts = 0
+    num_marks = num_parts = 0
     start = None  # of a part; what precedes the first boundary means nothing
     at = -2 if body.startswith(mark[2:]) else body.find(mark)
     while at != -1:
+        num_marks += 1
+        if num_marks > max_parts + _MOST_FALSE_MARKS:
+            raise RequestError(413, "body", "it has too many parts, or holds its boundary too often", "use a boundary that is in no part")
         after = at + len(mark)
         is_last = body.startswith(b"--", after)
         line = body.find(b"\r\n", after, after + _LONGEST_BOUNDARY)

@@ -22,11 +22,13 @@ from image_reward.serving.api import ERRORS, MOST_FIELDS, ErrorDetail, validated
 from image_reward.serving.errors import RequestError, invalid
 from image_reward.serving.forms import check_returnable, parse_json
 from image_reward.serving.openapi import IMAGE, PROMPT, ModelName, Schema, list_of, whole
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 
-router = APIRouter(tags=["KServe v2"])
+router = APIRouter(tags=["KServe v2"], route_class=BareRoute)
 
 _VERSION = "1"
+_MOST_VALUES = 16_000_000  # of JSON: those of five images of 1,024 x 1,024 pixels
 _TYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 
 
@@ -131,12 +133,11 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 Version = Annotated[str, Field(json_schema_extra={"enum": [_VERSION]})]
 
 
-# A name may hold a slash: that of a model of the hub is OWNER/NAME. So the order of routes counts: the lower of two decorators is first.
+# A name may hold a slash: that of a model of the hub is OWNER/NAME. So the order of routes counts.
 
 
-@router.post("/v2/models/{name:path}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
 @router.post("/v2/models/{name:path}/versions/{version}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_version_infer")
-async def infer(request: Request, name: ModelName, version: Version = _VERSION) -> JSONResponse:
+async def version_infer(request: Request, name: ModelName, version: Version) -> JSONResponse:
     """The rewards of aligned prompts and images."""
     service: Service = request.app.state.service
     try:
@@ -155,9 +156,14 @@ async def infer(request: Request, name: ModelName, version: Version = _VERSION) 
     return JSONResponse(answer | ({"id": asked.id} if asked.id is not None else {}))
 
 
-@router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready", responses=_OF_MODEL)
+@router.post("/v2/models/{name:path}/infer", responses=_ERRORS, openapi_extra=_BODY, operation_id="kserve_infer")
+async def infer(request: Request, name: ModelName) -> JSONResponse:
+    """The rewards of aligned prompts and images."""
+    return await version_infer(request, name, _VERSION)
+
+
 @router.get("/v2/models/{name:path}/versions/{version}/ready", operation_id="kserve_version_ready", responses=_OF_MODEL)
-async def model_ready(request: Request, name: ModelName, version: Version = _VERSION) -> JSONResponse:
+async def version_ready(request: Request, name: ModelName, version: Version) -> JSONResponse:
     """Whether a model is ready."""
     service: Service = request.app.state.service
     if (problem := _unknown(service, name, version)) is not None:
@@ -165,15 +171,26 @@ async def model_ready(request: Request, name: ModelName, version: Version = _VER
     return JSONResponse({"name": name, "ready": service.is_ready}, 200 if service.is_ready else 503)
 
 
-@router.get("/v2/models/{name:path}", operation_id="kserve_model", responses=_OF_MODEL)
+@router.get("/v2/models/{name:path}/ready", operation_id="kserve_ready", responses=_OF_MODEL)
+async def model_ready(request: Request, name: ModelName) -> JSONResponse:
+    """Whether a model is ready."""
+    return await version_ready(request, name, _VERSION)
+
+
 @router.get("/v2/models/{name:path}/versions/{version}", operation_id="kserve_version", responses=_OF_MODEL)
-async def model(request: Request, name: ModelName, version: Version = _VERSION) -> JSONResponse:
+async def model_version(request: Request, name: ModelName, version: Version) -> JSONResponse:
     """The inputs and outputs of a model."""
     if (problem := _unknown(request.app.state.service, name, version)) is not None:
         return _refused(problem)
     inputs = [{"name": key, "datatype": "BYTES", "shape": [-1]} for key in ("prompt", "image")]
     outputs = [{"name": "reward", "datatype": "FP32", "shape": [-1]}]
     return JSONResponse({"name": name, "versions": [_VERSION], "platform": "image-reward", "inputs": inputs, "outputs": outputs})
+
+
+@router.get("/v2/models/{name:path}", operation_id="kserve_model", responses=_OF_MODEL)
+async def model(request: Request, name: ModelName) -> JSONResponse:
+    """The inputs and outputs of a model."""
+    return await model_version(request, name, _VERSION)
 
 
 def _unknown(service: Service, name: str, version: str) -> RequestError | None:
@@ -230,7 +247,7 @@ def _divided(body: bytes, header_length: str | None) -> tuple[InferRequest, byte
                 400, "inference-header-content-length", "it is not the length of the JSON in bytes", "correct it, or leave it out"
             )
         length = int(header_length)
-    return validated(InferRequest, parse_json(body[:length])), body[length:]
+    return validated(InferRequest, parse_json(body[:length], most_values=_MOST_VALUES)), body[length:]
 
 
 def _values(tensor: Tensor, field: str, binary: bytes) -> tuple[Any, bytes]:

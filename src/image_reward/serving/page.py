@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from image_reward.image_files import IMAGE_SUFFIXES
 from image_reward.serving.errors import RequestError
+from image_reward.serving.routes import BareRoute
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=BareRoute)
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FOLDER = files("image_reward.serving").joinpath("page")
@@ -40,7 +41,7 @@ async def index(request: Request) -> HTMLResponse:
 
 
 @router.get("/page/{name}")
-async def part(name: str) -> Response:
+async def part(request: Request, name: str) -> Response:  # noqa: ARG001
     if name not in _FILES:
         raise RequestError(404, "path", "not found", "see /docs")
     return Response(_content(name), media_type=_FILES[name], headers=_HEADERS)

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from image_reward.serving.api import ERRORS, MOST_FIELDS, BareRoute, read, rewards_of_one_prompt
+from image_reward.serving.api import ERRORS, MOST_FIELDS, read, rewards_of_one_prompt
 from image_reward.serving.errors import invalid
 from image_reward.serving.forms import check_returnable
 from image_reward.serving.openapi import IMAGE, ModelName, Prompt, Schema, list_of, whole
+from image_reward.serving.routes import BareRoute
 from image_reward.serving.service import Service
 from image_reward.types import Ranking
 
