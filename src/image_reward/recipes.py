@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
@@ -26,6 +27,8 @@ class Recipe:
     """The run's folder."""
     without_effect: ClassVar[tuple[str, ...]] = ()
     """Settings that may change between the parts of one run: its result does not depend on them."""
+    groups: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Groups of the settings in the help of a command: of each its first setting, and what it is about. Those before are in none."""
 
     def difference(self, other: Recipe) -> list[str]:
         """The settings that differ and affect the result: lines such as ``lr: 1e-05 there, 0.001 here``."""

@@ -36,7 +36,8 @@ class Tuning(Recipe):
     """How an image generator is tuned with a reward. The defaults guard against over-optimisation."""
 
     model: str = ""
-    """The generator: the folder of a text-to-image pipeline of diffusers, a hub id OWNER/NAME, or shapes-generator."""
+    """The generator, which is the --pipeline of `image-reward generate`: the folder of a text-to-image pipeline of diffusers, a hub id
+    OWNER/NAME, or shapes-generator. Scorers are named by --reward."""
     prompts: str = ""
     """Training prompts: a published set, a file, or of the shapes world "shapes:one" or "shapes:PROMPTS"."""
     held_out: str = ""
@@ -160,6 +161,16 @@ class Tuning(Recipe):
     log_every: int = 1
     """Steps between lines of the log."""
 
+    groups = {  # noqa: RUF012 - annotated by the base
+        "reward": ("reward", "What is rewarded, and what is watched beside it."),
+        "method": ("method", "How images are made, and where the gradients flow."),
+        "objective": ("objective", "What is minimised: the reward's loss, and what guards against over-optimisation."),
+        "lora": ("lora_rank", "Which weights are trained."),
+        "optimizer": ("max_steps", "Steps, and how each changes the weights."),
+        "compute": ("precision", "Precision, memory and device."),
+        "monitor": ("evaluate_every", "Evaluations on the held-out prompts, and when the run stops itself."),
+        "saving": ("save_every", "Saved states and the log."),
+    }
     without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "kohya", "cpu")
 
     def __post_init__(self) -> None:
