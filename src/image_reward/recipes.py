@@ -62,6 +62,20 @@ class Recipe:
             if not 0 <= value <= 1 or (below_one and value == 1):
                 raise InputError(f"{name} must be from 0 to {'less than ' if below_one else ''}1, not {value}")
 
+    def check_unused(self, is_so: bool, why: str, remedy: str, *names: str) -> None:
+        """Raise ``InputError`` if it is so, and one of these settings is not 0, empty or its default: it would be ignored without a word.
+
+        ``why`` and ``remedy``: the settings that leave it without effect, and what to change in them.
+        """
+        if not is_so:
+            return
+        for each in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, each.name)
+            if each.name in names and value and value != each.default:
+                raise InputError(
+                    f"{each.name} is {_toml(value)}, and {why}, so it would have no effect: leave {each.name} out, or {remedy}"
+                )
+
     def check_seed(self) -> None:
         seed = self.seed  # type: ignore[attr-defined]
         if not 0 <= seed < _HIGHEST_SEED:

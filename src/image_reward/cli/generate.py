@@ -149,6 +149,7 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
 
         if bool(self.prompt) == (self.prompts is not None):
             raise UsageError("give either prompts, each in quotes, or --prompts with a file or a published set")
+        self.check_used(bool(self.prompt), "PROMPT")
         for prompt in self.prompt:
             self.check_prompt(prompt, "Files and published sets of prompts are read by --prompts.")
         if self.prompts is None:

@@ -69,6 +69,8 @@ class Serve(SeveralModelOptions):
             raise UsageError(
                 f"--host {self.host} makes the service reachable from a network: give --token-file, or accept that with --without-token"
             )
+        if self.token_file is not None and self.without_token:
+            raise UsageError("--token-file and --without-token exclude each other: leave one of them out")
         flow_grpo = self.flow_grpo or self.flow_grpo_from_anywhere
         if flow_grpo and not is_local and not self.flow_grpo_from_anywhere:
             raise UsageError("--flow-grpo reads pickles, and is for this machine: use --host 127.0.0.1, or add --flow-grpo-from-anywhere")

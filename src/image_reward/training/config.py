@@ -128,6 +128,12 @@ class RewardTraining(Recipe):
             raise InputError("cache_features keeps the output of frozen layers, and freeze is 0")
         if self.cache_features and self.lora_rank:
             raise InputError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
+        self.check_unused(not self.lora_rank, "lora_rank is 0", "set lora_rank", "lora_alpha")
+        self.check_unused(bool(self.lora_rank), "lora_rank freezes all weights of the towers", "set lora_rank = 0", "freeze")
+        self.check_unused(
+            self.loss not in TIE_MODELS, f"the loss {self.loss} has no tie parameter", f"use the loss {' or '.join(TIE_MODELS)}", "tie_lr"
+        )
+        self.check_unused(bool(self.validation), "validation names the data", "leave validation out", "validation_share")
 
 
 @dataclass(frozen=True)
@@ -192,3 +198,7 @@ class MaskedLanguageTraining(Recipe):
         if not 0 < self.mask_ratio <= 1:
             raise InputError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
         self.check_share("short_share")
+        if self.own_vocabulary and self.network.vocab_size != BlipConfig.vocab_size:
+            raise InputError(
+                f"network.vocab_size is {self.network.vocab_size}, and own_vocabulary counts the tokens of the data: leave one of them out"
+            )
