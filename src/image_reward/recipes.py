@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
@@ -26,6 +27,8 @@ class Recipe:
     """The run's folder."""
     without_effect: ClassVar[tuple[str, ...]] = ()
     """Settings that may change between the parts of one run: its result does not depend on them."""
+    groups: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Groups of the settings in the help of a command: of each its first setting, and what it is about. Those before are in none."""
 
     def difference(self, other: Recipe) -> list[str]:
         """The settings that differ and affect the result: lines such as ``lr: 1e-05 there, 0.001 here``."""
@@ -58,6 +61,20 @@ class Recipe:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (below_one and value == 1):
                 raise InputError(f"{name} must be from 0 to {'less than ' if below_one else ''}1, not {value}")
+
+    def check_unused(self, is_so: bool, why: str, remedy: str, *names: str) -> None:
+        """Raise ``InputError`` if it is so, and one of these settings is not 0, empty or its default: it would be ignored without a word.
+
+        ``why`` and ``remedy``: the settings that leave it without effect, and what to change in them.
+        """
+        if not is_so:
+            return
+        for each in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, each.name)
+            if each.name in names and value and value != each.default:
+                raise InputError(
+                    f"{each.name} is {_toml(value)}, and {why}, so it would have no effect: leave {each.name} out, or {remedy}"
+                )
 
     def check_seed(self) -> None:
         seed = self.seed  # type: ignore[attr-defined]

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import io
 import re
-from dataclasses import dataclass, field
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Annotated
 
 import pytest
 import tyro
 
 from image_reward.cli import COMMANDS, main
-from image_reward.cli.help import CONFIG, without_empty_defaults, wrapped_help
+from image_reward.cli.groups import options_from, settings_from
+from image_reward.cli.help import CONFIG, prepare_help, wrapped_help
+from image_reward.training import MaskedLanguageTraining, RewardTraining
+from image_reward.tuning import Tuning
 
 SUBCOMMANDS = {
     "models": ("list", "path", "download", "verify", "convert", "info"),
@@ -71,7 +77,7 @@ class Command:
 
 def test_defaults_that_say_nothing_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):  # the second time changes nothing
-        without_empty_defaults(Command)
+        prepare_help(Command)
     with pytest.raises(SystemExit):
         tyro.cli(Command, args=["--help"], config=CONFIG)
     text = capsys.readouterr().out
@@ -82,7 +88,7 @@ def test_defaults_that_say_nothing_are_left_out(capsys: pytest.CaptureFixture[st
 
 def test_help_is_broken_between_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for command in EVERY:
+    for command in [[], *EVERY]:
         text = help_of(command, capsys)
         assert max(map(len, text.splitlines())) <= 80, command
 
@@ -108,3 +114,65 @@ def test_path_takes_names_alone(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(["models", "path"], capsys)
     assert "A registered name" in text
     assert "a file" not in text
+
+
+def boxes_of(command: list[str]) -> str:
+    """Help as a terminal shows it: tyro draws boxes where the output is UTF-8."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with redirect_stdout(output), pytest.raises(SystemExit):
+        main([*command, "--help"])
+    output.seek(0)
+    return output.read()
+
+
+GROUPS = {
+    "train": ["options", "network options", "weight options", "optimizer options", "compute options", "progress options"],
+    "pretrain": ["options", "network options", "model options", "optimizer options", "compute options"],
+    "tune": ["options", *(f"{name} options" for name in Tuning.groups)],
+}
+
+
+@pytest.mark.parametrize("command", GROUPS)
+def test_the_settings_of_a_recipe_are_in_groups(command: str) -> None:
+    text = boxes_of([command])
+    assert sorted(re.findall(r"╭─ (.*?) ─", text)) == sorted(GROUPS[command])
+    for group in text.split("╭─ ")[2:]:
+        assert 1 <= len(re.findall(r"^│ --", group, re.MULTILINE)) <= 18, group
+
+
+@pytest.mark.parametrize("command", EVERY, ids=" ".join)
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_help_is_made_of_paragraphs(command: list[str], columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line ends before the next word needs it to, no option is without a word, and no line of options is empty."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    boxes = re.findall(r"╭─ (?:\w+ )?(?:options|arguments) ─.*?╰", boxes_of(command), re.DOTALL)
+    assert boxes
+    for box in boxes:
+        lines = [line[2:-2] for line in box.splitlines()[1:-1]]
+        width = len(lines[0])
+        assert all(line.strip() for line in lines), box
+        for line, following in pairwise(lines):
+            if re.match(" {6}", line) and re.match(" {6}", following):
+                word = following.split()[0]
+                assert len(line.rstrip()) + 1 + len(word) > width, line
+            if re.match("--[^{]*$", line):  # its words are on this line or the next
+                assert re.search(r" {2,}[A-Za-z(].*[a-z]", line) or re.match(r" {6,}[A-Za-z(.[]", following), line
+
+
+def test_the_groups_hold_every_setting() -> None:
+    for settings in (Tuning(max_steps=7, betas=(0.5, 0.6)), RewardTraining(freeze=0.1), MaskedLanguageTraining(steps=3)):
+        options = options_from(settings)
+        assert settings_from(options, type(settings)) == settings
+        assert set(type(settings).groups) <= {each.name for each in fields(options)}
+
+
+def test_a_setting_that_makes_no_sense_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--model", "shapes-generator", "--batch-images", "0"]) == 2
+    assert "batch_images must be greater than 0, not 0" in capsys.readouterr().err
+
+
+def test_generate_and_tune_say_which_option_is_the_generator(capsys: pytest.CaptureFixture[str]) -> None:
+    generate, tune = (" ".join(help_of([command], capsys).replace("│", " ").split()) for command in ("generate", "tune"))
+    assert "--model STR The scorer; --pipeline is the generator." in generate
+    assert "--pipeline STR The generator, which is the --model of `image-reward tune`" in generate
+    assert "--model STR The generator, which is the --pipeline of `image-reward generate`" in tune

@@ -267,3 +267,17 @@ def test_several_models(model_folder: str) -> None:
     assert (one.name, other.name) == (Path(model_folder).name, "ImageReward-mini")
     assert one.batch_size == other.batch_size == 3
     assert tyro.cli(Several, config=CONFIG, args=[]).model == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["generate", "--prompts", "p.txt", "--pipeline", "shapes-generator", "--output", "new"], "PROMPT"),
+        (["verify-precision", "a.png", "--prompts", "p.txt", "--dtype", "bfloat16"], "--prompt"),
+        (["score-files", "rows.csv", "new"], "--prompt"),
+    ],
+    ids=lambda value: value[0],
+)
+def test_prompt_is_text_without_a_prompt_is_refused(arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--prompt-is-text"]) == 2
+    assert f"--prompt-is-text is about the text of {option}, which is not used: leave it out" in capsys.readouterr().err

@@ -42,6 +42,11 @@ def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureF
     assert message in errors
 
 
+def test_a_token_and_none_exclude_each_other(token_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--token-file", str(token_file), "--without-token"]) == 2
+    assert "--token-file and --without-token exclude each other" in capsys.readouterr().err
+
+
 def test_flow_grpo_knows_no_token(token_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, errors = failure(capsys, "--flow-grpo", "--token-file", str(token_file))
     assert (code, "exclude each other" in errors) == (2, True)

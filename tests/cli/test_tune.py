@@ -43,7 +43,7 @@ def options(pipeline: str, folder: Path, **changes: Any) -> list[str]:
     (folder / "prompts.txt").write_text("a cat\na dog\na cow\na hen\na fox\n")
     values = {
         "model": pipeline, "prompts": folder / "prompts.txt", "output": folder / "run", "reward": "ImageReward-mini", "denoising-steps": 2,
-        "height": 16, "width": 16, "max-steps": 2, "batch-images": 2, "micro-images": 2, "pretraining-samples": 2, "lora-rank": 2,
+        "height": 16, "width": 16, "max-steps": 2, "batch-images": 2, "micro-images": 2, "lora-rank": 2,
         "num-held-out": 2, "images-per-prompt": 1,
     } | changes  # fmt: skip
     return ["tune", "--cpu", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]

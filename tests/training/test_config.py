@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from image_reward.models.blip_config import BlipConfig
 from image_reward.training import MaskedLanguageTraining, RewardTraining
 
 
@@ -25,6 +26,11 @@ from image_reward.training import MaskedLanguageTraining, RewardTraining
         ({"lora_rank": 2, "shard": True}, "lora_rank and shard cannot be combined"),
         ({"cache_features": True, "freeze": 0.0}, "cache_features keeps the output of frozen layers, and freeze is 0"),
         ({"cache_features": True, "lora_rank": 2}, "cache_features needs frozen layers, and lora_rank changes every layer"),
+        ({"lora_alpha": 8.0}, "lora_alpha is 8.0, and lora_rank is 0, so it would have no effect: leave lora_alpha out, or set lora_rank"),
+        ({"lora_rank": 2, "freeze": 0.5}, "freeze is 0.5, and lora_rank freezes .*: leave freeze out, or set lora_rank = 0"),
+        ({"tie_lr": 0.1}, "tie_lr is 0.1, and the loss pairwise has no tie .*, or use the loss davidson or rao-kupper"),
+        ({"loss": "soft", "tie_lr": 0.1}, "tie_lr is 0.1, and the loss soft has no tie parameter"),
+        ({"validation": ("a",), "validation_share": 0.2}, "validation_share is 0.2, and validation names the data"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
@@ -40,6 +46,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
         ({"short_share": 1.1}, "short_share must be from 0 to 1, not 1.1"),
         ({"workers": -1}, "workers must be at least 0, not -1"),
         ({"seed": 2**32}, "seed must be at least 0 and less than"),
+        ({"own_vocabulary": True, "network": BlipConfig(vocab_size=99)}, "vocab_size is 99, and own_vocabulary counts .* leave one"),
     ],
 )
 def test_settings_of_pretraining_that_make_no_sense_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
@@ -50,6 +57,8 @@ def test_settings_of_pretraining_that_make_no_sense_are_refused_by_name(settings
 def test_the_ends_of_the_ranges_are_allowed() -> None:
     RewardTraining(freeze=1.0, validation_share=0.0, ema=0.0, clip=0.0, warmup_steps=0, seed=2**32 - 1)
     RewardTraining(start="scratch", freeze=0.0)
+    RewardTraining(loss="davidson", tie_lr=0.1)
+    RewardTraining(lora_rank=2, lora_alpha=8.0, freeze=0.0)
     MaskedLanguageTraining(mask_ratio=1.0, short_share=0.0)
 
 

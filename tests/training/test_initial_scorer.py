@@ -77,5 +77,7 @@ def test_a_trained_model_goes_on_from_its_raw_rewards(tmp_path: Path) -> None:
     fresh = initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), new_head=True))
     assert not torch.equal(fresh.network.mlp.layers[0].weight, scorer.network.mlp.layers[0].weight)
     assert torch.equal(fresh.network.blip.vision_proj.weight, scorer.network.blip.vision_proj.weight)
+    with pytest.raises(ValueError, match=r"model reads 35 tokens of a prompt, so max_tokens must be left out or be the same, not 20"):
+        initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), max_tokens=20))
     with pytest.raises(ValueError, match=r"\[network\] must be left out or be the same"):
         initial_scorer(squares.config(tmp_path, start=str(tmp_path / "model"), network=replace(squares.NETWORK, text_layers=1)))

@@ -74,6 +74,13 @@ def test_sixteen_comparisons_are_learnt_by_heart_from_scratch(tmp_path: Path, ca
     assert "holds a finished run" in capsys.readouterr().err
 
 
+def test_patience_without_validation_data_is_refused(tmp_path: Path) -> None:
+    config = squares.config(tmp_path / "run", patience=2, validation_share=0.0)
+    with pytest.raises(ValueError, match=r"patience is 2, and there are no validation data, .* leave patience out, or use some"):
+        train(config, squares.comparisons(8), [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_of_the_evaluations_is_kept_and_a_run_without_progress_stops(tmp_path: Path) -> None:
     # The rate is so low that nothing changes: no evaluation is better than the first.
     config = squares.config(tmp_path / "run", epochs=50, lr=1e-12, evaluate_every=2, patience=2)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -58,7 +59,7 @@ def log_of(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
         {"method": "sparse"},
         {"method": "draft", "grad_steps": 2},
         {"method": "draft", "repeats": 2},
-        {"method": "refl", "denoising_steps": 4, "target": None, "objective": "negative"},
+        {"method": "refl", "denoising_steps": 4, "target": None, "objective": "negative", "target_quantile": 0.9},
         {"method": "sparse", "lora_rank": 0, "lr": 2e-3},
         {"method": "sparse", "smoothing": 0.1},
     ],
@@ -110,9 +111,6 @@ def test_without_weight_of_the_reward_no_image_is_made_for_it(tmp_path: Path, mo
     lines = log_of(tmp_path / "control")
     assert all(line["pretraining"] > 0 and "reward" not in line and "margin" not in line for line in lines)
     assert (tmp_path / "control" / "report.html").exists()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    tiny_runs.run(tiny_runs.config(tmp_path / "nothing", reward_weight=0.0))  # the divergence alone is 0, and stays so
-    assert [line["drift"] for line in log_of(tmp_path / "nothing", "evaluation")] == [0.0, 0.0, 0.0]
 
 
 def test_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +165,7 @@ def test_a_run_whose_watched_scorer_falls_is_stopped_and_keeps_the_last_good_wei
         max_steps=30,
         evaluate_every=2,
         ema=0.0,
-        **UNGUARDED | {"auto_stop": True, "objective": "negative"},
+        **UNGUARDED | {"auto_stop": True, "objective": "negative", "target_quantile": 0.9},
     )
     pipe, own = tiny_pipelines.build("stable_diffusion")
     untuned = sample(pipe, "a red fox", steps=3, grad_steps=0, seed=1, **own)
@@ -224,7 +222,9 @@ def test_micro_batches_and_gradient_checkpointing_change_nothing(tmp_path: Path)
 
 
 def test_bfloat16(tmp_path: Path) -> None:
-    result = tiny_runs.run(tiny_runs.config(tmp_path / "run", precision="bf16", ema=0.0, **UNGUARDED | {"objective": "negative"}))
+    result = tiny_runs.run(
+        tiny_runs.config(tmp_path / "run", precision="bf16", ema=0.0, **UNGUARDED | {"objective": "negative", "target_quantile": 0.9})
+    )
     assert all(line["norm"] > 0 for line in log_of(tmp_path / "run"))
     assert result.reward > result.untuned_reward
 
@@ -378,14 +378,67 @@ def test_a_full_disk(tmp_path: Path) -> None:
         ({"method": "best-of", "candidates": 1}, "candidates must be at least 2"),
         ({"target": math.nan}, "target must be a finite number, not nan"),
         ({"objective": "negative", "target": 1.0}, "target is 1, and the objective negative has none"),
-        ({"lora_rank": 0, "kohya": True}, "kohya is set, and lora_rank 0 trains all weights without a LoRA"),
-        ({"lora_rank": 0, "lora_targets": ("to_q",)}, "lora_targets is set"),
-        ({"pretraining_images": "a.csv", "pretraining_weight": 0.0}, "pretraining_images is set, and pretraining_weight is 0"),
+        ({"lora_rank": 0, "kohya": True}, "kohya is true, and lora_rank 0 trains all weights without a LoRA"),
+        ({"lora_rank": 0, "lora_targets": ("to_q",)}, "lora_targets is .*: leave lora_targets out, or set lora_rank"),
+        ({"reward_weight": 0.0}, "reward_weight and pretraining_weight are 0, so nothing would be trained: set one of them above 0"),
+        ({"method": "refl", "reward_weight": 0.0, "pretraining_weight": 0.0}, "so nothing would be trained"),
+        ({"method": "best-of", "reward_weight": 0.0}, "so nothing would be trained"),
+        ({"pretraining_images": "a.csv", "pretraining_weight": 0.0}, 'pretraining_images is "a.csv", and pretraining_weight is 0'),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Tuning(**settings)
+
+
+WITHOUT_EFFECT: list[tuple[dict[str, Any], str, str]] = [
+    ({"method": "refl"}, "grad_steps", "use the method sparse or draft"),
+    ({"method": "best-of"}, "grad_steps", "use the method sparse or draft"),
+    ({"method": "sparse"}, "candidates", "use the method best-of"),
+    ({"method": "refl"}, "candidates", "use the method best-of"),
+    ({"method": "sparse"}, "repeats", "use the method draft with grad_steps 1, or best-of"),
+    ({"method": "refl"}, "repeats", "use the method draft with grad_steps 1, or best-of"),
+    ({"method": "draft", "grad_steps": 2}, "repeats", "use the method draft with grad_steps 1, or best-of"),
+    ({"method": "best-of"}, "objective", "use another method"),
+    ({"method": "best-of"}, "target", "use another method"),
+    ({"method": "best-of"}, "target_quantile", "use another method"),
+    ({"method": "best-of"}, "margin_weight", "use another method"),
+    ({"method": "best-of"}, "kl_weight", "use another method"),
+    ({"method": "best-of"}, "smoothing", "use another method"),
+    ({"method": "refl"}, "target_quantile", "use another method, or a margin_weight above 0"),
+    ({"margin_weight": 0.0, "target": 1.0}, "target_quantile", "leave target out"),
+    ({"objective": "negative"}, "target_quantile", "use the objective hinge"),
+    ({"lora_rank": 0}, "lora_alpha", "set lora_rank"),
+    ({"reward_weight": 0.0, "pretraining_weight": 1.0}, "kl_weight", "set reward_weight above 0"),
+    ({"reward_weight": 0.0, "pretraining_weight": 1.0}, "margin_weight", "set reward_weight above 0"),
+    ({"reward_weight": 0.0, "pretraining_weight": 1.0}, "smoothing", "set reward_weight above 0"),
+    ({"reward_weight": 0.0, "pretraining_weight": 1.0}, "objective", "set reward_weight above 0"),
+    ({}, "pretraining_samples", "set pretraining_weight above 0"),
+    ({"method": "refl", "pretraining_weight": 0.0}, "pretraining_samples", "set pretraining_weight above 0"),
+    ({"pretraining_images": "a.csv"}, "pretraining_samples", "leave it out"),
+    ({}, "combine", "name several scorers as reward"),
+    ({"held_out": "DrawBench"}, "held_out_share", "leave held_out out"),
+    ({"auto_stop": False}, "patience", "turn auto_stop on"),
+]
+SET: dict[str, Any] = {"objective": "negative", "combine": "conservative"}
+"""Values other than the default, where it is no number."""
+
+
+@pytest.mark.parametrize(("settings", "name", "remedy"), WITHOUT_EFFECT, ids=lambda value: value if isinstance(value, str) else None)
+def test_settings_without_effect_are_refused(settings: dict[str, Any], name: str, remedy: str) -> None:
+    others = {"held_out_share": 0.2, "target_quantile": 0.7}
+    Tuning(**settings)  # which make sense without it
+    with pytest.raises(InputError, match=rf"^{name} is .*leave {name} out, or .*{re.escape(remedy)}$"):
+        Tuning(**settings | {name: SET.get(name, others.get(name, 5))})
+
+
+@pytest.mark.parametrize("method", ["sparse", "draft", "refl", "best-of"])
+@pytest.mark.parametrize("changes", [{}, {"pretraining_weight": 1.0}, {"pretraining_weight": 1.0, "reward_weight": 0.0}])
+def test_what_a_method_resolves_to_is_accepted(method: Literal["sparse", "draft", "refl", "best-of"], changes: dict[str, float]) -> None:
+    resolved = Tuning(method=method, **changes).resolved()  # type: ignore[arg-type]
+    assert resolved.resolved() == resolved
+    if resolved.reward_weight == 0:
+        assert (resolved.margin_weight, resolved.kl_weight, resolved.target) == (0, 0, None)
 
 
 def test_the_objective_without_a_target_has_none_by_default() -> None:

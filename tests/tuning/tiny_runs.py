@@ -78,15 +78,18 @@ def config(folder: Path, **changes: Any) -> Tuning:
         "max_steps": 6,
         "batch_images": 4,
         "micro_images": 2,
-        "pretraining_samples": 4,
-        "candidates": 3,
         "lora_rank": 4,
         "lr": 2e-2,
         "evaluate_every": 3,
         "num_held_out": 2,
         "cpu": True,
-    }
-    return Tuning(**values | changes)
+    } | changes
+    if values.get("method") == "best-of":
+        values = {"candidates": 3} | values
+    is_pretrained = values.get("pretraining_weight", float(values.get("method") == "refl"))
+    if is_pretrained and not values.get("pretraining_images"):
+        values = {"pretraining_samples": 4} | values
+    return Tuning(**values)
 
 
 def run(settings: Tuning, **options: Any) -> TuningResult:

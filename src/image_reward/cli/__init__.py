@@ -22,7 +22,7 @@ COMMANDS = {
     "report": "Summarize the rows that score-files scored.",
     "serve": "Serve rewards over HTTP, to programs and to people.",
     "models": "List, download, verify, convert and describe models.",
-    "data": "Check and split human rankings.",
+    "data": "Check, convert and split human rankings.",
     "pretrain": "Pretrain a network from scratch by masked language modelling.",
     "train": "Train a reward model on human rankings.",
     "evaluate": "Measure how well scorers agree with human rankings.",
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Any:
     """The command that the arguments spell. Help, and usage that cannot be parsed, exit with 0 and 2."""
     import tyro
 
-    from image_reward.cli.help import CONFIG, without_empty_defaults, wrapped_help
+    from image_reward.cli.help import CONFIG, prepare_help, wrapped_help
     from image_reward.cli.options import UsageError
     from image_reward.cli.outputs import check_outputs
     from image_reward.cli.repeated import refuse_repeated
@@ -109,11 +109,13 @@ def parse(arguments: Sequence[str]) -> Any:
     command = command_class(name)
     refuse_repeated(name, command, arguments[1:])
     default = command.defaults(arguments[1:]) if hasattr(command, "defaults") else None
-    without_empty_defaults(command)
+    prepare_help(command)
     try:
         with wrapped_help():
             parsed = tyro.cli(command, prog=f"{PROGRAM} {name}", args=list(arguments[1:]), default=default, config=CONFIG)
-    except InputError as error:  # what a class of settings says of values that tyro filled in
+        if hasattr(parsed, "check_settings"):
+            parsed.check_settings()
+    except InputError as error:  # what a class of settings says of its values
         raise UsageError(str(error)) from None
     check_outputs(parsed)
     return parsed

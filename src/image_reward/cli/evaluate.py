@@ -53,7 +53,7 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
     ] = ()
     limit: int | None = None
     """Use only the first N comparisons."""
-    k: tuple[int, ...] | None = None
+    k: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="[INT [INT ...]]")] = None
     """Values of k for recall@k and filter@k; by default those of 1, 2 and 4 below the largest number of images of a prompt."""
     predicted_ties: Literal["wrong", "half", "excluded"] = "wrong"
     """How accuracies count a pair that the annotators ordered and the model gives equal rewards."""

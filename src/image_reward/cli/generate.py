@@ -13,6 +13,8 @@ import tyro
 
 from image_reward.addresses import Address
 from image_reward.cli.options import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
     ModelOptions,
     OutputOptions,
     PromptOptions,
@@ -74,6 +76,7 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
     The images are PROMPT_ID_RANK.png, as `image-reward benchmark` reads them, with prompt, seed and reward as text of the PNG.
     """
 
+    model: Annotated[str, tyro.conf.arg(help=f"The scorer; --pipeline is the generator. {MODEL_HELP}")] = DEFAULT_MODEL
     prompt: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
@@ -81,7 +84,11 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
     ] = ()
     prompts: PromptSet = None
     pipeline: Annotated[
-        str, tyro.conf.arg(help="A text-to-image pipeline of diffusers: a folder, a hub id OWNER/NAME, or shapes-generator.")
+        str,
+        tyro.conf.arg(
+            help="The generator, which is the --model of `image-reward tune`: a text-to-image pipeline of diffusers, as a folder, a hub id "
+            "OWNER/NAME, or shapes-generator."
+        ),
     ]
     output: Path
     """Folder for the images. Nothing in it is overwritten."""
@@ -142,6 +149,7 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
 
         if bool(self.prompt) == (self.prompts is not None):
             raise UsageError("give either prompts, each in quotes, or --prompts with a file or a published set")
+        self.check_used(bool(self.prompt), "PROMPT")
         for prompt in self.prompt:
             self.check_prompt(prompt, "Files and published sets of prompts are read by --prompts.")
         if self.prompts is None:

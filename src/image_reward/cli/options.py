@@ -351,6 +351,11 @@ class PromptOptions:
     prompt_is_text: bool = False
     """Accept a prompt that is empty, or that is or looks like the name of a file."""
 
+    def check_used(self, has_prompts: bool, option: str) -> None:
+        """Raise ``UsageError`` for --prompt-is-text where the command line has no prompts; ``option``: what would bring some."""
+        if self.prompt_is_text and not has_prompts:
+            raise UsageError(f"--prompt-is-text is about the text of {option}, which is not used: leave it out")
+
     def check_prompt(self, prompt: str, instead: str) -> None:
         """Raise ``UsageError`` for an empty prompt and for one that names a file; ``instead`` says where files go."""
         if self.prompt_is_text:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from image_reward.cli.recipes import from_recipe, read_training_data
+from image_reward.cli.groups import options_from, options_of, settings_from
+from image_reward.cli.recipes import RecipeCommand, read_training_data
 from image_reward.training import MaskedLanguageTraining
+
+if TYPE_CHECKING:
+    _Options = Any
+else:
+    _Options = options_of(MaskedLanguageTraining)
 
 
 @dataclass(frozen=True)
-class Pretrain:
+class Pretrain(RecipeCommand):
     """Pretrain a network from random weights by masked language modelling on the best-ranked images of human rankings.
 
     To train from the result: image-reward train --start OUTPUT.
 
-    Several processes: torchrun --nproc-per-node NUMBER -m image_reward.cli pretrain …
+    Several processes: torchrun --nproc-per-node N -m image_reward.cli pretrain …
     """
 
-    recipe: Path | None = None
-    """A TOML file with any of the settings below; options on the command line take precedence."""
-    training: Annotated[MaskedLanguageTraining, tyro.conf.arg(name="")] = field(default_factory=MaskedLanguageTraining)
+    options: Annotated[_Options, tyro.conf.arg(name="")] = field(default_factory=lambda: options_from(MaskedLanguageTraining()))
+    kind = MaskedLanguageTraining
 
-    @classmethod
-    def defaults(cls, arguments: Sequence[str]) -> Pretrain:
-        return cls(*from_recipe(arguments, MaskedLanguageTraining()))
+    @property
+    def training(self) -> MaskedLanguageTraining:
+        return settings_from(self.options, MaskedLanguageTraining)
 
     def run(self) -> int:
         from image_reward.training import pretrain

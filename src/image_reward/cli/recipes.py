@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from image_reward.cli.groups import options_from, settings_from
 from image_reward.cli.options import UsageError
 from image_reward.errors import InputError
 from image_reward.recipes import Recipe, read_toml
@@ -16,6 +18,26 @@ if TYPE_CHECKING:
     from image_reward.types import Comparison
 
 Settings = TypeVar("Settings", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class RecipeCommand:
+    """For commands that train: their settings come from a recipe, their options, or both."""
+
+    recipe: Path | None = None
+    """A TOML file with any of the settings below; options on the command line take precedence."""
+    options: Any = None
+    """The settings, as ``options_of`` their class ``kind``."""
+    kind: ClassVar[type[Recipe]]
+
+    def check_settings(self) -> None:
+        """Raise ``InputError`` for values that make no sense."""
+        settings_from(self.options, self.kind)
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> Any:
+        recipe, settings = from_recipe(arguments, cls.kind())
+        return cls(recipe, options_from(settings))
 
 
 def from_recipe(arguments: Sequence[str], defaults: Settings) -> tuple[Path | None, Settings]:

@@ -131,6 +131,7 @@ class ScoreFiles(SeveralModelOptions, OutputOptions, PromptOptions):
             value = values[name]
             if isinstance(value, int) and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+        self.check_used(self.row.prompt is not None, "--prompt")
         if self.row.prompt is not None:
             self.check_prompt(self.row.prompt, "--prompt takes the text of one prompt for all rows.")
         suffix = Address.parse(self.output).suffix.lower()

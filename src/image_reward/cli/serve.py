@@ -35,6 +35,7 @@ class Serve(SeveralModelOptions):
     host: str = "127.0.0.1"
     """The address to listen at. Any other than this machine's own needs --token-file."""
     port: int = 8000
+    """The port to listen at; 0 takes a free one."""
     token_file: Path | None = None
     """A file that holds the token which clients must send as `Authorization: Bearer TOKEN`."""
     without_token: bool = False
@@ -51,10 +52,10 @@ class Serve(SeveralModelOptions):
     """Open the page in a browser, if this machine has one."""
     decoders: int | None = None
     """Threads that open images; by default as many as there are cores, at most 8."""
-    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    limits: Annotated[tyro.conf.OmitArgPrefixes[Limits], tyro.conf.arg(name="limit")] = field(default_factory=Limits)
     engine: Literal["local", "ray"] = "local"
     """local: this process. ray: copies of the service on a Ray cluster, to which the limits apply one by one."""
-    copies: tyro.conf.OmitArgPrefixes[Replicas] = field(default_factory=Replicas)
+    copies: Annotated[tyro.conf.OmitArgPrefixes[Replicas], tyro.conf.arg(name="replica")] = field(default_factory=Replicas)
 
     def run(self) -> int:
         if missing := [name for name in _PACKAGES if find_spec(name) is None]:
@@ -68,6 +69,8 @@ class Serve(SeveralModelOptions):
             raise UsageError(
                 f"--host {self.host} makes the service reachable from a network: give --token-file, or accept that with --without-token"
             )
+        if self.token_file is not None and self.without_token:
+            raise UsageError("--token-file and --without-token exclude each other: leave one of them out")
         flow_grpo = self.flow_grpo or self.flow_grpo_from_anywhere
         if flow_grpo and not is_local and not self.flow_grpo_from_anywhere:
             raise UsageError("--flow-grpo reads pickles, and is for this machine: use --host 127.0.0.1, or add --flow-grpo-from-anywhere")

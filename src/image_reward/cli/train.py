@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from image_reward.cli.recipes import from_recipe, read_sources, read_training_data
+from image_reward.cli.groups import options_from, options_of, settings_from
+from image_reward.cli.recipes import RecipeCommand, read_sources, read_training_data
 from image_reward.training import RewardTraining
+
+if TYPE_CHECKING:
+    _Options = Any
+else:
+    _Options = options_of(RewardTraining)
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(RecipeCommand):
     """Train a reward model on human rankings. The same command again resumes an interrupted run.
 
-    Several GPUs: torchrun --nproc-per-node NUMBER -m image_reward.cli train …
+    Several GPUs: torchrun --nproc-per-node N -m image_reward.cli train …
     """
 
-    recipe: Path | None = None
-    """A TOML file with any of the settings below; options on the command line take precedence."""
-    training: Annotated[RewardTraining, tyro.conf.arg(name="")] = field(default_factory=RewardTraining)
+    options: Annotated[_Options, tyro.conf.arg(name="")] = field(default_factory=lambda: options_from(RewardTraining()))
+    kind = RewardTraining
 
-    @classmethod
-    def defaults(cls, arguments: Sequence[str]) -> Train:
-        return cls(*from_recipe(arguments, RewardTraining()))
+    @property
+    def training(self) -> RewardTraining:
+        return settings_from(self.options, RewardTraining)
 
     def run(self) -> int:
         from image_reward.training import train

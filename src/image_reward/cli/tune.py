@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from image_reward.cli.groups import options_from, options_of, settings_from
 from image_reward.cli.options import UsageError, print_notices
-from image_reward.cli.recipes import from_recipe
+from image_reward.cli.recipes import RecipeCommand
 from image_reward.tuning import Tuning
+
+if TYPE_CHECKING:
+    _Options = Any
+else:
+    _Options = options_of(Tuning)
 
 
 @dataclass(frozen=True)
-class Tune:
+class Tune(RecipeCommand):
     """Tune an image generator with a reward, watched on held-out prompts. The same command again resumes an interrupted run.
 
-    The run's folder gets a page that is rewritten at each evaluation, and a LoRA that diffusers loads. Several GPUs: torchrun
-    --nproc-per-node NUMBER -m image_reward.cli tune …
+    The run's folder gets a page that is rewritten at each evaluation, and a LoRA that diffusers loads.
+
+    Several GPUs: torchrun --nproc-per-node N -m image_reward.cli tune …
     """
 
-    recipe: Path | None = None
-    """A TOML file with any of the settings below; options on the command line take precedence."""
     dry_run: bool = False
     """Print the memory that the run needs, part by part, and its number of steps. No weight is loaded."""
-    tuning: Annotated[Tuning, tyro.conf.arg(name="")] = field(default_factory=Tuning)
+    options: Annotated[_Options, tyro.conf.arg(name="")] = field(default_factory=lambda: options_from(Tuning()))
+    kind = Tuning
 
-    @classmethod
-    def defaults(cls, arguments: Sequence[str]) -> Tune:
-        recipe, tuning = from_recipe(arguments, Tuning())
-        return cls(recipe, tuning=tuning)
+    @property
+    def tuning(self) -> Tuning:
+        return settings_from(self.options, Tuning)
 
     def run(self) -> int:
         from image_reward.tuning.pipelines import SHAPES_GENERATOR, check_pipeline

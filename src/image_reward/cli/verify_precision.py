@@ -77,6 +77,7 @@ class VerifyPrecision(ModelOptions, ReportOptions, PromptOptions):
         return 0
 
     def _check_usage(self) -> None:
+        self.check_used(bool(self.prompt), "--prompt")
         for prompt in self.prompt:
             self.check_prompt(prompt, "--prompts reads prompts from a file.")
         if not self.prompt and not self.prompts:

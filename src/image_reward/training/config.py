@@ -103,6 +103,14 @@ class RewardTraining(Recipe):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to these."""
 
+    groups = {  # noqa: RUF012 - annotated by the base
+        "weight": ("start", "Where the weights come from, and which are trained."),
+        "optimizer": ("loss", "What is minimised, and how each step changes the weights."),
+        "compute": ("precision", "Precision, memory, device and the reading of images."),
+        "progress": ("evaluate_every", "Evaluations, saved states and the log."),
+    }
+    without_effect = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
+
     def __post_init__(self) -> None:
         self.check_positive("epochs", "batch_images", "micro_images", "lr", "tie_lr", "save_every", "log_every", "max_tokens")
         self.check_not_negative("warmup_steps", "weight_decay", "clip", "lora_rank", "workers", "patience", "cache_mib")
@@ -120,8 +128,12 @@ class RewardTraining(Recipe):
             raise InputError("cache_features keeps the output of frozen layers, and freeze is 0")
         if self.cache_features and self.lora_rank:
             raise InputError("cache_features needs frozen layers, and lora_rank changes every layer: choose one")
-
-    without_effect = ("output", "workers", "log_every", "trackers", "cache_mib", "save_every", "cpu")
+        self.check_unused(not self.lora_rank, "lora_rank is 0", "set lora_rank", "lora_alpha")
+        self.check_unused(bool(self.lora_rank), "lora_rank freezes all weights of the towers", "set lora_rank = 0", "freeze")
+        self.check_unused(
+            self.loss not in TIE_MODELS, f"the loss {self.loss} has no tie parameter", f"use the loss {' or '.join(TIE_MODELS)}", "tie_lr"
+        )
+        self.check_unused(bool(self.validation), "validation names the data", "leave validation out", "validation_share")
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ class MaskedLanguageTraining(Recipe):
     """Restrict the vocabulary to the tokens of the data, which makes a small model much smaller; all others become [UNK]."""
 
     steps: int = 10_000
+    """Steps of the optimizer."""
     batch_images: int = 48
     """Images in a step, over all processes."""
     views: int = 2
@@ -172,6 +185,12 @@ class MaskedLanguageTraining(Recipe):
     log_every: int = 100
     """Steps between lines of the log."""
 
+    groups = {  # noqa: RUF012 - annotated by the base
+        "model": ("max_tokens", "What the model reads; its sizes are below."),
+        "optimizer": ("steps", "Steps, what is masked, and how each step changes the weights."),
+        "compute": ("cache_mib", "Memory, device and the log."),
+    }
+
     def __post_init__(self) -> None:
         self.check_positive("steps", "batch_images", "views", "lr", "max_tokens", "clip", "log_every")
         self.check_not_negative("warmup_steps", "weight_decay", "workers", "cache_mib")
@@ -179,3 +198,7 @@ class MaskedLanguageTraining(Recipe):
         if not 0 < self.mask_ratio <= 1:
             raise InputError(f"mask_ratio must be above 0 and at most 1, not {self.mask_ratio}")
         self.check_share("short_share")
+        if self.own_vocabulary and self.network.vocab_size != BlipConfig.vocab_size:
+            raise InputError(
+                f"network.vocab_size is {self.network.vocab_size}, and own_vocabulary counts the tokens of the data: leave one of them out"
+            )

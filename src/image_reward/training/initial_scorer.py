@@ -38,6 +38,11 @@ def initial_scorer(config: RewardTraining) -> ImageRewardScorer:
         known = replace(stored or registered or own, reward=raw)
         if config.network not in (BlipConfig(), known.network):
             raise InputError(f"{config.start} has a network of its own sizes, so [network] must be left out or be the same")
+        if config.max_tokens not in (RewardTraining.max_tokens, known.max_tokens):
+            raise InputError(
+                f"{config.start} reads {known.max_tokens} tokens of a prompt, so max_tokens must be left out or be the same, not "
+                f"{config.max_tokens}"
+            )
     # Copies: the file is memory-mapped, and training writes.
     tensors = {k: v.float().clone() if v.is_floating_point() else v for k, v in tensors.items()}
     scorer = ImageRewardScorer.from_tensors(tensors, known, str(path), hint, name=name)

@@ -36,7 +36,8 @@ class Tuning(Recipe):
     """How an image generator is tuned with a reward. The defaults guard against over-optimisation."""
 
     model: str = ""
-    """The generator: the folder of a text-to-image pipeline of diffusers, a hub id OWNER/NAME, or shapes-generator."""
+    """The generator, which is the --pipeline of `image-reward generate`: the folder of a text-to-image pipeline of diffusers, a hub id
+    OWNER/NAME, or shapes-generator. Scorers are named by --reward."""
     prompts: str = ""
     """Training prompts: a published set, a file, or of the shapes world "shapes:one" or "shapes:PROMPTS"."""
     held_out: str = ""
@@ -160,6 +161,16 @@ class Tuning(Recipe):
     log_every: int = 1
     """Steps between lines of the log."""
 
+    groups = {  # noqa: RUF012 - annotated by the base
+        "reward": ("reward", "What is rewarded, and what is watched beside it."),
+        "method": ("method", "How images are made, and where the gradients flow."),
+        "objective": ("objective", "What is minimised: the reward's loss, and what guards against over-optimisation."),
+        "lora": ("lora_rank", "Which weights are trained."),
+        "optimizer": ("max_steps", "Steps, and how each changes the weights."),
+        "compute": ("precision", "Precision, memory and device."),
+        "monitor": ("evaluate_every", "Evaluations on the held-out prompts, and when the run stops itself."),
+        "saving": ("save_every", "Saved states and the log."),
+    }
     without_effect = ("output", "log_every", "save_every", "keep_checkpoints", "kohya", "cpu")
 
     def __post_init__(self) -> None:
@@ -217,17 +228,78 @@ class Tuning(Recipe):
         (0.001, 1.0)
         """
         own = {"pretraining_weight": 1.0 if self.pretraining_images else 0.0} | DEFAULTS[self.method]
-        if self.objective == "negative":
+        if self.objective == "negative" or self.reward_weight == 0:
             own.pop("target", None)
+        if self.reward_weight == 0:
+            own |= {"margin_weight": 0.0, "kl_weight": 0.0}
         return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     def _check_without_effect(self) -> None:
         """Raise ``InputError`` for settings that others leave without effect."""
+        self._check_weights()
+        self._check_method()
         if self.target is not None and self.objective == "negative":
             raise InputError(
                 f"target is {self.target:g}, and the objective negative has none: leave target out, or use the objective hinge"
             )
-        if not self.lora_rank and (unused := [name for name in ("lora_alpha", "lora_targets", "kohya") if getattr(self, name)]):
-            raise InputError(f"{unused[0]} is set, and lora_rank 0 trains all weights without a LoRA: leave it out, or set lora_rank")
-        if self.pretraining_images and self.pretraining_weight == 0:
-            raise InputError("pretraining_images is set, and pretraining_weight is 0: leave one of them out")
+        margin_weight = DEFAULTS[self.method]["margin_weight"] if self.margin_weight is None else self.margin_weight
+        if self.objective == "negative":
+            self.check_unused(True, "the objective negative has no target", "use the objective hinge", "target_quantile")
+        elif not margin_weight:  # whose target is the quantile of margins, whatever that of the reward is
+            self.check_unused(self.target is not None, "target is the target", "leave target out", "target_quantile")
+            self.check_unused(
+                "target" in DEFAULTS[self.method],
+                f"the method {self.method} has a target of its own",
+                "use another method, or a margin_weight above 0",
+                "target_quantile",
+            )
+        self.check_unused(
+            not self.lora_rank, "lora_rank 0 trains all weights without a LoRA", "set lora_rank", "lora_alpha", "lora_targets", "kohya"
+        )
+        self.check_unused(len(self.reward) < 2, "there is a single reward", "name several scorers as reward", "combine")
+        self.check_unused(bool(self.held_out), "held_out names the prompts that are held out", "leave held_out out", "held_out_share")
+        self.check_unused(not self.auto_stop, "without auto_stop the run never stops itself", "turn auto_stop on", "patience")
+
+    def _check_weights(self) -> None:
+        reward_weight, pretraining_weight = (
+            own if (own := getattr(self, name)) is not None else DEFAULTS[self.method].get(name, instead)
+            for name, instead in (("reward_weight", 0.0), ("pretraining_weight", float(bool(self.pretraining_images))))
+        )
+        if not reward_weight and not pretraining_weight:
+            raise InputError("reward_weight and pretraining_weight are 0, so nothing would be trained: set one of them above 0")
+        losses = ("margin_weight", "kl_weight", "smoothing", "target", "target_quantile", "objective")
+        self.check_unused(not reward_weight, "reward_weight is 0", "set reward_weight above 0", *losses)
+        self.check_unused(
+            not pretraining_weight,
+            "pretraining_weight is 0",
+            "set pretraining_weight above 0",
+            "pretraining_images",
+            "pretraining_samples",
+        )
+        self.check_unused(bool(self.pretraining_images), "pretraining_images names the images", "leave it out", "pretraining_samples")
+
+    def _check_method(self) -> None:
+        method = self.method
+        has = f"the method {method} has"
+        if method in ("refl", "best-of") and self.grad_steps not in (None, own := DEFAULTS[method]["grad_steps"]):
+            what = "one denoising step with gradients" if own else "no denoising step with gradients"
+            raise InputError(f"grad_steps is {self.grad_steps}, and {has} {what}: leave grad_steps out, or use the method sparse or draft")
+        self.check_unused(method != "best-of", f"{has} no candidates", "use the method best-of", "candidates")
+        is_repeated = method == "best-of" or (method == "draft" and self.grad_steps in (None, 1))
+        self.check_unused(
+            not is_repeated,
+            f"{'the method draft with several grad_steps' if method == 'draft' else f'the method {method}'} repeats nothing",
+            "use the method draft with grad_steps 1, or best-of",
+            "repeats",
+        )
+        self.check_unused(
+            method == "best-of",
+            f"{has} only the loss of the best images",
+            "use another method",
+            "objective",
+            "target",
+            "target_quantile",
+            "margin_weight",
+            "kl_weight",
+            "smoothing",
+        )
