@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from image_reward.config import TieConfig
 from image_reward.displays import properties_html
 from image_reward.errors import ImageReadError, InputError, RewardError
-from image_reward.images import ImageLike, unique_images
+from image_reward.images import ImageLike, describe, unique_images
 from image_reward.metrics import win_probability
 from image_reward.prompts import check_prompts, long_prompt_warnings_suppressed
+from image_reward.scorers.outcomes import not_finite, of_image, outcome_of
 from image_reward.types import Preference, Ranking
 
 if TYPE_CHECKING:
@@ -96,12 +97,17 @@ class Scorer(nn.Module, ABC, Generic[B]):
     """What ``load`` computes in where nothing is asked for."""
     default_batch_sizes: tuple[int, int] = (8, 64)
     """Of ``load``: on a CPU, and elsewhere."""
+    batch_size_by_trial: bool = True
+    """Whether jobs may find the fastest batch size by trial; False where a single batch takes long."""
     is_spread: bool = False
     """Whether its parts are on several devices, where they must stay."""
 
     @abstractmethod
     def forward(self, batch: B) -> Tensor:
-        """Rewards [N] of a batch of N rows on any device, float32, differentiable where the network is."""
+        """Rewards [N] of a batch of N rows on any device, float32, differentiable where the network is.
+
+        Raises ``RefusedRowsError`` where single rows have no reward, with the rewards of the others.
+        """
 
     def __setattr__(self, name: str, value: Any) -> None:
         # ``nn.Module`` files a module under its name before it looks for a property of that name, which would go on answering as before.
@@ -244,6 +250,7 @@ class Scorer(nn.Module, ABC, Generic[B]):
         getattr(self.prepare, "check", check_prompts)(prompts)
         with long_prompt_warnings_suppressed():
             (rewards,) = score_rows(
+                [self.name],
                 prompts,
                 images,
                 self.batch_size,
@@ -251,7 +258,6 @@ class Scorer(nn.Module, ABC, Generic[B]):
                 lambda prompts, images: [self.prepare(prompts, images)],
                 lambda batches: [self(batch) for batch in batches],
             )
-        check_finite(rewards, self.name)
         return rewards.tolist()
 
     def check_evaluating(self) -> None:
@@ -261,22 +267,24 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
 
 def score_rows(
+    names: Sequence[str],
     prompts: Sequence[str],
     images: Sequence[ImageLike],
     batch_size: int,
     whole_images: bool,
     prepare: Callable[[Sequence[str], Sequence[ImageLike]], Sequence[Any]],
     forward: Callable[[Sequence[Any]], Sequence[Tensor]],
-    num_scorers: int = 1,
 ) -> Tensor:
-    """The rewards [num_scorers, N] of aligned prompts and images, on the CPU: the one loop from rows to rewards.
+    """The rewards [M, N] of aligned prompts and images by M scorers, on the CPU: the one loop from rows to rewards.
 
-    ``prepare`` makes batches of some of the rows, and ``forward`` gives the rewards of each scorer for them. Rounding depends on what
-    shares a batch, so equal rows are computed once: copies of an image get one reward, and keep their order.
+    ``prepare`` makes batches of some of the rows, and ``forward`` gives the rewards of each scorer for them; ``names`` are the scorers'.
+    Rounding depends on what shares a batch, so equal rows are computed once: copies of an image get one reward, and keep their order.
+
+    Raises what these raise, and ``RewardError`` that names the image for a row without a reward.
     """
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-    rewards = torch.empty(num_scorers, len(prompts), dtype=torch.float32, device="cpu")
+    rewards = torch.empty(len(names), len(prompts), dtype=torch.float32, device="cpu")
     # A row is equal to an earlier one if prompt and image are the same, which shows now, or if the scorers see the same in it (a copy of
     # the image under another name), which shows when it has been prepared.
     first_asked: dict[Hashable, int] = {}
@@ -289,8 +297,10 @@ def score_rows(
             rows_of.setdefault(image, []).append(row)
     groups = list(rows_of.values()) if whole_images else [[row] for rows in rows_of.values() for row in rows]
     with inference():
-        for start in range(0, len(groups), batch_size):
+        start = 0
+        while start < len(groups):
             rows = [row for group in groups[start : start + batch_size] for row in group]
+            start += batch_size
             batches = prepare([prompts[row] for row in rows], [images[row] for row in rows])
             keys = [known for batch in batches if (known := keys_of(batch)) is not None]
             if len(keys) == len(batches):
@@ -299,17 +309,20 @@ def score_rows(
                 new = [place for place, row in enumerate(rows) if equal_to[row] == row]
                 if len(new) < len(rows):
                     rows, batches = [rows[place] for place in new], [batch.select(new) for batch in batches]
-            if rows:
-                rewards[:, rows] = torch.stack([scored.float().cpu() for scored in forward(batches)])
+            if not rows:
+                continue
+            outcome = outcome_of(names, forward, batches)
+            for place, reason in sorted(outcome.reasons.items()):
+                raise of_image(reason, describe(images[rows[place]]))
+            rewards[:, rows] = outcome.rewards
+            batch_size = min(batch_size, outcome.num_at_once or batch_size)
     return rewards[:, [equal_to[row] for row in equal_to]]
 
 
 def check_finite(rewards: Tensor, name: str) -> None:
     """Raise ``RewardError`` rather than return a reward that is NaN or infinite."""
     if not bool(rewards.isfinite().all()):
-        raise RewardError(
-            f"{name} gave a reward that is not a finite number; float16 overflows on some weights: use dtype float32 or bfloat16"
-        )
+        raise not_finite(name)
 
 
 def prompts_for(pixels: Tensor, prompts: str | Sequence[str]) -> list[str]:

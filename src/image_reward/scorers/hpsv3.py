@@ -25,7 +25,7 @@ from image_reward.errors import CheckpointError
 from image_reward.images import ImageLike, ImageOptions
 from image_reward.metrics import uncertain_win_probability
 from image_reward.prompts import long_prompt_warnings_suppressed
-from image_reward.scorers.base import check_finite, score_rows
+from image_reward.scorers.base import score_rows
 from image_reward.scorers.spec import Devices
 from image_reward.scorers.vision_language import (
     ChatTemplate,
@@ -151,15 +151,14 @@ class HPSv3Scorer(VisionLanguageScorer):
 
         with long_prompt_warnings_suppressed():
             judged = score_rows(
+                [self.name] * 2,
                 aligned,
                 images,
                 self.batch_size,
                 self.whole_images,
                 lambda prompts, images: [self.prepare(prompts, images)],
                 both,
-                num_scorers=2,
             )
-        check_finite(judged, self.name)
         return Judgement(*judged)
 
     def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Preference:
