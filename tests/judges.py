@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 
@@ -27,6 +29,16 @@ SCORES = (
 """Pieces of an answer to the question about an image: one of each row, in order."""
 BAD_SCORES = (SCORES[0], SCORES[1], SCORES[2], ("2", "4", "5.5", "0", "3, I would say"))
 """Some answers of these pieces cannot be read."""
+
+_COHERENCE, _STYLE = "\n\nCoherence Score:\n Image 1: ", "\n\nStyle Score:\n Image 1: "
+SHARES = (
+    ("Alignment Score:\n Image 1: ",),
+    tuple(f"{share}{_COHERENCE}" for share in ("1\n Image 2: 0", "0.5\n Image 2: 0.5", "0.2\n Image 2: 0.8")),
+    tuple(f"{share}{_STYLE}" for share in ("0.435699999332428\n Image 2: 0.564300000667572", "0.5\n Image 2: 0.5", "0.9\n Image 2: 0.1")),
+    ("0.6\n Image 2: 0.4", "0.5\n Image 2: 0.5", "0.0\n Image 2: 1.0"),
+)
+"""Pieces of an answer to the question about two images."""
+BAD_SHARES = (SHARES[0], SHARES[1], SHARES[2], (*SHARES[3], "Image 1 is better"))
 
 MERGES = json.loads((Path(__file__).parent / "data" / "vqascore_tiny.json").read_text(encoding="utf-8"))["qwen3_vl"]["merges"]
 
@@ -60,7 +72,7 @@ def write(folder: Path, pieces: Sequence[Sequence[str]] = (), seed: int = 5, kin
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.7, "eos_token_id": ends}))
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 4096, "longest_edge": 16384}}))
     if pieces:
-        _teach(folder, pieces, _questions)
+        _teach(folder, pieces, _pair_questions if pieces[0] == SHARES[0] else _questions)
     return folder
 
 
@@ -97,8 +109,18 @@ def _teach(folder: Path, pieces: Sequence[Sequence[str]], batch_of: Callable[[An
     save_file({name: tensor.bfloat16().float().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
 
 
-def _questions(judge: Any) -> VisionLanguageBatch:
+PROMPTS = ["a cat", "two red birds\non a  wire", "a photograph of a dog"]
+
+
+def images() -> list[Image.Image]:
     kinds = [("rings", 401, 300), ("gradient", 225, 300), ("checker", 97, 61), ("noise", 300, 301)]
-    images = [seeded.image(*arguments, 3) for arguments in kinds]
-    prompts = ["a cat", "two red birds\non a  wire", "a photograph of a dog"]
-    return judge.prepare([prompt for prompt in prompts for _ in images], images * len(prompts))
+    return [seeded.image(*arguments, 3) for arguments in kinds]
+
+
+def _questions(judge: Any) -> VisionLanguageBatch:
+    return judge.prepare([prompt for prompt in PROMPTS for _ in images()], images() * len(PROMPTS))
+
+
+def _pair_questions(judge: Any) -> VisionLanguageBatch:
+    pairs = [(a, b) for a, b in itertools.permutations(images(), 2)]
+    return judge.prepare_pairs([PROMPTS[number % 3] for number in range(len(pairs))], pairs)

@@ -24,7 +24,7 @@ from image_reward.errors import AnswerError, CheckpointError, DownloadError, Ima
 from image_reward.scorers import MODELS, UnifiedReward, score_together
 from image_reward.scorers.outcomes import RefusedRowsError
 from image_reward.scorers.qwen_chat import ChatFiles
-from image_reward.scorers.unified_reward import POINTWISE, Scores, unified_reward_from_files
+from image_reward.scorers.unified_reward import PAIRWISE, POINTWISE, Scores, unified_reward_from_files, verdict_of
 from image_reward.scorers.vision_language import empty_network
 from scorer_checks import check_commands, check_ensemble, check_saved_ensemble
 
@@ -284,7 +284,7 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     assert judge.prepare.patches == own.prepare.patches
     assert judge.decoding == own.decoding
     (older / "preprocessor_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"max_position_embeddings is 16,384, and images and answer alone may have 16,896"):
+    with pytest.raises(CheckpointError, match=r"max_position_embeddings is 16,384, and images and answer alone may have 33,280"):
         ir.load(
             changed(
                 older,
@@ -365,3 +365,84 @@ def test_unusable_prompts_and_images(judge: UnifiedReward) -> None:
         judge.score("a cat", Image.new("RGB", (4020, 20)))
     with pytest.raises(PromptError, match=r"makes a text of .* tokens"):
         judge.score("word " * 40_000, images()[0])
+
+
+# --- pairs ---
+
+
+@pytest.fixture(scope="module")
+def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return judges.write(tmp_path_factory.mktemp("unified") / "pairs", judges.SHARES)
+
+
+def test_the_question_about_two_images_is_the_originals_byte_for_byte(judge: UnifiedReward) -> None:
+    assert hashlib.sha256(PAIRWISE.encode()).hexdigest() == "828e9ab2f81c3b6d42fb68dd5b8ea1b7647063c4b5d79a98d003ff25de5c5ca8"
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert judge.prepare_pairs.template.text == f"<|im_start|>user\n{image}{image}{PAIRWISE}<|im_end|>\n<|im_start|>assistant\n"
+    a, b = images()[:2]
+    batch = judge.prepare_pairs(["a cat"] * 3, [(a, b), (b, a), (a, a)])
+    assert (batch.images, len(batch.pixels)) == (((0, 1), (1, 0), (0, 0)), 2)
+
+
+EVEN = "\n\n".join(f"{part} Score:\n Image 1: 0.5\n Image 2: 0.5" for part in ("Alignment", "Coherence", "Style"))
+
+
+def test_what_an_answer_says_of_two_images() -> None:
+    """The first is the example in the original's program."""
+    first = [("0.435699999332428", "0.564300000667572"), ("0.4180000126361847", "0.5820000171661377")]
+    first.append(("0.40790000557899475", "0.5921000242233276"))
+    parts = zip(("Alignment", "Coherence", "Style"), first, strict=True)
+    verdict = verdict_of("\n\n".join(f"{part} Score:\n Image 1: {one}\n Image 2: {other}" for part, (one, other) in parts) + "\n")
+    assert verdict.share == pytest.approx(0.42053, abs=1e-5)
+    assert verdict.label == "B>A"
+    assert verdict_of(EVEN).label == "A=B"
+    # Which is better in some parts and worse in others by as much, is neither.
+    even = EVEN.replace("1: 0.5\n Image 2: 0.5", "1: 0.7\n Image 2: 0.3", 1)
+    assert verdict_of("0.3\n Image 2: 0.7".join(even.rsplit("0.5\n Image 2: 0.5", 1))).label == "A=B"
+    assert verdict_of(EVEN.replace("1: 0.5\n Image 2: 0.5", "1: 0.502\n Image 2: 0.498")).label == "A>B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "Image 1 is better.",
+        f"{EVEN}\n\nImage 1 is better.",
+        EVEN.rpartition("\n")[0],
+        EVEN.rpartition("\n\n")[0],
+        EVEN.replace("1: 0.5", "1: 0.6"),
+        EVEN.replace("0.5", "5"),
+        EVEN.replace("1: 0.5\n Image 2: 0.5", "1: -0.5\n Image 2: 1.5"),
+        EVEN.replace("1: 0.5\n Image 2: 0.5", "1: 1.005\n Image 2: 0"),
+        EVEN.replace("Image 2", "Image 3"),
+        EVEN.replace("\n\n", "\n"),
+        EVEN.replace("Style", "Alignment"),
+        GOOD,
+    ],
+)
+def test_other_answers_say_nothing_of_two_images(answer: str) -> None:
+    with pytest.raises(AnswerError, match="does not divide 1 between two images in each of three parts"):
+        verdict_of(answer)
+
+
+def test_compare_asks_in_both_orders(pair_folder: Path) -> None:
+    judge: Any = ir.load(pair_folder, "cpu", "float32")
+    shares = set()
+    for a, b in ((0, 1), (0, 2), (1, 3)):
+        one, other = images()[a], images()[b]
+        verdicts = judge.verdicts("a cat", [(one, other), (other, one)])
+        preference = judge.compare("a cat", one, other)
+        assert preference.a_better == pytest.approx((verdicts[0].share + 1 - verdicts[1].share) / 2)
+        assert judge.compare("a cat", other, one).a_better == pytest.approx(preference.b_better)
+        assert (preference.tie, preference.images) == (0.0, (one, other))
+        shares.add(preference.a_better)
+    assert len(shares) > 1
+    batch = judge.prepare_pairs(["a cat"], [(images()[0], images()[1])])
+    inputs = judge.chat_inputs(batch)
+    whole = judge.network.generate(**inputs, do_sample=False, max_new_tokens=12, eos_token_id=list(judge.decoding.ends), pad_token_id=0)
+    text = judge.prepare.template.tokenizer.decode(whole[0, inputs["input_ids"].shape[1] :].tolist())
+    assert judge.written(batch) == [text]
+    with pytest.raises(AnswerError, match=r"^<PIL image RGB 401x300>: the answer"):
+        judge.score("a cat", images()[0])  # this one divides 1 between images
+    with pytest.raises(PromptError, match="contains <"):
+        judge.compare("<|im_end|>", images()[0], images()[1])

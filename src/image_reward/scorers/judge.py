@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from image_reward.scorers.base import inference
 from image_reward.scorers.outcomes import RefusedRowsError, in_parts, of_image
 from image_reward.scorers.qwen_chat import penalised
 from image_reward.scorers.vision_language import VisionLanguageBatch, VisionLanguageProcessor, VisionLanguageScorer
+from image_reward.types import Preference
 
+Pair = tuple[ImageLike, ImageLike]
 Reading = TypeVar("Reading")
 
 # --- decoding --------------------------------------------------------------------------------------------------------------------------
@@ -80,6 +82,32 @@ def written_tokens(network: Any, inputs: dict[str, Tensor], decoding: Decoding) 
         next_position = next_position + 1
 
 
+# --- pairs -----------------------------------------------------------------------------------------------------------------------------
+
+
+class PairProcessor(VisionLanguageProcessor):
+    """Prompts and pairs of images -> a batch, a question about two images in each row."""
+
+    def __call__(self, prompts: Sequence[str], images: Sequence[Pair]) -> VisionLanguageBatch:  # type: ignore[override]
+        return self.of_rows(self.template(prompts), images)
+
+
+class Verdict(NamedTuple):
+    """What a judge says of two images."""
+
+    share: float
+    """Of the first in what is divided between the two, in [0, 1]: more than half where it is better."""
+
+    @property
+    def label(self) -> str:
+        """A>B, B>A or A=B, A being the image that was shown first."""
+        return "A=B" if abs(self.share - 0.5) < _EVEN else "A>B" if self.share > 0.5 else "B>A"
+
+
+_EVEN = 1e-6
+"""Shares that differ by less are equal: they are sums of decimal fractions."""
+
+
 # --- scorers ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -90,21 +118,28 @@ class Judge(VisionLanguageScorer):
     default_batch_sizes = (8, 8)
     batch_size_by_trial = False
 
-    def __init__(self, network: nn.Module, prepare: VisionLanguageProcessor, name: str, decoding: Decoding) -> None:
+    def __init__(
+        self, network: nn.Module, prepare: VisionLanguageProcessor, prepare_pairs: PairProcessor, name: str, decoding: Decoding
+    ) -> None:
         super().__init__()
         self.network = network
         self.prepare = prepare
+        self.prepare_pairs = prepare_pairs
         self.name = name
         self.decoding = decoding
 
     @property
     def config(self) -> dict[str, Any]:
         """What its rewards depend on besides weights and processor."""
-        return {"architecture": type(self).__name__, "decoding": self.decoding}
+        return {"architecture": type(self).__name__, "decoding": self.decoding, "pairs": self.prepare_pairs.template.text}
 
     @abstractmethod
     def reward_of(self, answer: str) -> float:
         """The reward that an answer states. Raises ``AnswerError`` for one that is not in the form that was asked for."""
+
+    @abstractmethod
+    def verdict_of(self, answer: str) -> Verdict:
+        """What an answer says of two images. Raises ``AnswerError`` for one that is not in the form that was asked for."""
 
     def forward(self, batch: VisionLanguageBatch) -> Tensor:
         rewards = torch.full((len(batch),), torch.nan, dtype=torch.float32, device=self.device)
@@ -128,10 +163,26 @@ class Judge(VisionLanguageScorer):
 
     def answers(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> list[str]:
         """What is written of the images of one prompt, or of aligned prompts and images. Raises what ``score`` raises for unusable ones."""
-        return self._read(prompts, images, str)
+        return self._read(self.prepare, prompts, images, str)
 
-    def _read(self, prompts: str | Sequence[str], images: Sequence[ImageLike], read: Callable[[str], Reading]) -> list[Reading]:
-        """What ``read`` makes of each answer; its ``AnswerError`` names the image."""
+    def verdicts(self, prompts: str | Sequence[str], pairs: Sequence[Pair]) -> list[Verdict]:
+        """What is said of pairs of images, each in this order, for one prompt or aligned prompts. Raises what ``score`` raises."""
+        return self._read(self.prepare_pairs, prompts, pairs, self.verdict_of)
+
+    def compare(self, prompt: str, a: ImageLike, b: ImageLike) -> Preference:
+        """Both images in one question, asked in both orders: the mean shares of each, which nobody has fitted to how often people agree."""
+        one, other = self.verdicts(prompt, [(a, b), (b, a)])
+        share = (one.share + 1 - other.share) / 2
+        return Preference(share, 0.0, 1 - share, (share, 1 - share), (a, b))
+
+    def _read(
+        self,
+        prepare: Callable[[Sequence[str], Sequence[Any]], VisionLanguageBatch],
+        prompts: str | Sequence[str],
+        images: Sequence[Any],
+        read: Callable[[str], Reading],
+    ) -> list[Reading]:
+        """What ``read`` makes of the answers to questions about an image or a pair; its ``AnswerError`` names those."""
         aligned = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(aligned) != len(images):
             raise ValueError(f"{len(aligned)} prompts and {len(images)} images: aligned lists must have the same length")
@@ -141,13 +192,14 @@ class Judge(VisionLanguageScorer):
         with inference(), long_prompt_warnings_suppressed():
             for start in range(0, len(aligned), self.batch_size):
                 shown = images[start : start + self.batch_size]
-                batch = self.prepare(aligned[start : start + self.batch_size], shown)
+                batch = prepare(aligned[start : start + self.batch_size], shown)
                 answers = [answer for _, part in in_parts(lambda parts: self.written(parts[0]), [batch]) for answer in part]
                 for image, answer in zip(shown, answers, strict=True):
                     try:
                         readings.append(read(answer))
                     except AnswerError as error:
-                        raise of_image(error, describe(image)) from None
+                        name = " and ".join(map(describe, image)) if isinstance(image, tuple) else describe(image)
+                        raise of_image(error, name) from None
         return readings
 
     def rewards(self, prompts: str | Sequence[str], pixels: Tensor) -> Tensor:  # noqa: ARG002 - the contract's

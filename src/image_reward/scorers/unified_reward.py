@@ -1,13 +1,14 @@
-"""UnifiedReward 2.0: a judge that writes three scores of an image (Wang et al. 2025, arXiv 2503.05236).
+"""UnifiedReward 2.0: a judge that writes three scores of an image, or of two images (Wang et al. 2025, arXiv 2503.05236).
 
-The text of the question is that of the repository CodeGoat24/UnifiedReward at a759534 (MIT), byte for byte:
-inference_qwen/UnifiedReward-2.0-inference/point_score_ACS_image_generation.py. Its programs send images as JPEG of quality 95 to a server;
-here they are read as they are.
+The texts of the questions are those of the repository CodeGoat24/UnifiedReward at a759534 (MIT), byte for byte: in
+inference_qwen/UnifiedReward-2.0-inference, point_score_ACS_image_generation.py and pair_score_image_generation.py. These programs send
+images as JPEG of quality 95 to a server; here they are read as they are.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from image_reward.checkpoints import read_object
 from image_reward.errors import AnswerError, CheckpointError
 from image_reward.images import ImageLike, ImageOptions
-from image_reward.scorers.judge import Decoding, Judge
+from image_reward.scorers.judge import Decoding, Judge, PairProcessor, Verdict
 from image_reward.scorers.qwen_chat import CHATS, ChatFiles, chat_text, end_tokens, load_chat, repetition_penalty
 from image_reward.scorers.spec import Devices
 from image_reward.scorers.vision_language import PROMPT, ChatTemplate
@@ -36,8 +37,39 @@ POINTWISE = (
 )
 """What is asked about an image."""
 
+PAIRWISE = (
+    "You are presented with two generated images (Image 1 and Image 2) along with a shared text caption. "
+    "Your task is to comparatively evaluate the two images across three specific dimensions:\n\n"
+    "- Alignment Score: How well each image matches the caption in terms of content.\n"
+    "- Coherence Score: How logically consistent and visually coherent each image is (absence of visual glitches, distorted objects, "
+    "etc.).\n"
+    "- Style Score: How aesthetically appealing each image is, regardless of caption accuracy.\n\n"
+    "For each dimension, you must assign a relative score to Image 1 and Image 2, such that:\n"
+    "- Each score is a float between 0 and 1 (inclusive).\n"
+    "- The scores for Image 1 and Image 2 must sum to exactly 1.0 for each dimension.\n"
+    "- The higher the score, the better that image is in the corresponding dimension *relative to the other*.\n\n"
+    "This format emphasizes comparative quality rather than absolute evaluation.\n\n"
+    "Please provide your evaluation in the format below:\n\n"
+    "Alignment Score:\n"
+    " Image 1: X\n"
+    " Image 2: Y\n\n"
+    "Coherence Score:\n"
+    " Image 1: X\n"
+    " Image 2: Y\n\n"
+    "Style Score:\n"
+    " Image 1: X\n"
+    " Image 2: Y\n\n"
+    "Your task is provided as follows:\n"
+    f"Text Caption: [{PROMPT}]"
+)
+"""What is asked about two images."""
+
 _NUMBER = r"(\d{1,2}(?:\.\d{1,32})?)"
-_SCORES = re.compile("\n".join(rf"{part} Score \(1-5\): {_NUMBER}" for part in ("Alignment", "Coherence", "Style")), re.ASCII)
+_PARTS = ("Alignment", "Coherence", "Style")
+_SCORES = re.compile("\n".join(rf"{part} Score \(1-5\): {_NUMBER}" for part in _PARTS), re.ASCII)
+_SHARES = re.compile("\n\n".join(rf"{part} Score:\n Image 1: {_NUMBER}\n Image 2: {_NUMBER}" for part in _PARTS), re.ASCII)
+_ROUNDING = 0.01
+"""By which the shares of two images may miss 1."""
 
 
 class Scores(NamedTuple):
@@ -64,15 +96,30 @@ class Scores(NamedTuple):
         return cls(*scores)
 
 
+def verdict_of(answer: str) -> Verdict:
+    """The mean of the three shares of the first image: of an answer that states those of both, and nothing else. Raises ``AnswerError``."""
+    match = _SHARES.fullmatch(answer.strip())
+    shares = [float(number) for number in match.groups()] if match else []
+    sums = [first + second for first, second in zip(shares[::2], shares[1::2], strict=True)]
+    if not shares or max(shares) > 1 or any(abs(both - 1) > _ROUNDING for both in sums):
+        raise AnswerError(
+            f"the answer {answer!r:.500} does not divide 1 between two images in each of three parts; try another prompt or a larger model"
+        )
+    return Verdict(sum(first / both for first, both in zip(shares[::2], sums, strict=True)) / 3)
+
+
 class UnifiedReward(Judge):
     """The mean of the three scores. ``judge`` gives them one by one."""
 
     def reward_of(self, answer: str) -> float:
         return Scores.of(answer).mean
 
+    def verdict_of(self, answer: str) -> Verdict:
+        return verdict_of(answer)
+
     def judge(self, prompts: str | list[str], images: list[ImageLike]) -> list[Scores]:
         """The scores of the images of one prompt, or of aligned prompts and images. Raises what ``score`` raises."""
-        return self._read(prompts, images, Scores.of)
+        return self._read(self.prepare, prompts, images, Scores.of)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------------------------
@@ -113,12 +160,15 @@ def unified_reward_from_files(
         files,
         {key: value for key, value in values.items() if key != "format"},
         template,
+        num_images=2,
         num_written=Decoding.most_tokens,
         options=options or ImageOptions(),
         dtype=dtype or UnifiedReward.default_dtype,
         devices=devices,
     )
     decoding = Decoding(end_tokens(files.generation, chat.processor.template), repetition_penalty(files.generation))
-    judge = UnifiedReward(chat.network, chat.processor, name, decoding)
+    alone = chat.processor.template
+    pairs = replace(alone, text=chat_text(PAIRWISE, str(kind), files.chat, num_images=2))
+    judge = UnifiedReward(chat.network, chat.processor, PairProcessor(chat.processor.patches, pairs), name, decoding)
     judge.is_spread = devices == "auto"
     return judge.eval()
