@@ -52,9 +52,14 @@ def letters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def tokenizer(merges: Sequence[str] = (), special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
-    """Byte-level pairs as Qwen2's tokenizer: of 256 bytes and the tokens that "left right" merges make; then the special tokens."""
+def tokenizer(merges: Sequence[str] = (), special_tokens: Sequence[str] = SPECIAL_TOKENS, written: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level pairs as Qwen2's tokenizer: of 256 bytes and the tokens that "left right" merges make; then the special tokens.
+
+    ``written``: texts that are tokens too, which the network may write, and which no text is read as.
+    """
     words = dict.fromkeys([*letters(), *(merge.replace(" ", "") for merge in merges)])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words |= dict.fromkeys("".join(part for part, _ in byte_level.pre_tokenize_str(text)) for text in written)
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, pairs))
     made.normalizer = normalizers.NFC()

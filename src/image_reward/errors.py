@@ -80,6 +80,10 @@ class RewardError(ImageRewardError, ArithmeticError):
     """The network gave NaN or infinity. No score is returned rather than a wrong one."""
 
 
+class AnswerError(RewardError):
+    """A judge that writes text did not answer in the form that was asked for: there is no reward in it. The message quotes the answer."""
+
+
 class LongPromptWarning(UserWarning):
     """A prompt had more tokens than the model reads, and its end was cut off."""
 

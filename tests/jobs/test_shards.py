@@ -17,9 +17,10 @@ from reading import write_tar
 from image_reward.errors import JobError
 from image_reward.jobs.folder import DIGESTS, part_name
 from image_reward.jobs.inputs import open_input
-from image_reward.jobs.shards import ShardScorer, Work, halves, is_out_of_memory
+from image_reward.jobs.shards import ShardScorer, Work
 from image_reward.scorers import Ensemble, ImageRewardScorer, Reference, TwoTowerBatch, load
 from image_reward.scorers.identity import identity_of
+from image_reward.scorers.outcomes import halves, is_out_of_memory, not_finite
 
 
 def score(tmp_path: Path, rows: list[tuple[str | None, str]], batch_size: int | None = 4, **options: Any) -> tuple[Any, ShardScorer, Any]:
@@ -64,7 +65,10 @@ def test_several_scorers_have_a_column_each(tmp_path: Path) -> None:
     table, _, _ = score(tmp_path, [("a", names[1]), ("nan", names[1])], names=["one", "two"])
     assert table.column_names == ["prompt", "image", "reward:one", "reward:two", "error"]
     assert table["reward:one"].to_pylist() == [pytest.approx(1 + 1 / 255), None]
-    assert table["error"].to_pylist() == [None, "RewardError: one gave a reward that is not a finite number; try dtype float32"]
+    assert table["error"].to_pylist() == [
+        None,
+        f"RewardError: {not_finite('one')}",
+    ]
     with pytest.raises(JobError, match="two scorers are called one"):
         score(tmp_path, [("a", names[1])], names=["one", "one"])
 
@@ -100,7 +104,7 @@ def test_every_wrong_row_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert errors[-5:] == [
         "PromptError: the row has no prompt",
         "InputError: the stub refuses this prompt",
-        "RewardError: brightness gave a reward that is not a finite number; try dtype float32",
+        f"RewardError: {not_finite('brightness')}",
         "RowError: the row names no image",
         None,
     ]

@@ -337,7 +337,7 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
             ({"config": {"hidden_size": 32, "num_attention_heads": 2}}, "does not fit the network.*is it of another base"),
             ({"config": {"num_hidden_layers": 2}}, r"model\.language_model\.layers\.2.* is unexpected"),
             ({"config": {"hidden_size": "many"}}, "does not describe a Qwen2-VL that can be built"),
-            ({"config": {"max_position_embeddings": 100}}, "is 100, and an image alone may have 512 tokens"),
+            ({"config": {"max_position_embeddings": 100}}, "is 100, and images and answer alone may have 512 tokens"),
             ({"config": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}}}, r"mrope_section is \[2, 3, 4\].* add up to 8"),
             ({"config": {"image_token_id": 5}}, "they are of different models"),
             (

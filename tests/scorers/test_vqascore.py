@@ -27,16 +27,15 @@ from image_reward.cli import main
 from image_reward.downloads import HubFile
 from image_reward.errors import CheckpointError, DownloadError, ImageReadError, InputError, PromptError
 from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
-from image_reward.scorers import MODELS, vqascore
+from image_reward.scorers import MODELS, qwen_chat, vqascore
+from image_reward.scorers.qwen_chat import ChatFiles, chat_text
 from image_reward.scorers.vision_language import VisionLanguageScorer, empty_network
 from image_reward.scorers.vqascore import (
     QUESTION,
     T5_IMAGE,
     T5_QUESTION,
-    AnswerFiles,
     AnswerScorer,
     PaddedSquare,
-    chat_text,
     log_odds_of,
     log_odds_of_mean,
     t5_text,
@@ -106,7 +105,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return vqascore_from_files(AnswerFiles.in_folder(folder), **({"dtype": torch.float32} | options))
+    return vqascore_from_files(ChatFiles.in_folder(folder), **({"dtype": torch.float32} | options))
 
 
 @pytest.fixture(params=KINDS)
@@ -472,9 +471,9 @@ def test_names_of_today(folders: dict[str, Path], tmp_path: Path) -> None:
     files = [folders["qwen2_5_vl"] / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert "model.layers.0.mlp.up_proj.weight" in tensors
-    renamed = vqascore.chat_names(pieces_of(files))
+    renamed = qwen_chat.chat_names(pieces_of(files))
     save_file({name: tensors[piece.name] for name, piece in renamed.items()}, tmp_path / "model.safetensors")
-    assert vqascore.chat_names(pieces_of([tmp_path / "model.safetensors"])).keys() == renamed.keys()
+    assert qwen_chat.chat_names(pieces_of([tmp_path / "model.safetensors"])).keys() == renamed.keys()
     for file in ("config.json", "tokenizer.json", "generation_config.json"):
         (tmp_path / file).write_bytes((folders["qwen2_5_vl"] / file).read_bytes())
     assert difference(load(tmp_path), "qwen2_5_vl") < TOLERANCE
@@ -553,7 +552,7 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("clip_t5", {"tokenizer": None}, "lacks tokenizer.json: the original takes that of google/flan-t5-xl"),
         ("clip_t5", {"tokenizer": without}, "is not the tokenizer of this model"),
         ("qwen2_5_vl", {"config": {"rope_scaling": None}}, r"mrope_section is \[16, 24, 24\], which does not add up to 8"),
-        ("qwen2_5_vl", {"config": {"max_position_embeddings": 8192}}, "is 8,192, and an image alone may have 16,384 tokens"),
+        ("qwen2_5_vl", {"config": {"max_position_embeddings": 8192}}, "is 8,192, and images and answer alone may have 16,384 tokens"),
         ("clip_t5", {"config": {"decoder_start_token_id": -1}}, "decoder_start_token_id is -1"),
         ("clip_t5", {"config": {"decoder_start_token_id": "x"}}, "decoder_start_token_id is 'x'"),
         ("clip_t5", {"config": {"mm_vision_select_layer": True}}, "mm_vision_select_layer is True"),
@@ -666,7 +665,7 @@ def test_the_full_size_layouts() -> None:
 
     def renamed(kind: str) -> set[str]:
         pieces = {name: Piece(Path(), name, shape) for name, shape in shapes_of(kind).items()}
-        return set(vqascore.clip_t5_names(pieces) if kind == "clip_t5" else vqascore.chat_names(pieces))
+        return set(vqascore.clip_t5_names(pieces) if kind == "clip_t5" else qwen_chat.chat_names(pieces))
 
     def layout(network: Any) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

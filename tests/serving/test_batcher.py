@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 from clients import IMAGES, Gate, png
 
+import judges
 import vision_language
 from conftest import tiny
 from image_reward.scorers import MODELS, Ensemble, ImageRewardScorer, Reference, Scorer, load
 from image_reward.scorers.together import prepare_together
-from image_reward.serving.batcher import Batcher, Group, Source, groups_of
+from image_reward.serving.batcher import Answer, Batcher, Group, Source, groups_of
 from image_reward.serving.errors import BusyError, RequestError
 
 Asked = Callable[[Batcher], Awaitable[Any]]
@@ -206,6 +208,25 @@ def test_a_row_that_fails_in_the_network_fails_no_batch_mate(scorer: ImageReward
     assert np.isfinite([a.rewards[0][0, 0], b.rewards[0][0, 0]]).all()
     assert isinstance(failed, RequestError)
     assert "not a finite number" in failed.message
+
+
+def test_an_answer_that_cannot_be_read_fails_its_own_request(tmp_path: Path) -> None:
+    judge: Any = load(judges.write(tmp_path / "judge", judges.BAD_SCORES), "cpu", "float32")
+    prompts = ["a cat", "a dog", "two red birds", "a house"]
+
+    async def asked(batcher: Batcher) -> Any:
+        tasks = [asyncio.ensure_future(batcher.rewards((0,), groups([image], prompt))) for image in IMAGES[:3] for prompt in prompts]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = run([judge], asked)
+    assert {type(answer) for answer in answers} == {Answer, RequestError}
+    for answer, text in zip(answers, [judge.answers(prompt, [image])[0] for image in IMAGES[:3] for prompt in prompts], strict=True):
+        if isinstance(answer, RequestError):
+            assert (answer.status, answer.field) == (422, "model")
+            assert answer.message == f"images[0]: the answer {text!r} does not state three scores from 1 to 5"
+            assert answer.remedy == "try another prompt or a larger model"
+        else:
+            assert answer.rewards[0][0, 0] == pytest.approx(judge.reward_of(text))
 
 
 def test_a_defect_fails_its_request_and_the_thread_lives_on(scorer: ImageRewardScorer) -> None:

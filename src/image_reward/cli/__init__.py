@@ -26,6 +26,7 @@ COMMANDS = {
     "pretrain": "Pretrain a network from scratch by masked language modelling.",
     "train": "Train a reward model on human rankings.",
     "evaluate": "Measure how well scorers agree with human rankings.",
+    "judge": "Ask a judge which image of each pair is better, in both orders.",
     "benchmark": "Compare image generators by the rewards of their images.",
     "generate": "Generate images for prompts and keep those with the highest rewards.",
     "tune": "Tune an image generator with a reward.",

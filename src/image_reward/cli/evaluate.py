@@ -13,6 +13,8 @@ import tyro
 
 from image_reward.addresses import Address, scheme
 from image_reward.cli.options import EstimateOptions, ImageRoot, SeveralModelOptions, UsageError, check_output
+from image_reward.prompt_sets import first_few
+from image_reward.terminal import note
 
 
 @dataclass
@@ -48,7 +50,8 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
         tyro.conf.arg(
             metavar="[NAME=]FILE",
             help="Saved verdicts of a judge of pairs, as JSON: a list of labels aligned with DATA, or {id: label}; a label is A>B, B>A, "
-            "A=B, A=B=Good or A=B=Bad. [label, label] adds the answer with the images swapped, which shows the judge's position bias.",
+            "A=B, A=B=Good or A=B=Bad. [label, label] adds the answer with the images swapped, which shows the judge's position bias; "
+            "pairs with null are left out. `image-reward judge` writes such a file.",
         ),
     ] = ()
     limit: int | None = None
@@ -80,10 +83,14 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
 
         from image_reward.cli.progress import progress
         from image_reward.comparisons import read
-        from image_reward.evaluation import evaluate, read_rewards, read_verdicts, write_per_prompt
+        from image_reward.evaluation import evaluate, read_rewards, read_verdicts, without_verdict, write_per_prompt
         from image_reward.evaluation.scorers import choose_ks
 
         comparisons = read(self.data, self.image_root, self.limit, both_bad=True)
+        for name, path in judges:
+            if unjudged := without_verdict(path) & {comparison.id for comparison in comparisons}:
+                comparisons = [comparison for comparison in comparisons if comparison.id not in unjudged]
+                note(f"{len(unjudged)} pairs on which {name} gave no verdict are left out, for all scorers: {first_few(sorted(unjudged))}")
         ks = choose_ks(comparisons, self.k)
         scorers: dict[str, Any] = {name: read_rewards(path, comparisons) for name, path in saved}
         scorers |= {name: read_verdicts(path, comparisons) for name, path in judges}

@@ -52,14 +52,14 @@ class InferenceOptions:
     """How rewards are computed."""
 
     device: str | None = None
-    """cpu, cuda, cuda:1, …; by default CUDA where available. auto spreads HPSv3 and VQAScore over all GPUs."""
+    """cpu, cuda, cuda:1, …; by default CUDA where available. auto spreads HPSv3, VQAScore and UnifiedReward over all GPUs."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
-    """Precision of the towers (int8: of the image tower); the head is float32. By default float32, and bfloat16 for HPSv3 and
-    VQAScore. `image-reward verify-precision` measures the effect."""
+    """Precision of the towers (int8: of the image tower); the head is float32. By default float32, and bfloat16 for HPSv3,
+    VQAScore and UnifiedReward. `image-reward verify-precision` measures the effect."""
     compile: bool = False
     """Compile the image tower first, which takes a minute or more and pays off for many images."""
     batch_size: int | None = None
-    """Images per batch; by default 8 on a CPU, 64 elsewhere (HPSv3, VQAScore: 8)."""
+    """Images per batch; by default 8 on a CPU, 64 elsewhere (HPSv3, VQAScore, UnifiedReward: 8)."""
     exact: bool = False
     """Keep the order of operations of the original implementation, one image at a time, so that rounding is identical."""
     config: Config = None

@@ -46,25 +46,44 @@ def read_verdicts(path: PathLike | Address, comparisons: Sequence[Comparison]) -
 
     The file is JSON: {id: label}, or a list of labels aligned with them. In place of a label, [label, label] are the answers to the pair as
     it is in the data, and to the same pair with its images swapped; A is the image shown first. Case and spaces are ignored, and so are
-    the brackets in [[A>B]].
+    the brackets in [[A>B]]. ``null`` says that the judge gave none (``without_verdict``), and is not a verdict.
 
     Raises ``FileNotFoundError``, and ``ComparisonError`` that names the file and comparisons without a verdict, comparisons of more than
     two images, unknown labels, or pairs of which only some were asked in both orders.
     """
     name = Address.parse(path)
-    if name.kind() != "file":
-        raise FileNotFoundError(f"no such file of verdicts: {name}")
-    content = name.read_json(_LARGEST_FILE, ComparisonError)
     try:
-        return _aligned(content, comparisons)
+        return _aligned(_content(name), comparisons)
     except ComparisonError as error:
         raise ComparisonError(f"{name}: {error}") from None
 
 
-def _aligned(content: Any, comparisons: Sequence[Comparison]) -> Verdicts:
+def _content(name: Address) -> Any:
+    if name.kind() != "file":
+        raise FileNotFoundError(f"no such file of verdicts: {name}")
+    return name.read_json(_LARGEST_FILE, ComparisonError)
+
+
+def order_of(label: str) -> int:
+    """1 where the image shown first is better, -1 where the second is, 0 for a tie."""
+    return _ORDERS[label]
+
+
+def check_pairs(comparisons: Sequence[Comparison]) -> None:
+    """Raise ``ComparisonError`` for comparisons of more than two images."""
     more = [c.id for c in comparisons if len(c.images) != 2]
     if more:
         raise ComparisonError(f"verdicts are on pairs of images, and {len(more)} comparisons have more: {first_few(more)}")
+
+
+def without_verdict(path: PathLike | Address) -> set[str]:
+    """The ids that have ``null`` for a verdict, because the judge's answer could not be read. Raises ``FileNotFoundError`` for no file."""
+    content = _content(Address.parse(path))
+    return {id for id, verdict in content.items() if verdict is None} if isinstance(content, Mapping) else set()
+
+
+def _aligned(content: Any, comparisons: Sequence[Comparison]) -> Verdicts:
+    check_pairs(comparisons)
     if isinstance(content, Mapping):
         missing = [c.id for c in comparisons if c.id not in content]
         if missing:

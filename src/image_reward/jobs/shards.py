@@ -22,7 +22,8 @@ from image_reward.jobs.messages import DefectError, ShardResult
 from image_reward.jobs.rows import Input, Shard
 from image_reward.scorers.base import Batch, Scorer, keys_of
 from image_reward.scorers.identity import identity_of
-from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together
+from image_reward.scorers.outcomes import Outcome, halves, is_out_of_memory, outcome_of
+from image_reward.scorers.together import options_of, prepare_together, processors_of, rewards_together, single_scorers
 
 if TYPE_CHECKING:
     import pyarrow
@@ -52,15 +53,6 @@ class Work:
 # --- scoring -------------------------------------------------------------------------------------------------------------------------
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory for what was asked."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("not enough memory", "out of memory", "can't allocate memory")
-    )
-
-
 def is_lost_device(error: BaseException) -> bool:
     """Whether a device failed in a way that only a new process can mend."""
     return isinstance(error, RuntimeError) and "CUDA error" in str(error)
@@ -73,30 +65,25 @@ class Scoring:
         self.scorers = scorers
         self.batch_size = batch_size or min(scorer.batch_size for scorer in scorers)
         self.busy = 0.0
-        if batch_size is None and scorers[0].device.type == "cuda":
+        if batch_size is None and scorers[0].device.type == "cuda" and all(one.batch_size_by_trial for one in single_scorers(scorers)):
             self.batch_size = self._fastest()
 
-    def __call__(self, rows: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Rows and their rewards [num_scorers, rows]: all at once, or in parts where memory does not allow that."""
+    def __call__(self, batches: Sequence[Batch]) -> Outcome:
+        """What becomes of batches of the same rows. Where memory does not allow all at once, later batches are smaller."""
         started = time.perf_counter()
+        names = [scorer.name for scorer in self.scorers]
         try:
             with torch.inference_mode():
-                rewards = torch.stack([found.float().cpu() for found in rewards_together(self.scorers, batches)])
+                outcome = outcome_of(names, lambda parts: rewards_together(self.scorers, parts), batches)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            rewards = None
-        self.busy += time.perf_counter() - started
-        if rewards is not None:
-            yield rows, rewards
-            return
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(rows) == 1:
-            raise JobError(f"there is not enough memory on {self.scorers[0].device} to score a single image; use another device or dtype")
-        self.batch_size = min(self.batch_size, max(1, len(rows) // 2))
-        for places, half in halves(batches):
-            yield from self([rows[place] for place in places], half)
+            device = self.scorers[0].device
+            raise JobError(f"there is not enough memory on {device} to score a single image; use another device or dtype") from None
+        finally:
+            self.busy += time.perf_counter() - started
+        self.batch_size = min(self.batch_size, outcome.num_at_once or self.batch_size)
+        return outcome
 
     def _fastest(self) -> int:
         """The number of images at once that gives the most images a second, by trial."""
@@ -121,13 +108,6 @@ class Scoring:
                 best, best_rate = size, rate
             size *= 2
         return best
-
-
-def halves(batches: Sequence[Batch]) -> Iterator[tuple[range, list[Batch]]]:
-    """Batches of the same rows, at least two -> two parts. Yields which rows they are, and their batches."""
-    num_rows = len(batches[0])
-    for rows in (range(num_rows // 2), range(num_rows // 2, num_rows)):
-        yield rows, [batch.select(rows) for batch in batches]
 
 
 def reward_columns(scorers: Sequence[str]) -> list[str]:
@@ -213,12 +193,11 @@ class ShardScorer:
 
     def _score(self, prepared: Prepared, rewards: Tensor, errors: dict[int, str]) -> None:
         try:
-            for rows, found in self.scoring(prepared.rows, prepared.batches):
-                rewards[:, list(rows)] = found
+            outcome = self.scoring(prepared.batches)
         except JobError:
             raise
-        except Exception as error:  # a scorer that refuses a row, or a defect: find which row it is
-            if is_out_of_memory(error) or is_lost_device(error):
+        except Exception as error:  # a scorer that refuses the batch for one of its rows, or a defect: find which row it is
+            if is_lost_device(error):
                 raise
             if len(prepared.rows) == 1:
                 if not isinstance(error, ImageRewardError):
@@ -228,11 +207,8 @@ class ShardScorer:
             for places, half in halves(prepared.batches):
                 self._score(Prepared([prepared.rows[place] for place in places], half), rewards, errors)
             return
-        for scorer, column in zip(self.scorers, rewards, strict=True):
-            for row in prepared.rows:
-                if not bool(column[row].isfinite()):
-                    column[row] = torch.nan
-                    errors.setdefault(row, f"RewardError: {scorer.name} gave a reward that is not a finite number; try dtype float32")
+        rewards[:, prepared.rows] = outcome.rewards
+        errors |= {prepared.rows[place]: in_words(reason) for place, reason in outcome.reasons.items()}
 
     def give_up(self, shard: Shard, reason: str) -> ShardResult:
         """Write the part of a shard that cannot be scored: its rows, each with the reason."""

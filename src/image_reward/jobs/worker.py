@@ -48,7 +48,8 @@ class Worker:
 
 @contextmanager
 def _failures(doing: str) -> Iterator[None]:
-    from image_reward.jobs.shards import is_lost_device, is_out_of_memory
+    from image_reward.jobs.shards import is_lost_device
+    from image_reward.scorers.outcomes import is_out_of_memory
 
     try:
         yield

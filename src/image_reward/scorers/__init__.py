@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from image_reward.scorers.spec import LoadOptions, ModelSpec
     from image_reward.scorers.together import score_together
     from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer
+    from image_reward.scorers.unified_reward import UnifiedReward
     from image_reward.scorers.vision_language import VisionLanguageBatch, VisionLanguageProcessor, VisionLanguageScorer
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "TwoTowerBatch",
     "TwoTowerProcessor",
     "TwoTowerScorer",
+    "UnifiedReward",
     "VisionLanguageBatch",
     "VisionLanguageProcessor",
     "VisionLanguageScorer",
@@ -60,6 +62,7 @@ __getattr__ = lazy_names(
         "spec": ["LoadOptions", "ModelSpec"],
         "together": ["score_together"],
         "two_tower": ["TwoTowerBatch", "TwoTowerProcessor", "TwoTowerScorer"],
+        "unified_reward": ["UnifiedReward"],
         "vision_language": ["VisionLanguageBatch", "VisionLanguageProcessor", "VisionLanguageScorer"],
     },
 )

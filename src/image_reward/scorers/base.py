@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from image_reward.config import TieConfig
 from image_reward.displays import properties_html
 from image_reward.errors import ImageReadError, InputError, RewardError
-from image_reward.images import ImageLike, unique_images
+from image_reward.images import ImageLike, describe, unique_images
 from image_reward.metrics import win_probability
 from image_reward.prompts import check_prompts, long_prompt_warnings_suppressed
+from image_reward.scorers.outcomes import not_finite, of_image, outcome_of
 from image_reward.types import Preference, Ranking
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Scorer(nn.Module, ABC, Generic[B]):
     """What ``load`` computes in where nothing is asked for."""
     default_batch_sizes: tuple[int, int] = (8, 64)
     """Of ``load``: on a CPU, and elsewhere."""
+    batch_size_by_trial: bool = True
+    """Whether jobs may find the fastest batch size by trial; False where a single batch takes long."""
     is_spread: bool = False
     """Whether its parts are on several devices, where they must stay."""
     has_uncertainty: bool = False
@@ -105,7 +108,10 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
     @abstractmethod
     def forward(self, batch: B) -> Tensor:
-        """Rewards [N] of a batch of N rows on any device, float32, differentiable where the network is."""
+        """Rewards [N] of a batch of N rows on any device, float32, differentiable where the network is.
+
+        Raises ``RefusedRowsError`` where single rows have no reward, with the rewards of the others.
+        """
 
     def estimates(self, batch: B) -> Tensor:
         """The reward of each row [N, 1], or with ``has_uncertainty`` the reward and its standard deviation [N, 2]."""
@@ -262,17 +268,15 @@ class Scorer(nn.Module, ABC, Generic[B]):
         self.check_evaluating()
         getattr(self.prepare, "check", check_prompts)(prompts)
         with long_prompt_warnings_suppressed():
-            values = score_rows(
+            return score_rows(
+                [self.name] * num_values,
                 prompts,
                 images,
                 self.batch_size,
                 self.whole_images,
                 lambda prompts, images: [self.prepare(prompts, images)],
-                lambda batches: list(self.estimates(batches[0]).unbind(dim=1)),
-                num_values,
+                lambda batches: [self.estimates(batches[0])],
             )
-        check_finite(values, self.name)
-        return values
 
     def check_evaluating(self) -> None:
         """Raise ``RewardError`` in training mode, in which dropout makes rewards random."""
@@ -281,23 +285,25 @@ class Scorer(nn.Module, ABC, Generic[B]):
 
 
 def score_rows(
+    names: Sequence[str],
     prompts: Sequence[str],
     images: Sequence[ImageLike],
     batch_size: int,
     whole_images: bool,
     prepare: Callable[[Sequence[str], Sequence[ImageLike]], Sequence[Any]],
     forward: Callable[[Sequence[Any]], Sequence[Tensor]],
-    num_values: int = 1,
 ) -> Tensor:
-    """The rewards [num_values, N] of aligned prompts and images, on the CPU: the one loop from rows to rewards.
+    """The values [M, N] of aligned prompts and images, on the CPU: the one loop from rows to rewards.
 
-    ``prepare`` makes batches of some of the rows, and ``forward`` gives the values [N] of them: rewards of each scorer, or the estimates
-    of one. Rounding depends on what shares a batch, so equal rows are computed once: copies of an image get one reward, and keep their
-    order.
+    ``prepare`` makes batches of some of the rows, and ``forward`` gives their values, [N] or [N, K] each and M in all: rewards of each
+    scorer, or the estimates of one. ``names`` are the scorers' that the values are of [M]. Rounding depends on what shares a batch, so
+    equal rows are computed once: copies of an image get one reward, and keep their order.
+
+    Raises what these raise, and ``RewardError`` that names the image for a row without a reward.
     """
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
-    rewards = torch.empty(num_values, len(prompts), dtype=torch.float32, device="cpu")
+    rewards = torch.empty(len(names), len(prompts), dtype=torch.float32, device="cpu")
     # A row is equal to an earlier one if prompt and image are the same, which shows now, or if the scorers see the same in it (a copy of
     # the image under another name), which shows when it has been prepared.
     first_asked: dict[Hashable, int] = {}
@@ -310,8 +316,10 @@ def score_rows(
             rows_of.setdefault(image, []).append(row)
     groups = list(rows_of.values()) if whole_images else [[row] for rows in rows_of.values() for row in rows]
     with inference():
-        for start in range(0, len(groups), batch_size):
+        start = 0
+        while start < len(groups):
             rows = [row for group in groups[start : start + batch_size] for row in group]
+            start += batch_size
             batches = prepare([prompts[row] for row in rows], [images[row] for row in rows])
             keys = [known for batch in batches if (known := keys_of(batch)) is not None]
             if len(keys) == len(batches):
@@ -320,17 +328,20 @@ def score_rows(
                 new = [place for place, row in enumerate(rows) if equal_to[row] == row]
                 if len(new) < len(rows):
                     rows, batches = [rows[place] for place in new], [batch.select(new) for batch in batches]
-            if rows:
-                rewards[:, rows] = torch.stack([scored.float().cpu() for scored in forward(batches)])
+            if not rows:
+                continue
+            outcome = outcome_of(names, forward, batches)
+            for place, reason in sorted(outcome.reasons.items()):
+                raise of_image(reason, describe(images[rows[place]]))
+            rewards[:, rows] = outcome.rewards
+            batch_size = min(batch_size, outcome.num_at_once or batch_size)
     return rewards[:, [equal_to[row] for row in equal_to]]
 
 
 def check_finite(rewards: Tensor, name: str) -> None:
     """Raise ``RewardError`` rather than return a reward that is NaN or infinite."""
     if not bool(rewards.isfinite().all()):
-        raise RewardError(
-            f"{name} gave a reward that is not a finite number; float16 overflows on some weights: use dtype float32 or bfloat16"
-        )
+        raise not_finite(name)
 
 
 def prompts_for(pixels: Tensor, prompts: str | Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from image_reward.scorers.hpsv3 import HPSv3Scorer
     from image_reward.scorers.imagereward import ImageRewardScorer
     from image_reward.scorers.mps import MPSScorer
+    from image_reward.scorers.unified_reward import UnifiedReward
     from image_reward.scorers.vqascore import AnswerScorer
 
 
@@ -194,17 +195,22 @@ def build_hpsv3(paths: Paths, options: LoadOptions) -> HPSv3Scorer:
 
 def build_vqascore(paths: Paths, options: LoadOptions) -> AnswerScorer:
     """A folder of transformers' format that holds a Qwen2.5-VL, a Qwen3-VL or a CLIP-FlanT5; or the files of one, by name."""
-    from image_reward.scorers.vqascore import AnswerFiles, vqascore_from_files
+    from image_reward.scorers.qwen_chat import ChatFiles
+    from image_reward.scorers.vqascore import vqascore_from_files
 
     _refuse_config(options)
-    if "folder" in paths:
-        files = AnswerFiles.in_folder(paths["folder"])
-    else:
-        weights = [path for path in paths.values() if path.suffix in (".safetensors", ".bin")]
-        files = AnswerFiles(
-            paths["config"], weights, paths["tokenizer"], paths.get("generation"), paths.get("preprocessor"), paths.get("chat")
-        )
+    files = ChatFiles.of(paths)
     return vqascore_from_files(files, name=options.name, options=options.images, dtype=options.dtype, devices=options.devices)
+
+
+def build_unified_reward(paths: Paths, options: LoadOptions) -> UnifiedReward:
+    """A folder of transformers' format that holds a UnifiedReward 2.0; or the files of one, by name."""
+    from image_reward.scorers.qwen_chat import ChatFiles
+    from image_reward.scorers.unified_reward import unified_reward_from_files
+
+    _refuse_config(options)
+    files = ChatFiles.of(paths)
+    return unified_reward_from_files(files, name=options.name, options=options.images, dtype=options.dtype, devices=options.devices)
 
 
 def _clip(files: ClipFiles, options: LoadOptions, settings: ClipSettings | None = None) -> Any:

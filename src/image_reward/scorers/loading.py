@@ -41,6 +41,7 @@ from image_reward.scorers.build import (
     build_imagereward,
     build_mps,
     build_onnx,
+    build_unified_reward,
     build_vqascore,
     checkpoint_of,
 )
@@ -89,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "qwen2_vl": Kind(((HPSV3_NAME, WEIGHTS_NAME), (TOKENIZER_NAME,)), build_hpsv3),
     "qwen2_5_vl": Kind(_CHAT_FILES, build_vqascore),
     "qwen3_vl": Kind(_CHAT_FILES, build_vqascore),
+    "unified-reward": Kind(_CHAT_FILES, build_unified_reward),
     "clip_t5": Kind(
         ((WEIGHTS_NAME, WEIGHTS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX), (TOKENIZER_NAME,)), build_vqascore
     ),
@@ -219,17 +221,19 @@ def _find_on_hub(repo: str) -> FoundModel:
                 fetch_newest(HubFile(repo, shard))
     except DownloadError as error:
         raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
-    return FoundModel({"folder": config.parent}, repo, None, kind.build)
+    # What a repository's config does not say, the table of names may: a judge was tuned from the model that it says it is.
+    build = next((spec.build for spec in MODELS.values() if _is_from(repo, spec.files.get("config"))), kind.build)
+    return FoundModel({"folder": config.parent}, repo, None, build)
+
+
+def _is_from(repo: str, file: object) -> bool:
+    return isinstance(file, HubFile) and file.repo == repo
 
 
 def _names_of_weights_in(repo: str) -> list[str]:
     """The registered models whose weights come from this repository of the hub, which is not itself a model folder."""
-
-    def comes_from_it(file: object) -> bool:
-        return isinstance(file, HubFile) and file.repo == repo
-
     return [
-        name for name, spec in MODELS.items() if comes_from_it(spec.files.get("weights")) and not comes_from_it(spec.files.get("config"))
+        name for name, spec in MODELS.items() if _is_from(repo, spec.files.get("weights")) and not _is_from(repo, spec.files.get("config"))
     ]
 
 
@@ -260,13 +264,15 @@ def load(
             ``save_pretrained``, a ``.onnx`` that ``image-reward export`` wrote, the JSON file of an ensemble, the hub id of a model
             folder, or the address of a service (``http://host:8000``), for which a ``Client`` is returned: it has a scorer's methods.
         device: "cpu", "cuda", "cuda:1", …; by default CUDA where there is one, else the CPU. "auto" spreads a network that may be too large
-            for one (HPSv3, VQAScore) over all CUDA devices and, for what is left, the CPU; other scorers then go where they go by default.
+            for one (HPSv3, VQAScore, UnifiedReward) over all CUDA devices and, for what is left, the CPU; other scorers then go where they
+            go by default.
         dtype: "float32", "bfloat16" or "float16" for the towers, or "int8" for the image tower; the head is always float32. By default
-            float32, or bfloat16 for networks of billions of weights (HPSv3, VQAScore).
+            float32, or bfloat16 for networks of billions of weights (HPSv3, VQAScore, UnifiedReward).
         config: for weights that carry no config and are not of the released sizes: a ``ScorerConfig`` or a config.json.
         orient, allow_truncated, max_pixels, min_side: see ``image_reward.images.ImageOptions``.
         long_prompts: "truncate" (as the original, with a warning) or "error".
-        batch_size: images at once; by default 8 on a CPU, 64 elsewhere (HPSv3, VQAScore: 8). Rewards do not depend on it, beyond rounding.
+        batch_size: images at once; by default 8 on a CPU, 64 elsewhere (HPSv3, VQAScore, UnifiedReward: 8). Rewards do not depend on it,
+            beyond rounding.
         exact: encode images one at a time in the original's order of operations, so that float32 rounds as it did there. Slower; for
             repeating published numbers to the last digit with weights that amplify rounding. Only BLIP's image tower has such an order.
         compile: compile the image tower when it first encodes images; see ``scorers.precision``.

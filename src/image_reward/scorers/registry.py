@@ -27,6 +27,7 @@ from image_reward.scorers.build import (
     build_mps,
     build_openai_clip,
     build_pickscore,
+    build_unified_reward,
     build_vqascore,
 )
 from image_reward.scorers.spec import ModelSpec
@@ -59,11 +60,11 @@ _QWEN2_VL = "Qwen/Qwen2-VL-7B-Instruct"
 _BLIP_URL = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
 
 
-def _chat_model(repo: str) -> dict[str, HubFile]:
-    """The files of a Qwen2.5-VL or Qwen3-VL whose weights are in several."""
+def _chat_model(repo: str, in_parts: bool = True) -> dict[str, HubFile]:
+    """The files of a Qwen2.5-VL or Qwen3-VL. ``in_parts``: whether its weights are in several."""
     names = {
         "config": CONFIG_NAME,
-        "index": WEIGHTS_NAME + INDEX_SUFFIX,
+        **({"index": WEIGHTS_NAME + INDEX_SUFFIX} if in_parts else {"weights": WEIGHTS_NAME}),
         "tokenizer": TOKENIZER_NAME,
         "generation": GENERATION_NAME,
         "preprocessor": PREPROCESSOR_NAME,
@@ -80,6 +81,22 @@ def _clip_flan_t5(size: str, weights: str) -> dict[str, HubFile]:
         part: HubFile(repo, weights),
         "tokenizer": HubFile(f"google/flan-t5-{size}", TOKENIZER_NAME),
     }
+
+
+def _unified_reward(base: str, size: str, repo: str, num_weights: int, description: str = "") -> dict[str, ModelSpec]:
+    """A row of the table: the judge of this name, and the number of weights that it has."""
+    name = f"UnifiedReward-2.0-{base}-{size}"
+    billions, gigabytes = num_weights / 1e9, 2 * num_weights / 1e9
+    spec = ModelSpec(
+        description=description or f"as UnifiedReward-2.0-Qwen3-VL-8B, written by a {base}-{size}",
+        licence="MIT",
+        range="1 to 5",
+        build=build_unified_reward,
+        files=_chat_model(f"CodeGoat24/UnifiedReward-2.0-{repo}", in_parts=2 * num_weights > 5e9),  # as transformers divided them
+        least_size=2 * num_weights,
+        notice=f"{name} has {billions:.1f} billion weights: {gigabytes:.1f} GB are downloaded once, and as much memory is needed",
+    )
+    return {name: spec}
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -193,6 +210,20 @@ MODELS: dict[str, ModelSpec] = {
         least_size=2 * 11_459_819_520,
         notice="VQAScore-CLIP-FlanT5-XXL has 11.5 billion weights: 23 GB are downloaded once, and as much memory is needed",
     ),
+    **_unified_reward(
+        "Qwen3-VL",
+        "8B",
+        "qwen3vl-8b",
+        8_767_123_696,
+        "what a Qwen3-VL-8B writes of alignment, coherence and style of an image for its prompt: their mean (Wang et al. 2025)",
+    ),
+    **_unified_reward("Qwen3-VL", "2B", "qwen3vl-2b", 2_127_532_032),
+    **_unified_reward("Qwen3-VL", "4B", "qwen3vl-4b", 4_437_815_808),
+    **_unified_reward("Qwen3-VL", "32B", "qwen3vl-32b", 33_357_390_064),
+    **_unified_reward("Qwen2.5-VL", "3B", "qwen-3b", 3_754_622_976),
+    **_unified_reward("Qwen2.5-VL", "7B", "qwen-7b", 8_292_166_656),
+    **_unified_reward("Qwen2.5-VL", "32B", "qwen-32b", 33_452_718_336),
+    **_unified_reward("Qwen2.5-VL", "72B", "qwen-72b", 73_410_777_344),
     "CLIP": ModelSpec(
         description="how well image and prompt match: the cosine of OpenAI's ViT-L/14 (Radford et al., ICML 2021)",
         licence="MIT",

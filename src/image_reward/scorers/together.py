@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from image_reward.errors import RewardError
 from image_reward.images import ImageLike, ImageOptions, ImageTransform, open_image, unique_images
 from image_reward.prompts import check_prompts, long_prompt_warnings_suppressed
-from image_reward.scorers.base import Processor, Scorer, check_finite, keys_of, prompts_for, score_rows
+from image_reward.scorers.base import Processor, Scorer, keys_of, prompts_for, score_rows
+from image_reward.scorers.outcomes import RefusedRowsError
 from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, TwoTowerScorer, distinct, process_together
 
 Prepare = Processor[Any] | Callable[[Sequence[str], Sequence[ImageLike]], Any]
@@ -36,16 +38,14 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
     processors = processors_of(scorers)
     with long_prompts_reported_once(scorers, prompts):
         rewards = score_rows(
+            [scorer.name for scorer in scorers],
             prompts,
             images,
             min(scorer.batch_size for scorer in scorers),
             any(scorer.whole_images for scorer in scorers),
             lambda prompts, images: prepare_together(processors, prompts, images),
             lambda batches: rewards_together(scorers, batches),
-            len(scorers),
         )
-    for scorer, own in zip(scorers, rewards, strict=True):
-        check_finite(own, scorer.name)
     return rewards.tolist()
 
 
@@ -109,18 +109,28 @@ def rewards_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Any]) -> 
 
     A tower that several scorers share encodes each image once: batches of the same rows that were cropped by equal transforms hold the
     same pixels, so tower and transform say what the features are.
+
+    Raises ``RefusedRowsError`` where a scorer refuses rows, with the rewards of all scorers, and what else ``forward`` raises.
     """
-    return [estimates[:, 0] for estimates in estimates_together(scorers, batches)]
+    try:
+        every = estimates_together(scorers, batches)
+    except RefusedRowsError as refused:
+        raise RefusedRowsError([estimates[:, 0] for estimates in refused.rewards], refused.reasons) from None
+    return [estimates[:, 0] for estimates in every]
 
 
 def estimates_together(scorers: Sequence[Scorer[Any]], batches: Sequence[Any]) -> list[Tensor]:
     """As ``rewards_together``, what each scorer's ``estimates`` gives: rewards, and standard deviations from those that have them."""
     features: Features = {}
+    reasons: dict[int, RewardError] = {}
     singles = [
-        _of_two_towers(scorer, batch, features)[:, None] if isinstance(scorer, TwoTowerScorer) else _in_parts(scorer, batch)
+        _of_two_towers(scorer, batch, features)[:, None] if isinstance(scorer, TwoTowerScorer) else _in_parts(scorer, batch, reasons)
         for scorer, batch in zip(single_scorers(scorers), batches, strict=True)
     ]
-    return _combined(scorers, iter(singles))
+    estimates = _combined(scorers, iter(singles))
+    if reasons:
+        raise RefusedRowsError(estimates, reasons)
+    return estimates
 
 
 def rewards_of_tensors(scorers: Sequence[Scorer[Any]], prompts: str | Sequence[str], pixels: Tensor) -> list[Tensor]:
@@ -147,12 +157,22 @@ def _of_two_towers(scorer: TwoTowerScorer[Any], batch: TwoTowerBatch, features: 
     return scorer(batch, features[key])
 
 
-def _in_parts(scorer: Scorer[Any], batch: Any) -> Tensor:
-    """The estimates of a scorer that bounds how many rows it takes at once: a batch that was made for others too may have more."""
-    if len(batch) <= scorer.batch_size:
-        return scorer.estimates(batch)
-    starts = range(0, len(batch), scorer.batch_size)
-    return torch.cat([scorer.estimates(batch.select(range(start, min(start + scorer.batch_size, len(batch))))) for start in starts])
+def _in_parts(scorer: Scorer[Any], batch: Any, reasons: dict[int, RewardError]) -> Tensor:
+    """The estimates of a scorer that bounds how many rows it takes at once: a batch that was made for others too may have more.
+
+    Rows that it refuses are NaN, and added to ``reasons``.
+    """
+    num_rows, step = len(batch), scorer.batch_size
+    parts = [batch] if num_rows <= step else [batch.select(range(at, min(at + step, num_rows))) for at in range(0, num_rows, step)]
+    estimates: list[Tensor] = []
+    for number, part in enumerate(parts):
+        try:
+            estimates.append(scorer.estimates(part))
+        except RefusedRowsError as refused:
+            estimates.append(refused.rewards[0].reshape(len(part), -1))
+            for row, reason in refused.reasons.items():
+                reasons.setdefault(number * step + row, reason)
+    return estimates[0] if len(estimates) == 1 else torch.cat(estimates)
 
 
 def _combined(scorers: Sequence[Scorer[Any]], singles: Iterator[Tensor]) -> list[Tensor]:

@@ -397,8 +397,8 @@ def longest_text(config: Any, file: Path, for_image: int) -> int:
     longest: int = text.max_position_embeddings - for_image
     if longest < 1:
         raise CheckpointError(
-            f"{file}: max_position_embeddings is {text.max_position_embeddings:,}, and an image alone may have {for_image:,} tokens; "
-            "use the base model's config.json"
+            f"{file}: max_position_embeddings is {text.max_position_embeddings:,}, and images and answer alone may have "
+            f"{for_image:,} tokens; use the base model's config.json"
         )
     half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
     sections = (text.rope_parameters or {}).get("mrope_section", _MROPE_SECTION)

@@ -11,8 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,34 +20,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from image_reward.checkpoints import Piece, built, pieces_of, read_object
-from image_reward.config import (
-    CHAT_NAMES,
-    CONFIG_NAME,
-    GENERATION_NAME,
-    PICKLE_NAME,
-    PREPROCESSOR_NAME,
-    TOKENIZER_NAME,
-    WEIGHTS_NAME,
-    TransformConfig,
-)
 from image_reward.errors import CheckpointError, ImageReadError, InputError
-from image_reward.files import fill
 from image_reward.images import ImageLike, ImageOptions, check_pixels, describe, open_image, resize_tensor
 from image_reward.models.clip_t5 import ClipT5Network, clip_vision_config, float32_logits
+from image_reward.scorers.qwen_chat import CHATS, ChatFiles, chat_text, load_chat, penalised, repetition_penalty
 from image_reward.scorers.spec import Devices
 from image_reward.scorers.vision_language import (
     LONGEST_STRIP,
     PROMPT,
     ChatTemplate,
-    ImagePatches,
     VisionLanguageBatch,
     VisionLanguageProcessor,
     VisionLanguageScorer,
     check_not_quantized,
     empty_network,
     load_network,
-    longest_text,
-    read_shards,
 )
 from image_reward.types import CLIP_MEAN, CLIP_STD
 
@@ -127,17 +113,8 @@ def probability_of(reward: float) -> float:
 
 QUESTION = f'Does this figure show "{PROMPT}"? Please answer Yes or No.'
 """Of t2v_metrics 3.1."""
-_FEWEST_TOKENS, _MOST_TOKENS = 4, 16384
-"""Of an image: qwen-vl-utils' limits."""
-_LEFT_FOR_THE_IMAGE = _MOST_TOKENS
-
-_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-CHATS = {
-    "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    f"<|im_start|>user\n{_IMAGE}{{question}}<|im_end|>\n<|im_start|>assistant\n",
-    "qwen3_vl": f"<|im_start|>user\n{_IMAGE}{{question}}<|im_end|>\n<|im_start|>assistant\n",
-}
-"""What the published chat templates make of one question about one image, by ``model_type``: for checkpoints that carry no template."""
+_NUM_TOKENS = (4, 16384)
+"""The fewest and the most of an image: qwen-vl-utils' limits."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +170,13 @@ class ChatAnswerScorer(AnswerScorer):
         return places
 
     def _penalised(self, logits: Tensor, batch: VisionLanguageBatch) -> Tensor:
-        """Transformers' penalty of repetition: of logits [N, A, V] whose tokens are in what was read before that place."""
+        """Logits [N, A, V] after the penalty of repetition: of tokens that are in what was read before that place."""
         rows = []
         for own, ids in zip(logits, batch.ids, strict=True):
             was_read = torch.zeros_like(own, dtype=torch.bool)
             for place in range(len(own)):
                 was_read[place, ids[: len(ids) - len(own) + 1 + place].to(own.device)] = True
-            lowered = torch.where(own < 0, own * self.repetition_penalty, own / self.repetition_penalty)
-            rows.append(torch.where(was_read, lowered, own))
+            rows.append(penalised(own, was_read, self.repetition_penalty))
         return torch.stack(rows)
 
 
@@ -341,38 +317,8 @@ def _refuse_float16(dtype: torch.dtype, name: str) -> None:
 # --- loading ---------------------------------------------------------------------------------------------------------------------------
 
 
-class AnswerFiles(NamedTuple):
-    """The files of a checkpoint of transformers' format, which may lie in different folders."""
-
-    config: Path
-    weights: Sequence[Path]
-    """One file, or the shards that an index names."""
-    tokenizer: Path
-    """``tokenizer.json``"""
-    generation: Path | None = None
-    """``generation_config.json``"""
-    preprocessor: Path | None = None
-    """``preprocessor_config.json``"""
-    chat: Path | None = None
-    """What carries a chat template: ``chat_template.jinja``, ``chat_template.json`` or ``tokenizer_config.json``"""
-
-    @classmethod
-    def in_folder(cls, folder: Path) -> AnswerFiles:
-        """Where transformers puts them. ``vqascore_from_files`` says which are missing."""
-        chats = (folder / name for name in CHAT_NAMES)
-        generation, preprocessor = folder / GENERATION_NAME, folder / PREPROCESSOR_NAME
-        return cls(
-            folder / CONFIG_NAME,
-            read_shards(folder, (WEIGHTS_NAME, PICKLE_NAME)),
-            folder / TOKENIZER_NAME,
-            generation if generation.is_file() else None,
-            preprocessor if preprocessor.is_file() else None,
-            next((path for path in chats if path.is_file() and (path.suffix != ".json" or _chat_in(path))), None),
-        )
-
-
 def vqascore_from_files(
-    files: AnswerFiles,
+    files: ChatFiles,
     *,
     name: str = "VQAScore",
     question: str | None = None,
@@ -414,7 +360,7 @@ def vqascore_from_files(
 class _Asked:
     """What a scorer is to be made of."""
 
-    files: AnswerFiles
+    files: ChatFiles
     values: dict[str, Any]
     """Of the config."""
     name: str
@@ -424,109 +370,16 @@ class _Asked:
     dtype: torch.dtype
     devices: Devices
 
-    def load(self, network: nn.Module, pieces: Mapping[str, Piece], source: str, hint: str = "") -> None:
-        hint = f". The sizes are those of {self.files.config}{hint}"
-        load_network(network, pieces, source, dtype=self.dtype, devices=self.devices, hint=hint)
-
 
 def _chat(asked: _Asked) -> AnswerScorer:
-    import transformers
+    files = asked.files
+    text = chat_text(asked.question or QUESTION, asked.values["model_type"], files.chat)
 
-    files, kind = asked.files, asked.values["model_type"]
-    config_class, network_class = {
-        "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
-        "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
-    }[kind]
-    config = built(lambda: getattr(transformers, config_class)(**asked.values), files.config, "network")
-    text = chat_text(asked.question or QUESTION, kind, files.chat)
-    template = AnsweredTemplate.from_file(
-        files.tokenizer,
-        text,
-        most_tokens=longest_text(config, files.config, _LEFT_FOR_THE_IMAGE),
-        answer=asked.answer,
-    )
-    template.check_image_token(files.tokenizer, config.image_token_id, files.config)
-    source = str(files.weights[0] if len(files.weights) == 1 else files.weights[0].parent)
-    network = built(lambda: empty_network(lambda: getattr(transformers, network_class)(config)), files.config, "network")
-    asked.load(network, chat_names(pieces_of(files.weights)), source, ": is it of another base?")
-    vision = config.vision_config
-    token = (vision.patch_size * vision.spatial_merge_size) ** 2
-    patches = ImagePatches(
-        _FEWEST_TOKENS * token,
-        _MOST_TOKENS * token,
-        vision.patch_size,
-        vision.spatial_merge_size,
-        vision.temporal_patch_size,
-        *_pixel_statistics(files.preprocessor, kind),
-        asked.options,
-    )
-    return ChatAnswerScorer(network, VisionLanguageProcessor(patches, template), asked.name, _repetition_penalty(files.generation))
+    def template(most_tokens: int) -> AnsweredTemplate:
+        return AnsweredTemplate.from_file(files.tokenizer, text, most_tokens=most_tokens, answer=asked.answer)  # type: ignore[return-value]
 
-
-def _pixel_statistics(file: Path | None, kind: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """The mean and standard deviation that pixels are normalised with: a checkpoint's own, or those of the published ones."""
-    asked = read_object(file) if file else {}
-    mean, std = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) if kind == "qwen3_vl" else (CLIP_MEAN, CLIP_STD)
-    values = {"size": 1, "mean": asked.get("image_mean", list(mean)), "std": asked.get("image_std", list(std))}
-    own = fill(TransformConfig, values, str(file))
-    return own.mean, own.std
-
-
-def chat_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-    """The names that checkpoints have, of which those before transformers 4.52 lack the parts of the model -> today's."""
-    renamed: dict[str, Piece] = {}
-    for name, piece in pieces.items():
-        if name.startswith("visual."):
-            renamed[f"model.{name}"] = piece
-        elif name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
-            renamed[f"model.language_model.{name.removeprefix('model.')}"] = piece
-        else:
-            renamed[name] = piece
-    return renamed
-
-
-def chat_text(question: str, kind: str, carried: Path | None = None) -> str:
-    """The text around a prompt: what a checkpoint's own chat template makes of an image and a question, or, without one, the published.
-
-    Raises ``CheckpointError`` for a template that cannot be used.
-    """
-    template = _chat_in(carried) if carried else None
-    if template is None:
-        return CHATS[kind].replace("{question}", question)
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    messages = [{"role": "user", "content": [{"type": "image", "image": ""}, {"type": "text", "text": question}]}]
-    try:
-        rendered = render_jinja_template([messages], chat_template=template, add_generation_prompt=True)[0][0]
-    except Exception as error:  # whatever a template does
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"the chat template in {carried} cannot be used: {reason:.200}; use the base model's") from None
-    if rendered.count(question) != 1 or rendered.count(_IMAGE) != 1:
-        raise CheckpointError(f"the chat template in {carried} does not show one image and one question; use the base model's")
-    return str(rendered)
-
-
-def _chat_in(file: Path) -> str | None:
-    """The chat template that a file carries, if it carries one."""
-    if file.suffix != ".json":
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"the chat template in {file} is not UTF-8 text: {error}; use the base model's") from None
-    template = read_object(file).get("chat_template")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{file} has several chat templates, or none that is text; keep the one to use")
-    return template
-
-
-def _repetition_penalty(file: Path | None) -> float:
-    """The one of a checkpoint's generation config: transformers applies it to the scores that the original reads, without sampling too."""
-    penalty = read_object(file).get("repetition_penalty") if file else None
-    if penalty is None:
-        return 1.0
-    if not isinstance(penalty, int | float) or isinstance(penalty, bool) or not 0 < penalty < math.inf:
-        raise CheckpointError(f"{file}: repetition_penalty must be a positive number, not {penalty!r:.60}")
-    return float(penalty)
+    chat = load_chat(files, asked.values, template, num_tokens=_NUM_TOKENS, options=asked.options, dtype=asked.dtype, devices=asked.devices)
+    return ChatAnswerScorer(chat.network, chat.processor, asked.name, repetition_penalty(files.generation))
 
 
 def _clip_t5(asked: _Asked) -> AnswerScorer:
@@ -574,7 +427,8 @@ def _clip_t5(asked: _Asked) -> AnswerScorer:
             f"{files.tokenizer} has {num_tokens} tokens, and {files.config} {text.vocab_size}: they are of different models"
         )
     network = built(lambda: empty_network(lambda: ClipT5Network(vision, text, tied, layer)), files.config, "network")
-    asked.load(network, pieces, source)
+    hint = f". The sizes are those of {files.config}"
+    load_network(network, pieces, source, dtype=asked.dtype, devices=asked.devices, hint=hint)
     square = PaddedSquare(vision.image_size, (vision.image_size // vision.patch_size) ** 2, options=asked.options)
     return ClipT5Scorer(network, ClipT5Processor(square, template), asked.name, asked.answer)  # type: ignore[arg-type]
 

@@ -28,7 +28,8 @@ from PIL import Image
 
 from image_reward.errors import ImageRewardError, PromptError
 from image_reward.prompts import long_prompt_warnings_collected, long_prompt_warnings_suppressed
-from image_reward.scorers.base import Scorer, check_finite, inference, joined, keys_of
+from image_reward.scorers.base import Scorer, inference, joined, keys_of
+from image_reward.scorers.outcomes import RefusedRowsError, of_image, outcome_of
 from image_reward.scorers.together import estimates_together, options_of, prepare_together, processors_of
 from image_reward.serving.errors import BusyError, of_package
 from image_reward.serving.metrics import Metrics
@@ -109,6 +110,10 @@ class _Piece:
         if len(keys) == len(batches):
             self.keys = tuple(zip(*keys, strict=True))
 
+    def field_of(self, row: int) -> str:
+        """The field that the image of a row came in."""
+        return [group.image.field for group in self.groups for _ in group.prompts][row]
+
 
 class _Request:
     """Where the pieces of a request are. Everything but ``done`` belongs to whoever holds the batcher's lock."""
@@ -169,7 +174,7 @@ class Batcher:
             side = max(options_of(processor).min_side for processor in processors) + 1
             batches = prepare_together(processors, ["grey"], [Image.new("RGB", (side, side), (128, 128, 128))])
             self._can_join[number] = all(joined([batch, batch]) is not None for batch in batches)
-            with inference():
+            with inference(), suppress(RefusedRowsError):  # there is nothing to say about a grey image
                 estimates_together([scorer], batches)
 
     def start(self) -> None:
@@ -388,20 +393,28 @@ class Batcher:
                 return [_as_memory_error(error)]
         return [result for piece in pieces for result in self._score(models, [piece])]
 
-    def _forward(self, scorers: Sequence[Scorer[Any]], pieces: Sequence[_Piece]) -> list[NDArray[np.float32]]:
+    def _forward(self, scorers: Sequence[Scorer[Any]], pieces: Sequence[_Piece]) -> list[Any]:
         first: dict[Hashable, int] = {}  # clients that hedge send the same twice
         place = [first.setdefault(piece.keys if piece.keys is not None else number, len(first)) for number, piece in enumerate(pieces)]
         different = [pieces[place.index(number)] for number in range(len(first))]
         with inference(), long_prompt_warnings_suppressed():
             batches = [joined(list(parts)) for parts in zip(*(piece.batches for piece in different), strict=True)]
-            estimates = [own.float().cpu() for own in estimates_together(scorers, batches)]
-        rewards = torch.stack([own[:, 0] for own in estimates] + [own[:, 1] for own in estimates if own.shape[1] > 1])
-        names = [scorer.name for scorer in (*scorers, *(scorer for scorer in scorers if scorer.has_uncertainty))]
-        parts = rewards.split([piece.num_rows for piece in different], dim=1)
-        for own in parts:
-            for name, line in zip(names, own, strict=True):
-                check_finite(line, name)
-        return [parts[number].numpy() for number in place]
+            # Of each scorer its reward, and with uncertainty the standard deviation; those come last.
+            values = [(scorer.name, number) for scorer in scorers for number in range(1 + scorer.has_uncertainty)]
+            order = sorted(range(len(values)), key=lambda value: values[value][1])
+            outcome = outcome_of([name for name, _ in values], lambda parts: estimates_together(scorers, parts), batches)
+        results: list[Any] = []
+        start = 0
+        for piece in different:
+            end = start + piece.num_rows
+            refused = min((row for row in outcome.reasons if start <= row < end), default=None)
+            results.append(
+                outcome.rewards[order, start:end].numpy()
+                if refused is None
+                else of_image(outcome.reasons[refused], piece.field_of(refused - start))
+            )
+            start = end
+        return [results[number] for number in place]
 
 
 def _is_small(image: Source) -> bool:
