@@ -141,8 +141,14 @@ def test_answers_of_another_judge_or_about_other_pairs(folder: Path, bad_folder:
         with pytest.raises(InputError, match="holds answers of another judge or dtype, 'good'; name"):
             judge_pairs(other, comparisons[:2], output)  # type: ignore[arg-type]
     (tmp_path / ANSWERS).write_text("{\n")
-    with pytest.raises(InputError, match="line 1 is not JSON"):
+    with pytest.raises(InputError, match="line 1 is not a JSON object; delete the file"):
         judge_pairs(load(folder), comparisons[:2], output)
+    (tmp_path / ANSWERS).unlink()
+    judge_pairs(load(folder), comparisons[:1], output)
+    with (tmp_path / ANSWERS).open("a") as stream:
+        stream.write('{"id": "010", "swapped": 1, "answer": "A"}\n')
+    with pytest.raises(InputError, match="line 4 is not an answer"):
+        judge_pairs(load(folder), comparisons[:1], output)
     three = Comparison("a cat", ("0.png", "1.png", "2.png"), (1, 2, 3), id="x")
     with pytest.raises(ComparisonError, match="verdicts are on pairs of images, and 1 comparisons have more: x"):
         judge_pairs(load(folder), [three], tmp_path / "other.json")
@@ -198,6 +204,9 @@ def test_too_little_memory_halves_the_batch(folder: Path, data: Path, tmp_path: 
     judge.network.model.register_forward_pre_hook(forward, with_kwargs=True)
     judge_pairs(judge, comparisons, tmp_path / "verdicts.json")
     assert sizes.count(8) == 1
+    judge.network.model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(InputError, match="not enough memory on cpu to judge a single pair; use another device or dtype"):
+        judge_pairs(judge, comparisons, tmp_path / "other.json")
     assert json.loads((tmp_path / "verdicts.json").read_text()) == expected(load(folder), comparisons)
 
 

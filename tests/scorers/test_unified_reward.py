@@ -145,7 +145,9 @@ def test_the_reward_is_the_mean_of_the_scores(judge: UnifiedReward) -> None:
 # --- answers that cannot be read ---
 
 
-def test_score_names_the_image_and_quotes_the_answer(bad: UnifiedReward, tmp_path: Path) -> None:
+def test_score_names_the_image_and_quotes_the_answer(
+    bad: UnifiedReward, bad_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = refused(bad)
     paths = []
     for number, image in enumerate(images()):
@@ -162,7 +164,10 @@ def test_score_names_the_image_and_quotes_the_answer(bad: UnifiedReward, tmp_pat
     with pytest.raises(RefusedRowsError) as refusal:
         bad(bad.prepare(["a cat"] * 4, paths))
     assert refusal.value.rewards[0].isnan().tolist() == rows
-    assert main(["score", "a cat", *paths, "--model", "none"]) == 1
+    assert main(["score", "a cat", *paths, "--model", str(bad_folder), "--dtype", "float32", "--device", "cpu"]) == 1
+    shown = capsys.readouterr()
+    assert f"image-reward: {paths[first]}: the answer " in shown.err
+    assert "defect" not in shown.err
 
 
 def test_in_a_job_it_is_an_error_of_its_row(

@@ -326,6 +326,7 @@ class SkipOptions(LoadingOptions):
                     decoded[image] = picture = picture.copy()
                     vars(picture)["filename"] = image  # by which messages name it
                     picture.info = {}  # it is upright already, and its EXIF block would turn it once more
+                    picture.filename = image  # type: ignore[attr-defined] # by which messages name it
                     room -= picture.width * picture.height * len(picture.getbands())
         broken = {image: problem for image, problem in problems.items() if problem}
         kept = [image for image in images if image not in broken]

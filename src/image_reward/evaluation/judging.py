@@ -20,7 +20,7 @@ from image_reward.metrics import PositionBias, position_bias
 from image_reward.scorers.base import inference
 from image_reward.scorers.identity import identity_of
 from image_reward.scorers.judge import Judge
-from image_reward.scorers.outcomes import in_parts
+from image_reward.scorers.outcomes import in_parts, is_out_of_memory
 from image_reward.types import Comparison
 
 ANSWERS = ".answers.jsonl"
@@ -76,7 +76,7 @@ def judge_pairs(
             on_pair(num_done // 2, len(pairs))
             num_done += len(asked)
             asked, batch = _prepared(judge, asked, pairs, errors)
-            parts = list(in_parts(lambda batches: judge.written(batches[0]), [batch])) if asked else []
+            parts = _written(judge, batch) if asked else []
             log.add({asked[row]: answer for rows, answers in parts for row, answer in zip(rows, answers, strict=True)})
             if len(parts) > 1:
                 batch_size = min(len(rows) for rows, _ in parts)
@@ -98,6 +98,18 @@ def judge_pairs(
     both = [labels for labels in verdicts.values() if labels]
     bias = position_bias([order_of(one) for one, _ in both], [order_of(other) for _, other in both]) if both else None
     return Judged(str(output), len(pairs), reasons, num_asked, bias)
+
+
+def _written(judge: Judge, batch: Any) -> list[tuple[range, list[str]]]:
+    """The answers to a batch, in as many parts as memory asks for."""
+    try:
+        return list(in_parts(lambda batches: judge.written(batches[0]), [batch]))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"there is not enough memory on {judge.device} to judge a single pair; use another device or dtype. What is answered is kept"
+        ) from None
 
 
 def _prepared(
@@ -141,7 +153,10 @@ class _Answers:
             theirs = lines[0].get("judge")
             other = "about other pairs" if theirs == subject["judge"] else f"of another judge or dtype, {(theirs or {}).get('name')!r:.80}"
             raise InputError(f"{file} holds answers {other}; name another output, or delete that file to ask again")
-        self.answers = {Question(line["id"], line["swapped"]): line["answer"] for line in lines[1:]}
+        for number, line in enumerate(lines[1:], start=2):
+            if not (isinstance(line.get("id"), str) and isinstance(line.get("swapped"), bool) and isinstance(line.get("answer"), str)):
+                raise InputError(f"{file}: line {number} is not an answer; delete the file to ask again")
+            self.answers[Question(line["id"], line["swapped"])] = line["answer"]
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if not self.file.exists():
@@ -150,9 +165,12 @@ class _Answers:
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{self.file}: line {number} is not JSON: {error}; delete the file to ask again") from None
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if not isinstance(value, dict):
+                raise InputError(f"{self.file}: line {number} is not a JSON object; delete the file to ask again")
+            yield value
         if len(whole) < len(content):
             with self.file.open("r+b") as stream:
                 stream.truncate(len(whole))

@@ -8,6 +8,7 @@ images as JPEG of quality 95 to a server; here they are read as they are.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ class UnifiedReward(Judge):
     def verdict_of(self, answer: str) -> Verdict:
         return verdict_of(answer)
 
-    def judge(self, prompts: str | list[str], images: list[ImageLike]) -> list[Scores]:
+    def judge(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> list[Scores]:
         """The scores of the images of one prompt, or of aligned prompts and images. Raises what ``score`` raises."""
         return self._read(self.prepare, prompts, images, Scores.of)
 
