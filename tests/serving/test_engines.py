@@ -177,9 +177,9 @@ def names(pids: list[int]) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--replica-cpus", "4000"), "1 copy of 4000 cores are asked for, and Ray has "),
-        (("--replicas", "3000", "--replica-cpus", "0.5"), "3000 copies of 0.5 cores are asked for"),
-        (("--replica-gpus", "64"), "1 copy of 64 GPUs are asked for, and Ray has "),
+        (("--replica-cpus", "4000"), " cores, too few for 1 copy of 4000; use a smaller --replica-cpus"),
+        (("--replicas", "3000", "--replica-cpus", "0.5"), " cores, too few for 3000 copies of 0.5"),
+        (("--replica-gpus", "64"), " GPUs, too few for 1 copy of 64; use a smaller --replica-gpus"),
     ],
 )
 def test_more_than_there_is_is_refused(options: tuple[str, ...], message: str, model: Path) -> None:

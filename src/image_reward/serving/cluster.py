@@ -96,28 +96,23 @@ def _check_room(ray: Any, replicas: Replicas) -> None:
 
     A cluster may grow, or others may use it: there it is a warning.
     """
-    needs = {"CPU": replicas.replica_cpus, "GPU": replicas.gpus_each}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    names = {"CPU": "cores", "GPU": "GPUs"}
-    for kind, each in needs.items():
+    free = ray.available_resources()
+    for kind, name, option, each in (
+        ("CPU", "cores", "--replica-cpus", replicas.replica_cpus),
+        ("GPU", "GPUs", "--replica-gpus", replicas.gpus_each),
+    ):
         if not each:
             continue
-        fitting = sum(int(node.get(kind, 0) / each + 1e-9) for node in nodes)
-        if fitting >= replicas.replicas:
-            continue
-        there = " + ".join(f"{node.get(kind, 0):g}" for node in nodes) or "0"
-        asked = f"{replicas.replicas} {'copies' if replicas.replicas > 1 else 'copy'} of {each:g} {names[kind]}"
-        message = f"{asked} are asked for, and Ray has {there} {names[kind]}"
-        option = "--replica-cpus" if kind == "CPU" else "--replica-gpus"
-        if replicas.ray_address is None:
-            raise InputError(f"{message}; use a smaller {option}, fewer --replicas, or --ray-address of a larger cluster")
-        note(f"{message}: the service starts once the cluster has grown; else use a smaller {option} or fewer --replicas")
-    free = ray.available_resources()
-    for kind, each in needs.items():
-        if replicas.ray_address is not None and free.get(kind, 0) < each:
-            note(
-                f"Ray has {free.get(kind, 0):g} free {names[kind]}, and a copy needs {each:g}: the service starts once others release theirs"
-            )
+        copies = f"{replicas.replicas} {'copies' if replicas.replicas > 1 else 'copy'} of {each:g}"
+        if sum(int(node.get(kind, 0) / each + 1e-9) for node in nodes) < replicas.replicas:
+            there = " + ".join(f"{node.get(kind, 0):g}" for node in nodes) or "0"
+            message = f"Ray has {there} {name}, too few for {copies}; use a smaller {option}, fewer --replicas,"
+            if replicas.ray_address is None:
+                raise InputError(f"{message} or --ray-address of a larger cluster")
+            note(f"{message} or wait until the cluster has grown")
+        elif free.get(kind, 0) < each * replicas.replicas:
+            note(f"Ray has {free.get(kind, 0):g} free {name}, too few for {copies}: those that do not fit wait until others end")
 
 
 @contextmanager
