@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import InputError
 from image_reward.serving.settings import Replicas, Settings
+from image_reward.terminal import note
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -37,70 +39,121 @@ def run(
 
     ``load`` and ``settings`` are pickled, and each replica loads its own models. Raises ``InputError``.
     """
-    try:
-        ray, serve = _connect(replicas.ray_address)
-    except ImportError:
-        raise InputError("the engine 'ray' needs Ray Serve: pip install 'image-reward[serve-ray]'") from None
     stop = stop or threading.Event()
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = replicas.ray_address is None
     try:
+        with _watchdog() if own else nullcontext():
+            _run(load, settings, replicas, host, port, on_started, stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(
+    load: Callable[[], Sequence[Scorer[Any]]],
+    settings: Settings,
+    replicas: Replicas,
+    host: str,
+    port: int,
+    on_started: Callable[[], None] | None,
+    stop: threading.Event,
+) -> None:
+    own = replicas.ray_address is None
+    try:
+        ray, serve = _connect(replicas.ray_address)
+    except ImportError:
+        raise InputError("the engine 'ray' needs Ray Serve: pip install 'image-reward[serve-ray]'") from None
+    try:
+        _check_room(ray, replicas)
         serve.start(
-            proxy_location="HeadOnly" if replicas.ray_address is None else "EveryNode",
+            proxy_location="HeadOnly" if own else "EveryNode",
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 75},
             logging_config=_LOGGING,
         )
         try:
             serve.run(_deployment(serve, load, settings, replicas).bind(), name=_NAME, route_prefix="/", logging_config=_LOGGING)
-            with _watchdog() if replicas.ray_address is None else nullcontext():
-                if on_started:
-                    on_started()
-                stop.wait()
+            os.environ.pop(_MARK, None)  # a browser that is opened now is not Ray's
+            if on_started:
+                on_started()
+            stop.wait()
         except RuntimeError as error:  # what the replica printed is in the logs of Ray
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"Ray Serve could not start the service: {reason} See `ray logs`, or try --engine local") from error
         finally:
             serve.delete(_NAME)  # waits for the requests in work
-            if replicas.ray_address is None:
+            if own:
                 serve.shutdown()
     finally:
-        if replicas.ray_address is None:
+        if own:
             ray.shutdown()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def _check_room(ray: Any, replicas: Replicas) -> None:
+    """Raise ``InputError`` for more cores or GPUs than this machine has, for which Ray would wait without a word.
+
+    A cluster may grow, or others may use it: there it is a warning.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = ray.available_resources()
+    for kind, name, option, each in (
+        ("CPU", "cores", "--replica-cpus", replicas.replica_cpus),
+        ("GPU", "GPUs", "--replica-gpus", replicas.gpus_each),
+    ):
+        if not each:
+            continue
+        copies = f"{replicas.replicas} {'copies' if replicas.replicas > 1 else 'copy'} of {each:g}"
+        if sum(int(node.get(kind, 0) / each + 1e-9) for node in nodes) < replicas.replicas:
+            there = " + ".join(f"{node.get(kind, 0):g}" for node in nodes) or "0"
+            message = f"Ray has {there} {name}, too few for {copies}; use a smaller {option}, fewer --replicas,"
+            if replicas.ray_address is None:
+                raise InputError(f"{message} or --ray-address of a larger cluster")
+            note(f"{message} or wait until the cluster has grown")
+        elif free.get(kind, 0) < each * replicas.replicas:
+            note(f"Ray has {free.get(kind, 0):g} free {name}, too few for {copies}: those that do not fit wait until others end")
 
 
 @contextmanager
 def _watchdog() -> Iterator[None]:
-    """Processes that this one has started end when it is killed. Some of Ray's would notice that only minutes later."""
-    printed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    pairs = [line.split() for line in printed.splitlines()]
-    own = [str(os.getpid())]
-    for number in own:
-        own += [pid for pid, parent in pairs if parent == number]
+    """What Ray starts ends when this process is killed, at whatever moment. Some of Ray's processes would notice that only minutes later.
+
+    They are known by a variable of the environment, which they inherit from each other: those that are killed while they start, too.
+    """
+    mark = uuid.uuid4().hex
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WATCHDOG], stdin=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdin is not None
+        os.environ[_MARK] = mark
         try:
-            process.stdin.write(" ".join(own[1:]) + "\n")
+            process.stdin.write(f"{_MARK}={mark}\n")
             process.stdin.flush()
             yield
         finally:
+            os.environ.pop(_MARK, None)
             process.kill()
 
 
+_MARK = "IMAGE_REWARD_STARTED_RAY"
 _WATCHDOG = """
-import os, signal, sys
+import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-own = sys.stdin.readline().split()
+mark = sys.stdin.readline().strip().encode()
 sys.stdin.read()  # until the other end of the pipe is closed, however that comes about
-for pid in own:
-    try:
-        os.kill(int(pid), signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+clean = 0
+while clean < 10:  # those that are killed may just have started others
+    clean += 1
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if mark in file.read().split(b"\\0"):
+                    os.kill(int(pid), signal.SIGKILL)
+                    clean = 0
+        except OSError:
+            pass
+    time.sleep(0.1)
 """
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # its access log holds paths of requests, and ours does not
 
@@ -114,7 +167,9 @@ def _connect(address: str | None) -> tuple[Any, Any]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if not ray.is_initialized():
-            where: dict[str, Any] = {"address": address} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            # "local", or Ray would wait for a cluster that was killed here and left a file that names it.
+            own = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            where: dict[str, Any] = {"address": address} if address else own
             ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"Ray could not be reached: {error}; see `ray status`, or use --engine local") from None
@@ -127,18 +182,15 @@ def _deployment(serve: Any, load: Callable[[], Sequence[Scorer[Any]]], settings:
 
         return create_app(load(), settings)
 
-    import torch
-
     limits = settings.limits
     settings = replace(settings, cosmos=replicas.most == 1)  # a batch is pulled from the replica that has scored it
-    gpus = replicas.replica_gpus if replicas.replica_gpus is not None else float(torch.cuda.is_available())
     options: dict[str, Any] = {"num_replicas": replicas.replicas}
     if replicas.max_replicas is not None:
         scaling = {"min_replicas": replicas.replicas, "max_replicas": replicas.max_replicas, "target_ongoing_requests": 16}
         options = {"autoscaling_config": scaling}
     return serve.deployment(
         name="service",
-        ray_actor_options={"num_cpus": replicas.replica_cpus, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": replicas.replica_cpus, "num_gpus": replicas.gpus_each},
         max_ongoing_requests=2 * limits.max_requests,  # more than the service takes: it is the service that refuses, and says why
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=limits.drain_seconds,

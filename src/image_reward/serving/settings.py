@@ -92,6 +92,12 @@ class Replicas:
             raise InputError("replica_cpus must be above 0, and replica_gpus not below")
 
     @property
+    def gpus_each(self) -> float:
+        import torch
+
+        return self.replica_gpus if self.replica_gpus is not None else float(torch.cuda.is_available())
+
+    @property
     def most(self) -> int:
         return self.max_replicas or self.replicas
 
