@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+import io
 
-from image_reward.cli.tables import facts_table, preference_table, reward_table
+import pytest
+from rich.console import Console
+
+from image_reward.cli.tables import facts_table, generated_table, preference_table, reward_table
 from image_reward.reports.tables import show
 from image_reward.scorers.distribution import Distribution, RewardRow
 from image_reward.types import Preference
@@ -33,3 +36,14 @@ def test_preferences_are_in_percent(capsys: pytest.CaptureFixture[str], tie: flo
 
 def test_facts_are_flat(capsys: pytest.CaptureFixture[str]) -> None:
     assert "parameters 1,234 image.size 224" in printed(capsys, facts_table({"name": "S", "parameters": 1234, "image": {"size": 224}}))
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_names_and_numbers_of_generated_images_are_whole_at_any_width(width: int) -> None:
+    name = "DrawBench-17_1.png"
+    row = RewardRow(f"/a/long/folder/of/generated/images/{name}", -1.5, 1, None)
+    console = Console(width=width, file=io.StringIO())
+    console.print(generated_table([("a photo of a cat " * 9, row, 4_000_000, -1.25)], ""))
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(any(cell in line.split() for line in out.splitlines()) for cell in (name, "4000000", "-1.5000", "-1.2500", "mean"))
+    assert "/a/long" not in out

@@ -202,7 +202,8 @@ class Generate(ModelOptions, OutputOptions, PromptOptions):
         from image_reward.reports.tables import show
 
         rows = [(each.prompt.prompt, row, seed, each.mean) for each in results for row, seed in each.saved]
-        show(generated_table(rows, f"{scorer.name}; the mean is that of all {self.best_of} images of the prompt"))
+        caption = f"In {self.output}. Rewards of {scorer.name}; the mean is that of all {self.best_of} images of the prompt."
+        show(generated_table(rows, caption))
 
     def _write_gallery(self, path: str, results: list[_Result], scorer: Scorer[Any]) -> None:
         from image_reward.reports.document import Card, Cards, Report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -39,14 +40,15 @@ def reward_table(rows: Sequence[RewardRow], title: str, caption: str) -> Table:
 
 
 def generated_table(rows: Sequence[tuple[str, RewardRow, int, float]], caption: str) -> Table:
-    """Of prompt, image, seed, and the mean reward of all images of the prompt."""
+    """Of prompt, image, seed, and the mean reward of all images of the prompt. Images are in one folder, which the caption names."""
     table = empty_table("", caption)
     table.add_column("prompt", overflow="fold")
-    table.add_column("image", overflow="fold")
+    names = [Path(row.image).name for _, row, _, _ in rows]
+    table.add_column("image", overflow="fold", min_width=min(18, max(map(len, names), default=0)))  # a prompt can be broken, a name hardly
     for column in ("seed", "reward", "mean"):
         table.add_column(column, justify="right", no_wrap=True)
-    for prompt, row, seed, mean in rows:
-        table.add_row(*map(plain, (prompt, row.image, str(seed), f"{row.reward:+.4f}", f"{mean:+.4f}")))
+    for name, (prompt, row, seed, mean) in zip(names, rows, strict=True):
+        table.add_row(*map(plain, (prompt, name, str(seed), f"{row.reward:+.4f}", f"{mean:+.4f}")))
     return table
 
 
