@@ -279,6 +279,7 @@ def test_a_file_name_is_never_a_path(client: TestClient, scorer: ImageRewardScor
 def test_paths_and_methods_that_are_not_there(client: TestClient) -> None:
     assert_refused(client.get("/v1/nothing"), 404, "path", "/docs")
     assert_refused(client.get("/v1/score"), 405, "path", "method")
+    assert_refused(client.post("/v1/score/", json=ASK, follow_redirects=False), 404, "path", "/docs")
 
 
 class TestLimits:

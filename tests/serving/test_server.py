@@ -224,6 +224,31 @@ def test_a_head_without_end_behind_another_request(port: int) -> None:
         assert b"200 OK" not in read_all(sock)
 
 
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+
+
+def test_what_follows_a_body_is_no_header(port: int) -> None:
+    """It would take the place of one that a proxy has checked."""
+    with raw_request(port, HEAD + CHUNKED + b"Host: attacker.example\r\nOrigin: http://attacker.example\r\n\r\n") as sock:
+        assert b" 422 " in sock.recv(65536)
+
+
+@pytest.mark.parametrize("endless", [b"X: " + bytes(1), b"X: y\r\n"])
+def test_what_follows_a_body_is_bounded(endless: bytes, port: int) -> None:
+    endless = endless.replace(b"\0", b"a" * 1000)
+    with raw_request(port, HEAD + CHUNKED) as sock, suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(100_000):
+            sock.sendall(endless)
+        pytest.fail("it was all taken in")
+
+
+def test_a_size_of_a_chunk_without_end(port: int) -> None:
+    with raw_request(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n2;") as sock, suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(100_000):
+            sock.sendall(b"a" * 1000)
+        pytest.fail("it was all taken in")
+
+
 def test_a_head_of_many_small_parts(port: int) -> None:
     with raw_request(port, b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n") as sock:
         for number in range(100):

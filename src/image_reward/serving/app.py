@@ -61,6 +61,7 @@ def create_app(scorers: Sequence[Scorer[Any]], settings: Settings | None = None,
         version=version("image-reward"),
         description="How much people would like images made for a prompt.",
         docs_url=None,
+        redirect_slashes=False,
         redoc_url=None,
         lifespan=lifespan,
     )

@@ -40,6 +40,7 @@ class _Protocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _head_size = 0
+    """Bytes of the head, and then, while a body arrives, those since the last of its own: sizes of chunks and what follows the body."""
     _is_in_body = False
     _is_refused = False
 
@@ -59,12 +60,20 @@ class _Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self._is_refused or self.parser is None:
             return
-        if not self._is_in_body and self._head_size > _MOST_HEAD:
+        if self._head_size > _MOST_HEAD:
             self.send_400_response("")
         elif len(self.pipeline) > _MOST_PIPELINED:
             self.transport.abort()
         else:
             self._watch_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_body:  # what follows a body would pass for a header that has been checked, such as Host
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_size = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
