@@ -44,7 +44,8 @@ def generated_table(rows: Sequence[tuple[str, RewardRow, int, float]], caption: 
     table = empty_table("", caption)
     table.add_column("prompt", overflow="fold")
     names = [Path(row.image).name for _, row, _, _ in rows]
-    table.add_column("image", overflow="fold", min_width=min(18, max(map(len, names), default=0)))  # a prompt can be broken, a name hardly
+    # Of what may be broken, the prompt is first: only names that would leave it no room are, too.
+    table.add_column("image", overflow="fold", no_wrap=max(map(len, names), default=0) <= 18)
     for column in ("seed", "reward", "mean"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, (prompt, row, seed, mean) in zip(names, rows, strict=True):
