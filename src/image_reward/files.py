@@ -314,6 +314,15 @@ def remove_unfinished(folder: Path) -> None:
         (folder / _UNFINISHED).rmdir()
 
 
+def is_only_writer(stream: IO[Any]) -> bool:
+    """Lock an open file until it is closed. False where another process has; True as well where files cannot be locked."""
+    try:
+        _lock(stream.fileno(), wait=False)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
 def _lock(descriptor: int, wait: bool) -> None:
     """Raises ``OSError`` where another holds it, or nobody can."""
     if fcntl is None:

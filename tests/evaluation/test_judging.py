@@ -154,6 +154,17 @@ def test_answers_of_another_judge_or_about_other_pairs(folder: Path, bad_folder:
         judge_pairs(load(folder), [three], tmp_path / "other.json")
 
 
+def test_two_that_judge_at_once(folder: Path, data: Path, tmp_path: Path) -> None:
+    output, comparisons = tmp_path / "verdicts.json", read(data)
+
+    def another(_done: int, _total: int) -> None:
+        with pytest.raises(InputError, match=rf"another process is writing to .*{ANSWERS}; wait for it, or name another output"):
+            judge_pairs(load(folder), comparisons, output)
+
+    assert judge_pairs(load(folder), comparisons, output, another).num_asked == 2 * len(comparisons)
+    assert judge_pairs(load(folder), comparisons, output).num_asked == 0
+
+
 def test_answers_and_images_that_cannot_be_read(bad_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They cost their own pair alone, and evaluate leaves it out."""
     judge, comparisons, output = load(bad_folder), read(data), tmp_path / "verdicts.json"

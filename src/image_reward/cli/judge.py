@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from image_reward.cli.options import ImageRoot, ModelOptions, OutputOptions, UsageError, check_output, print_json
+from image_reward.cli.options import MODEL_HELP, ImageRoot, ModelOptions, OutputOptions, UsageError, check_output, print_json
 from image_reward.terminal import note, printable
 
 
@@ -26,6 +26,7 @@ class Judge(ModelOptions, OutputOptions):
         str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="A file of human rankings of pairs; see `image-reward data check`.")
     ]
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT", help="The file of verdicts to write, .json.")]
+    model: Annotated[str, tyro.conf.arg(help=MODEL_HELP)] = field(default="UnifiedReward-2.0-Qwen3-VL-8B", kw_only=True)
     image_root: ImageRoot = None
     limit: int | None = None
     """Use only the first N comparisons."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from image_reward.errors import AnswerError, ImageRewardError, InputError
 from image_reward.evaluation.verdicts import check_pairs, order_of
-from image_reward.files import synced_whole
+from image_reward.files import is_only_writer, synced_whole
 from image_reward.images import describe
 from image_reward.metrics import PositionBias, position_bias
 from image_reward.scorers.base import inference
@@ -60,17 +60,21 @@ def judge_pairs(
     others have theirs. Answers of an earlier run with this output are not asked for again.
 
     Raises ``ComparisonError`` for comparisons of more than two images, and ``InputError`` where the answers beside the output are those of
-    another judge, or about other pairs.
+    another judge, about other pairs, or being written by another process.
     """
     check_pairs(comparisons)
-    log = _Answers(output.with_name(output.stem + ANSWERS), _subject(judge, comparisons))
+    judge.check_evaluating()
+    with _Answers(output.with_name(output.stem + ANSWERS), _subject(judge, comparisons)) as log:
+        return _judged(judge, comparisons, output, log, on_pair)
+
+
+def _judged(judge: Judge, comparisons: Sequence[Comparison], output: Path, log: _Answers, on_pair: Callable[[int, int], None]) -> Judged:
     pairs = {comparison.id: comparison for comparison in comparisons}
     todo = [question for id in pairs for question in (Question(id, False), Question(id, True)) if question not in log.answers]
     errors: dict[Question, str] = {}
     num_done, batch_size = 2 * len(pairs) - len(todo), judge.batch_size
     num_asked = len(todo)
-    judge.check_evaluating()
-    with log, inference():
+    with inference():
         while todo:
             asked, todo = todo[:batch_size], todo[batch_size:]
             on_pair(num_done // 2, len(pairs))
@@ -143,25 +147,44 @@ def _subject(judge: Judge, comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 class _Answers:
-    """The file of answers: a line that says whose they are, then a line for each. A line that was cut off by a kill is dropped."""
+    """The file of answers: a line that says whose they are, then a line for each. A line that was cut off by a kill is dropped.
+
+    It is locked while it is open: two that write to it would ask every question twice.
+    """
 
     def __init__(self, file: Path, subject: dict[str, Any]) -> None:
         self.file, self.subject = file, subject
         self.answers: dict[Question, str] = {}
+
+    def __enter__(self) -> _Answers:
+        self.stream = self.file.open("a+b")
+        try:
+            if not is_only_writer(self.stream):
+                raise InputError(f"another process is writing to {self.file}; wait for it, or name another output")
+            self._read()
+        except BaseException:
+            self.stream.close()
+            raise
+        return self
+
+    def _read(self) -> None:
         lines = list(self._lines())
-        if lines and lines[0] != subject:
+        if not lines:
+            self._write(self.subject)
+        elif lines[0] != self.subject:
             theirs = lines[0].get("judge")
-            other = "about other pairs" if theirs == subject["judge"] else f"of another judge or dtype, {(theirs or {}).get('name')!r:.80}"
-            raise InputError(f"{file} holds answers {other}; name another output, or delete that file to ask again")
+            kind = (
+                "about other pairs" if theirs == self.subject["judge"] else f"of another judge or dtype, {(theirs or {}).get('name')!r:.80}"
+            )
+            raise InputError(f"{self.file} holds answers {kind}; name another output, or delete that file to ask again")
         for number, line in enumerate(lines[1:], start=2):
             if not (isinstance(line.get("id"), str) and isinstance(line.get("swapped"), bool) and isinstance(line.get("answer"), str)):
-                raise InputError(f"{file}: line {number} is not an answer; delete the file to ask again")
+                raise InputError(f"{self.file}: line {number} is not an answer; delete the file to ask again")
             self.answers[Question(line["id"], line["swapped"])] = line["answer"]
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self.file.exists():
-            return
-        content = self.file.read_bytes()
+        self.stream.seek(0)
+        content = self.stream.read()
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
@@ -171,15 +194,7 @@ class _Answers:
             if not isinstance(value, dict):
                 raise InputError(f"{self.file}: line {number} is not a JSON object; delete the file to ask again")
             yield value
-        if len(whole) < len(content):
-            with self.file.open("r+b") as stream:
-                stream.truncate(len(whole))
-
-    def __enter__(self) -> None:
-        is_new = not self.file.exists() or not self.file.stat().st_size
-        self.stream = self.file.open("a", encoding="utf-8")
-        if is_new:
-            self._write(self.subject)
+        self.stream.truncate(len(whole))
 
     def __exit__(self, *_: object) -> None:
         self.stream.close()
@@ -191,4 +206,4 @@ class _Answers:
         self.stream.flush()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self.stream.write(json.dumps(line) + "\n")
+        self.stream.write(json.dumps(line).encode() + b"\n")
