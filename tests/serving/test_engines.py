@@ -57,6 +57,81 @@ def started(engine: str, model: Path, *options: str) -> Iterator[tuple[subproces
             process.kill()
 
 
+# --- what starts services of its own, before there is one for all tests: two clusters on one machine get in each other's way ---
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_kill_leaves_no_process_and_frees_the_port(engine: str, model: Path) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray.serve")
+    with started(engine, model) as (process, url):
+        Client(url).score(PROMPT, IMAGES[0])
+        port = int(url.rpartition(":")[2])
+        group = members(process.pid)
+        assert (len(group) == 1) == (engine == "local")
+        process.kill()
+        process.wait(60)
+        if engine == "local":
+            listen("127.0.0.1", port).close()
+        until(lambda: is_free(port))  # Ray's processes notice that they are orphans, and end
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in group))
+
+
+def test_a_kill_while_ray_starts_leaves_no_process(model: Path) -> None:
+    pytest.importorskip("ray.serve")
+    command = [sys.executable, "-m", "image_reward.cli", "serve", "--model", str(model), "--port", "0", "--engine", "ray"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: any("raylet" in name for name in names(members(process.pid))))
+            group = members(process.pid)
+        finally:
+            process.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in group))
+
+
+def names(pids: list[int]) -> list[str]:
+    commands = []
+    for pid in pids:
+        with suppress(OSError):
+            commands.append(Path(f"/proc/{pid}/comm").read_text())
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--replica-cpus", "4000"), " cores, too few for 1 copy of 4000; use a smaller --replica-cpus"),
+        (("--replicas", "3000", "--replica-cpus", "0.5"), " cores, too few for 3000 copies of 0.5"),
+        (("--replica-gpus", "64"), " GPUs, too few for 1 copy of 64; use a smaller --replica-gpus"),
+    ],
+)
+def test_more_than_there_is_is_refused(options: tuple[str, ...], message: str, model: Path) -> None:
+    """Ray itself would wait for ever."""
+    pytest.importorskip("ray.serve")
+    command = [sys.executable, "-m", "image_reward.cli", "serve", "--model", str(model), "--port", "0", "--engine", "ray", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert message in ended.stderr
+
+
+def members(pid: int) -> list[int]:
+    """A process and its descendants."""
+    lines = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    parents = {int(line.split()[0]): int(line.split()[1]) for line in lines}
+    own = [pid]
+    for number in own:
+        own += [child for child, parent in parents.items() if parent == number]
+    return own
+
+
+def is_free(port: int) -> bool:
+    try:
+        listen("127.0.0.1", port).close()
+    except InputError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module", params=["local", "ray"])
 def service(request: pytest.FixtureRequest, model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     if request.param == "ray":
@@ -135,78 +210,6 @@ def test_a_page_of_another_site_is_not_answered(url: str) -> None:
     connection.request("GET", "/v1/models", headers={"Host": "attacker.example"})
     assert connection.getresponse().status == 403
     connection.close()
-
-
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_kill_leaves_no_process_and_frees_the_port(engine: str, model: Path) -> None:
-    if engine == "ray":
-        pytest.importorskip("ray.serve")
-    with started(engine, model) as (process, url):
-        Client(url).score(PROMPT, IMAGES[0])
-        port = int(url.rpartition(":")[2])
-        group = members(process.pid)
-        assert (len(group) == 1) == (engine == "local")
-        process.kill()
-        process.wait(60)
-        if engine == "local":
-            listen("127.0.0.1", port).close()
-        until(lambda: is_free(port))  # Ray's processes notice that they are orphans, and end
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in group))
-
-
-def test_a_kill_while_ray_starts_leaves_no_process(model: Path) -> None:
-    pytest.importorskip("ray.serve")
-    command = [sys.executable, "-m", "image_reward.cli", "serve", "--model", str(model), "--port", "0", "--engine", "ray"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: any("raylet" in name for name in names(members(process.pid))))
-            group = members(process.pid)
-        finally:
-            process.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in group))
-
-
-def names(pids: list[int]) -> list[str]:
-    commands = []
-    for pid in pids:
-        with suppress(OSError):
-            commands.append(Path(f"/proc/{pid}/comm").read_text())
-    return commands
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--replica-cpus", "4000"), " cores, too few for 1 copy of 4000; use a smaller --replica-cpus"),
-        (("--replicas", "3000", "--replica-cpus", "0.5"), " cores, too few for 3000 copies of 0.5"),
-        (("--replica-gpus", "64"), " GPUs, too few for 1 copy of 64; use a smaller --replica-gpus"),
-    ],
-)
-def test_more_than_there_is_is_refused(options: tuple[str, ...], message: str, model: Path) -> None:
-    """Ray itself would wait for ever."""
-    pytest.importorskip("ray.serve")
-    command = [sys.executable, "-m", "image_reward.cli", "serve", "--model", str(model), "--port", "0", "--engine", "ray", *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert message in ended.stderr
-
-
-def members(pid: int) -> list[int]:
-    """A process and its descendants."""
-    lines = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    parents = {int(line.split()[0]): int(line.split()[1]) for line in lines}
-    own = [pid]
-    for number in own:
-        own += [child for child, parent in parents.items() if parent == number]
-    return own
-
-
-def is_free(port: int) -> bool:
-    try:
-        listen("127.0.0.1", port).close()
-    except InputError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(

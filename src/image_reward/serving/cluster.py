@@ -39,17 +39,8 @@ def run(
 
     ``load`` and ``settings`` are pickled, and each replica loads its own models. Raises ``InputError``.
     """
-    stop = stop or threading.Event()
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = replicas.ray_address is None
-    try:
-        with _watchdog() if own else nullcontext():
-            _run(load, settings, replicas, host, port, on_started, stop)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with _watchdog() if replicas.ray_address is None else nullcontext():
+        _run(load, settings, replicas, host, port, on_started, stop or threading.Event())
 
 
 def _run(
@@ -66,6 +57,9 @@ def _run(
         ray, serve = _connect(replicas.ray_address)
     except ImportError:
         raise InputError("the engine 'ray' needs Ray Serve: pip install 'image-reward[serve-ray]'") from None
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # only now: Ray puts handlers of its own in their place
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _check_room(ray, replicas)
         serve.start(
@@ -89,6 +83,8 @@ def _run(
     finally:
         if own:
             ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_room(ray: Any, replicas: Replicas) -> None:
@@ -138,20 +134,42 @@ def _watchdog() -> Iterator[None]:
 
 _MARK = "IMAGE_REWARD_STARTED_RAY"
 _WATCHDOG = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 mark = sys.stdin.readline().strip().encode()
-sys.stdin.read()  # until the other end of the pipe is closed, however that comes about
+known = {os.getppid(): None}  # this program and all that it has started, and the times at which they were
+
+def read(pid, name):
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+def look():
+    found = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if fields := read(pid, "stat").rpartition(b")")[2].split():
+            found[pid] = int(fields[1]), fields[19]
+    queue = [pid for pid, (_, started) in found.items() if known.get(pid, "") in (None, started)]
+    queue += [pid for pid in found if pid not in known and mark in read(pid, "environ").split(b"\\0")]
+    for pid in queue:
+        known[pid] = found[pid][1]
+        queue += [child for child, (parent, _) in found.items() if parent == pid and child not in queue and child != os.getpid()]
+    return queue
+
+# Until the other end of the pipe is closed, however that comes about. Workers write their names over the mark in their environment, and
+# have another parent once theirs has ended: so they are looked for while it is there.
+while not select.select([sys.stdin], [], [], 1.0)[0]:
+    look()
 clean = 0
 while clean < 10:  # those that are killed may just have started others
     clean += 1
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in look():
+        clean = 0
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if mark in file.read().split(b"\\0"):
-                    os.kill(int(pid), signal.SIGKILL)
-                    clean = 0
-        except OSError:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
             pass
     time.sleep(0.1)
 """
