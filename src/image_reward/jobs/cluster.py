@@ -7,7 +7,6 @@ autoscaling cluster grow; those that have nothing left to do are let go.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from image_reward.errors import JobError
 from image_reward.jobs.messages import DefectError, Task, WorkerDiedError
 from image_reward.jobs.worker import Worker
+from image_reward.ray_clusters import connect
 
 if TYPE_CHECKING:
     from image_reward.jobs.shards import Work
@@ -46,7 +46,10 @@ class ActorPool:
         address: str | None,
         num_shards: int,
     ) -> None:
-        self.ray, self.started_here = _connect(address)
+        try:
+            self.ray, self.started_here = connect(address)
+        except ImportError:
+            raise JobError("the engine 'ray' needs Ray: pip install 'image-reward[jobs]'") from None
         resources = self.ray.cluster_resources()
         num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         cuda = (device or "cuda").startswith("cuda") and (num_gpus > 0 or device is not None)
@@ -101,24 +104,3 @@ def _reason(text: str) -> str:
     """What Ray says of a dead actor, in one line: of an exception its last line, else its first words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if "ray::" in text else " ".join(lines)[:300]
-
-
-def _connect(address: str | None) -> tuple[Any, bool]:
-    """Ray, connected to a cluster, or to one that is started on this machine; and whether it was not before. Raises ``JobError``."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise JobError("the engine 'ray' needs Ray: pip install 'image-reward[jobs]'") from None
-    if ray.is_initialized():
-        return ray, False
-    try:
-        if address is None:
-            ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"the cluster at {address}" if address else "Ray on this machine"
-        raise JobError(f"{where} could not be reached: {error}; see `ray status`, or use engine 'local'") from None
-    return ray, True

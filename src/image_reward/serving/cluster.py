@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from image_reward.errors import InputError
+from image_reward.ray_clusters import connect
 from image_reward.serving.settings import Replicas, Settings
 from image_reward.terminal import note
 
@@ -54,9 +55,11 @@ def _run(
 ) -> None:
     own = replicas.ray_address is None
     try:
-        ray, serve = _connect(replicas.ray_address)
+        ray = connect(replicas.ray_address).ray
+        from ray import serve
     except ImportError:
         raise InputError("the engine 'ray' needs Ray Serve: pip install 'image-reward[serve-ray]'") from None
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     before = {}
     if threading.current_thread() is threading.main_thread():  # only now: Ray puts handlers of its own in their place
         before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -174,24 +177,6 @@ while clean < 10:  # those that are killed may just have started others
     time.sleep(0.1)
 """
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # its access log holds paths of requests, and ours does not
-
-
-def _connect(address: str | None) -> tuple[Any, Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    try:
-        if not ray.is_initialized():
-            # "local", or Ray would wait for a cluster that was killed here and left a file that names it.
-            own = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            where: dict[str, Any] = {"address": address} if address else own
-            ray.init(**where, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"Ray could not be reached: {error}; see `ray status`, or use --engine local") from None
-    return ray, serve
 
 
 def _deployment(serve: Any, load: Callable[[], Sequence[Scorer[Any]]], settings: Settings, replicas: Replicas) -> Any:
