@@ -20,7 +20,7 @@ import judges
 import qwen
 import seeded
 from image_reward.cli import main
-from image_reward.errors import AnswerError, CheckpointError, DownloadError, ImageReadError, InputError, PromptError
+from image_reward.errors import AnswerError, CheckpointError, DownloadError, ImageReadError, InputError, PromptError, UnknownModelError
 from image_reward.scorers import MODELS, UnifiedReward, score_together
 from image_reward.scorers.outcomes import RefusedRowsError
 from image_reward.scorers.qwen_chat import ChatFiles
@@ -324,6 +324,14 @@ def test_by_name_and_by_hub_id(hub: hubs.Hub, folder: Path, judge: UnifiedReward
         hub.status = status
         with pytest.raises(DownloadError, match=words):
             ir.load("UnifiedReward-2.0-Qwen3-VL-4B", "cpu")
+
+
+@pytest.mark.parametrize("repo", ["CodeGoat24/UnifiedReward-qwen-7b", "CodeGoat24/UnifiedReward-2.0-Think-qwen3vl-8b"])
+def test_judges_that_are_asked_in_another_form_are_refused_before_they_are_downloaded(hub: hubs.Hub, repo: str) -> None:
+    """Their configs say Qwen, and VQAScore would give rewards that mean nothing."""
+    with pytest.raises(UnknownModelError, match=f"{repo} is a UnifiedReward that is asked, and answers, in another form than those which"):
+        ir.load(repo, "cpu")
+    assert not hub.requests
 
 
 SIZES = {  # of the base models: hidden, intermediate, layers, heads, groups; of the image tower: hidden, intermediate, depth; tied

@@ -206,6 +206,7 @@ def _find_on_hub(repo: str) -> FoundModel:
         raise UnknownModelError(
             f"{repo} is not a model folder, but what {' and '.join(names)} come{'s' * (len(names) == 1)} from; give that name"
         )
+    is_judge = _is_judge(repo)
     what = f"A model of this package is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; fetch it elsewhere and give its path"
     try:
         config = fetch_newest(HubFile(repo, CONFIG_NAME))
@@ -221,9 +222,25 @@ def _find_on_hub(repo: str) -> FoundModel:
                 fetch_newest(HubFile(repo, shard))
     except DownloadError as error:
         raise DownloadError(f"{repo} is neither a file here nor a model that could be downloaded: {error}. {what}") from error
-    # What a repository's config does not say, the table of names may: a judge was tuned from the model that it says it is.
-    build = next((spec.build for spec in MODELS.values() if _is_from(repo, spec.files.get("config"))), kind.build)
-    return FoundModel({"folder": config.parent}, repo, None, build)
+    return FoundModel({"folder": config.parent}, repo, None, build_unified_reward if is_judge else kind.build)
+
+
+_JUDGES = "codegoat24/unifiedreward"
+
+
+def _is_judge(repo: str) -> bool:
+    """Whether a repository is that of a judge, whose config says no more than the model that it was tuned from.
+
+    Raises ``UnknownModelError`` for judges that write answers of another form: what they were tuned from is not what they are for.
+    """
+    if not repo.lower().startswith(_JUDGES):
+        return False
+    judges = {name: spec for name, spec in MODELS.items() if spec.build is build_unified_reward}
+    if not any(repo.lower() == file.repo.lower() for spec in judges.values() for file in spec.files.values() if isinstance(file, HubFile)):
+        raise UnknownModelError(
+            f"{repo} is a UnifiedReward that is asked, and answers, in another form than those which are known: {', '.join(judges)}"
+        )
+    return True
 
 
 def _is_from(repo: str, file: object) -> bool:
