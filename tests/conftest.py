@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import object_store
 import seeded
@@ -72,6 +73,13 @@ def gs_url() -> Iterator[str]:
         pytest.importorskip(package)
     with object_store.serving(object_store.GS) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def only_ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One file of tests at a time starts clusters: Ray's processes on one machine get in each other's way."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        yield
 
 
 @pytest.fixture

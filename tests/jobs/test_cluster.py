@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(only_ray_cluster: None) -> Iterator[Any]:  # noqa: ARG001
     environment = pytest.MonkeyPatch()
     environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
     environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for a cluster on the loopback address alone

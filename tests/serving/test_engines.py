@@ -32,7 +32,7 @@ PROMPT = "a cat"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, only_ray_cluster: None) -> Path:  # noqa: ARG001
     folder = tmp_path_factory.mktemp("model")
     tiny(ImageRewardScorer).save_pretrained(folder)
     return folder
