@@ -27,7 +27,9 @@ def test_where_nobody_listens_there_is_an_error_at_once(scheme: str, closed: str
         connect(scheme + closed)
 
 
-@pytest.mark.parametrize("address", ["no-such-host.invalid:6379", "127.0.0.1:70000"])
+@pytest.mark.parametrize(
+    "address", ["no-such-host.invalid:6379", "127.0.0.1:70000", "127.0.0.1:-1", "127.0.0.1:", ":6379x", "a" * 70 + ".com:6379", "..:6379"]
+)
 def test_addresses_that_cannot_be_connected_to(address: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=f"no Ray cluster answers at {address}: "):

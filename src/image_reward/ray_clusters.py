@@ -47,13 +47,13 @@ def connect(address: str | None) -> Connection:
 
 def _check_reachable(address: str) -> None:
     """Raise ``InputError`` where nobody listens at ``host:port``: Ray itself would wait for minutes, without a word."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):  # "auto", or what Ray has a message for
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:  # "auto", "local", or what Ray has a message for
         return
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT):
             pass
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: of the port, or a name that no host can have
         raise InputError(
             f"no Ray cluster answers at {address}: {error}; see `ray status` there and correct the address, or use the engine 'local'"
         ) from None

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,9 @@ def test_a_killed_run_goes_on(folder: Path, data: Path, tmp_path: Path) -> None:
 def test_answers_of_another_judge_or_about_other_pairs(folder: Path, bad_folder: Path, data: Path, tmp_path: Path) -> None:
     comparisons, output = read(data), tmp_path / "verdicts.json"
     judge_pairs(load(folder), comparisons[:2], output)
-    with pytest.raises(InputError, match=r"answers\.jsonl holds answers about other pairs; name another output, or delete"):
-        judge_pairs(load(folder), comparisons, output)
+    assert judge_pairs(load(folder), comparisons, output).num_asked == 2 * len(comparisons) - 4  # those that are new
     for other in (load(bad_folder), ir.load(folder, "cpu", "bfloat16")):
-        with pytest.raises(InputError, match="holds answers of another judge or dtype, 'good'; name"):
+        with pytest.raises(InputError, match="holds no answers of this judge in this dtype; name another output"):
             judge_pairs(other, comparisons[:2], output)  # type: ignore[arg-type]
     (tmp_path / ANSWERS).write_text("{\n")
     with pytest.raises(InputError, match="line 1 is not a JSON object; delete the file"):
@@ -146,12 +146,53 @@ def test_answers_of_another_judge_or_about_other_pairs(folder: Path, bad_folder:
     (tmp_path / ANSWERS).unlink()
     judge_pairs(load(folder), comparisons[:1], output)
     with (tmp_path / ANSWERS).open("a") as stream:
-        stream.write('{"id": "010", "swapped": 1, "answer": "A"}\n')
+        stream.write('{"id": "010", "swapped": 1, "key": "", "answer": "A"}\n')
     with pytest.raises(InputError, match="line 4 is not an answer"):
         judge_pairs(load(folder), comparisons[:1], output)
     three = Comparison("a cat", ("0.png", "1.png", "2.png"), (1, 2, 3), id="x")
     with pytest.raises(ComparisonError, match="verdicts are on pairs of images, and 1 comparisons have more: x"):
         judge_pairs(load(folder), [three], tmp_path / "other.json")
+
+
+def test_other_pixels_or_words_under_the_same_names_are_asked_again(folder: Path, data: Path, tmp_path: Path) -> None:
+    judge, comparisons, output = load(folder), read(data), tmp_path / "verdicts.json"
+    judge_pairs(judge, comparisons, output)
+    (tmp_path / "0.png").rename(tmp_path / "other.png")
+    (tmp_path / "1.png").rename(tmp_path / "0.png")
+    (tmp_path / "other.png").rename(tmp_path / "1.png")
+    touched = [comparison for comparison in comparisons if {"0.png", "1.png"} & {Path(str(image)).name for image in comparison.images}]
+    again = judge_pairs(judge, comparisons, output)
+    assert again.num_asked == 2 * len(touched) > 0
+    anew = tmp_path / "anew.json"
+    judge_pairs(judge, comparisons, anew)
+    assert output.read_bytes() == anew.read_bytes()
+    reworded = [replace(comparison, prompt=comparison.prompt + "!") for comparison in comparisons[:1]]
+    assert judge_pairs(judge, reworded, output).num_asked == 2
+    opened = [
+        replace(comparison, images=(judges.images()[0], judges.images()[number])) for number, comparison in enumerate(comparisons[:3], 1)
+    ]
+    assert judge_pairs(judge, opened, tmp_path / "opened.json").num_asked == 6
+    assert judge_pairs(judge, opened, tmp_path / "opened.json").num_asked == 0
+
+
+@pytest.mark.parametrize("content", [b'{"id": "a"}', b'{"id": "a"}\n{"id": "b"', b"words", b'{"judge": "x"}\n', b"[1]\n"])
+def test_a_file_that_is_no_file_of_answers_stays_as_it_is(content: bytes, folder: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / ANSWERS).write_bytes(content)
+    with pytest.raises(InputError, match=ANSWERS):
+        judge_pairs(load(folder), read(data)[:1], tmp_path / "verdicts.json")
+    assert (tmp_path / ANSWERS).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [(("", "b", ""), "2 comparisons have no id"), (("a", "b", "a"), "several comparisons have a;")]
+)
+def test_ids_that_tell_nothing(ids: tuple[str, ...], message: str, folder: Path, data: Path, tmp_path: Path) -> None:
+    comparisons = [replace(comparison, id=id) for comparison, id in zip(read(data), ids, strict=False)]
+    with pytest.raises(ComparisonError, match=message):
+        judge_pairs(load(folder), comparisons, tmp_path / "verdicts.json")
+    (tmp_path / "saved.json").write_text('{"": "A>B", "a": "A>B", "b": "A>B"}')
+    with pytest.raises(ComparisonError, match=message):
+        read_verdicts(tmp_path / "saved.json", comparisons)
 
 
 def test_two_that_judge_at_once(folder: Path, data: Path, tmp_path: Path) -> None:

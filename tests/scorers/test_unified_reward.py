@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,33 @@ def test_the_reward_is_the_mean_of_the_scores(judge: UnifiedReward) -> None:
 
 
 # --- answers that cannot be read ---
+
+
+def test_an_answer_that_was_cut_off_is_none_wherever_it_was(folder: Path) -> None:
+    """ "Style Score (1-5): 2" might have become 2.75."""
+    judge: Any = ir.load(folder, "cpu", "float32")
+    question = ("a cat", images()[0])
+    reward, whole = judge.score(*question), judge.answers("a cat", images()[:1])[0]
+    num_refused = 0
+    for most_tokens in range(1, 40):
+        judge.decoding = replace(judge.decoding, most_tokens=most_tokens)
+        try:
+            assert judge.score(*question) == reward
+        except AnswerError:
+            num_refused += 1
+            written = judge.answers("a cat", images()[:1])[0]
+            assert written.endswith(" […]")
+            assert whole.startswith(written.removesuffix(" […]"))
+        else:
+            assert judge.answers("a cat", images()[:1]) == [whole]
+    assert 0 < num_refused < 39
+
+
+def test_a_judge_compares_two_images(judge: UnifiedReward) -> None:
+    one, two, three, *_ = images()
+    for wrong in ((one,), (one, two, three)):
+        with pytest.raises(ValueError, match=f"a judge compares pairs of images, not {len(wrong)}"):
+            judge.verdicts("a cat", [wrong])  # type: ignore[list-item]
 
 
 def test_score_names_the_image_and_quotes_the_answer(
@@ -413,6 +441,8 @@ def test_what_an_answer_says_of_two_images() -> None:
     even = EVEN.replace("1: 0.5\n Image 2: 0.5", "1: 0.7\n Image 2: 0.3", 1)
     assert verdict_of("0.3\n Image 2: 0.7".join(even.rsplit("0.5\n Image 2: 0.5", 1))).label == "A=B"
     assert verdict_of(EVEN.replace("1: 0.5\n Image 2: 0.5", "1: 0.502\n Image 2: 0.498")).label == "A>B"
+    for other in ("0.49", "0.51"):  # in binary they miss 1 by a little more than 0.01
+        assert verdict_of(EVEN.replace("1: 0.5\n Image 2: 0.5", f"1: 0.5\n Image 2: {other}")).label == ("A>B" if other < "0.5" else "B>A")
 
 
 @pytest.mark.parametrize(

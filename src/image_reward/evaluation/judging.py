@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from image_reward.errors import AnswerError, ImageRewardError, InputError
-from image_reward.evaluation.verdicts import check_pairs, order_of
+from image_reward.evaluation.verdicts import check_ids, check_pairs, order_of
 from image_reward.files import is_only_writer, synced_whole
-from image_reward.images import describe
 from image_reward.metrics import PositionBias, position_bias
-from image_reward.scorers.base import inference
+from image_reward.scorers.base import inference, keys_of
 from image_reward.scorers.identity import identity_of
 from image_reward.scorers.judge import Judge
 from image_reward.scorers.outcomes import in_parts, is_out_of_memory
@@ -57,31 +56,36 @@ def judge_pairs(
     """Ask a judge which image of each pair is better, in both orders, and write its verdicts.
 
     A pair has no verdict, and ``null`` in the file, where an image cannot be read or an answer is not in the form that was asked for; the
-    others have theirs. Answers of an earlier run with this output are not asked for again.
+    others have theirs. What an earlier run with this output has answered is not asked again; its images are read again, since other pixels
+    or another prompt are another question.
 
-    Raises ``ComparisonError`` for comparisons of more than two images, and ``InputError`` where the answers beside the output are those of
-    another judge, about other pairs, or being written by another process.
+    Raises ``ComparisonError`` for comparisons of more than two images, or without ids of their own, and ``InputError`` where the answers
+    beside the output are those of another judge, or being written by another process.
     """
     check_pairs(comparisons)
+    check_ids(comparisons)
     judge.check_evaluating()
-    with _Answers(output.with_name(output.stem + ANSWERS), _subject(judge, comparisons)) as log:
+    with _Answers(output.with_name(output.stem + ANSWERS), identity_of(judge)) as log:
         return _judged(judge, comparisons, output, log, on_pair)
 
 
 def _judged(judge: Judge, comparisons: Sequence[Comparison], output: Path, log: _Answers, on_pair: Callable[[int, int], None]) -> Judged:
     pairs = {comparison.id: comparison for comparison in comparisons}
-    todo = [question for id in pairs for question in (Question(id, False), Question(id, True)) if question not in log.answers]
+    todo = [Question(id, swapped) for id in pairs for swapped in (False, True)]
     errors: dict[Question, str] = {}
-    num_done, batch_size = 2 * len(pairs) - len(todo), judge.batch_size
-    num_asked = len(todo)
+    num_done, num_asked, batch_size = 0, 0, judge.batch_size
     with inference():
         while todo:
-            asked, todo = todo[:batch_size], todo[batch_size:]
+            questions, todo = todo[:batch_size], todo[batch_size:]
             on_pair(num_done // 2, len(pairs))
-            num_done += len(asked)
-            asked, batch = _prepared(judge, asked, pairs, errors)
-            parts = _written(judge, batch) if asked else []
-            log.add({asked[row]: answer for rows, answers in parts for row, answer in zip(rows, answers, strict=True)})
+            num_done += len(questions)
+            questions, batch = _prepared(judge, questions, pairs, errors)
+            keys = [_digest(key) for key in keys_of(batch) or ()] if questions else []
+            new = [row for row, question in enumerate(questions) if log.keys.get(question) != keys[row]]
+            parts = _written(judge, batch.select(new)) if new else []
+            for rows, answers in parts:
+                log.add([(questions[new[row]], keys[new[row]], answer) for row, answer in zip(rows, answers, strict=True)])
+            num_asked += len(new)
             if len(parts) > 1:
                 batch_size = min(len(rows) for rows, _ in parts)
     on_pair(len(pairs), len(pairs))
@@ -138,12 +142,9 @@ def _prepared(
         return usable, batch_of(usable) if usable else None
 
 
-def _subject(judge: Judge, comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Of whom and about what answers are: none of another judge, or about other pairs, may be added to them."""
-    whole = hashlib.blake2b(digest_size=16)
-    for comparison in comparisons:
-        whole.update(repr((comparison.id, comparison.prompt, [describe(image) for image in comparison.images])).encode())
-    return {"judge": identity_of(judge), "pairs": whole.hexdigest()}
+def _digest(key: Hashable) -> str:
+    """Of what a row of a batch asks: equal for the same tokens and the same pixels."""
+    return hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
 
 
 class _Answers:
@@ -152,9 +153,11 @@ class _Answers:
     It is locked while it is open: two that write to it would ask every question twice.
     """
 
-    def __init__(self, file: Path, subject: dict[str, Any]) -> None:
-        self.file, self.subject = file, subject
+    def __init__(self, file: Path, judge: dict[str, Any]) -> None:
+        self.file, self.judge = file, {"judge": judge}
         self.answers: dict[Question, str] = {}
+        self.keys: dict[Question, str] = {}
+        """What was asked, as ``_digest`` gives it."""
 
     def __enter__(self) -> _Answers:
         self.stream = self.file.open("a+b")
@@ -168,42 +171,45 @@ class _Answers:
         return self
 
     def _read(self) -> None:
-        lines = list(self._lines())
-        if not lines:
-            self._write(self.subject)
-        elif lines[0] != self.subject:
-            theirs = lines[0].get("judge")
-            kind = (
-                "about other pairs" if theirs == self.subject["judge"] else f"of another judge or dtype, {(theirs or {}).get('name')!r:.80}"
-            )
-            raise InputError(f"{self.file} holds answers {kind}; name another output, or delete that file to ask again")
-        for number, line in enumerate(lines[1:], start=2):
-            if not (isinstance(line.get("id"), str) and isinstance(line.get("swapped"), bool) and isinstance(line.get("answer"), str)):
-                raise InputError(f"{self.file}: line {number} is not an answer; delete the file to ask again")
-            self.answers[Question(line["id"], line["swapped"])] = line["answer"]
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
         self.stream.seek(0)
         content = self.stream.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            if not isinstance(value, dict):
-                raise InputError(f"{self.file}: line {number} is not a JSON object; delete the file to ask again")
-            yield value
-        self.stream.truncate(len(whole))
+        first, end, rest = content.partition(b"\n")
+        if not content:
+            self._write(self.judge)
+            self.stream.flush()
+            return
+        if not end or self._object(first, 1) != self.judge:
+            raise InputError(f"{self.file} holds no answers of this judge in this dtype; name another output, or delete it to ask again")
+        *lines, cut = rest.split(b"\n")
+        for number, line in enumerate(lines, start=2):
+            values = self._object(line, number)
+            match values:
+                case {"id": str(id), "swapped": bool(swapped), "key": str(key), "answer": str(answer)}:
+                    self._keep(Question(id, swapped), key, answer)
+                case _:
+                    raise InputError(f"{self.file}: line {number} is not an answer; delete the file to ask again")
+        self.stream.truncate(len(content) - len(cut))  # the file is known as one of answers
+
+    def _object(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(f"{self.file}: line {number} is not a JSON object; delete the file to ask again")
+        return value
 
     def __exit__(self, *_: object) -> None:
         self.stream.close()
 
-    def add(self, answers: dict[Question, str]) -> None:
-        self.answers |= answers
-        for question, answer in answers.items():
-            self._write(question._asdict() | {"answer": answer})
+    def add(self, answers: Sequence[tuple[Question, str, str]]) -> None:
+        for question, key, answer in answers:
+            self._keep(question, key, answer)
+            self._write(question._asdict() | {"key": key, "answer": answer})
         self.stream.flush()
+
+    def _keep(self, question: Question, key: str, answer: str) -> None:
+        self.keys[question], self.answers[question] = key, answer
 
     def _write(self, line: dict[str, Any]) -> None:
         self.stream.write(json.dumps(line).encode() + b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,15 @@ def check_pairs(comparisons: Sequence[Comparison]) -> None:
         raise ComparisonError(f"verdicts are on pairs of images, and {len(more)} comparisons have more: {first_few(more)}")
 
 
+def check_ids(comparisons: Sequence[Comparison]) -> None:
+    """Raise ``ComparisonError`` for comparisons that an id does not tell from each other."""
+    ids = [c.id for c in comparisons]
+    if "" in ids:
+        raise ComparisonError(f"{ids.count('')} comparisons have no id, by which verdicts are kept; give each one of its own")
+    if twice := [id for id, count in Counter(ids).items() if count > 1]:
+        raise ComparisonError(f"verdicts are kept by id, and several comparisons have {first_few(twice)}; give each one of its own")
+
+
 def without_verdict(path: PathLike | Address) -> set[str]:
     """The ids that have ``null`` for a verdict, because the judge's answer could not be read. Raises ``FileNotFoundError`` for no file."""
     content = _content(Address.parse(path))
@@ -85,6 +95,7 @@ def without_verdict(path: PathLike | Address) -> set[str]:
 def _aligned(content: Any, comparisons: Sequence[Comparison]) -> Verdicts:
     check_pairs(comparisons)
     if isinstance(content, Mapping):
+        check_ids(comparisons)
         missing = [c.id for c in comparisons if c.id not in content]
         if missing:
             raise ComparisonError(f"there is no verdict on {len(missing)} of {len(comparisons)} pairs: {first_few(missing)}")

@@ -24,6 +24,8 @@ from image_reward.scorers.vision_language import VisionLanguageBatch, VisionLang
 from image_reward.types import Preference
 
 Pair = tuple[ImageLike, ImageLike]
+CUT_OFF = " […]"
+"""The end of an answer that did not end."""
 Reading = TypeVar("Reading")
 
 # --- decoding --------------------------------------------------------------------------------------------------------------------------
@@ -89,6 +91,8 @@ class PairProcessor(VisionLanguageProcessor):
     """Prompts and pairs of images -> a batch, a question about two images in each row."""
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Pair]) -> VisionLanguageBatch:  # type: ignore[override]
+        if wrong := [pair for pair in images if len(pair) != 2]:
+            raise ValueError(f"a judge compares pairs of images, not {len(wrong[0])}")
         return self.of_rows(self.template(prompts), images)
 
 
@@ -154,12 +158,13 @@ class Judge(VisionLanguageScorer):
         return rewards
 
     def written(self, batch: VisionLanguageBatch) -> list[str]:
-        """The answer to each row's question; of one that does not end in time, its beginning."""
+        """The answer to each row's question; of one that does not end in time, its beginning and ``CUT_OFF``, which makes it no answer."""
         if not len(batch):
             return []
         with torch.no_grad():
             tokens = written_tokens(self.network, self.chat_inputs(batch, "left"), self.decoding)
-        return self.prepare.template.tokenizer.decode_batch(tokens, skip_special_tokens=True)
+        texts = self.prepare.template.tokenizer.decode_batch(tokens, skip_special_tokens=True)
+        return [text if row[-1] in self.decoding.ends else text + CUT_OFF for row, text in zip(tokens, texts, strict=True)]
 
     def answers(self, prompts: str | Sequence[str], images: Sequence[ImageLike]) -> list[str]:
         """What is written of the images of one prompt, or of aligned prompts and images. Raises what ``score`` raises for unusable ones."""

@@ -69,8 +69,8 @@ _NUMBER = r"(\d{1,2}(?:\.\d{1,32})?)"
 _PARTS = ("Alignment", "Coherence", "Style")
 _SCORES = re.compile("\n".join(rf"{part} Score \(1-5\): {_NUMBER}" for part in _PARTS), re.ASCII)
 _SHARES = re.compile("\n\n".join(rf"{part} Score:\n Image 1: {_NUMBER}\n Image 2: {_NUMBER}" for part in _PARTS), re.ASCII)
-_ROUNDING = 0.01
-"""By which the shares of two images may miss 1."""
+_ROUNDING = 0.01 + 1e-9
+"""By which the shares of two images, decimal fractions, may miss 1."""
 
 
 class Scores(NamedTuple):
