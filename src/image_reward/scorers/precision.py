@@ -98,8 +98,8 @@ _CHATTY = ("torchao", "torchao.kernel.intmm", "torch.utils._pytree", "diffusers.
 
 @contextmanager
 def without_torchao_notes() -> Iterator[None]:
-    """torchao's first import, which diffusers' pipelines cause too, writes of GPU kernels that are not for this machine; nobody who scores
-    images can act on it.
+    """torchao's first import, which transformers' models and diffusers' pipelines cause too, writes of GPU kernels that are not for this
+    machine; nobody who scores images can act on it.
 
     Only its own loggers are silenced: the logging of the process belongs to the program.
     """

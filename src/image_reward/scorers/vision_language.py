@@ -31,6 +31,7 @@ from image_reward.errors import CheckpointError, ImageReadError, PromptError
 from image_reward.images import ImageLike, ImageOptions, check_pixels, describe, open_image, resize, resize_tensor, unique_images
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Processor, Scorer, prompts_for
+from image_reward.scorers.precision import without_torchao_notes
 from image_reward.scorers.spec import Devices
 from image_reward.types import CLIP_MEAN, CLIP_STD
 
@@ -363,7 +364,7 @@ def empty_network(make: Callable[[], Network]) -> Network:
 
     Those stay in float32 whatever the weights are cast to, as transformers keeps them.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), without_torchao_notes():
         network = make()
     for name, module in list(network.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
