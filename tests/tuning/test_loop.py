@@ -82,7 +82,9 @@ def test_best_of_learns_from_a_scorer_without_gradients(tmp_path: Path) -> None:
     losses = [line["pretraining"] for line in log_of(tmp_path / "run")]
     assert sum(losses[-3:]) < sum(losses[:3])
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(InputError, match="redness gives no gradients to pixels; choose a scorer that does, or best-of"):
+    with pytest.raises(
+        InputError, match="redness gives no gradients to pixels; choose a scorer that does, or --method best-of, which needs none"
+    ):
         tiny_runs.run(tiny_runs.config(tmp_path / "other"), scorers=blind)
 
 
