@@ -13,9 +13,10 @@ from pyarrow.parquet import read_table
 from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+import judges
 import seeded
 import shared
-from image_reward import LongPromptWarning, PromptError, metrics
+from image_reward import LongPromptWarning, PromptError, load, metrics
 from image_reward.comparisons import read
 from image_reward.config import TieConfig
 from image_reward.errors import ComparisonError
@@ -325,6 +326,13 @@ def test_a_scorer_is_measured_by_what_it_scores(scorer: ImageRewardScorer, image
     ]
     assert found.metrics["log_loss"].value == pytest.approx(-np.log(pairs).mean(), abs=1e-5)
     assert found.metrics["log_loss"].value != pytest.approx(saved.metrics["log_loss"].value, abs=1e-4)
+
+
+def test_a_scorer_that_compares_in_a_question_of_its_own_has_no_probabilities(tmp_path: Path, image_folder: Path) -> None:
+    judge = load(judges.write(tmp_path / "judge", judges.SCORES), "cpu", "float32")
+    judged = estimates(judge, read(TINY, image_folder))
+    assert judged["pairwise_accuracy_pooled"] is not None
+    assert (judged["log_loss"], judged["expected_calibration_error"]) == (None, None)
 
 
 def test_an_image_is_encoded_once_however_many_comparisons_it_is_in(

@@ -205,9 +205,10 @@ def evaluate(
       scorer tying equal rewards and pairs of which it finds a tie the most probable outcome.
     - ``recall@k`` and ``filter@k`` for each k, over the prompts with more than k images: with k images or fewer the answer is known.
     - ``kendall_tau_b`` and ``spearman``, means over prompts. ``Measured.over_images`` has those over all images, for tables of ratings.
-    - ``log_loss`` of the probability that ``compare`` gives to the annotators' order, and ``expected_calibration_error``, over the pairs
-      that they put in an order: P(a better | no tie). For rewards that come without a scorer the probability is sigmoid(a - b). A
-      resampled calibration error is larger than the true one, so it gets no interval.
+    - ``log_loss`` of the probability that ``Scorer.win_probability`` gives to the annotators' order, and ``expected_calibration_error``,
+      over the pairs that they put in an order: P(a better | no tie). It is that of ``compare``, but for HPSv3, whose spreads only
+      ``compare`` takes into account. Scorers that ``compare`` in a question about both images have neither. For rewards that come without
+      a scorer the probability is sigmoid(a - b). A resampled calibration error is larger than the true one, so it gets no interval.
     - ``log_loss_with_ties``, where the scorer has a fitted tie parameter: the same over all pairs, ties being a third outcome.
     - of a judge's verdicts, in place of probabilities: ``label_match`` (``metrics.label_match``, where its labels tell good ties from bad
       ones), and, where it was asked in both orders, ``verdicts_flipped``, ``first_shown_preferred`` and ``second_shown_preferred``
@@ -569,8 +570,12 @@ def _tie_threshold(pairs: Sequence[_Pairs]) -> float | None:
 
 def _pairs_of(scorer: Scorer[Any] | Rewards | Verdicts, rewards: Sequence[list[float]], comparisons: Sequence[Comparison]) -> list[_Pairs]:
     """The pairs of each comparison. Saved rewards are taken to be in the units of training, in which sigmoid(a - b) is a probability;
-    verdicts say nothing of probabilities."""
-    chance = scorer.win_probability if isinstance(scorer, Scorer) else None if isinstance(scorer, Verdicts) else metrics.win_probability
+    verdicts, and the rewards of a scorer that compares in another way, say nothing of probabilities."""
+    chance: Callable[[Any], Floats] | None = metrics.win_probability
+    if isinstance(scorer, Scorer):
+        chance = scorer.win_probability if scorer.compares_rewards else None
+    elif isinstance(scorer, Verdicts):
+        chance = None
     has_ties = isinstance(scorer, Scorer) and scorer.tie is not None
     return [_Pairs.of(values, c.ranks, chance, has_ties) for values, c in zip(rewards, comparisons, strict=True)]
 

@@ -238,6 +238,11 @@ class Scorer(nn.Module, ABC, Generic[B]):
         spreads = (deviations[0][0], deviations[0][1]) if deviations else None
         return replace(self.preference(first, second, spreads), images=(a, b))
 
+    @property
+    def compares_rewards(self) -> bool:
+        """Whether ``compare`` follows from the rewards of both images; of a scorer that is asked about the pair it does not."""
+        return type(self).compare is Scorer.compare
+
     def preference(self, a: float, b: float, spreads: tuple[float, float] | None = None) -> Preference:  # noqa: ARG002 - see HPSv3
         """What ``compare`` says of two rewards, and of their standard deviations where the scorer gives them."""
         a_better, b_better = self.win_probability([a - b, b - a]).tolist()
