@@ -107,6 +107,8 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
                 **self.resampling,
                 on_image=on_image,
             )
+        if evaluation.refused:
+            note(str(evaluation.refused))
         if self.per_prompt:
             write_per_prompt(evaluation, self.per_prompt)
 
