@@ -32,20 +32,17 @@ class Refusing(Scorer[Any]):
     def __init__(self, *refused: str) -> None:
         super().__init__()
         self.name, self.refused = "refusing", refused
-        self.asked: list[str] = []
 
     def prepare(self, prompts: Sequence[str], images: Sequence[ImageLike]) -> Rows:  # type: ignore[override]
         pixels = [open_image(image, ImageOptions(min_side=1)).convert("L").resize((1, 1)).getpixel((0, 0)) for image in images]
         return Rows(list(prompts), torch.tensor(pixels, dtype=torch.float32))
 
     def refuses(self, prompt: str) -> bool:
-        self.asked.append(prompt)
         return prompt in self.refused
 
     def forward(self, batch: Rows) -> Tensor:
-        reasons = {
-            row: AnswerError("the answer 'well' states no score") for row, prompt in enumerate(batch.prompts) if self.refuses(prompt)
-        }
+        error = AnswerError("the answer 'well' states no score")
+        reasons = {row: error for row, prompt in enumerate(batch.prompts) if self.refuses(prompt)}
         if reasons:
             rewards = batch.brightness.clone()
             rewards[list(reasons)] = torch.nan

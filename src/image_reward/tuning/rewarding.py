@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from image_reward.errors import RewardError
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.ensemble import Ensemble, Reference
 from image_reward.scorers.loading import load_all, without_gradients
-from image_reward.scorers.together import CompositeScorer, single_scorers
+from image_reward.scorers.together import CompositeScorer, score_together, single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.noise import check_gives_gradients, no_gradients
@@ -73,6 +74,16 @@ def check_reward(config: Tuning, scorers: Mapping[str, Scorer[Any]]) -> None:
             check_gives_gradients(scorers[model], otherwise)
         elif names := without_gradients(model):
             raise no_gradients(names[0], otherwise)
+
+
+def rewards_of_images(scorer: Scorer[Any], prompts: Sequence[str], images: Sequence[Tensor]) -> list[float]:
+    """The rewards of generated images for aligned prompts. Raises ``RewardError`` that names the prompt of an image that has none."""
+    reasons: dict[int, RewardError] = {}
+    (rewards,) = score_together([scorer], prompts, images, reasons)
+    if reasons:
+        row = min(reasons)
+        raise type(reasons[row])(f"{scorer.name} gives an image for {prompts[row]!r:.200} no reward: {reasons[row]}")
+    return rewards
 
 
 def rewards_of_prompts(scorer: Scorer[Any], prompts: Sequence[Sequence[str]], pixels: Tensor) -> Tensor:
