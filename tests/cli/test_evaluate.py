@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pyarrow.parquet import read_table
 
 from image_reward.cli import main
 from image_reward.cli import options as cli_options
+from image_reward.cli.evaluate import Evaluate
 from image_reward.errors import DownloadError
 from image_reward.scorers import ImageRewardScorer
+from refusing import Refusing
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
 REWARDS = {"0001": [0.3, 0.2, 0.1], "0002": [0.1, 0.1, 0.5], "0003": [0.0, 0.0]}
@@ -107,6 +110,18 @@ def test_saved_verdicts_on_votes(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert (scorer["tie_threshold"], scorer["metrics"]["pairwise_accuracy_ties_calibrated"]["value"]) == (0.2, 1.0)
     assert main(["evaluate", str(data), "--verdicts", str(verdicts), "--verdicts", f"verdicts={verdicts}"]) == 2
     assert "verdicts" in capsys.readouterr().err
+
+
+def test_refused_comparisons_are_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, shade in (("light", 200), ("dark", 20)):
+        Image.new("RGB", (40, 40), (shade,) * 3).save(tmp_path / f"{name}.png")
+    rows = [{"id": name, "prompt": name, "images": ["light.png", "dark.png"], "ranks": [1, 2]} for name in "abc"]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(Evaluate, "load_all", lambda *_: [Refusing("b")])
+    assert main(["evaluate", str(tmp_path / "data.jsonl"), "--resamples", "50", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 comparison with an image without a reward is left out, for all scorers: b. The first: " in err
+    assert (json.loads(out)["num_prompts"], json.loads(out)["refused"]["ids"]) == (2, ["b"])
 
 
 def test_the_default_model_is_loaded_only_where_nothing_is_named(

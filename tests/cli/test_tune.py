@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+import judges
 import own_process
 from image_reward.cli import main
 from image_reward.recipes import read_toml
@@ -105,6 +106,28 @@ def test_a_dry_run_says_what_memory_is_needed(model: str, tmp_path: Path, capsys
     assert "Memory to tune" in printed
     assert "2 steps of 1 micro-batches" in " ".join(printed.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_without_gradients_is_refused_before_anything_is_loaded(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = judges.write(tmp_path / "judge")
+    members = [{"model": name} for name in ("ImageReward-mini", "judge")]
+    (tmp_path / "both.json").write_text(json.dumps({"format": "image-reward-ensemble", "version": 1, "members": members}))
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("image_reward.tuning.loop.TunedGenerator", never)
+    refused = "gives no gradients to pixels; choose a scorer that does, or --method best-of, which needs none"
+    rewards = {judge: "judge", tmp_path / "both.json": "judge"}
+    for reward, name in (rewards | {"UnifiedReward-2.0-Qwen3-VL-8B": "UnifiedReward-2.0-Qwen3-VL-8B"}).items():
+        for more in ([], ["--dry-run"]):
+            assert main([*options(model, tmp_path, reward=reward), *more]) == 1
+            assert f"{name} {refused}" in " ".join(capsys.readouterr().err.split())
+            assert not (tmp_path / "run").exists()
+            AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*options(model, tmp_path, reward=judge, method="best-of"), "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("tune_*.toml")), ids=lambda path: path.stem)

@@ -13,17 +13,20 @@ from pyarrow.parquet import read_table
 from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+import judges
 import seeded
 import shared
-from image_reward import LongPromptWarning, PromptError, metrics
+from image_reward import LongPromptWarning, PromptError, load, metrics
 from image_reward.comparisons import read
 from image_reward.config import TieConfig
-from image_reward.errors import ComparisonError
+from image_reward.errors import ComparisonError, RewardError
 from image_reward.evaluation import Evaluation, evaluate, score_comparisons, write_per_prompt
 from image_reward.evaluation.scorers import Measured
+from image_reward.evaluation.scorers_report import scorers_report
 from image_reward.evaluation.verdicts import Verdicts
 from image_reward.scorers import ImageRewardScorer
 from image_reward.types import Comparison
+from refusing import Refusing
 
 TINY = Path(__file__).parents[1] / "data" / "comparisons_tiny.json"
 FEW = {"num_resamples": 200}
@@ -325,6 +328,45 @@ def test_a_scorer_is_measured_by_what_it_scores(scorer: ImageRewardScorer, image
     ]
     assert found.metrics["log_loss"].value == pytest.approx(-np.log(pairs).mean(), abs=1e-5)
     assert found.metrics["log_loss"].value != pytest.approx(saved.metrics["log_loss"].value, abs=1e-4)
+
+
+def test_a_scorer_that_compares_in_a_question_of_its_own_has_no_probabilities(tmp_path: Path, image_folder: Path) -> None:
+    judge = load(judges.write(tmp_path / "judge", judges.SCORES), "cpu", "float32")
+    judged = estimates(judge, read(TINY, image_folder))
+    assert judged["pairwise_accuracy_pooled"] is not None
+    assert (judged["log_loss"], judged["expected_calibration_error"]) == (None, None)
+
+
+def _shades(*prompts: str) -> list[Comparison]:
+    """A pair for each prompt, the brighter image first."""
+    light, dark = (np.full((8, 8, 3), shade, dtype=np.uint8) for shade in (200, 20))
+    return [Comparison(prompt, (light, dark), (1, 2), id=prompt) for prompt in prompts]
+
+
+def test_comparisons_that_a_scorer_refuses_are_left_out_for_all_scorers() -> None:
+    comparisons = _shades("a", "b", "c", "d")
+    rewards = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    verdicts = Verdicts(["A>B", "B>A", "A>B", "A>B"], ["B>A", "A>B", "B>A", "A>B"])
+    found = evaluate({"judge": Refusing("b", "c"), "saved": rewards, "verdicts": verdicts}, comparisons, **FEW)
+    accuracies = [measured.metrics["pairwise_accuracy_pooled"].value for measured in found.scorers.values()]
+    assert accuracies == [1.0, 0.5, 0.5]
+    assert found.scorers["verdicts"].metrics["verdicts_flipped"].value == 0.5
+    assert found.num_prompts == 2
+    assert found.refused is not None
+    assert found.refused.ids == ["b", "c"]
+    said = str(found.refused)
+    assert said.startswith("2 comparisons with an image without a reward are left out, for all scorers: b, c. The first: ")
+    assert said.endswith("the answer 'well' states no score")
+    assert said in scorers_report(found, "data").lead
+    assert found.as_dict()["refused"]["ids"] == ["b", "c"]
+    assert evaluate({"judge": Refusing()}, comparisons, **FEW).refused is None
+
+
+@pytest.mark.parametrize("refused", ["bcd", "abcd"])
+def test_too_many_refused_comparisons_are_an_error(refused: str) -> None:
+    problem = rf"{len(refused)} of 4 comparisons have an image without a reward, .* The first is {refused[0]}: .*states no score"
+    with pytest.raises(RewardError, match=problem):
+        evaluate({"judge": Refusing(*refused)}, _shades("a", "b", "c", "d"), **FEW)
 
 
 def test_an_image_is_encoded_once_however_many_comparisons_it_is_in(

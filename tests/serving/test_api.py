@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from clients import HOST, IMAGES, URLS, data_url
 from fastapi.testclient import TestClient
 from PIL import Image
 
+import judges
 from conftest import tiny
+from image_reward import load
 from image_reward.scorers import ImageRewardScorer
 from image_reward.serving import Limits, Settings, create_app
 
@@ -61,6 +64,16 @@ def test_compare(client: TestClient, scorer: ImageRewardScorer) -> None:
         assert answer.json()["a_better"] == close_to(preference["a_better"])
         assert answer.json()["rewards"] == close_to(list(preference["rewards"]))
         assert answer.json()["tie"] == 0
+
+
+def test_a_judge_is_not_asked_about_pairs(tmp_path: Path) -> None:
+    judge = load(judges.write(tmp_path / "judge"), "cpu", "float32")
+    with TestClient(create_app([judge], Settings()), base_url=HOST) as client:
+        answer = client.post("/v1/compare", json={"prompt": "a cat", "a": URLS[0], "b": URLS[1]})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["field"], error["message"]) == ("model", "judge compares two images in one question, which this service does not ask")
+    assert "use `image-reward compare` or the scorer's compare(), or order the images by their rewards with /v1/rank" in error["remedy"]
 
 
 def test_matrix(client: TestClient, scorer: ImageRewardScorer) -> None:

@@ -74,9 +74,10 @@ def test_sixteen_comparisons_are_learnt_by_heart_from_scratch(tmp_path: Path, ca
     assert "holds a finished run" in capsys.readouterr().err
 
 
-def test_patience_without_validation_data_is_refused(tmp_path: Path) -> None:
-    config = squares.config(tmp_path / "run", patience=2, validation_share=0.0)
-    with pytest.raises(ValueError, match=r"patience is 2, and there are no validation data, .* leave patience out, or use some"):
+@pytest.mark.parametrize("setting", ["patience", "evaluate_every"])
+def test_settings_of_evaluations_without_validation_data_are_refused(tmp_path: Path, setting: str) -> None:
+    config = squares.config(tmp_path / "run", validation_share=0.0, **{setting: 2})
+    with pytest.raises(ValueError, match=rf"{setting} is 2, and there are no validation data, .* leave {setting} out, or use some"):
         train(config, squares.comparisons(8), [])
     assert not (tmp_path / "run").exists()
 
@@ -248,7 +249,8 @@ def test_constant_rewards_stop_the_run_with_advice(tmp_path: Path, monkeypatch: 
     with torch.no_grad():
         scorer.network.mlp.layers[0].weight.zero_()
     scorer.save_pretrained(tmp_path / "start")
-    config = squares.config(tmp_path / "run", start=str(tmp_path / "start"), lr=1e-9, epochs=9, evaluate_every=2, validation_share=0.0)
+    config = squares.config(tmp_path / "run", start=str(tmp_path / "start"), lr=1e-9, epochs=9, validation_share=0.0)
+    config = replace(config, evaluate_every=2 if validated else None)
     with pytest.raises(TrainingError, match=r"have become constant: at step (\d).*0\.693.*warm-up.*new_head") as caught:
         train(config, squares.comparisons(8), squares.comparisons(4, seed=1) if validated else [])
     assert f"at step {2 if validated else 4}" in str(caught.value)
@@ -268,7 +270,7 @@ def lonely(comparison: Comparison) -> Comparison:
 
 
 def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = squares.config(tmp_path / "run", max_steps=6, save_every=2, evaluate_every=6, epochs=9, validation_share=0.0)
+    config = squares.config(tmp_path / "run", max_steps=6, save_every=2, epochs=9, validation_share=0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = RunFolder.save_state
 

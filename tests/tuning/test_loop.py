@@ -22,11 +22,12 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from image_reward.errors import InputError, PromptError, TrainingError
+from image_reward.errors import AnswerError, InputError, PromptError, TrainingError
 from image_reward.scorers import Ensemble, ImageRewardScorer, Scorer
 from image_reward.tuning import Tuning, lora, methods, sample, tune
 from image_reward.tuning.loop import _replaced_folder
 from image_reward.tuning.rewarding import rewards_of_prompts
+from refusing import Refusing
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # schedulers of diffusers with NumPy 2
@@ -82,8 +83,31 @@ def test_best_of_learns_from_a_scorer_without_gradients(tmp_path: Path) -> None:
     losses = [line["pretraining"] for line in log_of(tmp_path / "run")]
     assert sum(losses[-3:]) < sum(losses[:3])
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(InputError, match="redness gives no gradients to pixels; choose a scorer that does, or best-of"):
+    with pytest.raises(
+        InputError, match="redness gives no gradients to pixels; choose a scorer that does, or --method best-of, which needs none"
+    ):
         tiny_runs.run(tiny_runs.config(tmp_path / "other"), scorers=blind)
+
+
+def test_best_of_passes_over_images_that_a_judge_refuses(tmp_path: Path) -> None:
+    class Half(Refusing):
+        num_asked = 0
+
+        def refuses(self, prompt: str) -> bool:
+            self.num_asked += prompt not in tiny_runs.HELD_OUT
+            return prompt not in tiny_runs.HELD_OUT and self.num_asked % 2 == 0
+
+    def run(name: str, scorer: Refusing) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        options = {"method": "best-of", "candidates": 4, "max_steps": 2, "evaluate_every": 2, "batch_images": 2}
+        tiny_runs.run(tiny_runs.config(tmp_path / name, **options), scorers={"redness": scorer})
+
+    run("half", Half())
+    assert [line["refused"] for line in log_of(tmp_path / "half")] == [2.0, 2.0]
+    with pytest.raises(AnswerError, match=r"refusing gives no image of 4 for 'a \w+ \w+' a reward: the answer 'well' states"):
+        run("all", Refusing(*tiny_runs.PROMPTS))
+    with pytest.raises(AnswerError, match="refusing gives an image for 'a red fox' no reward: the answer 'well' states no score"):
+        run("held out", Refusing("a red fox"))
 
 
 def test_pretraining_loss_and_divergence_hold_the_generator_back(tmp_path: Path) -> None:

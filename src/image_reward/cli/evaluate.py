@@ -26,8 +26,8 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
     GenAI-Bench): the model ties rewards that differ by less than a threshold fitted on the data. recall@k is how often the image ranked
     first is among the model's top k, and filter@k how often the image ranked last is among its bottom k, over prompts with more than k
     images. Kendall's tau-b and Spearman's rho are means over the prompts for which neither side ties all images; for tables of ratings,
-    they and Pearson's r are given over all images too. Log loss and calibration error are those of the probability given by `compare`,
-    over the pairs ordered by the annotators.
+    they and Pearson's r are given over all images too. Log loss and calibration error are those of the probability that follows
+    from the difference of the rewards, over the pairs ordered by the annotators; judges, whose rewards are no such scale, have none.
     """
 
     data: Annotated[
@@ -107,6 +107,8 @@ class Evaluate(SeveralModelOptions, EstimateOptions):
                 **self.resampling,
                 on_image=on_image,
             )
+        if evaluation.refused:
+            note(str(evaluation.refused))
         if self.per_prompt:
             write_per_prompt(evaluation, self.per_prompt)
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from image_reward.addresses import Address, PathLike
 from image_reward.comparisons import normalized_prompt
-from image_reward.errors import ComparisonError
-from image_reward.images import unique_images
+from image_reward.errors import ComparisonError, RewardError
+from image_reward.images import describe, unique_images
 from image_reward.prompt_sets import first_few, repeated
 from image_reward.scorers import Scorer
+from image_reward.scorers.outcomes import of_image
 from image_reward.scorers.together import long_prompts_reported_once, score_together
 from image_reward.types import Comparison
 
@@ -23,12 +24,16 @@ Rewards = Union[Sequence[Sequence[float]], Mapping[str, Sequence[float]]]
 
 
 def score_comparisons(
-    scorers: Sequence[Scorer[Any]], comparisons: Sequence[Comparison], on_image: Callable[[int, int], None] | None = None
+    scorers: Sequence[Scorer[Any]],
+    comparisons: Sequence[Comparison],
+    on_image: Callable[[int, int], None] | None = None,
+    reasons: dict[int, RewardError] | None = None,
 ) -> list[list[list[float]]]:
     """For each scorer, the reward of each image of each comparison.
 
     An image is opened once, and encoded once by each image tower, however many comparisons it is in and however many scorers there are.
-    Long prompts are warned of once for all comparisons.
+    Long prompts are warned of once for all comparisons. With ``reasons``, an image that a scorer gives no reward is NaN, and they get why,
+    by the place of its comparison; otherwise it is an error.
     """
     places = [(c, i) for c, comparison in enumerate(comparisons) for i in range(len(comparison.images))]
     unique, index = unique_images([comparisons[c].images[i] for c, i in places])
@@ -40,7 +45,12 @@ def score_comparisons(
     with long_prompts_reported_once(scorers, [comparison.prompt for comparison in comparisons]):
         for start in range(0, len(unique), step):
             chosen = [places[row] for rows in rows_of[start : start + step] for row in rows]
-            together = score_together(scorers, [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen])
+            prompts, images = [comparisons[c].prompt for c, _ in chosen], [comparisons[c].images[i] for c, i in chosen]
+            refused: dict[int, RewardError] | None = None if reasons is None else {}
+            together = score_together(scorers, prompts, images, refused)
+            if reasons is not None:
+                for row, reason in (refused or {}).items():
+                    reasons.setdefault(chosen[row][0], of_image(reason, describe(images[row])))
             for of_scorer, scored in zip(rewards, together, strict=True):
                 for (c, i), reward in zip(chosen, scored, strict=True):
                     of_scorer[c][i] = reward

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from image_reward import metrics
 from image_reward.comparisons import normalized_prompt
-from image_reward.errors import ComparisonError, InputError
+from image_reward.errors import ComparisonError, InputError, RewardError
 from image_reward.evaluation.agreement import HUMAN, Agreement, Annotators, agreement, annotators
 from image_reward.evaluation.estimates import Means, PromptColumns, none_if_nan
 from image_reward.evaluation.over_images import OverImages, over_images
@@ -22,7 +22,9 @@ from image_reward.evaluation.published_results import PublishedResults, publishe
 from image_reward.evaluation.rewards import Rewards, aligned, score_comparisons
 from image_reward.evaluation.verdicts import TIE, Verdicts, human_label
 from image_reward.metrics import CalibrationBin, Difference, Floats, HumanTies, Interval, PairCounts, PredictedTies
+from image_reward.prompt_sets import first_few
 from image_reward.prompts import bert_tokenizer
+from image_reward.reports.numbers import counted
 from image_reward.scorers import Scorer
 from image_reward.types import Comparison
 
@@ -126,6 +128,20 @@ class AnnotatorAgreement:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """Comparisons that were left out for all scorers, as a scorer gave an image of theirs no reward."""
+
+    ids: list[str]
+    reason: str
+    """Why the first has none; it names the image."""
+
+    def __str__(self) -> str:
+        num = len(self.ids)
+        left_out = f"{counted(num, 'comparison')} with an image without a reward {'is' if num == 1 else 'are'} left out, for all scorers"
+        return f"{left_out}: {first_few(self.ids)}. The first: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scorers measured against human rankings, all on the same prompts."""
 
@@ -155,6 +171,8 @@ class Evaluation:
     """None where no images were ranked twice."""
     published: PublishedResults | None
     """Published results on the same data set, if it is a published one."""
+    refused: Refused | None = None
+    """What was left out, and does not count in any of the numbers."""
 
     @property
     def per_prompt(self) -> list[PromptResult]:
@@ -205,23 +223,37 @@ def evaluate(
       scorer tying equal rewards and pairs of which it finds a tie the most probable outcome.
     - ``recall@k`` and ``filter@k`` for each k, over the prompts with more than k images: with k images or fewer the answer is known.
     - ``kendall_tau_b`` and ``spearman``, means over prompts. ``Measured.over_images`` has those over all images, for tables of ratings.
-    - ``log_loss`` of the probability that ``compare`` gives to the annotators' order, and ``expected_calibration_error``, over the pairs
-      that they put in an order: P(a better | no tie). For rewards that come without a scorer the probability is sigmoid(a - b). A
-      resampled calibration error is larger than the true one, so it gets no interval.
+    - ``log_loss`` of the probability that ``Scorer.win_probability`` gives to the annotators' order, and ``expected_calibration_error``,
+      over the pairs that they put in an order: P(a better | no tie). It is that of ``compare``, but for HPSv3, whose spreads only
+      ``compare`` takes into account. Scorers that ``compare`` in a question about both images have neither. For rewards that come without
+      a scorer the probability is sigmoid(a - b). A resampled calibration error is larger than the true one, so it gets no interval.
     - ``log_loss_with_ties``, where the scorer has a fitted tie parameter: the same over all pairs, ties being a third outcome.
     - of a judge's verdicts, in place of probabilities: ``label_match`` (``metrics.label_match``, where its labels tell good ties from bad
       ones), and, where it was asked in both orders, ``verdicts_flipped``, ``first_shown_preferred`` and ``second_shown_preferred``
       (``metrics.position_bias``).
 
+    Comparisons with an image that a scorer gives no reward are left out for all scorers (``Evaluation.refused``), as long as they are at
+    most half.
+
     Raises ``ValueError`` for no comparisons, no scorers, or invalid ks; ``ComparisonError`` that names ids used twice, prompts or images
-    without a finite reward, or data in which everything is tied; and whatever a scorer raises for an image.
+    without a finite saved reward, or data in which everything is tied; ``RewardError`` where too many images have no reward; and whatever
+    else a scorer raises for an image.
     """
     if not scorers:
         raise InputError("there are no scorers to evaluate")
     if HUMAN in scorers:
         raise InputError(f"a scorer cannot be called {HUMAN!r}, which names the human rankings; give it another name")
-    ks = choose_ks(comparisons, ks)
-    rewards = _rewards(scorers, comparisons, on_image)
+    chosen_ks = choose_ks(comparisons, ks)
+    reasons: dict[int, RewardError] = {}
+    rewards = _rewards(scorers, comparisons, on_image, reasons)
+    refused = _refused(comparisons, reasons)
+    if refused:
+        kept = [place for place in range(len(comparisons)) if place not in reasons]
+        comparisons = [comparisons[place] for place in kept]
+        rewards = {name: [values[place] for place in kept] for name, values in rewards.items()}
+        scorers = {name: _verdicts_on(kept, scorer) if isinstance(scorer, Verdicts) else scorer for name, scorer in scorers.items()}
+        chosen_ks = choose_ks(comparisons, ks)
+    ks = chosen_ks
     pairs = {name: _pairs_of(scorers[name], values, comparisons) for name, values in rewards.items()}
     thresholds = {name: _tie_threshold(of_scorer) for name, of_scorer in pairs.items()}
     show_half = predicted_ties == "wrong" and any(map(_ties_many, pairs.values()))
@@ -280,6 +312,7 @@ def evaluate(
         agreement=agreement(rewards, comparisons),
         annotators=_annotator_agreement(annotated, means) if annotated else None,
         published=published_results(comparisons, counts, list(rewards)),
+        refused=refused,
     )
 
 
@@ -307,10 +340,34 @@ def choose_ks(comparisons: Sequence[Comparison], ks: Sequence[int] | None = None
     return tuple(dict.fromkeys(ks))
 
 
+_MOST_REFUSED = 0.5
+"""The share of comparisons without a reward above which an evaluation of the others says little of the scorer."""
+
+
+def _refused(comparisons: Sequence[Comparison], reasons: Mapping[int, RewardError]) -> Refused | None:
+    if not reasons:
+        return None
+    first = min(reasons)
+    if len(reasons) > _MOST_REFUSED * len(comparisons):
+        raise RewardError(
+            f"{len(reasons):,} of {len(comparisons):,} comparisons have an image without a reward, which are too many to leave out. The "
+            f"first is {comparisons[first].id}: {reasons[first]}"
+        )
+    return Refused([comparisons[place].id for place in sorted(reasons)], str(reasons[first]))
+
+
+def _verdicts_on(kept: Sequence[int], verdicts: Verdicts) -> Verdicts:
+    swapped = verdicts.swapped and [verdicts.swapped[place] for place in kept]
+    return Verdicts([verdicts.labels[place] for place in kept], swapped)
+
+
 def _rewards(
-    scorers: Mapping[str, Scorer[Any] | Rewards | Verdicts], comparisons: Sequence[Comparison], on_image: Callable[[int, int], None] | None
+    scorers: Mapping[str, Scorer[Any] | Rewards | Verdicts],
+    comparisons: Sequence[Comparison],
+    on_image: Callable[[int, int], None] | None,
+    reasons: dict[int, RewardError],
 ) -> dict[str, list[list[float]]]:
-    """Scorer -> rewards. Saved rewards are checked before any are computed."""
+    """Scorer -> rewards. Saved rewards are checked before any are computed. ``reasons`` gets why a comparison lacks rewards."""
     rewards: dict[str, list[list[float]]] = {}
     for name, saved in scorers.items():
         if not isinstance(saved, Scorer):
@@ -320,7 +377,7 @@ def _rewards(
                 raise ComparisonError(f"{name}: {error}") from None
     computing = {name: scorer for name, scorer in scorers.items() if isinstance(scorer, Scorer)}
     if computing:
-        rewards |= zip(computing, score_comparisons(list(computing.values()), comparisons, on_image), strict=True)
+        rewards |= zip(computing, score_comparisons(list(computing.values()), comparisons, on_image, reasons), strict=True)
     return {name: rewards[name] for name in scorers}
 
 
@@ -569,8 +626,12 @@ def _tie_threshold(pairs: Sequence[_Pairs]) -> float | None:
 
 def _pairs_of(scorer: Scorer[Any] | Rewards | Verdicts, rewards: Sequence[list[float]], comparisons: Sequence[Comparison]) -> list[_Pairs]:
     """The pairs of each comparison. Saved rewards are taken to be in the units of training, in which sigmoid(a - b) is a probability;
-    verdicts say nothing of probabilities."""
-    chance = scorer.win_probability if isinstance(scorer, Scorer) else None if isinstance(scorer, Verdicts) else metrics.win_probability
+    verdicts, and the rewards of a scorer that compares in another way, say nothing of probabilities."""
+    chance: Callable[[Any], Floats] | None = metrics.win_probability
+    if isinstance(scorer, Scorer):
+        chance = scorer.win_probability if scorer.compares_rewards else None
+    elif isinstance(scorer, Verdicts):
+        chance = None
     has_ties = isinstance(scorer, Scorer) and scorer.tie is not None
     return [_Pairs.of(values, c.ranks, chance, has_ties) for values, c in zip(rewards, comparisons, strict=True)]
 

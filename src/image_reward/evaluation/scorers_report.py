@@ -71,6 +71,8 @@ def scorers_report(evaluation: Evaluation, data: str, plots: bool = False) -> Re
         f"seed {evaluation.seed}."
     ) + few_prompts(evaluation.num_distinct_prompts)
     lead += _few_resamples(evaluation)
+    if evaluation.refused:
+        lead += f" {evaluation.refused}"
     blocks: list[Block] = [_metrics(evaluation)]
     if plots:
         blocks.append(_accuracy_plot(evaluation))

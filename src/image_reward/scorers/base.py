@@ -238,6 +238,11 @@ class Scorer(nn.Module, ABC, Generic[B]):
         spreads = (deviations[0][0], deviations[0][1]) if deviations else None
         return replace(self.preference(first, second, spreads), images=(a, b))
 
+    @property
+    def compares_rewards(self) -> bool:
+        """Whether ``compare`` follows from the rewards of both images; of a scorer that is asked about the pair it does not."""
+        return type(self).compare is Scorer.compare
+
     def preference(self, a: float, b: float, spreads: tuple[float, float] | None = None) -> Preference:  # noqa: ARG002 - see HPSv3
         """What ``compare`` says of two rewards, and of their standard deviations where the scorer gives them."""
         a_better, b_better = self.win_probability([a - b, b - a]).tolist()
@@ -292,6 +297,7 @@ def score_rows(
     whole_images: bool,
     prepare: Callable[[Sequence[str], Sequence[ImageLike]], Sequence[Any]],
     forward: Callable[[Sequence[Any]], Sequence[Tensor]],
+    reasons: dict[int, RewardError] | None = None,
 ) -> Tensor:
     """The values [M, N] of aligned prompts and images, on the CPU: the one loop from rows to rewards.
 
@@ -299,7 +305,8 @@ def score_rows(
     scorer, or the estimates of one. ``names`` are the scorers' that the values are of [M]. Rounding depends on what shares a batch, so
     equal rows are computed once: copies of an image get one reward, and keep their order.
 
-    Raises what these raise, and ``RewardError`` that names the image for a row without a reward.
+    Rows without a reward are NaN, and ``reasons`` gets why, by their numbers. Raises what these raise, and without ``reasons``
+    ``RewardError`` that names the image for such a row.
     """
     if len(prompts) != len(images):
         raise ValueError(f"{len(prompts)} prompts and {len(images)} images: aligned lists must have the same length")
@@ -332,10 +339,15 @@ def score_rows(
                 continue
             outcome = outcome_of(names, forward, batches)
             for place, reason in sorted(outcome.reasons.items()):
-                raise of_image(reason, describe(images[rows[place]]))
+                if reasons is None:
+                    raise of_image(reason, describe(images[rows[place]]))
+                reasons[rows[place]] = reason
             rewards[:, rows] = outcome.rewards
             batch_size = min(batch_size, outcome.num_at_once or batch_size)
-    return rewards[:, [equal_to[row] for row in equal_to]]
+    computed = [equal_to[row] for row in equal_to]
+    if reasons:
+        reasons |= {row: reasons[equal] for row, equal in enumerate(computed) if equal in reasons}
+    return rewards[:, computed]
 
 
 def check_finite(rewards: Tensor, name: str) -> None:

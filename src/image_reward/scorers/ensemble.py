@@ -121,8 +121,7 @@ class Ensemble(CompositeScorer):
     def from_json(cls, file: Path, load_member: Callable[[str], Scorer[Any]], name: str) -> Ensemble:
         """As described in a JSON file (docs/scorers.md). Members that are paths are relative to it. Raises ``CheckpointError``."""
         config = _EnsembleConfig.read(file)
-        here = [str(file.parent / member.model) for member in config.members]
-        models = [path if os.path.exists(path) else member.model for path, member in zip(here, config.members, strict=True)]  # noqa: PTH110
+        models = config.models(file)
         names = [member.model for member in config.members]
         if len(set(names)) < len(names):
             raise CheckpointError(f"{file}: a member is there twice; give it the sum of the weights")
@@ -217,6 +216,11 @@ def _no_reference(name: str) -> Reference:
 # --- the file ------------------------------------------------------------------------------------------------------------------------
 
 
+def models_of(file: Path) -> list[str]:
+    """What the members of an ensemble's JSON file are loaded from."""
+    return _EnsembleConfig.read(file).models(file)
+
+
 @dataclass(frozen=True)
 class _MemberConfig:
     model: str
@@ -229,6 +233,11 @@ class _EnsembleConfig:
     members: tuple[_MemberConfig, ...]
     reward: str
     penalty: float
+
+    def models(self, file: Path) -> list[str]:
+        """What to load each member from: paths are relative to the file."""
+        here = [str(file.parent / member.model) for member in self.members]
+        return [path if os.path.exists(path) else member.model for path, member in zip(here, self.members, strict=True)]  # noqa: PTH110
 
     @classmethod
     def read(cls, file: Path) -> _EnsembleConfig:

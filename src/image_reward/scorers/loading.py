@@ -46,6 +46,7 @@ from image_reward.scorers.build import (
     checkpoint_of,
 )
 from image_reward.scorers.ensemble import FORMAT as ENSEMBLE_FORMAT
+from image_reward.scorers.ensemble import models_of
 from image_reward.scorers.onnx import OnnxScorer
 from image_reward.scorers.precision import compile_scorer, is_quantized, quantize
 from image_reward.scorers.registry import MODELS, package_of, scorer_entry_points, spec_of
@@ -132,12 +133,7 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     name = os.fspath(model)
     if spec := spec_of(name):
         return FoundModel(spec.fetch(Path(cache_dir) if cache_dir else None), name, spec.config, spec.build)
-    local = Address.parse(model, allow_https=True).local
-    try:
-        path = local.expanduser()
-        is_here = bool(name) and path.exists()
-    except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
-        path, is_here = local, False
+    path, is_here = _path_of(model)
     if is_here:
         return _find_here(path, name)
     if path.suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onnx"):
@@ -153,6 +149,36 @@ def find(model: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
     raise UnknownModelError(
         f"no model, file or folder is called {name!r}.{hint} Known names: {', '.join(names)}; a hub id has the form OWNER/NAME"
     )
+
+
+def _path_of(model: str | os.PathLike[str]) -> tuple[Path, bool]:
+    """What a model is as a path, and whether that exists."""
+    local = Address.parse(model, allow_https=True).local
+    try:
+        path = local.expanduser()
+        return path, bool(os.fspath(model)) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # no file can have such a name, or nobody such a home
+        return local, False
+
+
+def without_gradients(model: str | os.PathLike[str], is_member: bool = False) -> list[str]:
+    """The names of the scorers of a model that have no ``rewards``, as far as can be said without reading or fetching weights."""
+    name = os.fspath(model)
+    if spec := spec_of(name):
+        builds = {name: spec.build}
+    else:
+        path, is_here = _path_of(model)
+        if is_here:
+            found = _find_here(path, name)
+            if found.build is build_ensemble:
+                if is_member:
+                    return []  # it cannot be loaded
+                file = found.paths.get("config") or path / CONFIG_NAME
+                return [each for member in models_of(file) for each in without_gradients(member, True)]
+            builds = {found.name: found.build}
+        else:
+            builds = {name: build_unified_reward} if _HUB_ID.fullmatch(name) and _is_judge(name) else {}
+    return [each for each, build in builds.items() if build in (build_onnx, build_unified_reward)]
 
 
 def locate(model: str | os.PathLike[str]) -> tuple[Path, str, ScorerConfig | None]:

@@ -25,10 +25,15 @@ from image_reward.scorers.two_tower import TwoTowerBatch, TwoTowerProcessor, Two
 Prepare = Processor[Any] | Callable[[Sequence[str], Sequence[ImageLike]], Any]
 
 
-def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], images: Sequence[ImageLike]) -> list[list[float]]:
+def score_together(
+    scorers: Sequence[Scorer[Any]],
+    prompts: Sequence[str],
+    images: Sequence[ImageLike],
+    reasons: dict[int, RewardError] | None = None,
+) -> list[list[float]]:
     """The rewards of aligned prompts and images by several scorers: one list for each scorer, in their order.
 
-    Raises what ``Scorer.score`` raises.
+    With ``reasons``, an image that a scorer gives no reward is NaN, and they get why, by its place. Raises what ``Scorer.score`` raises.
     """
     check_prompts(prompts)
     for scorer in scorers:
@@ -45,6 +50,7 @@ def score_together(scorers: Sequence[Scorer[Any]], prompts: Sequence[str], image
             any(scorer.whole_images for scorer in scorers),
             lambda prompts, images: prepare_together(processors, prompts, images),
             lambda batches: rewards_together(scorers, batches),
+            reasons,
         )
     return rewards.tolist()
 

@@ -245,6 +245,13 @@ async def compare(request: Request) -> JSONResponse:
     """How likely people are to prefer a to b."""
     service: Service = request.app.state.service
     asked = await read(request, CompareRequest)
+    scorer = service.scorers[service.model(asked.model)]
+    if not scorer.compares_rewards:
+        raise invalid(
+            "model",
+            f"{scorer.name} compares two images in one question, which this service does not ask",
+            "use `image-reward compare` or the scorer's compare(), or order the images by their rewards with /v1/rank",
+        )
     model, estimates, warnings = await estimates_of_one_prompt(service, asked.model, asked.prompt, [asked.a, asked.b], lambda n: "ab"[n])
     (a, b), *deviations = estimates
     preference = service.scorers[model].preference(a, b, (deviations[0][0], deviations[0][1]) if deviations else None)

@@ -93,7 +93,7 @@ class RewardTraining(Recipe):
     """Leave out missing and damaged images, and count them, instead of stopping."""
 
     evaluate_every: int | None = None
-    """Steps between evaluations; by default one epoch."""
+    """Steps between evaluations on validation data; by default one epoch."""
     patience: int = 0
     """Stop after this many evaluations in a row that are not better; 0 never stops early."""
     save_every: int = 500

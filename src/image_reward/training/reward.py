@@ -147,7 +147,9 @@ def train(config: RewardTraining, comparisons: Sequence[Comparison], validation:
     Raises ``ValueError`` and ``FileNotFoundError`` for what can be seen before the first step, ``TrainingError`` for what goes wrong after.
     """
     has_validation = bool(validation) or config.validation_share > 0
-    config.check_unused(not has_validation, "there are no validation data", "use some, or a validation_share above 0", "patience")
+    config.check_unused(
+        not has_validation, "there are no validation data", "use some, or a validation_share above 0", "patience", "evaluate_every"
+    )
     accelerator = _accelerator(config)
     folder, result = open_run(config, accelerator)
     if result:

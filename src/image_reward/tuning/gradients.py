@@ -13,7 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from image_reward.errors import AnswerError, RewardError
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.together import score_together
 from image_reward.tuning import methods, objectives
 from image_reward.tuning.config import Tuning
 from image_reward.tuning.denoising import pretraining_loss
@@ -82,7 +84,7 @@ class Gradients:
         """Accumulate the gradient of the mean over the images of the step, other processes' included. Returns measures of all processes."""
         config, accelerator = self.config, self.accelerator
         rewarded = work.rollout is None or bool(config.reward_weight)  # else images would be made for nothing
-        names = ("loss", "reward", "margin", "pretraining", "kl", "images")
+        names = ("loss", "reward", "margin", "pretraining", "kl", *(["refused"] if work.rollout is None else []), "images")
         sums: dict[str, float] = {name: 0.0 for name in names if rewarded or name not in ("reward", "margin", "kl")}
         mine = list(range(accelerator.process_index, len(work.prompts), accelerator.num_processes))
         share = 1 / len(work.prompts)
@@ -155,10 +157,19 @@ class Gradients:
         prompts, latents = [work.prompts[row] for row in rows], []
         for row, prompt in zip(rows, prompts, strict=True):
             candidates: list[tuple[float, Tensor]] = []
+            reasons: list[RewardError] = []
             for start in range(0, config.candidates, config.micro_images):
                 seeds = [work.seeds[row] + i for i in range(start, min(start + config.micro_images, config.candidates))]
                 made = generator.generate([prompt] * len(seeds), seeds, generator.arguments)
-                candidates += zip(self.scorer.score(prompt, list(made.pixels.float().cpu())), made.latents, strict=True)
+                refused: dict[int, RewardError] = {}
+                (scored,) = score_together([self.scorer], [prompt] * len(seeds), list(made.pixels.float().cpu()), refused)
+                candidates += [(scored[place], made.latents[place]) for place in range(len(seeds)) if place not in refused]
+                reasons += refused.values()
+            if broken := [reason for reason in reasons if not isinstance(reason, AnswerError)]:  # the network, and not its answer
+                raise broken[0]
+            if not candidates:
+                raise AnswerError(f"{self.scorer.name} gives no image of {config.candidates} for {prompt!r:.200} a reward: {reasons[0]}")
+            sums["refused"] += len(reasons)
             rewards = torch.tensor([[reward for reward, _ in candidates]])
             latents.append(candidates[int(methods.best_candidates(rewards))][1])
             sums["reward"] += float(rewards.mean())

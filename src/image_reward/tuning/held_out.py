@@ -19,7 +19,7 @@ from image_reward.tuning.methods import seed_of
 from image_reward.tuning.monitors import Evaluation, Thresholds, Verdict
 from image_reward.tuning.processes import over_processes
 from image_reward.tuning.prompts import TuningPrompts
-from image_reward.tuning.rewarding import Rewarding
+from image_reward.tuning.rewarding import Rewarding, rewards_of_images
 
 
 class HeldOut:
@@ -62,7 +62,7 @@ class HeldOut:
         prompts = self.prompts
 
         def scored(scorer: Scorer[Any], texts: Sequence[str], images: Tensor) -> tuple[float, ...]:
-            return tuple(scorer.score(list(texts), list(images)))
+            return tuple(rewards_of_images(scorer, texts, list(images)))
 
         rewards = scored(scorer, prompts, pixels)
         sides = [row for row, prompt in enumerate(prompts) if monitors.can_be_mirrored(prompt)]

@@ -34,7 +34,7 @@ from image_reward.tuning.page import EVALUATIONS, PAGE, draw_curves, evaluation_
 from image_reward.tuning.processes import accelerator_of
 from image_reward.tuning.prompts import TuningPrompts
 from image_reward.tuning.result import TuningResult
-from image_reward.tuning.rewarding import Rewarding
+from image_reward.tuning.rewarding import Rewarding, check_reward
 from image_reward.tuning.strengths import STRENGTHS, Strength
 from image_reward.tuning.untuned import UNTUNED, UntunedGenerator
 
@@ -82,6 +82,7 @@ def tune(
         return TuningResult(**result | {"watched": {name: tuple(means) for name, means in result["watched"].items()}})
     with ExitStack() as stack:
         with folder.beginning(UNTUNED):
+            check_reward(config, scorers or {})  # before anything is loaded
             data = TuningPrompts.of(config, prompts, held_out)
             run = _Run(config, pipe, data, scorers or {}, call_arguments, folder, accelerator, stack)
         state = run.state

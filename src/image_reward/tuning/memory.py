@@ -42,6 +42,7 @@ from image_reward.tuning.config import Tuning
 from image_reward.tuning.denoising import unguided
 from image_reward.tuning.methods import Rollout
 from image_reward.tuning.pipelines import PACKAGED, call_arguments_of, import_diffusers
+from image_reward.tuning.rewarding import check_reward
 from image_reward.tuning.sampling import called, denoisers_of, differentiable, replaced
 
 Kind = Literal["weights", "training", "activations"]
@@ -158,9 +159,11 @@ def estimate(
         prompt: One of usual length, for pipelines whose calls depend on it.
         call_arguments: Further arguments of the pipeline, as ``max_sequence_length``.
 
-    Raises ``InputError`` for what is not a pipeline with a known denoiser, and ``FileNotFoundError`` for a folder without model_index.json.
+    Raises ``InputError`` for what is not a pipeline with a known denoiser, and for a reward without gradients where the method needs them;
+    ``FileNotFoundError`` for a folder without model_index.json.
     """
     config = config.resolved()
+    check_reward(config, scorers or {})
     dtype = DTYPES[config.precision]
     meta = meta_pipeline(config.model, dtype) if pipe is None else _on_meta(pipe, dtype)
     denoisers = {name: part for name, part in meta.components.items() if any(part is each for each in denoisers_of(meta))}

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from image_reward.errors import InputError, TrainingError
 from image_reward.prompts import check_prompts
 from image_reward.scorers.base import Scorer
+from image_reward.scorers.judge import Judge
 from image_reward.scorers.together import single_scorers
 from image_reward.tuning.sampling import check_call_arguments, differentiable, replaced, sample
 from image_reward.tuning.selection import Model, loaded
@@ -125,7 +126,7 @@ def optimize_noise(
             pixels = sample(pipe, prompt, steps=num_inference_steps, grad_steps=grad_steps, seed=seed + 1, latents=used, **call_arguments)
             reward = scorer.rewards([prompt], pixels)
             if not reward.requires_grad:
-                raise InputError(f"{scorer.name} gives no gradients to pixels; choose a scorer that does, or best-of")
+                raise no_gradients(scorer.name, "best-of")
             rewards.append(reward.item())
             if not math.isfinite(rewards[-1]):
                 raise _not_finite("reward", iteration, rewards[-1])
@@ -233,11 +234,16 @@ def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def check_gives_gradients(scorer: Scorer[Any]) -> None:
+def check_gives_gradients(scorer: Scorer[Any], otherwise: str = "best-of") -> None:
+    """Raise ``InputError`` for a scorer without gradients, which says what does without them too."""
     for single in single_scorers([scorer]):
-        if type(single).rewards is Scorer.rewards:
-            raise InputError(f"{single.name} gives no gradients to pixels; choose a scorer that does, or best-of")
+        if type(single).rewards is Scorer.rewards or isinstance(single, Judge):
+            raise no_gradients(single.name, otherwise)
     scorer.check_evaluating()
+
+
+def no_gradients(name: str, otherwise: str) -> InputError:
+    return InputError(f"{name} gives no gradients to pixels; choose a scorer that does, or {otherwise}")
 
 
 def _networks(pipe: Any) -> list[nn.Module]:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from image_reward.errors import RewardError
 from image_reward.scorers.base import Scorer
 from image_reward.scorers.ensemble import Ensemble, Reference
-from image_reward.scorers.loading import load_all
-from image_reward.scorers.together import CompositeScorer, single_scorers
+from image_reward.scorers.loading import load_all, without_gradients
+from image_reward.scorers.together import CompositeScorer, score_together, single_scorers
 from image_reward.scorers.two_tower import TwoTowerScorer
 from image_reward.tuning.config import Tuning
-from image_reward.tuning.noise import check_gives_gradients
+from image_reward.tuning.noise import check_gives_gradients, no_gradients
 
 
 class Rewarding:
@@ -27,9 +28,7 @@ class Rewarding:
         loaded = dict(scorers) | dict(zip(missing, load_all(missing, device), strict=True))
         for scorer in loaded.values():
             scorer.requires_grad_(False)
-        if config.method != "best-of":
-            for name in config.reward:
-                check_gives_gradients(loaded[name])
+        check_reward(config, loaded)
         self.members = {name: loaded[name] for name in config.reward}
         self.watched = {name: loaded[name] for name in config.watch}
         self.notes: list[str] = []
@@ -63,6 +62,28 @@ class Rewarding:
             for name, (center, spread) in zip(self.members, references, strict=True)
         }
         return Ensemble(self.members, references=scales, reward=self.config.combine)
+
+
+def check_reward(config: Tuning, scorers: Mapping[str, Scorer[Any]]) -> None:
+    """Raise ``InputError`` where the method needs gradients that the reward does not give; scorers that are not loaded are not loaded."""
+    if config.method == "best-of":
+        return
+    otherwise = "--method best-of, which needs none"
+    for model in config.reward:
+        if model in scorers:
+            check_gives_gradients(scorers[model], otherwise)
+        elif names := without_gradients(model):
+            raise no_gradients(names[0], otherwise)
+
+
+def rewards_of_images(scorer: Scorer[Any], prompts: Sequence[str], images: Sequence[Tensor]) -> list[float]:
+    """The rewards of generated images for aligned prompts. Raises ``RewardError`` that names the prompt of an image that has none."""
+    reasons: dict[int, RewardError] = {}
+    (rewards,) = score_together([scorer], prompts, images, reasons)
+    if reasons:
+        row = min(reasons)
+        raise type(reasons[row])(f"{scorer.name} gives an image for {prompts[row]!r:.200} no reward: {reasons[row]}")
+    return rewards
 
 
 def rewards_of_prompts(scorer: Scorer[Any], prompts: Sequence[Sequence[str]], pixels: Tensor) -> Tensor:

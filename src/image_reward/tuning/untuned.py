@@ -27,7 +27,7 @@ from image_reward.tuning.held_out import HeldOut
 from image_reward.tuning.methods import seed_of
 from image_reward.tuning.processes import over_processes
 from image_reward.tuning.prompts import TuningPrompts
-from image_reward.tuning.rewarding import Rewarding
+from image_reward.tuning.rewarding import Rewarding, rewards_of_images
 from image_reward.tuning.sampling import check_lengths
 
 UNTUNED = "untuned.pt"
@@ -98,12 +98,12 @@ class UntunedGenerator:
     def _measure(self, pixels: Tensor, levels: NoiseLevels, samples: Sequence[str], latents: Tensor | None) -> Untuned:
         """``pixels``: of the held-out prompts. Sets the target and the scale of each scorer of the reward."""
         config, prompts, others = self.config, self.held_out.prompts, self.held_out.others
-        rewards = [torch.tensor(scorer.score(prompts, list(pixels))) for scorer in self.rewarding.members.values()]
+        rewards = [torch.tensor(rewards_of_images(scorer, prompts, list(pixels))) for scorer in self.rewarding.members.values()]
         references = tuple((float(each.mean()), max(float(each.std(correction=0)), 1e-6)) for each in rewards)
         target = margin_target = None
         if config.objective == "hinge" and config.method != "best-of":
             scorer = self.rewarding.on_scale(references, len(prompts))
-            own, other = (torch.tensor(scorer.score(texts, list(pixels))) for texts in (prompts, others))
+            own, other = (torch.tensor(rewards_of_images(scorer, texts, list(pixels))) for texts in (prompts, others))
             target = config.target if config.target is not None else objectives.target_reward(own, config.target_quantile)
             margin_target = objectives.target_reward(own - other, config.target_quantile)
             self._check_target(target, own)
