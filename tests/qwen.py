@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -199,3 +200,15 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tenso
         return drawn if name.startswith("rm_head") else drawn.bfloat16().float()
 
     return {name: weight(name, shape) for name, shape in shapes.items()}
+
+
+def changed(folder: Path, to: Path, config: dict[str, Any] | None = None, **files: str | None) -> Path:
+    """A copy of a folder in which values of config.json are others, and whole files; None for a file that is to be missing."""
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    (to / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | (config or {})))
+    for name, text in files.items():
+        path = to / f"{name}.json"
+        path.write_text(text) if text is not None else path.unlink()
+    return to

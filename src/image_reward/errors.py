@@ -81,7 +81,7 @@ class RewardError(ImageRewardError, ArithmeticError):
 
 
 class AnswerError(RewardError):
-    """A judge that writes text did not answer in the form that was asked for: there is no reward in it. The message quotes the answer."""
+    """The text that a judge generated does not have the requested format, so no reward can be read from it. The message quotes it."""
 
 
 class LongPromptWarning(UserWarning):

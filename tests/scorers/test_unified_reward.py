@@ -281,17 +281,6 @@ def test_tied_embeddings_and_weights_in_parts(tmp_path: Path) -> None:
     assert (tied.name, tied.batch_size) == ("tied", 8)
 
 
-def changed(folder: Path, to: Path, config: dict[str, Any] | None = None, **files: str | None) -> Path:
-    to.mkdir()
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    (to / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | (config or {})))
-    for name, text in files.items():
-        path = to / f"{name}.json"
-        path.write_text(text) if text is not None else path.unlink()
-    return to
-
-
 def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None:
     without = qwen.tokenizer(judges.MERGES, [token for token in qwen.SPECIAL_TOKENS if token != "<|vision_start|>"]).to_str()
     cases: list[tuple[dict[str, Any], str]] = [
@@ -309,8 +298,8 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     ]
     for number, (change, message) in enumerate(cases):
         with pytest.raises(CheckpointError, match=message):
-            ir.load(changed(folder, tmp_path / str(number), **change), "cpu")
-    older = changed(folder, tmp_path / "older", preprocessor_config='{"min_pixels": 4096, "max_pixels": 16384, "size": null}')
+            ir.load(qwen.changed(folder, tmp_path / str(number), **change), "cpu")
+    older = qwen.changed(folder, tmp_path / "older", preprocessor_config='{"min_pixels": 4096, "max_pixels": 16384, "size": null}')
     (older / "generation_config.json").unlink()
     judge: Any = unified_reward_from_files(ChatFiles.in_folder(older))
     own: Any = ir.load(folder, "cpu")
@@ -319,7 +308,7 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     (older / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"max_position_embeddings is 16,384, and images and answer alone may have 33,280"):
         ir.load(
-            changed(
+            qwen.changed(
                 older,
                 tmp_path / "short",
                 {"text_config": json.loads((older / "config.json").read_text())["text_config"] | {"max_position_embeddings": 16384}},

@@ -512,17 +512,6 @@ def test_a_checkpoints_own_chat_template(folders: dict[str, Path], tmp_path: Pat
         load(tmp_path)
 
 
-def changed(folder: Path, to: Path, config: dict[str, Any] | None = None, **files: str | None) -> Path:
-    to.mkdir()
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    (to / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | (config or {})))
-    for name, text in files.items():
-        path = to / f"{name}.json"
-        path.write_text(text) if text is not None else path.unlink()
-    return to
-
-
 def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: Path) -> None:
     merges = ORIGINAL["qwen3_vl"]["merges"]
     without = qwen.tokenizer(merges, [token for token in qwen.SPECIAL_TOKENS if token != "<|image_pad|>"]).to_str()
@@ -559,11 +548,11 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         ("clip_t5", {"config": {"eos_token_id": 2}}, "is not the tokenizer of this model"),
     ]
     for number, (kind, change, message) in enumerate(cases):
-        folder = changed(folders[kind], tmp_path / str(number), **change)
+        folder = qwen.changed(folders[kind], tmp_path / str(number), **change)
         with pytest.raises(CheckpointError, match=message) as raised:
             ir.load(folder, "cpu")
         assert "\n" not in str(raised.value)
-    folder = changed(folders["clip_t5"], tmp_path / "alone")
+    folder = qwen.changed(folders["clip_t5"], tmp_path / "alone")
     tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save({name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="has no image tower"):
@@ -572,7 +561,7 @@ def test_files_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
     with pytest.raises(CheckpointError, match=r"lacks model\.safetensors and pytorch_model\.bin, and"):
         ir.load(folder, "cpu")
     with pytest.raises(CheckpointError, match="is of model_type 'qwen2_vl', and VQAScore is computed with"):
-        load(changed(folders["qwen2_5_vl"], tmp_path / "base", {"model_type": "qwen2_vl"}))
+        load(qwen.changed(folders["qwen2_5_vl"], tmp_path / "base", {"model_type": "qwen2_vl"}))
 
 
 # --- the hub ---

@@ -324,7 +324,6 @@ class SkipOptions(LoadingOptions):
                         continue
                 if room > 0:
                     decoded[image] = picture = picture.copy()
-                    vars(picture)["filename"] = image  # by which messages name it
                     picture.info = {}  # it is upright already, and its EXIF block would turn it once more
                     picture.filename = image  # type: ignore[attr-defined] # by which messages name it
                     room -= picture.width * picture.height * len(picture.getbands())
