@@ -153,23 +153,15 @@ def test_weights_stay_in_the_file(kind: str, tensors: dict[str, Tensor], tmp_pat
 # --- what does not -------------------------------------------------------------------------------------------------------------------
 
 
-class RunsCode:
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.proof),)
-
-
 @pytest.mark.parametrize("save", [torch.save, lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False)], ids=["zip", "legacy"])
 def test_code_in_a_pickle_is_not_run(save: Callable[[Any, Path], None], tmp_path: Path) -> None:
-    save({"a": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pt")
+    save({"a": seeded.RunsCode(tmp_path / "proof")}, tmp_path / "evil.pt")
     with pytest.raises(
         CheckpointError, match=r"evil\.pt is a pickle that holds posix\.mkdir, not just tensors, .* it was not loaded\. Save"
     ):
         load(tmp_path / "evil.pt")
     for protocol in (0, 2):
-        (tmp_path / "raw.pt").write_bytes(pickle.dumps(RunsCode(tmp_path / "proof"), protocol=protocol))
+        (tmp_path / "raw.pt").write_bytes(pickle.dumps(seeded.RunsCode(tmp_path / "proof"), protocol=protocol))
         with pytest.raises(CheckpointError):
             load(tmp_path / "raw.pt")
     assert not (tmp_path / "proof").exists()
@@ -485,7 +477,7 @@ def test_safetensors_headers_of_absurd_length(length: int, saved: Path, tmp_path
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_is_named_in_pickles_of_every_protocol(protocol: int, zipped: bool, tmp_path: Path) -> None:
-    evil = {"weights": [1, 2, "posix"], "a": RunsCode(tmp_path / "proof"), "b": RunsCode(tmp_path / "proof")}
+    evil = {"weights": [1, 2, "posix"], "a": seeded.RunsCode(tmp_path / "proof"), "b": seeded.RunsCode(tmp_path / "proof")}
     path = tmp_path / "evil.pt"
     if zipped:
         torch.save(evil, path, pickle_protocol=protocol)

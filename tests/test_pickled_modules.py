@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -63,27 +61,19 @@ def test_they_stay_in_the_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-class RunsCode:
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.proof),)
-
-
 def test_code_is_not_run(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     network = torch.nn.Linear(2, 2)
-    network.extra = RunsCode(proof)
+    network.extra = seeded.RunsCode(proof)
     torch.save(network, tmp_path / "module.pt")
     read, _ = read_checkpoint(tmp_path / "module.pt", whole_module=True)
     assert torch.equal(read["weight"], network.weight)
     network.register_parameter("more", None)
-    network._buffers["more"] = RunsCode(proof)  # type: ignore[assignment]
+    network._buffers["more"] = seeded.RunsCode(proof)  # type: ignore[assignment]
     torch.save(network, tmp_path / "module.pt")
     with pytest.raises(CheckpointError, match=r"whole module whose tensors cannot be read: more is not a tensor, but a \S*mkdir"):
         read_checkpoint(tmp_path / "module.pt", whole_module=True)
-    torch.save({"weight": RunsCode(proof)}, tmp_path / "module.pt")
+    torch.save({"weight": seeded.RunsCode(proof)}, tmp_path / "module.pt")
     with pytest.raises(CheckpointError, match="what it holds is not a module, but a dict"):
         read_checkpoint(tmp_path / "module.pt", whole_module=True)
     torch.save(network, tmp_path / "old.pt", _use_new_zipfile_serialization=False)

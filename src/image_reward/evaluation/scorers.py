@@ -243,7 +243,7 @@ def evaluate(
         raise InputError("there are no scorers to evaluate")
     if HUMAN in scorers:
         raise InputError(f"a scorer cannot be called {HUMAN!r}, which names the human rankings; give it another name")
-    chosen_ks = choose_ks(comparisons, ks)
+    choose_ks(comparisons, ks)  # refuses what makes no sense before anything is scored
     reasons: dict[int, RewardError] = {}
     rewards = _rewards(scorers, comparisons, on_image, reasons)
     refused = _refused(comparisons, reasons)
@@ -252,8 +252,7 @@ def evaluate(
         comparisons = [comparisons[place] for place in kept]
         rewards = {name: [values[place] for place in kept] for name, values in rewards.items()}
         scorers = {name: _verdicts_on(kept, scorer) if isinstance(scorer, Verdicts) else scorer for name, scorer in scorers.items()}
-        chosen_ks = choose_ks(comparisons, ks)
-    ks = chosen_ks
+    ks = choose_ks(comparisons, ks)
     pairs = {name: _pairs_of(scorers[name], values, comparisons) for name, values in rewards.items()}
     thresholds = {name: _tie_threshold(of_scorer) for name, of_scorer in pairs.items()}
     show_half = predicted_ties == "wrong" and any(map(_ties_many, pairs.values()))
